@@ -1,0 +1,38 @@
+"""Make pretrained Vision Transformers small, after the fact: MiniViT (arXiv:2204.07154) for any timm ViT.
+
+    import vitcompress
+    model = vitcompress.load("mini.safetensors")  # an nn.Module in eval mode, its blocks truly sharing
+
+The names below are imported when first used, so that `import vitcompress` costs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "artifact",
+    "compress": "pipeline",
+    "evaluate": "pipeline",
+    "plan": "pipeline",
+    "Recipe": "recipe",
+    "Report": "report",
+    "VitcompressError": "errors",
+}
+__all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "load", "plan"]
+
+if TYPE_CHECKING:
+    from vitcompress.artifact import load
+    from vitcompress.errors import VitcompressError
+    from vitcompress.pipeline import compress, evaluate, plan
+    from vitcompress.recipe import Recipe
+    from vitcompress.report import Report
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,5 @@
+"""`python -m vitcompress` is `vitcompress`."""
+
+from vitcompress.cli import main
+
+main()

@@ -1,0 +1,49 @@
+"""What comes with the package?  A small teacher and real images, so that everything can be tried offline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A built-in model and its images.
+
+    Attributes:
+        name: what the user types.
+        architecture: timm's registered name.
+        model_args: arguments for timm's constructor.
+        pretrained_cfg: timm's data config of the weights.
+        checkpoint: the weights.
+        images: an .npz file of `{train,val}_{images,labels}`.
+    """
+
+    name: str
+    architecture: str
+    model_args: Mapping[str, Any]
+    pretrained_cfg: Mapping[str, Any]
+    checkpoint: Path
+    images: Path
+
+
+FASHION_VIT = Bundle(
+    name="fashion_vit",
+    architecture="vit_tiny_patch16_224",  # only the name of the constructor: every size is set below
+    model_args={
+        "img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10, "embed_dim": 96, "depth": 12, "num_heads": 3,
+    },
+    pretrained_cfg={
+        "input_size": (1, 28, 28), "num_classes": 10, "mean": (0.2860,), "std": (0.3530,), "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "label_names": (
+            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+        ),
+    },
+    checkpoint=HERE / "fashion_vit.safetensors",
+    images=HERE / "fashion_mnist.npz",
+)  # fmt: skip

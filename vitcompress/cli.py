@@ -1,0 +1,213 @@
+"""What can be typed?  Typer commands, thin shells over `vitcompress.pipeline`.
+
+Flags come from the fields of `vitcompress.recipe`. torch and timm are imported inside the commands: `--help` and
+`--version` must answer at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import vitcompress
+from vitcompress import recipe as recipes
+from vitcompress.console import Reporter
+from vitcompress.errors import VitcompressError
+
+EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A file that vitcompress compress wrote.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+
+
+def main() -> None:
+    """Run the command line; the console script."""
+    with user_errors():
+        app()
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a user's mistake into a message, a hint and exit code 2; Ctrl-C into exit code 130."""
+    try:
+        yield
+    except VitcompressError as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print("Error:", style="bold red", end=" ")
+        console.print(str(error), markup=False)
+        if error.hint:
+            console.print("Hint:", style="bold", end=" ")
+            console.print(error.hint, markup=False)
+        sys.exit(EXIT_MISTAKE)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted; nothing was written.")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def takes(*stages: str, only: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of a recipe's stages; it gets those that were typed as `flags`.
+
+    Every flag defaults to None, so that one that was not typed leaves the recipe file's value alone.
+
+    Args:
+        stages: of `vitcompress.recipe.Recipe`.
+        only: names of the fields to take; all where empty.
+    """
+    chosen = [option for option in recipes.options(*stages) if not only or option.name in only]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+        extra = [_parameter(option) for option in chosen]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            flags = {option.name: values.pop(option.name) for option in chosen}
+            with user_errors():
+                command(**values, flags={name: value for name, value in flags.items() if value not in (None, [])})
+
+        signature = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*extra, *own)]
+        run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in signature}
+        return run
+
+    return decorate
+
+
+def _parameter(option: recipes.Option) -> inspect.Parameter:
+    """The command-line parameter of a recipe's field."""
+    if option.name == "model":
+        declared: Any = typer.Argument(metavar="MODEL", help=option.help, show_default=False)
+    else:
+        declared = typer.Option(
+            help=option.help, show_default=option.shown_default or False, rich_help_panel=option.stage.capitalize()
+        )
+    annotation: Any = Annotated[option.cli_type | None, declared]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Make pretrained Vision Transformers small, after the fact, by sharing weights between blocks."""
+    if version:
+        typer.echo(vitcompress.__version__)
+        raise typer.Exit
+    for name in ("huggingface_hub", "timm"):  # their retries and notices would stand between our lines
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@app.command()
+@takes(*recipes.STAGES)
+def compress(
+    out: Annotated[Path, typer.Option(help="The file to write; its reports are written beside it.")],
+    flags: dict[str, Any],
+    recipe: Annotated[Path | None, typer.Option(help="YAML file with any of these options; flags win.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Compress a model: share, distil, verify, evaluate, and write one .safetensors file."""
+    resolved = recipes.build(flags, file=recipe)
+    from vitcompress import pipeline, report
+
+    result = pipeline.compress(
+        resolved, out, reporter=Reporter(quiet=quiet), command=pipeline.command_line(sys.argv[1:])
+    )
+    report.print_report(result, Console())
+    _exit_on(report.missed_gates(result, resolved.gates, file_bytes=out.stat().st_size))
+
+
+@app.command()
+@takes("model", "plan")
+def plan(flags: dict[str, Any], as_json: JsonOption = False) -> None:
+    """Show what would be shared and how many parameters remain; loads no weights."""
+    resolved = recipes.build(flags)
+    from vitcompress import pipeline, report
+
+    found = pipeline.plan(resolved.model, resolved.plan)
+    if as_json:
+        _print_json(report.to_json(found))
+    else:
+        report.print_plan(found, resolved.model.model, Console())
+
+
+@app.command(name="report")
+def show_report(
+    file: FileArgument,
+    as_json: JsonOption = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+) -> None:
+    """Show the report stored in a file."""
+    with user_errors():
+        found = _stored_report(file)
+        from vitcompress import report
+
+        if as_json:
+            _print_json(report.to_json(found))
+        elif markdown:
+            typer.echo(report.to_markdown(found))
+        else:
+            report.print_report(found, Console())
+
+
+@app.command()
+@takes("data", only=("data", "class_map", "skip_bad_images", "batch_size", "num_workers"))
+def evaluate(
+    file: FileArgument,
+    flags: dict[str, Any],
+    teacher: Annotated[str | None, typer.Option(help="Compare with this model; default: the file's source.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of the teacher.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a file on images: top-1, top-5 and agreement with the teacher where that can be had."""
+    data = recipes.build({"model": teacher or "", **flags}).data
+    from vitcompress import pipeline, report
+
+    reference = recipes.ModelRecipe(teacher, checkpoint) if teacher else None
+    accuracy = pipeline.evaluate(file, data, teacher=reference, checkpoint=checkpoint, reporter=Reporter())
+    if as_json:
+        _print_json(report.to_json(accuracy))
+    else:
+        report.print_accuracy(accuracy, Console())
+
+
+@app.command()
+@takes("gates")
+def check(file: FileArgument, flags: dict[str, Any]) -> None:
+    """Hold a file against gates; exit code 3 and one line per gate that it misses."""
+    gates = recipes.build({"model": "", **flags}).gates
+    if not flags:
+        raise VitcompressError("There is no gate to check.", hint="Give --max-drop, --min-ratio or --max-size.")
+    from vitcompress.report import missed_gates
+
+    _exit_on(missed_gates(_stored_report(file), gates, file_bytes=file.stat().st_size))
+    typer.echo("every gate is met")
+
+
+def _stored_report(file: Path) -> Any:
+    from vitcompress import artifact, report
+
+    return report.from_json(artifact.read_manifest(file).report)
+
+
+def _exit_on(missed: list[str]) -> None:
+    for line in missed:
+        typer.echo(f"missed: {line}", err=True)
+    if missed:
+        raise typer.Exit(EXIT_GATE)
+
+
+def _print_json(tree: dict[str, Any]) -> None:
+    typer.echo(json.dumps(tree, indent=2))

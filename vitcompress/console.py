@@ -1,0 +1,81 @@
+"""What does the user see while it runs?  A live bar on a terminal; plain lines every few seconds in a pipe or a CI log.
+
+All of it goes to stderr: stdout is for results.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Ticker(Protocol):
+    """Told of every training step."""
+
+    def step(self, *, done: float, loss: float, images_per_second: float) -> None:
+        """Report one step; `done` is the share of the training that is over, 0–1."""
+
+
+class Reporter:
+    """Says what is going on, on stderr.
+
+    Args:
+        quiet: say nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def training(self) -> Iterator[Ticker]:
+        """Show the progress of a training run until the context ends."""
+        if not self.console.is_terminal:
+            yield _Lines(self.console)
+            return
+        columns = (
+            TextColumn("distil"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[speed]:.0f} images/s"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            yield _Bar(progress)
+
+
+class _Bar:
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task: TaskID = progress.add_task("distil", total=1.0, loss=float("nan"), speed=0.0)
+
+    def step(self, *, done: float, loss: float, images_per_second: float) -> None:
+        self.progress.update(self.task, completed=done, loss=loss, speed=images_per_second)
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.start = self.last = time.monotonic()
+
+    def step(self, *, done: float, loss: float, images_per_second: float) -> None:
+        now = time.monotonic()
+        if now - self.last < SECONDS_BETWEEN_LINES and done < 1:
+            return
+        self.last = now
+        left = (now - self.start) * (1 - done) / done if done else float("nan")
+        self.console.print(
+            f"distil {100 * done:3.0f} %  loss {loss:.3f}  {images_per_second:.0f} images/s  {left:.0f} s left",
+            markup=False,
+        )

@@ -1,0 +1,400 @@
+"""Which images, which labels, which views?  Folders or the bundle in, loaders out, by timm's data config.
+
+    folder/n01440764/a.jpg   class folders: labelled, by ImageNet synset, --class-map, number, or sorted name
+    folder/a.jpg             flat: unlabelled
+    folder/{train,val}/…     both of the above, split as ImageNet is
+
+Each training view is drawn from its own seed, so the stream of views is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.img_extensions import get_img_extensions
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vitcompress.bundled import Bundle
+from vitcompress.errors import DataError, shorten
+from vitcompress.recipe import DataRecipe
+
+TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "test")
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 5000
+_SYNSET = re.compile(r"n\d{8}")
+_MODES = {1: "L", 3: "RGB"}
+
+
+class Reader(Protocol):
+    """A sequence of images that can be opened by number."""
+
+    def __len__(self) -> int: ...
+    def open(self, index: int) -> Image.Image:
+        """Decode image `index`."""
+
+    def where(self, index: int) -> str:
+        """What to call image `index` in a message."""
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Images in files."""
+
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        """Decode image `index`."""
+        with Image.open(self.paths[index]) as image:
+            image.load()
+            return image
+
+    def where(self, index: int) -> str:
+        """Its path."""
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Images in memory: `[N, H, W]` uint8, one channel."""
+
+    images: np.ndarray[Any, Any]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, index: int) -> Image.Image:
+        """Wrap image `index`."""
+        return Image.fromarray(self.images[index])
+
+    def where(self, index: int) -> str:
+        """The array's name and the image's number."""
+        return f"{self.name}[{index}]"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and, where there are any, their labels.
+
+    Attributes:
+        name: what to call the set in reports.
+        reader: opens the images.
+        labels: indices into the model's classes, one per image; None where there are none.
+        indices: the images of `reader` that belong to the set.
+    """
+
+    name: str
+    reader: Reader
+    labels: tuple[int, ...] | None
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def subset(self, positions: Sequence[int], name: str) -> ImageSet:
+        """The images at `positions`, under another name."""
+        return replace(self, name=name, indices=tuple(self.indices[p] for p in positions))
+
+
+def open_sets(
+    recipe: DataRecipe, *, bundle: Bundle | None, num_classes: int, seed: int
+) -> tuple[ImageSet | None, ImageSet | None]:
+    """Find the images to train and to evaluate on; opens no image.
+
+    Args:
+        recipe: folders and the class map.
+        bundle: the built-in images to use where no folder is given.
+        num_classes: K of the model.
+        seed: which images are held out, where they must be.
+
+    Returns:
+        Training and validation images; None where there are none.
+
+    Raises:
+        DataError: a folder is missing or empty, or its class folders match no mapping.
+    """
+    if recipe.data is None and recipe.val_data is None:
+        return (_bundled(bundle, "train"), _bundled(bundle, "val")) if bundle else (None, None)
+    val = open_folder(recipe.val_data, "--val-data", num_classes, recipe.class_map) if recipe.val_data else None
+    if recipe.data is None:
+        return (_bundled(bundle, "train") if bundle else None), val
+    train_dir, val_dir = _splits(recipe.data)
+    train = open_folder(train_dir, "--data", num_classes, recipe.class_map)
+    if val is None and val_dir is not None:
+        val = open_folder(val_dir, "--data", num_classes, recipe.class_map)
+    if val is None:
+        train, val = hold_out(train, seed=seed)
+    return train, val
+
+
+def hold_out(images: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split a tenth off, at most 5,000 images, at random by `seed`; the rest comes first."""
+    count = max(1, min(HELD_OUT_MOST, round(len(images) * HELD_OUT_SHARE)))
+    if count >= len(images):
+        raise DataError(f"{images.name} has {len(images)} image(s): too few to hold any out.", hint="Give --val-data.")
+    order = np.random.default_rng(seed).permutation(len(images))
+    held = images.subset(sorted(order[:count]), f"{images.name} ({count} held out of training)")
+    return images.subset(sorted(order[count:]), images.name), held
+
+
+def _bundled(bundle: Bundle, split: str) -> ImageSet:
+    with np.load(bundle.images, allow_pickle=False) as arrays:
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+    name = f"Fashion-MNIST, {len(images):,} {'training' if split == 'train' else 'test'} images (built in)"
+    return ImageSet(name, ArrayReader(images, name), tuple(int(y) for y in labels), tuple(range(len(images))))
+
+
+def _splits(root: Path) -> tuple[Path, Path | None]:
+    """The training folder of `root` and, where it is laid out as ImageNet is, its validation folder."""
+    train = next((root / name for name in TRAIN_NAMES if (root / name).is_dir()), None)
+    val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
+    return (train, val) if train and val else (root, None)
+
+
+def validation_folder(root: Path) -> Path:
+    """`root`, or the validation folder in it where it is laid out as ImageNet is."""
+    return _splits(root)[1] or root
+
+
+def open_folder(root: Path, flag: str, num_classes: int, class_map: Path | None) -> ImageSet:
+    """The images of a folder, labelled where they lie in class folders.
+
+    Args:
+        root: class folders, or a flat folder of unlabelled images.
+        flag: the option that named it, for messages.
+        num_classes: K of the model.
+        class_map: a text file with a folder's name per line, in the order of the model's classes.
+
+    Raises:
+        DataError: missing, not readable, empty, or of classes that match no mapping.
+    """
+    if not root.is_dir():
+        raise DataError(f"{flag} {root} {'is not a folder' if root.exists() else 'does not exist'}.")
+    extensions = get_img_extensions(as_set=True)
+    found = [
+        Path(folder) / file
+        for folder, _, files in os.walk(root, followlinks=True)
+        for file in files
+        if Path(file).suffix.lower() in extensions
+    ]
+    if not found:
+        raise DataError(
+            f"{flag} {root} has no images in it.", hint=f"Looked for {shorten(sorted(extensions), limit=12)}."
+        )
+    paths = tuple(sorted(found))
+    folders = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
+    reader, everything = FileReader(paths), tuple(range(len(paths)))
+    if "" in folders:
+        if len(set(folders)) > 1:
+            raise DataError(
+                f"{flag} {root} holds both images and folders of images.", hint="Class folders, or a flat folder."
+            )
+        return ImageSet(str(root), reader, None, everything)
+    index_of = _class_indices(sorted(set(folders)), f"{flag} {root}", num_classes, class_map)
+    return ImageSet(str(root), reader, tuple(index_of[folder] for folder in folders), everything)
+
+
+def _class_indices(names: Sequence[str], where: str, num_classes: int, class_map: Path | None) -> Mapping[str, int]:
+    """The model's class index of each class folder."""
+    if class_map is not None:
+        return _mapped(names, where, num_classes, class_map)
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset and all(_SYNSET.fullmatch(name) for name in names):
+        known = {synset: i for i, synset in enumerate(ImageNetInfo(subset).label_names())}
+        missing = [name for name in names if name not in known]
+        if not missing:
+            return known
+        raise DataError(f"{where}: no classes of {subset}: {shorten(missing)}.", hint="Give --class-map FILE.")
+    if all(name.isdecimal() and int(name) < num_classes for name in names):
+        return {name: int(name) for name in names}
+    if len(names) == num_classes:
+        return {name: i for i, name in enumerate(names)}  # torchvision's and timm's convention: sorted names
+    raise DataError(
+        f"{where} has {len(names)} class folders ({shorten(names, limit=4)}), the model {num_classes} classes.",
+        hint="Give --class-map FILE with a folder's name per line in the order of the model's classes, or put the "
+        "images in one flat folder to compare with the teacher alone.",
+    )
+
+
+def _mapped(names: Sequence[str], where: str, num_classes: int, class_map: Path) -> Mapping[str, int]:
+    if not class_map.is_file() or class_map.suffix != ".txt":
+        raise DataError(f"--class-map {class_map} is not a .txt file.", hint="One folder's name per line.")
+    known: dict[str, int] = load_class_map(str(class_map))
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise DataError(f"{where}: not in --class-map {class_map}: {shorten(missing)}.")
+    beyond = [name for name in names if known[name] >= num_classes]
+    if beyond:
+        raise DataError(f"--class-map {class_map}: beyond the model's {num_classes} classes: {shorten(beyond)}.")
+    return known
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images as the model takes them.
+
+    Attributes:
+        images: `[B, C, H, W]`.
+        labels: `[B]` int64; -1 where there is no label.
+        bad: images that could not be read, and why; not in `images`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    bad: tuple[str, ...]
+
+
+class Views(Dataset[tuple[Tensor, int] | str]):
+    """Views of the images of a set: `views[index, draw]`, each drawn from a seed of its own.
+
+    Args:
+        images: where the images come from.
+        config: timm's data config.
+        training: random crops and flips, else the centre crop.
+        recipe: how random crops and flips are.
+        seed: with `draw`, decides the view.
+    """
+
+    def __init__(
+        self, images: ImageSet, config: Mapping[str, Any], *, training: bool, recipe: DataRecipe, seed: int
+    ) -> None:
+        self.images, self.seed = images, seed
+        channels = config["input_size"][0]
+        if channels not in _MODES:
+            raise DataError(f"The model takes {channels} channels; images have 1 or 3.")
+        self.mode = _MODES[channels]
+        augment = {"scale": (recipe.crop_min, 1.0), "hflip": recipe.hflip, "color_jitter": None}
+        self.transform = create_transform(**config, is_training=training, **(augment if training else {}))
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
+        position, draw = key
+        index = self.images.indices[position]
+        try:
+            image = self.images.reader.open(index).convert(self.mode)
+        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            return f"{self.images.reader.where(index)}: {error}"
+        with seeded(self.seed, draw):
+            view: Tensor = self.transform(image)
+        return view, self.images.labels[index] if self.images.labels is not None else -1
+
+
+@contextmanager
+def seeded(seed: int, draw: int) -> Iterator[None]:
+    """Run a block on random numbers of its own and leave the global generators as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    number = int(np.random.SeedSequence([seed, draw]).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)
+    torch.default_generator.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class Stream(Sampler[list[tuple[int, int]]]):
+    """Batches of `(position, draw)`: shuffled passes over the images, end to end, so every batch is full.
+
+    Args:
+        num_images: N.
+        batch_size: images per batch.
+        seed: decides the order; each pass has its own.
+        num_steps: batches; endless where None.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, *, seed: int, num_steps: int | None) -> None:
+        self.num_images, self.batch_size, self.seed, self.num_steps = num_images, batch_size, seed, num_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = draw = 0
+        order: list[int] = []
+        while self.num_steps is None or step < self.num_steps:
+            batch: list[tuple[int, int]] = []
+            while len(batch) < self.batch_size:
+                if draw % self.num_images == 0:
+                    order = (
+                        np.random.default_rng([self.seed, draw // self.num_images])
+                        .permutation(self.num_images)
+                        .tolist()
+                    )
+                batch.append((order[draw % self.num_images], draw))
+                draw += 1
+            yield batch
+            step += 1
+
+
+def training_loader(
+    images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, *, seed: int, num_steps: int | None
+) -> DataLoader[Any]:
+    """Random views in shuffled batches of `recipe.batch_size`: `num_steps` of them, or endless.
+
+    Args:
+        images: what to train on.
+        config: timm's data config.
+        recipe: batch size, workers and augmentation.
+        seed: decides order and views.
+        num_steps: None for an endless loader.
+    """
+    views = Views(images, config, training=True, recipe=recipe, seed=seed)
+    stream = Stream(len(images), recipe.batch_size, seed=seed, num_steps=num_steps)
+    return DataLoader(views, batch_sampler=stream, collate_fn=collate, **_workers(recipe, images))
+
+
+def evaluation_loader(images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe) -> DataLoader[Any]:
+    """Centre crops in order, every image once.
+
+    Args:
+        images: what to evaluate on.
+        config: timm's data config.
+        recipe: batch size and workers.
+    """
+    views = Views(images, config, training=False, recipe=recipe, seed=0)
+    keys = [(position, 0) for position in range(len(images))]
+    batches = [keys[i : i + recipe.batch_size] for i in range(0, len(keys), recipe.batch_size)]
+    return DataLoader(views, batch_sampler=batches, collate_fn=collate, **_workers(recipe, images))
+
+
+def _workers(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
+    spare = max(1, min(8, (os.cpu_count() or 2) - 1))
+    number = spare if recipe.num_workers is None else recipe.num_workers
+    return {"num_workers": number, "persistent_workers": False, "pin_memory": torch.cuda.is_available()}
+
+
+def collate(samples: Sequence[tuple[Tensor, int] | str]) -> Batch:
+    """Stack views; names of unreadable images are kept apart."""
+    good = [sample for sample in samples if not isinstance(sample, str)]
+    images = torch.stack([view for view, _ in good]) if good else torch.empty(0)
+    bad = tuple(sample for sample in samples if isinstance(sample, str))
+    return Batch(images, torch.tensor([label for _, label in good], dtype=torch.int64), bad)
+
+
+def check_readable(batch: Batch, *, skip: bool) -> int:
+    """Count the unreadable images of a batch.
+
+    Args:
+        batch: as loaded.
+        skip: whether the user asked to go on without them.
+
+    Raises:
+        DataError: there are some, and they are not to be skipped.
+    """
+    if batch.bad and not skip:
+        raise DataError(f"Unreadable image: {batch.bad[0]}", hint="--skip-bad-images goes on without such images.")
+    return len(batch.bad)

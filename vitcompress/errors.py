@@ -1,0 +1,69 @@
+"""What can a user do wrong?  Every answer is a message that names the flag, file or tensor, and a hint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class VitcompressError(Exception):
+    """A user's mistake.
+
+    Args:
+        message: what is wrong, naming the flag, file or tensor.
+        hint: what to do next; empty where the message says it all.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class RecipeError(VitcompressError):
+    """An option or a recipe file that cannot be followed."""
+
+
+class ModelError(VitcompressError):
+    """A model that is unknown, ambiguous or of no family we can compress."""
+
+
+class CheckpointError(VitcompressError):
+    """Weights that are missing, unreadable or of another model."""
+
+
+class PlanError(VitcompressError):
+    """Groups of blocks that cannot share."""
+
+
+class DataError(VitcompressError):
+    """Images or labels that cannot be used."""
+
+
+class TrainingError(VitcompressError):
+    """A training run that cannot go on."""
+
+
+class ArtifactError(VitcompressError):
+    """A file that is not, or is no longer, a whole vitcompress artifact."""
+
+
+def raise_faults(kind: type[VitcompressError], faults: Iterable[tuple[str, str]]) -> None:
+    """Raise all faults as one error; do nothing where there are none.
+
+    Args:
+        kind: the error to raise.
+        faults: `(message, hint)` pairs.
+
+    Raises:
+        VitcompressError: of `kind`, with one line per fault.
+    """
+    found = list(faults)
+    if found:
+        hints = dict.fromkeys(hint for _, hint in found if hint)  # each hint once, in order
+        raise kind("\n".join(message for message, _ in found), hint=" ".join(hints))
+
+
+def shorten(names: Iterable[str], *, limit: int = 8) -> str:
+    """Join names for a message, the first `limit` of them and a count of the rest."""
+    every = list(names)
+    rest = f", … ({len(every) - limit} more)" if len(every) > limit else ""
+    return ", ".join(every[:limit]) + rest

@@ -1,0 +1,202 @@
+"""How good and how fast is the student, next to its teacher?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from vitcompress.data import Batch, check_readable
+from vitcompress.errors import DataError
+
+_FROZEN = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Accuracy:
+    """Agreement of student and teacher and, where there are labels, accuracy of both.
+
+    Percentages are 0–100, drops are in points (teacher minus student), `kl` in nats per image. None: not measured.
+    """
+
+    data: str
+    num_images: int
+    num_skipped: int
+    teacher_top1: float | None
+    student_top1: float | None
+    teacher_top5: float | None
+    student_top5: float | None
+    top1_drop: float | None
+    top1_drop_ci95: tuple[float, float] | None
+    agreement: float | None
+    kl: float | None
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Speed:
+    """Median latency of one forward pass, in milliseconds, by batch size (`"1"`, `"32"`)."""
+
+    teacher_ms: dict[str, float]
+    student_ms: dict[str, float]
+    threads: int
+    device: str
+
+
+def evaluate_pair(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    batches: Iterable[Batch],
+    *,
+    name: str,
+    device: torch.device,
+    skip_bad_images: bool = False,
+) -> Accuracy:
+    """Run both models over the same images.
+
+    Args:
+        student: in eval mode, on `device`.
+        teacher: the same; None where there is none.
+        batches: every image once; labels of -1 mean that there are none.
+        name: of the images, for the report.
+        device: where the models are.
+        skip_bad_images: count unreadable images instead of stopping.
+
+    Raises:
+        DataError: an unreadable image, or none that is readable.
+    """
+    tally = _Tally()
+    with torch.inference_mode():
+        for batch in batches:
+            tally.skipped += check_readable(batch, skip=skip_bad_images)
+            if len(batch.labels) == 0:
+                continue
+            images = batch.images.to(device)
+            tally.add(student(images).float().cpu(), teacher(images).float().cpu() if teacher else None, batch.labels)
+    if tally.count == 0:
+        raise DataError(f"{name}: not one image could be read.")
+    return tally.result(name)
+
+
+class _Tally:
+    """Sums over images."""
+
+    def __init__(self) -> None:
+        self.count = self.skipped = self.agree = 0
+        self.hits: dict[str, int] = {}
+        self.only_teacher = self.only_student = 0
+        self.kl = 0.0
+        self.labelled = self.paired = False
+
+    def add(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
+        self.count += len(labels)
+        self.labelled = bool((labels >= 0).all())
+        self.paired = teacher is not None
+        right = {}
+        for who, logits in (("student", student), ("teacher", teacher)):
+            if logits is not None and self.labelled:
+                top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+                right[who] = top[:, 0]
+                self.hits[f"{who}1"] = self.hits.get(f"{who}1", 0) + int(top[:, 0].sum())
+                self.hits[f"{who}5"] = self.hits.get(f"{who}5", 0) + int(top.sum())
+        if teacher is not None:
+            self.agree += int((student.argmax(1) == teacher.argmax(1)).sum())
+            log_p, log_q = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
+            self.kl += float(F.kl_div(log_q, log_p, reduction="sum", log_target=True))
+        if len(right) == 2:
+            self.only_teacher += int((right["teacher"] & ~right["student"]).sum())
+            self.only_student += int((right["student"] & ~right["teacher"]).sum())
+
+    def result(self, name: str) -> Accuracy:
+        def percent(key: str) -> float | None:
+            return round(100 * self.hits[key] / self.count, 4) if key in self.hits else None
+
+        drop = interval = None
+        if self.labelled and self.paired:
+            drop = round(100 * (self.only_teacher - self.only_student) / self.count, 4)
+            interval = paired_interval(self.only_teacher, self.only_student, self.count)
+        return Accuracy(
+            data=name,
+            num_images=self.count,
+            num_skipped=self.skipped,
+            teacher_top1=percent("teacher1"),
+            student_top1=percent("student1"),
+            teacher_top5=percent("teacher5"),
+            student_top5=percent("student5"),
+            top1_drop=drop,
+            top1_drop_ci95=interval,
+            agreement=round(100 * self.agree / self.count, 4) if self.paired else None,
+            kl=round(self.kl / self.count, 6) if self.paired else None,
+        )
+
+
+def paired_interval(only_teacher: int, only_student: int, count: int) -> tuple[float, float]:
+    """95 % confidence interval of the drop in top-1 between two models run on the same images.
+
+    Args:
+        only_teacher: images that only the teacher got right.
+        only_student: images that only the student got right.
+        count: all images.
+
+    Returns:
+        Lower and upper bound, in points.
+
+    Source: Agresti and Min 2005, Statistics in Medicine 24(5): the Wald interval with half an observation added to
+        each of the four cells, so that it is not empty where the two models never differ.
+    """
+    b, c, n = only_teacher + 0.5, only_student + 0.5, count + 2
+    centre = (b - c) / n
+    half = 1.959964 * ((b + c) - (b - c) ** 2 / n) ** 0.5 / n
+    return round(100 * (centre - half), 4), round(100 * (centre + half), 4)
+
+
+def measure_speed(
+    student: nn.Module,
+    teacher: nn.Module,
+    input_size: tuple[int, int, int],
+    *,
+    device: torch.device,
+    budget_seconds: float = 3.0,
+) -> Speed:
+    """Time one forward pass of each model, alternating, at batch 1 and 32.
+
+    Args:
+        student: in eval mode, on `device`.
+        teacher: the same.
+        input_size: (channels, height, width).
+        device: where the models are.
+        budget_seconds: time to spend per batch size; at least three pairs are timed.
+    """
+    times: dict[str, dict[str, float]] = {"student": {}, "teacher": {}}
+    for batch_size in (1, 32):
+        images = torch.zeros(batch_size, *input_size, device=device)
+        seconds: dict[str, list[float]] = {"student": [], "teacher": []}
+        end = time.perf_counter() + budget_seconds
+        while len(seconds["student"]) < 4 or (time.perf_counter() < end and len(seconds["student"]) < 50):
+            for who, model in (("student", student), ("teacher", teacher)):
+                seconds[who].append(_time_forward(model, images))
+        for who, values in seconds.items():  # the first pass warms up
+            times[who][str(batch_size)] = round(1000 * statistics.median(values[1:]), 3)
+    return Speed(times["teacher"], times["student"], torch.get_num_threads(), _device_name(device))
+
+
+def _time_forward(model: nn.Module, images: Tensor) -> float:
+    def wait() -> Any:
+        return torch.cuda.synchronize() if images.is_cuda else None
+
+    wait()
+    start = time.perf_counter()
+    with torch.inference_mode():
+        model(images)
+    wait()
+    return time.perf_counter() - start
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,133 @@
+"""Which weights does a group start from?  A donor's, the mean, or the least-squares fit to what its blocks do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.plan import Group, Plan
+
+Images = Iterable[Tensor]
+
+
+def start_first(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
+    """Leave every group at its first block's weights, which is where tying put it; in place."""
+
+
+def start_mean(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
+    """Set every shared parameter to its mean over the group's blocks, in place."""
+    for group in plan.groups:
+        for name in group.shared:
+            each = [teacher.get_parameter(f"{block}.{name}") for block in group.blocks]
+            _set(student, f"{group.donor}.{name}", torch.stack([p.detach().double() for p in each]).mean(0))
+
+
+def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
+    """Set every shared matrix to the least-squares fit of its blocks' layers, in place.
+
+    Solves argmin over W and the biases of Σ_i E‖(W x_i + b_i') − (W_i x_i + b_i)‖² over the group's blocks i, where
+    x_i is the input of block i's layer in the teacher. Private biases take up the mean error of each block, so the
+    fit is to centred inputs; a shared bias is fitted together with W. In float64.
+
+    Args:
+        student: its shared matrices and the biases of those layers are set.
+        teacher: in eval mode.
+        plan: the student's.
+        images: calibration batches `[B, C, H, W]`, on the teacher's device.
+
+    Source: ours; ordinary multi-output least squares. See docs/explanation.md.
+    """
+    fits = {(group.donor, layer): _Fit() for group in plan.groups if len(group.blocks) > 1 for layer in _layers(group)}
+    handles = []
+    for group in plan.groups:
+        for layer in _layers(group) if len(group.blocks) > 1 else ():
+            for block in group.blocks:
+                add = partial(_add_inputs, fits[group.donor, layer], block)
+                handles.append(teacher.get_submodule(f"{block}.{layer}").register_forward_pre_hook(add))
+    try:
+        with torch.no_grad():
+            for batch in images:
+                teacher(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for group in plan.groups:
+        for layer in _layers(group) if len(group.blocks) > 1 else ():
+            fits[group.donor, layer].solve(student, teacher, group, layer)
+
+
+STARTS: Mapping[str, Callable[[nn.Module, nn.Module, Plan, Images], None]] = {
+    "first": start_first,
+    "mean": start_mean,
+    "calibrated": start_calibrated,
+}
+
+
+@dataclass
+class _Fit:
+    """Second moments of one layer's inputs, per group of blocks: `[D, D]` and `[O, D]` sums, never one per block."""
+
+    inputs: Tensor | float = 0.0  # Σ_i Σ x xᵀ
+    targets: Tensor | float = 0.0  # Σ_i W_i Σ x xᵀ
+    sums: dict[str, Tensor] = field(default_factory=dict)  # Σ x per block
+    count: dict[str, int] = field(default_factory=dict)
+
+    def add(self, block: str, weight: Tensor, x: Tensor) -> None:
+        x = x.detach().flatten(0, -2).double()
+        moment = x.T @ x
+        self.inputs = self.inputs + moment
+        self.targets = self.targets + weight.detach().double() @ moment
+        self.sums[block] = self.sums.get(block, 0) + x.sum(0)
+        self.count[block] = self.count.get(block, 0) + len(x)
+
+    def solve(self, student: nn.Module, teacher: nn.Module, group: Group, layer: str) -> None:
+        """Set the student's `layer` of `group` from the moments, in place."""
+        linears = {block: teacher.get_submodule(f"{block}.{layer}") for block in group.blocks}
+        weights = torch.stack([linear.weight.detach().double() for linear in linears.values()])  # type: ignore[operator]
+        means = torch.stack([self.sums[block] / self.count[block] for block in group.blocks])  # [G, D]
+        count = sum(self.count.values())
+        moment, target = self.inputs / count, self.targets / count  # averages over blocks and tokens
+        first = next(iter(linears.values()))
+        if first.bias is None:
+            _set(student, f"{group.donor}.{layer}.weight", _regress(moment, target, weights.mean(0)))
+            return
+        biases = torch.stack([linear.bias.detach().double() for linear in linears.values()])  # type: ignore[operator]
+        outputs = torch.einsum("god,gd->go", weights, means) + biases  # mean output per block
+        if f"{layer}.bias" in group.shared:
+            mean_in, mean_out = means.mean(0), outputs.mean(0)
+            target = target + torch.einsum("go,gd->od", biases, means) / len(means)
+            w = _regress(moment - mean_in.outer(mean_in), target - mean_out.outer(mean_in), weights.mean(0))
+            _set(student, f"{group.donor}.{layer}.bias", mean_out - w @ mean_in)
+        else:
+            centred = moment - torch.einsum("gd,ge->de", means, means) / len(means)
+            explained = torch.einsum("god,gd,ge->oe", weights, means, means) / len(means)
+            w = _regress(centred, target - explained, weights.mean(0))
+            for block, output, mean in zip(group.blocks, outputs, means, strict=True):
+                _set(student, f"{block}.{layer}.bias", output - w @ mean)
+        _set(student, f"{group.donor}.{layer}.weight", w)
+
+
+def _regress(moment: Tensor, target: Tensor, prior: Tensor) -> Tensor:
+    """`target @ inverse(moment)`, drawn to `prior` in directions that the images never showed."""
+    ridge = 1e-4 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    solved: Tensor = torch.linalg.solve(moment + ridge, (target + prior @ ridge).T).T
+    return solved
+
+
+def _add_inputs(fit: _Fit, block: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    fit.add(block, module.weight, inputs[0])  # type: ignore[arg-type]
+
+
+def _layers(group: Group) -> list[str]:
+    """The linear layers that a group shares, by their names inside a block."""
+    return [name.removesuffix(".weight") for name in group.shared if name.endswith(".weight")]
+
+
+def _set(model: nn.Module, name: str, value: Tensor) -> None:
+    with torch.no_grad():
+        model.get_parameter(name).copy_(value)

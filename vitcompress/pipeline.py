@@ -1,0 +1,345 @@
+"""What happens in which order?  The only place where stages meet.
+
+Recipe → Plan → student → TrainLog → Report → artifact
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from vitcompress import artifact
+from vitcompress.bundled import FASHION_VIT, Bundle
+from vitcompress.console import Reporter
+from vitcompress.data import (
+    ImageSet,
+    check_readable,
+    evaluation_loader,
+    open_sets,
+    training_loader,
+    validation_folder,
+)
+from vitcompress.distill import DivergedError, TrainLog, distill
+from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, raise_faults
+from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
+from vitcompress.families import family_named
+from vitcompress.initialize import STARTS
+from vitcompress.plan import Plan, make_plan
+from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, ModelRecipe, PlanRecipe, Recipe, to_dict
+from vitcompress.report import SCHEMA_VERSION, Report, to_json, to_markdown
+from vitcompress.source import Source, clone, data_config, empty_model, load_teacher, resolve, sha256_of
+from vitcompress.surgery import apply_plan
+
+PROBE_IMAGES = 8
+
+
+def plan(model: ModelRecipe, recipe: PlanRecipe) -> Plan:
+    """Decide what would be shared; loads no weights.
+
+    Args:
+        model: the teacher.
+        recipe: what to share.
+    """
+    return make_plan(empty_model(resolve(model)), recipe, name=model.model)
+
+
+def compress(
+    recipe: Recipe, out: str | os.PathLike[str], *, reporter: Reporter | None = None, command: str = ""
+) -> Report:
+    """Compress a model: plan, surgery, start, distillation, evaluation, a verified file and its report.
+
+    Writes `out`, and beside it `<stem>.report.json` and `<stem>.report.md`; each replaces an older one only when whole.
+
+    Args:
+        recipe: what to do.
+        out: the artifact's path; its folder exists.
+        reporter: told what is going on; silent by default.
+        command: what was typed, for the report.
+
+    Raises:
+        VitcompressError: before any weight is loaded where the recipe shows it; nothing is written then.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    job = _prepare(recipe, Path(out), command)
+    set_seed(recipe.run.seed)
+    reporter.say(f"{job.source.name}: {job.plan.size.teacher_params:,} → {job.plan.size.student_params:,} parameters")
+    teacher = load_teacher(job.source)
+    student = clone(teacher)
+    apply_plan(student, job.plan)
+    job.start(student, teacher)
+    try:
+        log = job.distill(student, teacher, reporter)
+    except DivergedError as error:
+        kept = job.out.with_name(f"{job.out.stem}.last-good{job.out.suffix}")
+        job.finish(student, teacher, error.log, kept, reporter)
+        raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
+    return job.finish(student, teacher, log, job.out, reporter)
+
+
+def evaluate(
+    path: str | os.PathLike[str],
+    recipe: DataRecipe,
+    *,
+    teacher: ModelRecipe | None = None,
+    checkpoint: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Accuracy:
+    """Measure an artifact on images, next to its teacher where that can be had.
+
+    Args:
+        path: the artifact.
+        recipe: `data` names the images; of a folder with train/ and val/ in it, val/ is taken.
+        teacher: compare with this model instead of the artifact's source.
+        checkpoint: weights of the source; no path is ever taken from the artifact itself.
+        reporter: told why there is no teacher.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    manifest = artifact.read_manifest(Path(path))
+    student = artifact.load(path)
+    name = str(manifest.source["name"])
+    images = _images_to_evaluate(recipe, name, student.num_classes)  # type: ignore[arg-type]
+    try:
+        reference = load_teacher(resolve(teacher or ModelRecipe(name, checkpoint, dict(manifest.source["model_args"]))))
+        if teacher is None and sha256_of(reference.state_dict()) != manifest.source_sha256:
+            raise CheckpointError("these are other weights than the artifact was made from.")
+    except VitcompressError as error:
+        if teacher is not None or checkpoint is not None:
+            raise
+        reporter.say(f"Without the teacher: {error} {error.hint}")
+        reference = None
+    loader = evaluation_loader(images, manifest.data_config, recipe)
+    return evaluate_pair(
+        student, reference, loader, name=images.name, device=torch.device("cpu"), skip_bad_images=recipe.skip_bad_images
+    )
+
+
+def _images_to_evaluate(recipe: DataRecipe, model: str, num_classes: int) -> ImageSet:
+    folder = validation_folder(recipe.data) if recipe.data else None
+    _, images = open_sets(
+        replace(recipe, data=None, val_data=folder), bundle=_bundle(model), num_classes=num_classes, seed=0
+    )
+    if images is None:
+        raise DataError("There are no images to evaluate on.", hint="Give --data DIR.")
+    return images
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A recipe that has been checked, with what it names found."""
+
+    recipe: Recipe
+    out: Path
+    command: str
+    source: Source
+    plan: Plan
+    config: dict[str, Any]
+    train: ImageSet | None
+    val: ImageSet | None
+    accelerator: Accelerator
+
+    def start(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Set the student's starting weights, in place."""
+        method = self.recipe.start.start
+        STARTS[method](student, teacher, self.plan, self._calibration() if method == "calibrated" else ())
+
+    def _calibration(self) -> Any:
+        assert self.train is not None  # _prepare saw to it
+        count = min(len(self.train), self.recipe.start.calibration_images)
+        chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.recipe.run.seed))[:count]
+        recipe = replace(self.recipe.data, batch_size=min(32, self.recipe.data.batch_size))
+        for batch in evaluation_loader(self.train.subset(chosen.tolist(), "calibration"), self.config, recipe):
+            check_readable(batch, skip=recipe.skip_bad_images)
+            if len(batch.labels):
+                yield batch.images
+
+    def distill(self, student: nn.Module, teacher: nn.Module, reporter: Reporter) -> TrainLog:
+        """Train the student, in place."""
+        steps = self._num_steps()
+        if steps == 0 or self.train is None:
+            return TrainLog()
+        loader = training_loader(self.train, self.config, self.recipe.data, seed=self.recipe.run.seed, num_steps=steps)
+        minutes = self.recipe.distill.max_minutes
+        with reporter.training() as ticker:
+            return distill(
+                student,
+                teacher,
+                loader,
+                self.recipe.distill,
+                blocks=family_named(self.plan.family).block_names(teacher),
+                accelerator=self.accelerator,
+                ticker=ticker,
+                num_steps=steps,
+                seconds=60 * minutes if minutes else None,
+                skip_bad_images=self.recipe.data.skip_bad_images,
+            )
+
+    def _num_steps(self) -> int | None:
+        recipe = self.recipe.distill
+        if recipe.max_minutes is not None:
+            return None
+        if recipe.epochs is not None and self.train is not None:
+            return max(1, round(recipe.epochs * len(self.train) / self.recipe.data.batch_size))
+        return DEFAULT_STEPS if recipe.steps is None else recipe.steps
+
+    def finish(self, student: nn.Module, teacher: nn.Module, log: TrainLog, out: Path, reporter: Reporter) -> Report:
+        """Evaluate, write and verify; returns the report that went into the file."""
+        device = self.accelerator.device
+        student.to(device).eval(), teacher.to(device).eval()
+        accuracy = None
+        if self.val is not None:
+            reporter.say(f"evaluating on {self.val.name}")
+            accuracy = evaluate_pair(
+                student, teacher, evaluation_loader(self.val, self.config, self.recipe.data), name=self.val.name,
+                device=device, skip_bad_images=self.recipe.data.skip_bad_images,
+            )  # fmt: skip
+        report = Report(
+            schema_version=SCHEMA_VERSION,
+            model=self.source.name,
+            family=self.plan.family,
+            groups=tuple(len(group.blocks) for group in self.plan.groups),
+            transforms=self.plan.transforms,
+            size=self.plan.size,
+            accuracy=accuracy,
+            speed=measure_speed(student, teacher, self.config["input_size"], device=device),
+            train=log,
+            data=self.train.name if self.train and log.steps else None,
+            versions=_versions(),
+            command=self.command,
+            notes=_notes(self.plan),
+        )
+        manifest = artifact.Manifest(
+            source={
+                "name": self.source.name,
+                "architecture": self.source.architecture,
+                "model_args": self.source.model_args,
+                "pretrained_cfg": _portable(self.source.pretrained_cfg),
+            },
+            source_sha256=sha256_of(teacher.state_dict()),
+            plan=self.plan,
+            data_config=self.config,
+            recipe=to_dict(self.recipe),
+            report=to_json(report),
+            versions=report.versions,
+        )
+        artifact.write(out, student, manifest, self._probe())
+        _write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
+        _write_text(out.with_name(f"{out.stem}.report.md"), to_markdown(report))
+        reporter.say(f"wrote {out} ({out.stat().st_size:,} bytes), verified")
+        return report
+
+    def _probe(self) -> Tensor:
+        """A few images to compare logits on: noise does, and is always at hand."""
+        return torch.randn(PROBE_IMAGES, *self.config["input_size"], generator=torch.Generator().manual_seed(0))
+
+
+def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
+    """Check a recipe and find what it names, before any weight is loaded.
+
+    Raises:
+        VitcompressError: every fault that can be told by looking, at once.
+    """
+    faults: list[tuple[str, str]] = []
+
+    def attempt(step: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except VitcompressError as error:
+            faults.append((str(error), error.hint))
+            return None
+
+    attempt(_check_out, out)
+    attempt(_check_device, recipe.run.device)
+    if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
+        faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
+    source = attempt(resolve, recipe.model)
+    model = attempt(empty_model, source) if source else None
+    train = val = None
+    if model is not None:
+        found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
+        config = attempt(data_config, model, recipe.model)
+        sets = attempt(
+            open_sets, recipe.data, bundle=_bundle(source.name), num_classes=model.num_classes, seed=recipe.run.seed
+        )
+        train, val = sets or (None, None)
+        if sets is not None:
+            faults += _missing_images(recipe, train, val)
+    raise_faults(RecipeError, faults)
+    accelerator = Accelerator(cpu=recipe.run.device == "cpu")
+    return _Job(recipe, out, command, source, found, config, train, val, accelerator)
+
+
+def _missing_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None) -> list[tuple[str, str]]:
+    """What the recipe wants images for and has none."""
+    faults = []
+    if train is None and recipe.distill.steps != 0:
+        faults.append(("Distillation needs training images.", "Give --data DIR, or --steps 0 to convert only."))
+    if train is None and recipe.start.start == "calibrated":
+        faults.append(("--start calibrated needs images.", "Give --data DIR, or another --start."))
+    if recipe.gates.max_drop is not None and (val is None or val.labels is None):
+        faults.append(("--max-drop needs labelled images.", "Give --val-data DIR with class folders."))
+    return faults
+
+
+def _check_out(out: Path) -> None:
+    folder = out.parent
+    if not folder.is_dir():
+        raise RecipeError(f"--out {out}: the folder {folder} does not exist.", hint=f"mkdir -p {folder}")
+    if out.is_dir():
+        raise RecipeError(f"--out {out} is a folder.", hint="Name a file, like mini.safetensors.")
+    if not os.access(folder, os.W_OK):
+        raise RecipeError(f"--out {out}: the folder {folder} cannot be written to.")
+
+
+def _check_device(device: str) -> None:
+    available: dict[str, Any] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if device in available and not available[device]():
+        raise RecipeError(f"--device {device} is not there.", hint="--device auto takes what there is.")
+
+
+def _bundle(name: str) -> Bundle | None:
+    return FASHION_VIT if name == FASHION_VIT.name else None
+
+
+def _portable(cfg: dict[str, Any]) -> dict[str, Any]:
+    """What of a pretrained config describes the weights, not where they lay."""
+    return {key: value for key, value in cfg.items() if key not in ("file", "source", "url", "hf_hub_id")}
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    notes = ["Sharing makes a model smaller, not faster: every block is still computed."]
+    if "heads" in plan.transforms:
+        notes.append(
+            "Head mixing needs the attention maps, so it gives up fused attention (--transforms mlp keeps it)."
+        )
+    return tuple(notes)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("vitcompress", "torch", "timm", "accelerate", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a checkout on the path, not installed
+            found[name] = "unknown"
+    return found
+
+
+def _write_text(path: Path, text: str) -> None:
+    with artifact.replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def command_line(arguments: list[str]) -> str:
+    """What was typed, as a shell would take it again."""
+    return shlex.join(["vitcompress", *arguments])

@@ -1,0 +1,199 @@
+"""What shares with what, and what is left?  Pure arithmetic on meta tensors: no weights are read.
+
+deit_base, --share 4:     blocks  0 1 2 3 │ 4 5 6 7 │ 8 9 10 11
+                          donor   ^         ^         ^
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from vitcompress.errors import PlanError, raise_faults, shorten
+from vitcompress.families import Family, family_of
+from vitcompress.recipe import DEFAULT_SHARE, PlanRecipe
+
+_FROZEN = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Group:
+    """Consecutive blocks of one stage that use one set of parameters.
+
+    Attributes:
+        blocks: full names, in the order in which they run; the first is the donor.
+        shared: names, inside a block, of the parameters they share.
+    """
+
+    blocks: Annotated[tuple[str, ...], Field(min_length=1)]
+    shared: tuple[str, ...]
+
+    @property
+    def donor(self) -> str:
+        """The block whose names the shared parameters are stored under."""
+        return self.blocks[0]
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Size:
+    """Parameters and bytes of teacher and student.
+
+    Bytes are those of parameters and persistent buffers in the type they are held in, each shared tensor once; a
+    file adds a header of some kilobytes.
+    """
+
+    teacher_params: int
+    student_params: int
+    params_ratio: float
+    teacher_bytes: int
+    student_bytes: int
+    bytes_ratio: float
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Plan:
+    """What of a model is shared and what is added to it.
+
+    Attributes:
+        family: name of the model's family.
+        groups: every block of the model, in order, each in one group.
+        transforms: names of the transformations of every block.
+        token_kernel: k of the token convolution, in patches.
+        size: parameters and bytes before and after.
+    """
+
+    family: str
+    groups: tuple[Group, ...]
+    transforms: tuple[str, ...]
+    token_kernel: int
+    size: Size
+
+
+def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
+    """Decide what `model`'s blocks share.
+
+    Args:
+        model: the teacher, on any device; meta will do.
+        recipe: groups, biases and transformations asked for.
+        name: what the user called the model, for messages.
+
+    Returns:
+        A plan whose sizes are those of the student that `apply_plan` builds.
+
+    Raises:
+        ModelError: the model is of no known family.
+        PlanError: the groups or transformations asked for do not fit the model; every fault at once.
+    """
+    family = family_of(model, name)
+    blocks = family.block_names(model)
+    chunks = _explicit_groups(recipe.groups, family, blocks) if recipe.groups else _chunks(recipe, family, blocks)
+    groups = []
+    for chunk in chunks:
+        shared = family.shared_names(model.get_submodule(chunk[0]), share_biases=recipe.share_biases)
+        if not shared:
+            kind = type(model.get_submodule(chunk[0])).__name__
+            raise PlanError(
+                f"{name}: blocks of type {kind} have no matrices that can be shared.",
+                hint="Models whose blocks have attn.qkv, attn.proj, mlp.fc1 and mlp.fc2 can be compressed.",
+            )
+        groups.append(Group(chunk, shared))
+    faults = [
+        (f"--transforms {transform}: {block} of {name} cannot have it: {fault}.", "Leave it out of --transforms.")
+        for transform in recipe.transforms
+        for block in blocks[:1]
+        if (fault := _transform_fault(family, transform, model, block))
+    ]
+    raise_faults(PlanError, faults)
+    return Plan(
+        family.name, tuple(groups), recipe.transforms, recipe.token_kernel, _size(model, family, groups, recipe)
+    )
+
+
+def _transform_fault(family: Family, transform: str, model: nn.Module, block: str) -> str:
+    if transform not in family.transforms:
+        return f"the {family.name} family has {shorten(family.transforms)}"
+    return family.transforms[transform].fault(model, model.get_submodule(block))
+
+
+def _chunks(recipe: PlanRecipe, family: Family, blocks: Sequence[str]) -> list[tuple[str, ...]]:
+    """Cut `blocks` into runs of `share`, never across a stage; the last run of a stage may be shorter."""
+    share = recipe.share if recipe.share is not None else DEFAULT_SHARE
+    if share > len(blocks):
+        raise PlanError(f"--share {share}: the model has {len(blocks)} blocks.", hint=f"At most --share {len(blocks)}.")
+    chunks: list[tuple[str, ...]] = []
+    for block in blocks:
+        if chunks and len(chunks[-1]) < share and family.stage(chunks[-1][0]) == family.stage(block):
+            chunks[-1] += (block,)
+        else:
+            chunks.append((block,))
+    return chunks
+
+
+def _explicit_groups(text: str, family: Family, blocks: Sequence[str]) -> list[tuple[str, ...]]:
+    """Read `0-3,4-7,8-11`: block numbers from zero, every block in one group, in order."""
+    faults, expected = [], 0
+    chunks: list[tuple[str, ...]] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if found is None:
+            faults.append(f"{part.strip()!r} is not a block or a range like 0-3")
+            continue
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            faults.append(f"{part.strip()} runs backwards")
+            continue
+        if first < expected:
+            faults.append(f"{part.strip()} overlaps or comes after a later group (block {expected} is next)")
+        elif first > expected:
+            faults.append(f"{part.strip()} skips block {expected}")
+        if last >= len(blocks):
+            faults.append(f"{part.strip()} goes past the last block, {len(blocks) - 1}")
+            last = len(blocks) - 1
+        expected = max(expected, last + 1)
+        chunks.append(tuple(blocks[first : last + 1]))
+    if not faults and expected < len(blocks):
+        faults.append(f"blocks {expected}-{len(blocks) - 1} are in no group")
+    faults += [
+        f"{chunk[0]} and {chunk[-1]} are in different stages"
+        for chunk in chunks
+        if chunk and len({family.stage(block) for block in chunk}) > 1
+    ]
+    half, last = len(blocks) // 2, len(blocks) - 1
+    hint = f"Name every block once, in order, for example --groups 0-{half - 1},{half}-{last}."
+    raise_faults(PlanError, [(f"--groups {text}: {fault}.", hint) for fault in faults])
+    return chunks
+
+
+def _size(model: nn.Module, family: Family, groups: Sequence[Group], recipe: PlanRecipe) -> Size:
+    """Count what sharing takes away and transformations add."""
+    params = dict(model.named_parameters())
+    persistent = model.state_dict(keep_vars=True)
+    teacher_params = sum(p.numel() for p in params.values())
+    teacher_bytes = sum(t.numel() * t.element_size() for t in persistent.values())
+    saved_params = saved_bytes = added_params = added_bytes = 0
+    for group in groups:
+        for block in group.blocks[1:]:
+            for name in group.shared:
+                p = params[f"{block}.{name}"]
+                saved_params += p.numel()
+                saved_bytes += p.numel() * p.element_size()
+        for owner in map(model.get_submodule, group.blocks):
+            for transform in recipe.transforms:
+                added = family.transforms[transform].num_params(model, owner, recipe.token_kernel)
+                added_params += added
+                added_bytes += added * next(owner.parameters()).element_size()
+    student_params = teacher_params - saved_params + added_params
+    student_bytes = teacher_bytes - saved_bytes + added_bytes
+    return Size(
+        teacher_params=teacher_params,
+        student_params=student_params,
+        params_ratio=round(teacher_params / student_params, 4),
+        teacher_bytes=teacher_bytes,
+        student_bytes=student_bytes,
+        bytes_ratio=round(teacher_bytes / student_bytes, 4),
+    )

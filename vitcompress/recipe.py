@@ -1,0 +1,354 @@
+"""What did the user ask for?  One frozen dataclass per stage: the same recipe as CLI flags, as YAML and as JSON.
+
+A field is declared once, here: its default, its bounds and its help are those of the flag, of the YAML key and of the
+reference.  `vitcompress.cli` makes the flags from these classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from vitcompress.errors import RecipeError, raise_faults
+
+DEFAULT_SHARE = 2
+DEFAULT_STEPS = 500
+TRANSFORMS = ("heads", "mlp")
+LOSSES = ("logits", "hidden")
+
+_CONFIG = ConfigDict(extra="forbid")
+
+
+def _words(value: Any) -> Any:
+    """`a,b` or `none` as a tuple of words."""
+    if isinstance(value, str):
+        return () if value.strip() in ("", "none") else tuple(word.strip() for word in value.split(","))
+    return value
+
+
+def _mapping(value: Any) -> Any:
+    """`key=value` strings as a mapping; each value is read as YAML (`16`, `0.5`, `true`, `[14, 14]`)."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    pairs = {}
+    for item in value:
+        key, equals, text = str(item).partition("=")
+        if not equals or not key:
+            raise ValueError(f"{item!r} is not of the form key=value")
+        pairs[key.strip().replace("-", "_")] = yaml.safe_load(text)
+    return pairs
+
+
+def _bytes(value: Any) -> Any:
+    """`40MB` (10⁶), `40MiB` (2²⁰) or a bare number of bytes as an integer."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?)(i?)B?\s*", value)
+    if found is None:
+        raise ValueError(f"{value!r} is not a size like 40MB or 38MiB")
+    power = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}[found[2]]
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+Words = BeforeValidator(_words)
+Pairs = BeforeValidator(_mapping)
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class ModelRecipe:
+    """The teacher: which model, which weights, which preprocessing."""
+
+    model: Annotated[
+        str, Field(description="timm name, short name (deit_base), hf-hub:…, local-dir:… or fashion_vit (built in).")
+    ]
+    checkpoint: Annotated[
+        Path | None, Field(description="Weights to use: .safetensors, or .pth/.pt/.bin (no code in it is run).")
+    ] = None
+    model_arg: Annotated[
+        dict[str, Any], Pairs, Field(description="key=value for timm's constructor (img_size, depth, …); repeatable.")
+    ] = dataclasses.field(default_factory=dict)
+    mean: Annotated[tuple[float, ...] | None, Words, Field(description="Channel means, like 0.5,0.5,0.5.")] = None
+    std: Annotated[tuple[float, ...] | None, Words, Field(description="Channel deviations, like 0.5,0.5,0.5.")] = None
+    interpolation: Annotated[
+        Literal["bicubic", "bilinear", "nearest"] | None, Field(description="How images are resized.")
+    ] = None
+    crop_pct: Annotated[
+        float | None, Field(gt=0, le=1, description="Share of the resized image that the centre crop keeps.")
+    ] = None
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class PlanRecipe:
+    """What shares with what, and what each block keeps of its own."""
+
+    share: Annotated[
+        int | None, Field(ge=1, description=f"Consecutive blocks per group ({DEFAULT_SHARE} if neither is given).")
+    ] = None
+    groups: Annotated[
+        str | None, Field(description="Explicit groups instead of --share, like 0-3,4-7,8-11 (blocks from 0).")
+    ] = None
+    share_biases: Annotated[bool, Field(description="Share the biases of the shared layers too, as published.")] = False
+    transforms: Annotated[
+        tuple[Literal["heads", "mlp"], ...],
+        Words,
+        Field(description="Transformations of each block: heads,mlp or none."),
+    ] = TRANSFORMS  # type: ignore[assignment]
+    token_kernel: Annotated[int, Field(ge=1, description="k of the k×k token convolution (mlp), odd.")] = 3
+
+    def __post_init__(self) -> None:
+        if self.share is not None and self.groups is not None:
+            raise ValueError("--share and --groups exclude each other")
+        if self.token_kernel % 2 == 0:
+            raise ValueError(f"--token-kernel {self.token_kernel}: must be odd, to be centred on a patch")
+        if len(set(self.transforms)) < len(self.transforms):
+            raise ValueError("--transforms names a transformation twice")
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class StartRecipe:
+    """Which weights the groups start from."""
+
+    start: Annotated[
+        Literal["first", "mean", "calibrated"],
+        Field(description="Start of the shared weights: the group's first block, its mean, or the least-squares fit."),
+    ] = "first"
+    calibration_images: Annotated[int, Field(ge=1, description="Images for --start calibrated.")] = 256
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class DataRecipe:
+    """Images, labels and views."""
+
+    data: Annotated[
+        Path | None,
+        Field(description="Training images: class folders, a flat folder, or a folder with train/ and val/ in it."),
+    ] = None
+    val_data: Annotated[
+        Path | None, Field(description="Images to evaluate on; default: val/ beside train/, else a tenth held out.")
+    ] = None
+    class_map: Annotated[
+        Path | None, Field(description="Text file with a folder name per line, in the order of the model's classes.")
+    ] = None
+    skip_bad_images: Annotated[bool, Field(description="Count images that cannot be read instead of stopping.")] = False
+    batch_size: Annotated[int, Field(ge=1, description="Images per step.")] = 128
+    num_workers: Annotated[
+        int | None, Field(ge=0, description="Processes that decode images; default: by the number of cores.")
+    ] = None
+    crop_min: Annotated[
+        float, Field(gt=0, le=1, description="Smallest share of the image that a random training crop keeps.")
+    ] = 0.6
+    hflip: Annotated[float, Field(ge=0, le=1, description="Probability of mirroring a training image.")] = 0.5
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class DistillRecipe:
+    """How the student learns from the teacher."""
+
+    steps: Annotated[
+        int | None,
+        Field(ge=0, description=f"Training steps ({DEFAULT_STEPS} if no length is given); 0 converts only."),
+    ] = None
+    epochs: Annotated[float | None, Field(gt=0, description="Training length in passes over the images.")] = None
+    max_minutes: Annotated[float | None, Field(gt=0, description="Training length in minutes.")] = None
+    lr: Annotated[float, Field(gt=0, description="Peak learning rate of AdamW.")] = 1e-3
+    weight_decay: Annotated[
+        float, Field(ge=0, description="Weight decay of matrices; vectors and transformations have none.")
+    ] = 0.05
+    warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the training spent warming up.")] = 0.1
+    clip_norm: Annotated[float, Field(gt=0, description="Largest norm of the gradient.")] = 1.0
+    loss: Annotated[
+        dict[str, Annotated[float, Field(ge=0)]],
+        Pairs,
+        Field(description="Weight of a loss, name=weight; repeatable. Losses: " + ", ".join(LOSSES) + "."),
+    ] = dataclasses.field(default_factory=lambda: {"logits": 1.0, "hidden": 1.0})
+    temperature: Annotated[float, Field(gt=0, description="Temperature of the logits loss.")] = 1.0
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.steps, self.epochs, self.max_minutes)) > 1:
+            raise ValueError("--steps, --epochs and --max-minutes exclude each other")
+        for name in self.loss.keys() - set(LOSSES):
+            raise ValueError(f"--loss {name}: no such loss{_nearest(name, LOSSES)}; there are {', '.join(LOSSES)}")
+        if not any(self.loss.values()):
+            raise ValueError("--loss: every weight is zero, so there is nothing to learn")
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class RunRecipe:
+    """Where and how reproducibly it runs."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Seed of data order, views and drop path.")] = 0
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Field(description="Device to train on.")] = "auto"
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class GateRecipe:
+    """What the result must reach; a missed gate ends with exit code 3."""
+
+    max_drop: Annotated[float | None, Field(description="Largest drop of top-1, in points.")] = None
+    min_ratio: Annotated[float | None, Field(gt=0, description="Smallest ratio of parameters, before to after.")] = None
+    max_size: Annotated[
+        Annotated[int, Field(gt=0)] | None,
+        BeforeValidator(_bytes),
+        Field(description="Largest file, like 40MB or 38MiB."),
+    ] = None
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Recipe:
+    """Everything that decides what comes out."""
+
+    model: ModelRecipe
+    plan: PlanRecipe = dataclasses.field(default_factory=PlanRecipe)
+    start: StartRecipe = dataclasses.field(default_factory=StartRecipe)
+    data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
+    distill: DistillRecipe = dataclasses.field(default_factory=DistillRecipe)
+    run: RunRecipe = dataclasses.field(default_factory=RunRecipe)
+    gates: GateRecipe = dataclasses.field(default_factory=GateRecipe)
+
+
+STAGES: Mapping[str, Any] = get_type_hints(Recipe)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One field of a stage, as the command line needs it.
+
+    Attributes:
+        stage: name of the stage.
+        name: name of the field.
+        cli_type: what the command line collects; the recipe checks and converts it.
+        shown_default: what stands in its place where it is not given; empty where the help says it.
+        help: one sentence.
+    """
+
+    stage: str
+    name: str
+    cli_type: Any
+    shown_default: str
+    help: str
+
+
+def options(*stages: str) -> Iterator[Option]:
+    """Every field of the named stages, in order of declaration."""
+    for stage in stages:
+        hints = get_type_hints(STAGES[stage], include_extras=True)
+        for field in dataclasses.fields(STAGES[stage]):
+            kind, *metadata = get_args(hints[field.name])
+            help_text = next(m.description for m in metadata if getattr(m, "description", None))
+            parsed = any(isinstance(m, BeforeValidator) for m in metadata)
+            yield Option(stage, field.name, _cli_type(kind, parsed=parsed), _shown_default(field), help_text)
+
+
+def _cli_type(kind: Any, *, parsed: bool) -> Any:
+    """What the command line collects for a field of type `kind`: text where the recipe parses it."""
+    plain = next((k for k in get_args(kind) if k is not type(None)), kind) if type(None) in get_args(kind) else kind
+    if get_origin(plain) is dict:
+        return list[str]
+    return plain if plain in (bool, int, float, Path) and not parsed else str
+
+
+def _shown_default(field: Any) -> str:
+    default = field.default_factory() if callable(field.default_factory) else field.default
+    if default in (None, False, {}) or default is dataclasses.MISSING or isinstance(default, FieldInfo):
+        return ""
+    if isinstance(default, dict):
+        return " ".join(f"{key}={value:g}" for key, value in default.items())
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+def build(flags: Mapping[str, Any], *, file: Path | None = None) -> Recipe:
+    """Make a recipe from a file and flags; flags win.
+
+    Args:
+        flags: values by field name; every field name belongs to one stage.
+        file: a YAML file of stages, each a mapping of fields.
+
+    Raises:
+        RecipeError: unknown keys, wrong values or contradictions, all of them at once.
+    """
+    tree: dict[str, dict[str, Any]] = {stage: dict(fields) for stage, fields in _read(file).items()} if file else {}
+    home = {option.name: option.stage for option in options(*STAGES)}
+    for name, value in flags.items():
+        stage = tree.setdefault(home[name], {})
+        for rival in _RIVALS.get(name, ()):
+            if rival not in flags:  # a flag also wins over the file's other way of saying the same thing
+                stage.pop(rival, None)
+        stage[name] = value
+    if "model" not in tree.get("model", {}):
+        raise RecipeError("No model is named.", hint="Give a MODEL, or model: {model: …} in the recipe.")
+    return from_dict(tree)
+
+
+_RIVALS = {
+    "share": ("groups",),
+    "groups": ("share",),
+    "steps": ("epochs", "max_minutes"),
+    "epochs": ("steps", "max_minutes"),
+    "max_minutes": ("steps", "epochs"),
+}
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """Read and check the shape of a recipe file."""
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"--recipe {file}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"--recipe {file}: not YAML: {error}.") from error
+    if not isinstance(tree, dict) or not all(isinstance(fields, dict) for fields in tree.values()):
+        raise RecipeError(
+            f"--recipe {file}: must hold stages, each with its options.", hint="For example:  plan: {share: 4}"
+        )
+    return tree
+
+
+def from_dict(tree: Mapping[str, Any]) -> Recipe:
+    """The recipe that `to_dict` wrote.
+
+    Raises:
+        RecipeError: every fault at once, an unknown key with the nearest valid one.
+    """
+    try:
+        return TypeAdapter(Recipe).validate_python(tree)
+    except ValidationError as error:
+        raise_faults(RecipeError, [(_fault(dict(item)), "") for item in error.errors()])
+        raise
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain JSON values, defaults written out."""
+    tree: dict[str, Any] = TypeAdapter(Recipe).dump_python(recipe, mode="json")
+    return tree
+
+
+def _fault(item: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors, in the user's words."""
+    path = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
+    if item["type"] == "value_error":
+        message = str(item["ctx"]["error"])
+        return f"{message}." if message.startswith("--") else f"{_flag(path)}: {message}."
+    if item["type"] == "unexpected_keyword_argument":
+        known = [f.name for f in dataclasses.fields(STAGES[path[0]])] if len(path) > 1 else list(STAGES)
+        return f"{'.'.join(path)}: no such option{_nearest(path[-1], known)}."
+    message = item["msg"][0].lower() + item["msg"][1:]
+    return f"{_flag(path)} {item['input']}: {message}."
+
+
+def _flag(path: list[str]) -> str:
+    name = path[1] if len(path) > 1 else path[0]
+    return "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

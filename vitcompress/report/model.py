@@ -1,0 +1,72 @@
+"""The report as data, and as the JSON that is its one schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from vitcompress.distill import TrainLog
+from vitcompress.errors import ArtifactError
+from vitcompress.evaluate import Accuracy, Speed
+from vitcompress.plan import Size
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Report:
+    """What went in, what came out, and how it was made.
+
+    Attributes:
+        schema_version: of this structure; a change that breaks readers raises it.
+        model: the teacher's name.
+        family: of the teacher.
+        groups: how many blocks share one set of weights, in order.
+        transforms: what each block has of its own.
+        size: parameters and bytes.
+        accuracy: None where there were no images to measure on.
+        speed: latency.
+        train: what training did.
+        data: the training images; None where there were none.
+        versions: of the packages.
+        command: what was typed.
+        notes: what the numbers do not say.
+    """
+
+    schema_version: int
+    model: str
+    family: str
+    groups: tuple[int, ...]
+    transforms: tuple[str, ...]
+    size: Size
+    accuracy: Accuracy | None
+    speed: Speed | None
+    train: TrainLog
+    data: str | None
+    versions: dict[str, str]
+    command: str
+    notes: tuple[str, ...] = ()
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """A report, or a part of one, as plain JSON values."""
+    tree: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json")
+    return tree
+
+
+def from_json(tree: Mapping[str, Any]) -> Report:
+    """The report that `to_json` wrote.
+
+    Raises:
+        ArtifactError: of another schema.
+    """
+    try:
+        return TypeAdapter(Report).validate_python(dict(tree))
+    except ValidationError as error:
+        raise ArtifactError(
+            f"The report has schema {tree.get('schema_version')}; this vitcompress reads schema {SCHEMA_VERSION}.",
+            hint="pip install --upgrade vitcompress",
+        ) from error

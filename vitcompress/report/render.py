@@ -1,0 +1,152 @@
+"""The report for people: on the terminal and as Markdown, from the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+from rich.table import Table
+
+from vitcompress.evaluate import Accuracy
+from vitcompress.plan import Plan, Size
+from vitcompress.report.model import Report
+
+Row = tuple[str, str, str, str]
+_TEMPLATES = Environment(
+    loader=PackageLoader("vitcompress.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    autoescape=False,  # Markdown, not HTML
+)  # fmt: skip
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the report as a table."""
+    table = Table(title=f"{report.model}, {_sharing(report.groups)}", title_justify="left")
+    table.add_column("")
+    for column in ("teacher", "student", "change"):
+        table.add_column(column, justify="right")
+    for row in rows(report):
+        table.add_row(*row)
+    console.print(table)
+    for line in remarks(report):
+        console.print(line, markup=False, highlight=False)
+
+
+def print_plan(plan: Plan, name: str, console: Console) -> None:
+    """Print what shares with what, and what remains."""
+    table = Table(title=f"{name}, {_sharing([len(group.blocks) for group in plan.groups])}", title_justify="left")
+    table.add_column("group")
+    table.add_column("donor")
+    table.add_column("blocks")
+    for number, group in enumerate(plan.groups):
+        table.add_row(str(number), group.donor, ", ".join(block.rpartition(".")[2] for block in group.blocks))
+    console.print(table)
+    shared = sorted({name for group in plan.groups if len(group.blocks) > 1 for name in group.shared})
+    console.print(f"shared in each group: {', '.join(shared) or 'nothing'}", markup=False, highlight=False)
+    console.print(f"own in each block:    {', '.join(['everything else', *plan.transforms])}", highlight=False)
+    sizes = Table("", "teacher", "student", "change")
+    for row in size_rows(plan.size):
+        sizes.add_row(*row)
+    console.print(sizes)
+
+
+def print_accuracy(accuracy: Accuracy, console: Console) -> None:
+    """Print what was measured on one set of images."""
+    table = Table("", "teacher", "student", "change")
+    for row in _accuracy_rows(accuracy):
+        table.add_row(*row)
+    console.print(table)
+    console.print(_accuracy_remark(accuracy), markup=False, highlight=False)
+
+
+def to_markdown(report: Report) -> str:
+    """The report as a Markdown page."""
+    return _TEMPLATES.get_template("report.md.j2").render(
+        report=report, sharing=_sharing(report.groups), rows=rows(report), remarks=remarks(report)
+    )
+
+
+def rows(report: Report) -> list[Row]:
+    """What both renderings show: name, teacher, student, change."""
+    found = size_rows(report.size)
+    if report.accuracy:
+        found += _accuracy_rows(report.accuracy)
+    if report.speed:
+        found += [
+            (
+                f"latency, batch {batch}",
+                f"{teacher:.1f} ms",
+                f"{report.speed.student_ms[batch]:.1f} ms",
+                f"{report.speed.student_ms[batch] / teacher:.2f}×",
+            )
+            for batch, teacher in report.speed.teacher_ms.items()
+        ]
+    return found
+
+
+def size_rows(size: Size) -> list[Row]:
+    """Parameters and bytes."""
+    return [
+        ("parameters", f"{size.teacher_params:,}", f"{size.student_params:,}", f"{size.params_ratio:.2f}× fewer"),
+        ("tensors", megabytes(size.teacher_bytes), megabytes(size.student_bytes), f"{size.bytes_ratio:.2f}× smaller"),
+    ]
+
+
+def _accuracy_rows(accuracy: Accuracy) -> list[Row]:
+    def show(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f} %"
+
+    found: list[Row] = []
+    if accuracy.student_top1 is not None:
+        change = "" if accuracy.top1_drop is None else f"{-accuracy.top1_drop:+.2f} points"
+        found.append(("top-1", show(accuracy.teacher_top1), show(accuracy.student_top1), change))
+        found.append(("top-5", show(accuracy.teacher_top5), show(accuracy.student_top5), ""))
+    if accuracy.agreement is not None:
+        found.append(("agreement with the teacher", "", show(accuracy.agreement), ""))
+    return found
+
+
+def remarks(report: Report) -> list[str]:
+    """The sentences under the table."""
+    lines = []
+    if report.accuracy:
+        lines.append(_accuracy_remark(report.accuracy))
+    if report.train.steps:
+        train = report.train
+        lines.append(
+            f"Distilled for {train.steps:,} steps, {train.images:,} images in {train.seconds:.0f} s "
+            f"({train.images_per_second:.0f} images/s), on {report.data}."
+        )
+    else:
+        lines.append("Converted without training.")
+    if report.speed:
+        lines.append(f"Latency: median, {report.speed.threads} threads, {report.speed.device}.")
+    return [*lines, *report.notes]
+
+
+def _accuracy_remark(accuracy: Accuracy) -> str:
+    text = f"Measured on {accuracy.num_images:,} images: {accuracy.data}."
+    if accuracy.top1_drop_ci95 is not None:
+        low, high = accuracy.top1_drop_ci95
+        text += f" 95 % interval of the top-1 drop: {low:.2f} to {high:.2f} points (paired)."
+    if accuracy.student_top1 is None:
+        text += " They have no labels, so this is agreement with the teacher, not accuracy."
+    if accuracy.num_skipped:
+        text += f" {accuracy.num_skipped:,} unreadable images were skipped."
+    return text
+
+
+def _sharing(groups: Sequence[int]) -> str:
+    """`12 blocks in groups of 5+5+2`."""
+    if len(groups) > 1 and len(set(groups)) == 1:
+        return f"{sum(groups)} blocks in {len(groups)} groups of {groups[0]}"
+    return (
+        f"{sum(groups)} blocks in groups of {'+'.join(map(str, groups))}"
+        if len(groups) > 1
+        else (f"{groups[0]} blocks in one group")
+    )
+
+
+def megabytes(num_bytes: int) -> str:
+    """Bytes as MB, 10⁶."""
+    return f"{num_bytes / 1e6:.2f} MB"

@@ -1,0 +1,324 @@
+"""Which model does a name mean, and where do its weights come from?
+
+fashion_vit          built in                     deit_base           short name, or unambiguous prefix
+hf-hub:user/repo     the Hub's config.json        local-dir:folder    the same from a folder
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.data
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from timm.models import load_state_dict as read_checkpoint
+from timm.models import parse_model_name, split_model_name_tag
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path  # not exported by timm
+from torch import Tensor, nn
+
+from vitcompress.bundled import FASHION_VIT
+from vitcompress.errors import CheckpointError, ModelError, RecipeError, shorten
+from vitcompress.families import FAMILIES
+from vitcompress.recipe import ModelRecipe
+
+SHORT_NAMES: Mapping[str, str] = {
+    "deit_tiny": "deit_tiny_patch16_224",
+    "deit_small": "deit_small_patch16_224",
+    "deit_base": "deit_base_patch16_224",
+    "deit_tiny_distilled": "deit_tiny_distilled_patch16_224",
+    "deit_small_distilled": "deit_small_distilled_patch16_224",
+    "deit_base_distilled": "deit_base_distilled_patch16_224",
+    "deit3_small": "deit3_small_patch16_224",
+    "deit3_base": "deit3_base_patch16_224",
+    "deit3_large": "deit3_large_patch16_224",
+    "vit_tiny": "vit_tiny_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "vit_large": "vit_large_patch16_224",
+    "dinov2_small": "vit_small_patch14_dinov2",
+    "dinov2_base": "vit_base_patch14_dinov2",
+    "dinov2_large": "vit_large_patch14_dinov2",
+    "dinov2_giant": "vit_giant_patch14_dinov2",
+    "dinov2_reg_small": "vit_small_patch14_reg4_dinov2",
+    "dinov2_reg_base": "vit_base_patch14_reg4_dinov2",
+    "dinov2_reg_large": "vit_large_patch14_reg4_dinov2",
+    "dinov2_reg_giant": "vit_giant_patch14_reg4_dinov2",
+}
+
+
+# what timm.create_model would take as leave to read files or the network
+_NOT_FOR_CONSTRUCTOR = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "model_name"}
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a teacher comes from.
+
+    Attributes:
+        name: what it is called in reports.
+        architecture: timm's registered name, with the pretrained tag where one was given.
+        model_args: arguments for timm's constructor.
+        pretrained_cfg: what the Hub, a folder or the bundle says of the weights; empty for timm's own models.
+        checkpoint: a file with the weights; None where timm fetches them.
+    """
+
+    name: str
+    architecture: str
+    model_args: dict[str, Any] = field(default_factory=dict)
+    pretrained_cfg: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+
+
+def resolve(recipe: ModelRecipe) -> Source:
+    """Find out which model `recipe` names; reads no weights.
+
+    Raises:
+        ModelError: unknown or ambiguous, with the nearest names.
+    """
+    source = _named(recipe.model)
+    return replace(
+        source,
+        model_args={**source.model_args, **recipe.model_arg},
+        checkpoint=recipe.checkpoint or source.checkpoint,
+    )
+
+
+def _named(name: str) -> Source:
+    if name == FASHION_VIT.name:
+        return Source(
+            name, FASHION_VIT.architecture, dict(FASHION_VIT.model_args), dict(FASHION_VIT.pretrained_cfg),
+            FASHION_VIT.checkpoint,
+        )  # fmt: skip
+    try:
+        kind, identifier = parse_model_name(name)
+    except ValueError as error:
+        raise ModelError(f"MODEL {name}: {error}") from error
+    if kind == "hf-hub":
+        return _from_config(name, identifier, load_model_config_from_hf)
+    if kind == "local-dir":
+        return _from_config(name, identifier, load_model_config_from_path)
+    architecture = _registered(identifier)
+    return Source(architecture, architecture)
+
+
+def _from_config(name: str, identifier: str, read: Any) -> Source:
+    try:
+        pretrained_cfg, architecture, model_args = read(identifier)
+    except Exception as error:  # the Hub client raises dozens of types, of three libraries
+        raise ModelError(
+            f"MODEL {name}: its config.json cannot be read: {_first_line(error)}",
+            hint="Without a network, name the architecture and give its weights: MODEL --checkpoint FILE.",
+        ) from error
+    if not timm.is_model(architecture):
+        raise ModelError(f"MODEL {name}: its architecture {architecture!r} is not one of timm's.")
+    return Source(name, architecture, dict(model_args), dict(pretrained_cfg))
+
+
+def _registered(name: str) -> str:
+    """Timm's name for what the user typed: exact, short, or an unambiguous prefix."""
+    base: str
+    base, tag = split_model_name_tag(name)
+    base = SHORT_NAMES.get(base, base)
+    if not timm.is_model(base):
+        matches = sorted(timm.list_models(f"{base}*")) if base else []
+        if len(matches) > 1:
+            raise ModelError(f"MODEL {name} could be any of: {shorten(matches)}.", hint="Type more of the name.")
+        if not matches:
+            names = [FASHION_VIT.name, *SHORT_NAMES, *timm.list_models()]
+            nearest = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+            raise ModelError(
+                f"MODEL {name} is unknown." + (f" Nearest: {', '.join(nearest)}." if nearest else ""),
+                hint="timm.list_models() lists every name; hf-hub:USER/REPO and local-dir:FOLDER work too.",
+            )
+        base = matches[0]
+    if not tag:
+        return base
+    tagged = f"{base}.{tag}"
+    known = timm.list_pretrained(f"{base}.*")
+    if tagged not in known:
+        raise ModelError(f"MODEL {name}: no weights with the tag {tag!r}.", hint=f"There are: {shorten(known)}.")
+    return tagged
+
+
+def empty_model(source: Source) -> nn.Module:
+    """Build the model of `source` on the meta device, its buffers real; reads no weights.
+
+    Raises:
+        ModelError: timm cannot build it with these arguments.
+    """
+    with init_empty_weights():
+        return _create(source.architecture, source.model_args, source.pretrained_cfg)
+
+
+def _create(architecture: str, model_args: Mapping[str, Any], cfg: Mapping[str, Any]) -> nn.Module:
+    known = {k: v for k, v in cfg.items() if k not in ("file", "source", "hf_hub_id", "url")}
+    name, _ = split_model_name_tag(architecture)
+    if not timm.is_model(name):
+        raise ModelError(f"{architecture!r} is not one of timm's architectures.")
+    reserved = sorted(_NOT_FOR_CONSTRUCTOR & model_args.keys())
+    if reserved:
+        raise ModelError(f"--model-arg {shorten(reserved)}: says where weights come from, not how the model is built.")
+    try:
+        model: nn.Module = timm.create_model(
+            name if known else architecture, pretrained=False, pretrained_cfg=known or None, **model_args
+        )
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
+        arguments = " ".join(f"{key}={value}" for key, value in model_args.items())
+        raise ModelError(
+            f"timm cannot build {architecture} with {arguments or 'its defaults'}: {_first_line(error)}",
+            hint="Check --model-arg against the model's constructor in timm.",
+        ) from error
+    return model
+
+
+def load_teacher(source: Source) -> nn.Module:
+    """Build the model of `source` with its weights, on CPU, in eval mode.
+
+    Raises:
+        ModelError: timm cannot build it.
+        CheckpointError: the weights are missing, unreadable or of another model; every wrong key at once.
+    """
+    if source.checkpoint is not None:
+        model = _create(source.architecture, source.model_args, source.pretrained_cfg)
+        _fill_from_checkpoint(model, source.checkpoint)
+    else:
+        model = _fetch(source)
+    return model.float().eval()
+
+
+def _fetch(source: Source) -> nn.Module:
+    """Let timm find the weights: its cache, the Hub or a folder."""
+    remote = source.name.partition(":")[0] in ("hf-hub", "local-dir")
+    name = source.name if remote else source.architecture
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, **source.model_args)
+    except Exception as error:  # the Hub client raises dozens of types, of three libraries
+        raise CheckpointError(
+            f"No weights for {source.name}: {_first_line(error)}",
+            hint="Without a network, give a local file: --checkpoint FILE.",
+        ) from error
+    return model
+
+
+def _fill_from_checkpoint(model: nn.Module, path: Path) -> None:
+    """Load `path` into `model`, in place; other publishers' names are translated as timm does it."""
+    weights = _read_weights(path)
+    faults = _mismatches(model, weights)
+    if faults:
+        try:
+            family = next(family for family in FAMILIES if isinstance(model, family.model_type))
+            converted = family.convert(dict(weights), model)
+        except Exception:  # a translation that fails is none: the names as they stand are what to report
+            converted = {}
+        if not converted or _mismatches(model, converted):
+            raise CheckpointError(
+                f"--checkpoint {path} does not fit the model:\n" + "\n".join(f"  {fault}" for fault in faults),
+                hint="Give the model the weights were made for, or its sizes with --model-arg key=value.",
+            )
+        weights = converted
+    model.load_state_dict(weights)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
+        raise CheckpointError(f"--checkpoint {path} {what}.")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"--checkpoint {path} is empty.")
+    try:
+        weights = read_checkpoint(str(path), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"--checkpoint {path} is no plain table of tensors, and was not run: {_first_line(error)}",
+            hint="Save the state dict alone, best as .safetensors.",
+        ) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"--checkpoint {path} cannot be read: {_first_line(error)}", hint="It may be cut short: fetch it again."
+        ) from error
+    tensors = {name: t for name, t in weights.items() if isinstance(t, Tensor)} if isinstance(weights, dict) else {}
+    if not tensors:
+        raise CheckpointError(f"--checkpoint {path} holds no tensors by name.", hint="Save the state dict alone.")
+    return tensors
+
+
+def _mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Every name and shape by which `weights` differs from what `model` holds."""
+    expected = model.state_dict()
+    faults = [f"missing: {name} {tuple(t.shape)}" for name, t in expected.items() if name not in weights]
+    faults += [f"unexpected: {name} {tuple(t.shape)}" for name, t in weights.items() if name not in expected]
+    faults += [
+        f"shape: {name} is {tuple(t.shape)}, the model has {tuple(expected[name].shape)}"
+        for name, t in weights.items()
+        if name in expected and t.shape != expected[name].shape
+    ]
+    return faults
+
+
+def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
+    """Timm's data config of `model`: input size, mean, std, interpolation, crop.
+
+    Args:
+        model: a timm model, on any device.
+        recipe: overrides.
+
+    Raises:
+        RecipeError: --mean or --std has another number of channels than the model.
+    """
+    overrides = {
+        name: value
+        for name in ("mean", "std", "interpolation", "crop_pct")
+        if (value := getattr(recipe, name)) is not None
+    }
+    config: dict[str, Any] = timm.data.resolve_model_data_config(model)
+    channels, size = _input_of(model, config["input_size"])
+    config["input_size"] = (channels, *size)
+    for name in ("mean", "std"):
+        values = tuple(overrides.get(name, config[name]))
+        if len(values) == 1 or (name not in overrides and len(values) != channels):
+            values = (sum(values) / len(values),) * channels  # a grey model under an RGB config: the channels' mean
+        if len(values) != channels:
+            raise RecipeError(f"--{name} has {len(values)} values; the model has {channels} channels.")
+        overrides[name] = values
+    return {**config, **overrides}
+
+
+def _input_of(model: nn.Module, fallback: tuple[int, int, int]) -> tuple[int, tuple[int, int]]:
+    """Channels and image size that the model was built for, whatever its config says."""
+    embed = getattr(model, "patch_embed", None)
+    projection = getattr(embed, "proj", None)
+    channels = projection.in_channels if isinstance(projection, nn.Conv2d) else fallback[0]
+    size = getattr(embed, "img_size", None)
+    return channels, tuple(size) if size is not None else fallback[1:]
+
+
+def sha256_of(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of a state dict, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        t = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{t.dtype}:{tuple(t.shape)};".encode())
+        digest.update(t.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """A deep copy that shares no tensor with `model`."""
+    return copy.deepcopy(model)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".") + "."

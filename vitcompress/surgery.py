@@ -1,0 +1,56 @@
+"""How does a teacher become a student?  Tie shared parameters, then insert transformations."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vitcompress.errors import PlanError
+from vitcompress.families import family_named
+from vitcompress.plan import Group, Plan
+
+
+def apply_plan(model: nn.Module, plan: Plan) -> None:
+    """Make `model` the student that `plan` describes, in place.
+
+    Compression runs it on a copy of the teacher, loading an artifact on an empty model: both get the same student.
+
+    Args:
+        model: a model of the plan's architecture, on any device; meta will do.
+        plan: what is shared and added.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    family = family_named(plan.family)
+    for group in plan.groups:  # first of all: transformations may rename the paths that tying goes by
+        tie_group(model, group)
+    for group in plan.groups:
+        for name in group.blocks:
+            for transform in plan.transforms:
+                family.transforms[transform].insert(model, model.get_submodule(name), plan.token_kernel)
+
+
+def tie_group(model: nn.Module, group: Group) -> None:
+    """Make every block of `group` use the donor's shared parameters, in place.
+
+    Args:
+        model: a copy of the teacher.
+        group: blocks of one stage; `group.donor` is the first of them.
+
+    Raises:
+        PlanError: a parameter differs in shape from the donor's.
+
+    Source: weight sharing in MiniViT, arXiv:2204.07154, Sec. 3.1.
+    """
+    donor = dict(model.get_submodule(group.donor).named_parameters())
+    for block in group.blocks[1:]:
+        for name in group.shared:
+            owner_path, _, leaf = f"{block}.{name}".rpartition(".")
+            owner = model.get_submodule(owner_path)
+            old, new = getattr(owner, leaf), donor[name]
+            if old.shape != new.shape:
+                raise PlanError(
+                    f"{block}.{name} is {tuple(old.shape)}; donor {group.donor} has {tuple(new.shape)}.",
+                    hint="Blocks that share must have the same shapes: name other --groups.",
+                )
+            setattr(owner, leaf, new)

@@ -1,0 +1,114 @@
+"""What does a block own alone when its matrices are shared?  Small modules that start as the identity.
+
+    block i:   x ── norm1 ── qkv* ── QKᵀ/√d ── mix_logits ── softmax ── mix_probs ── ·V ── proj* ── + ──┐
+               ┌────────────────────────────────────────────────────────────────────────────────────────┘
+               └── norm2 ── x + token_conv(x) ── fc1* ── GELU ── fc2* ── +            * shared by the group
+
+Source: weight transformation in MiniViT, arXiv:2204.07154, Sec. 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class HeadMix(nn.Module):
+    """Mix attention maps across heads: `out[g] = Σ_h weight[g, h] · in[h]`, the identity at the start.
+
+    An einsum and not the 1×1 convolution of the released code: on CPU that convolution is some twenty times slower.
+
+    Args:
+        num_heads: H.
+
+    Source: MiniViT, Sec. 3.2, transformation for MSA. The released code starts from N(0, 0.02), which collapses
+        the attention logits towards zero and loses the pretrained function.
+    """
+
+    def __init__(self, num_heads: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(num_heads, device=device, dtype=dtype))
+
+    @staticmethod
+    def num_params(num_heads: int) -> int:
+        """Parameters of one mix."""
+        return num_heads * num_heads
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Mix maps `[B, H, N, M]`; the shape is kept."""
+        return torch.einsum("gh,bhnm->bgnm", self.weight, maps)
+
+
+class TokenConvolution(nn.Module):
+    """Add a depthwise k×k convolution over the patch grid: `x + conv(x)`, the identity at the start.
+
+    Class, distillation and register tokens pass by unchanged. There is no bias: the norm before it and the first
+    MLP layer after it each have a bias of the block's own.
+
+    Args:
+        dim: C, channels.
+        kernel_size: k, odd, in patches.
+        grid_size: (rows, columns) of the patch grid.
+        num_prefix_tokens: tokens before the patches.
+
+    Source: MiniViT, Sec. 3.2, transformation for MLP. The released Mini-Swin adds a norm on the residual trunk, so
+        its blocks can never equal the teacher's; Mini-DeiT omits the transformation.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        *,
+        grid_size: tuple[int, int],
+        num_prefix_tokens: int,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.grid_size = grid_size
+        self.num_prefix_tokens = num_prefix_tokens
+        self.weight = nn.Parameter(torch.zeros(dim, 1, kernel_size, kernel_size, device=device, dtype=dtype))
+
+    @staticmethod
+    def num_params(dim: int, kernel_size: int) -> int:
+        """Parameters of one convolution."""
+        return dim * kernel_size * kernel_size
+
+    def _grid(self, num_patches: int) -> tuple[int, int]:
+        """Rows and columns of `num_patches`: the grid of construction, else a square (timm's `dynamic_img_size`)."""
+        rows, cols = self.grid_size
+        if rows * cols == num_patches:
+            return rows, cols
+        side = math.isqrt(num_patches)
+        if side * side != num_patches:
+            raise ValueError(f"Token convolution: {num_patches} patches are neither {rows}×{cols} nor a square grid.")
+        return side, side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve tokens `[B, N, C]`; the shape is kept."""
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        rows, cols = self._grid(patches.shape[1])
+        image = patches.unflatten(1, (rows, cols)).permute(0, 3, 1, 2)  # [B, C, rows, cols], channels last in memory
+        moved = F.conv2d(image, self.weight, padding="same", groups=image.shape[1])
+        patches = patches + moved.permute(0, 2, 3, 1).flatten(1, 2)
+        return torch.cat([prefix, patches], dim=1) if self.num_prefix_tokens else patches
+
+
+def mix_tokens(mlp: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Forward pre-hook of an MLP that owns a `token_conv`: transform its input.
+
+    A hook and not a wrapping module, so that every name of the model's own parameters stays timm's, for any MLP type.
+    """
+    convolution: TokenConvolution = mlp.token_conv  # type: ignore[assignment]
+    return (convolution(inputs[0]), *inputs[1:])
+
+
+def attach_token_convolution(mlp: nn.Module, convolution: TokenConvolution) -> None:
+    """Give `mlp` a token convolution before its first layer, in place."""
+    mlp.token_conv = convolution
+    mlp.register_forward_pre_hook(mix_tokens)
