@@ -53,7 +53,7 @@ def user_errors() -> Iterator[None]:
             console.print(error.hint, markup=False)
         sys.exit(EXIT_MISTAKE)
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted; nothing was written.")
+        Console(stderr=True).print("Interrupted; no unfinished file is left behind.")
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -244,9 +244,8 @@ def _mapped(names: Sequence[str], where: str, num_classes: int, class_map: Path)
     return known
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Images as the model takes them.
+class Batch(NamedTuple):
+    """Images as the model takes them; a tuple, so that accelerate can move it to a device.
 
     Attributes:
         images: `[B, C, H, W]`.

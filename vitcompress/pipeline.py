@@ -118,9 +118,14 @@ def evaluate(
             raise
         reporter.say(f"Without the teacher: {error} {error.hint}")
         reference = None
-    loader = evaluation_loader(images, manifest.data_config, recipe)
+    device = Accelerator().device
     return evaluate_pair(
-        student, reference, loader, name=images.name, device=torch.device("cpu"), skip_bad_images=recipe.skip_bad_images
+        student.to(device),
+        reference.to(device) if reference else None,
+        evaluation_loader(images, manifest.data_config, recipe),
+        name=images.name,
+        device=device,
+        skip_bad_images=recipe.skip_bad_images,
     )
 
 

@@ -1,0 +1,111 @@
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from vitcompress.distill import TrainLog
+from vitcompress.errors import ArtifactError
+from vitcompress.evaluate import Accuracy, Speed
+from vitcompress.plan import Size
+from vitcompress.recipe import GateRecipe
+from vitcompress.report import Report, from_json, missed_gates, print_report, to_json, to_markdown
+
+REPORT = Report(
+    schema_version=1,
+    model="deit_base_patch16_224",
+    family="vit",
+    groups=(5, 5, 2),
+    transforms=("heads", "mlp"),
+    size=Size(86_567_656, 22_953_064, 3.7715, 346_270_624, 91_812_256, 3.7715),
+    accuracy=Accuracy("val", 400, 3, 86.0, 84.5, 97.25, 96.0, 1.5, (-0.2, 3.2), 92.0, 0.21),
+    speed=Speed({"1": 10.0, "32": 100.0}, {"1": 12.0, "32": 110.0}, 2, "cpu"),
+    train=TrainLog(500, 64_000, 3, 120.0, 533.3, ({"step": 1, "lr": 1e-3, "loss": 2.0, "logits": 2.0},)),
+    data="train",
+    versions={"torch": "2.15.0"},
+    command="vitcompress compress deit_base --share 5 --out mini.safetensors",
+    notes=("Sharing makes a model smaller, not faster: every block is still computed.",),
+)
+UNLABELLED = replace(
+    REPORT, accuracy=Accuracy("flat", 9, 0, None, None, None, None, None, None, 88.0, 0.3), speed=None, train=TrainLog()
+)
+
+
+def shown(report: Report) -> str:
+    console = Console(width=200, file=io.StringIO(), record=True)
+    print_report(report, console)
+    return console.export_text()
+
+
+def test_json_is_the_report() -> None:
+    tree = json.loads(json.dumps(to_json(REPORT)))
+    assert from_json(tree) == REPORT
+    assert set(tree) == {
+        "schema_version", "model", "family", "groups", "transforms", "size", "accuracy", "speed", "train", "data",
+        "versions", "command", "notes",
+    }  # fmt: skip
+    assert set(tree["size"]) == {
+        "teacher_params", "student_params", "params_ratio", "teacher_bytes", "student_bytes", "bytes_ratio",
+    }  # fmt: skip
+
+
+def test_another_schema_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="schema 2"):
+        from_json({**to_json(REPORT), "schema_version": 2, "accuracies": []})
+
+
+def test_terminal_and_markdown_show_the_same_numbers() -> None:
+    for text in (shown(REPORT), to_markdown(REPORT)):
+        for number in (
+            "86,567,656",
+            "22,953,064",
+            "3.77× fewer",
+            "86.00 %",
+            "84.50 %",
+            "-1.50 points",
+            "92.00 %",
+            "1.20×",
+        ):
+            assert number in text
+        assert "-0.20 to 3.20 points" in text
+        assert "groups of 5+5+2" in text
+        assert "smaller, not faster" in text
+        assert "3 unreadable images" in text
+
+
+def test_without_labels_nothing_is_called_accuracy() -> None:
+    for text in (shown(UNLABELLED), to_markdown(UNLABELLED)):
+        assert "top-1" not in text
+        assert "88.00 %" in text
+        assert "agreement with the teacher, not accuracy" in text
+        assert "Converted without training." in text
+
+
+def test_markdown_is_a_table() -> None:
+    lines = to_markdown(REPORT).splitlines()
+    assert lines[0] == "## deit_base_patch16_224: 12 blocks in groups of 5+5+2"
+    rows = [line for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {5}
+    assert REPORT.command in lines
+
+
+@pytest.mark.parametrize(
+    ("gates", "missed"),
+    [
+        (GateRecipe(max_drop=1.5, min_ratio=3.7, max_size=100), []),
+        (GateRecipe(max_drop=1.4), ["--max-drop 1.4: top-1 drops by 1.50 points."]),
+        (GateRecipe(min_ratio=9.0), ["--min-ratio 9: 3.77 times fewer parameters."]),
+        (GateRecipe(max_size=99), ["--max-size 99 bytes: the file has 100."]),
+    ],
+    ids=str,
+)
+def test_gates(gates: GateRecipe, missed: list[str]) -> None:
+    assert missed_gates(REPORT, gates, file_bytes=100) == missed
+
+
+def test_a_gate_that_cannot_be_measured_is_missed() -> None:
+    for report in (UNLABELLED, replace(REPORT, accuracy=None)):
+        assert missed_gates(report, GateRecipe(max_drop=50.0), file_bytes=1)[0].startswith(
+            "--max-drop 50: not measured"
+        )
