@@ -8,10 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from vitcompress.compare import Candidate, compare
 from vitcompress.data import Batch
-from vitcompress.distill import DivergedError, TrainLog, distill, lr_factor, parameter_groups
-from vitcompress.recipe import DistillRecipe
-from vitcompress.taps import tap_outputs
+from vitcompress.distill import Length, distill
+from vitcompress.mixing import Mixing
+from vitcompress.recipe import LOSSES, DistillRecipe
+from vitcompress.trainlog import DivergedError, TrainLog
 
 from .tiny import compressed, images, tiny
 
@@ -32,25 +34,29 @@ class Steps:
 
 def batches(x: torch.Tensor, steps: int) -> Iterator[Batch]:
     for _ in range(steps):
-        yield Batch(x, torch.zeros(len(x), dtype=torch.int64), ())
+        yield Batch(x, torch.arange(len(x)) % 5, ())
 
 
 def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, **recipe: Any) -> tuple[TrainLog, Steps]:
     ticker = Steps()
+    asked = DistillRecipe(**recipe)
+    size = (x.shape[1], x.shape[2], x.shape[3])
     log = distill(
         student,
         teacher,
         batches(x, steps),  # type: ignore[arg-type]
-        DistillRecipe(**recipe),
+        asked,
         blocks=BLOCKS,
+        comparison=compare(Candidate("student", student, size), Candidate("teacher", teacher, size), asked),
+        mixing=Mixing(num_classes=5 if "labels" in asked.loss else None),
         accelerator=Accelerator(cpu=True),
         ticker=ticker,
-        num_steps=steps,
+        length=Length(steps),
     )
     return log, ticker
 
 
-@pytest.mark.parametrize("loss", [{"logits": 1.0}, {"hidden": 1.0}, {"logits": 1.0, "hidden": 1.0}], ids=str)
+@pytest.mark.parametrize("loss", [*({name: 1.0} for name in LOSSES), dict.fromkeys(LOSSES[:-1], 1.0)], ids=str)
 def test_the_student_comes_closer_to_the_teacher(loss: dict[str, float]) -> None:
     teacher = tiny()
     student, _ = compressed(teacher, share=4)
@@ -87,27 +93,6 @@ def test_a_loss_that_is_not_finite_restores_the_last_good_state(lr: float) -> No
     assert "--lr" in caught.value.hint
 
 
-def test_only_matrices_decay_and_each_once() -> None:
-    student, _ = compressed(tiny(), share=4)
-    decay, plain = parameter_groups(student, DistillRecipe(weight_decay=0.05))
-    names = {id(p): name for name, p in student.named_parameters()}
-    decayed = {names[id(p)] for p in decay["params"]}
-    assert decayed == {
-        "patch_embed.proj.weight", "head.weight",
-        *(f"blocks.0.{layer}.weight" for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
-    }  # fmt: skip
-    assert len(decay["params"]) + len(plain["params"]) == len(names)
-    assert (decay["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
-
-
-def test_learning_rate_warms_up_then_falls_to_zero() -> None:
-    assert lr_factor(0.05, 0.1) == pytest.approx(0.5)
-    assert lr_factor(0.1, 0.1) == 1.0
-    assert lr_factor(0.55, 0.1) == pytest.approx(0.5)
-    assert lr_factor(1.0, 0.1) == pytest.approx(0.0)
-    assert lr_factor(0.0, 0.0) == 1.0
-
-
 def test_the_loss_curve_stays_short() -> None:
     teacher = tiny()
     student, _ = compressed(teacher, share=4)
@@ -115,15 +100,3 @@ def test_the_loss_curve_stays_short() -> None:
     assert 100 <= len(log.loss_curve) < 200
     steps = [point["step"] for point in log.loss_curve]
     assert steps == sorted(set(steps))
-
-
-def test_taps_see_each_pass_anew_and_leave() -> None:
-    model = tiny()
-    x = images(model)
-    with tap_outputs(model, BLOCKS) as seen:
-        model(x)
-        model(x)
-        assert len(seen) == 4
-        torch.testing.assert_close(model.forward_head(model.norm(seen[-1])), model(x))  # type: ignore[operator]
-    assert not model._forward_pre_hooks
-    assert not any(module._forward_hooks for module in model.modules())

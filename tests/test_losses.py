@@ -1,9 +1,21 @@
+import itertools
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from vitcompress.losses import LOSSES, Outputs, hidden_mse, kl_logits
+from vitcompress.losses import (
+    LOSSES,
+    Given,
+    Outputs,
+    attention_relations,
+    cross_entropy,
+    hidden_mse,
+    hidden_relations,
+    kl_logits,
+    relation_kl,
+)
 from vitcompress.recipe import LOSSES as LOSS_NAMES
 
 
@@ -49,7 +61,92 @@ def test_hidden_mse_ignores_scale_and_wants_as_many_blocks() -> None:
         hidden_mse([h], [h, h])
 
 
+def reference(student: list[Tensor], teacher: list[Tensor], heads: int) -> float:
+    """The relations as the paper writes them: pair by pair, head by head, in float64; cross-entropy less entropy."""
+
+    def relation(a: Tensor, b: Tensor) -> Tensor:
+        return torch.softmax(a @ b.T / a.shape[-1] ** 0.5, dim=-1)
+
+    found = []
+    for i, j in itertools.product(range(len(student)), repeat=2):
+        for image, head in itertools.product(range(student[0].shape[0]), range(heads)):
+            mine, yours = ([t.double().chunk(heads, -1)[head][image] for t in states] for states in (student, teacher))
+            p, q = relation(yours[i], yours[j]), relation(mine[i], mine[j])
+            found.append((-(p * q.log()).sum(-1) + (p * p.log()).sum(-1)).mean())
+    return float(torch.stack(found).mean())
+
+
+def triple(seed: int, tokens: int, width: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(2, tokens, width, dtype=dtype, generator=generator) for _ in range(3))
+    return q, k, v
+
+
+def test_a_relation_by_hand() -> None:
+    """One channel, two tokens [0, 1] against [0, 0]: rows of S Sᵀ are (0, 0) and (0, 1), of the teacher's all zero."""
+    student, teacher = torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 1)
+    second = 0.5 * math.log(0.5 * (1 + math.e)) + 0.5 * math.log(0.5 * (1 + math.e) / math.e)
+    assert hidden_relations([student], [teacher]).item() == pytest.approx(second / 2, rel=1e-6)
+    assert hidden_relations([student, teacher], [teacher, teacher]).item() == pytest.approx(second / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_nine_attention_relations_in_float64(heads: int) -> None:
+    """The teacher is twice as wide, as relation heads allow."""
+    blocks = [(triple(0, 5, 8), triple(1, 5, 16)), (triple(2, 7, 8), triple(3, 7, 8))]
+    expected = [reference(list(s), list(t), heads) for s, t in blocks]
+    found = attention_relations([s for s, _ in blocks], [t for _, t in blocks], heads=heads)
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(sum(expected) / 2, rel=1e-12)
+
+
+def test_hidden_relations_in_float64() -> None:
+    student, teacher = triple(0, 6, 8)[0], triple(1, 6, 12)[0]
+    expected = reference([student], [teacher], 1)
+    assert hidden_relations([student], [teacher]).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_gradient_of_a_relation_is_that_of_autograd(parts: int) -> None:
+    student = torch.cat(triple(0, 4, 6), dim=1).requires_grad_()
+    teacher = torch.cat(triple(1, 4, 6), dim=1)
+    assert torch.autograd.gradcheck(lambda s: 7 * relation_kl(s, teacher, parts=parts), student)
+
+
+def test_half_precision_is_computed_in_single() -> None:
+    s, t = triple(0, 5, 8, torch.bfloat16), triple(1, 5, 8, torch.bfloat16)
+    found = attention_relations([s], [t])
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(reference(list(s), list(t), 1), rel=1e-5)
+
+
+def test_no_relation_outlives_the_forward_pass() -> None:
+    """What is kept for the backward pass is as large as the states, whatever the number of tokens."""
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    student = torch.randn(2, 300, 4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        relation_kl(student, torch.randn(2, 300, 4), parts=3)
+    assert kept == [student.numel()]
+
+
+def test_cross_entropy_by_hand() -> None:
+    logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
+    targets = torch.tensor([[0.9, 0.1], [0.0, 1.0]])
+    expected = (-0.9 * math.log(0.75) - 0.1 * math.log(0.25) - math.log(0.5)) / 2
+    assert cross_entropy(logits, targets).item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_recipe_names_the_losses_that_there_are() -> None:
     assert tuple(LOSSES) == LOSS_NAMES
-    out = Outputs(torch.randn(2, 4), [torch.randn(2, 3, 4)])
-    assert all(abs(loss(out, out, 1.0).item()) < 1e-5 for loss in LOSSES.values())
+
+
+def test_every_loss_is_zero_where_student_and_teacher_are_one() -> None:
+    states = torch.randn(2, 3, 4)
+    out = Outputs(torch.tensor([[90.0, 0.0]]), [states], [states], [(states, states + 1, states - 1)])
+    given = Given(targets=torch.tensor([[1.0, 0.0]]))
+    assert all(abs(loss.compute(out, out, given).item()) < 1e-5 for loss in LOSSES.values())

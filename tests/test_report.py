@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from vitcompress.distill import TrainLog
 from vitcompress.errors import ArtifactError
 from vitcompress.evaluate import Accuracy, Speed
 from vitcompress.plan import Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report import Report, from_json, missed_gates, print_report, to_json, to_markdown
+from vitcompress.trainlog import TrainLog
 
 REPORT = Report(
     schema_version=1,

@@ -9,6 +9,7 @@ Each training view is drawn from its own seed, so the stream of views is the sam
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -28,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitcompress.bundled import Bundle
-from vitcompress.errors import DataError, shorten
+from vitcompress.errors import DataError, RecipeError, shorten
 from vitcompress.recipe import DataRecipe
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "test")
@@ -277,8 +278,7 @@ class Views(Dataset[tuple[Tensor, int] | str]):
         if channels not in _MODES:
             raise DataError(f"The model takes {channels} channels; images have 1 or 3.")
         self.mode = _MODES[channels]
-        augment = {"scale": (recipe.crop_min, 1.0), "hflip": recipe.hflip, "color_jitter": None}
-        self.transform = create_transform(**config, is_training=training, **(augment if training else {}))
+        self.transform = _random_views(config, recipe) if training else create_transform(**config, is_training=False)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
         position, draw = key
@@ -292,11 +292,29 @@ class Views(Dataset[tuple[Tensor, int] | str]):
         return view, self.images.labels[index] if self.images.labels is not None else -1
 
 
+def _random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
+    """Timm's training transform.
+
+    Raises:
+        RecipeError: --auto-augment is no policy of timm's.
+    """
+    try:
+        return create_transform(
+            **config, is_training=True, scale=(recipe.crop_min, 1.0), hflip=recipe.hflip, color_jitter=None,
+            auto_augment=recipe.auto_augment, re_prob=recipe.erase, re_mode="pixel",
+        )  # fmt: skip
+    except (AssertionError, ValueError, KeyError, IndexError) as error:  # timm asserts what it can read
+        raise RecipeError(
+            f"--auto-augment {recipe.auto_augment}: timm has no such policy: {error}.",
+            hint="For example rand-m9-mstd0.5-inc1, augmix-m3-w3, original or v0.",
+        ) from error
+
+
 @contextmanager
-def seeded(seed: int, draw: int) -> Iterator[None]:
-    """Run a block on random numbers of its own and leave the global generators as they were."""
+def seeded(*numbers: int) -> Iterator[None]:
+    """Run a block on random numbers of its own, decided by `numbers`; leave the global generators as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    number = int(np.random.SeedSequence([seed, draw]).generate_state(1)[0])
+    number = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(number)
     np.random.seed(number)
     torch.default_generator.manual_seed(number)
@@ -316,27 +334,26 @@ class Stream(Sampler[list[tuple[int, int]]]):
         batch_size: images per batch.
         seed: decides the order; each pass has its own.
         num_steps: batches; endless where None.
+        repeats: draws of an image that follow each other; as many passes then take as many times the steps.
+
+    Source: of repeats, Hoffer et al. 2019, arXiv:1901.09335; the order is that of timm's RepeatAugSampler.
     """
 
-    def __init__(self, num_images: int, batch_size: int, *, seed: int, num_steps: int | None) -> None:
+    def __init__(self, num_images: int, batch_size: int, *, seed: int, num_steps: int | None, repeats: int = 1) -> None:
         self.num_images, self.batch_size, self.seed, self.num_steps = num_images, batch_size, seed, num_steps
+        self.repeats = repeats
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step = draw = 0
-        order: list[int] = []
-        while self.num_steps is None or step < self.num_steps:
-            batch: list[tuple[int, int]] = []
-            while len(batch) < self.batch_size:
-                if draw % self.num_images == 0:
-                    order = (
-                        np.random.default_rng([self.seed, draw // self.num_images])
-                        .permutation(self.num_images)
-                        .tolist()
-                    )
-                batch.append((order[draw % self.num_images], draw))
-                draw += 1
-            yield batch
-            step += 1
+        draws = self._draws()
+        for _ in itertools.count() if self.num_steps is None else range(self.num_steps):
+            yield list(itertools.islice(draws, self.batch_size))
+
+    def _draws(self) -> Iterator[tuple[int, int]]:
+        draw = itertools.count()
+        for number in itertools.count():
+            for position in np.random.default_rng([self.seed, number]).permutation(self.num_images).tolist():
+                for _ in range(self.repeats):
+                    yield position, next(draw)
 
 
 def training_loader(
@@ -352,7 +369,7 @@ def training_loader(
         num_steps: None for an endless loader.
     """
     views = Views(images, config, training=True, recipe=recipe, seed=seed)
-    stream = Stream(len(images), recipe.batch_size, seed=seed, num_steps=num_steps)
+    stream = Stream(len(images), recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats)
     return DataLoader(views, batch_sampler=stream, collate_fn=collate, **_workers(recipe, images))
 
 

@@ -21,25 +21,31 @@ from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.bundled import FASHION_VIT, Bundle
+from vitcompress.compare import Candidate, Comparison, compare
 from vitcompress.console import Reporter
 from vitcompress.data import (
     ImageSet,
+    Views,
     check_readable,
     evaluation_loader,
     open_sets,
     training_loader,
     validation_folder,
 )
-from vitcompress.distill import DivergedError, TrainLog, distill
+from vitcompress.distill import Length, distill
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, raise_faults
 from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
 from vitcompress.families import family_named
 from vitcompress.initialize import STARTS
+from vitcompress.mixing import Mixing
 from vitcompress.plan import Plan, make_plan
 from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, ModelRecipe, PlanRecipe, Recipe, to_dict
 from vitcompress.report import SCHEMA_VERSION, Report, to_json, to_markdown
 from vitcompress.source import Source, clone, data_config, empty_model, load_teacher, resolve, sha256_of
 from vitcompress.surgery import apply_plan
+from vitcompress.teacher import Teacher, adapt_inputs, find_teacher
+from vitcompress.training import check_student
+from vitcompress.trainlog import DivergedError, TrainLog
 
 PROBE_IMAGES = 8
 
@@ -151,6 +157,8 @@ class _Job:
     config: dict[str, Any]
     train: ImageSet | None
     val: ImageSet | None
+    teacher: Teacher | None
+    comparison: Comparison
     accelerator: Accelerator
 
     def start(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -168,37 +176,53 @@ class _Job:
             if len(batch.labels):
                 yield batch.images
 
-    def distill(self, student: nn.Module, teacher: nn.Module, reporter: Reporter) -> TrainLog:
-        """Train the student, in place."""
-        steps = self._num_steps()
-        if steps == 0 or self.train is None:
+    def distill(self, student: nn.Module, source: nn.Module, reporter: Reporter) -> TrainLog:
+        """Train the student, in place, to do what the teacher does: the source, if no other is named."""
+        length = self._length()
+        if length.steps == 0 or self.train is None:
             return TrainLog()
-        loader = training_loader(self.train, self.config, self.recipe.data, seed=self.recipe.run.seed, num_steps=steps)
-        minutes = self.recipe.distill.max_minutes
+        recipe, seed = self.recipe, self.recipe.run.seed
         with reporter.training() as ticker:
             return distill(
                 student,
-                teacher,
-                loader,
-                self.recipe.distill,
-                blocks=family_named(self.plan.family).block_names(teacher),
+                self._load_teacher() if self.teacher else source,
+                training_loader(self.train, self.config, recipe.data, seed=seed, num_steps=length.steps),
+                recipe.distill,
+                blocks=family_named(self.plan.family).block_names(source),
+                comparison=self.comparison,
+                mixing=Mixing(
+                    mixup=recipe.data.mixup,
+                    cutmix=recipe.data.cutmix,
+                    num_classes=student.num_classes if "labels" in self.comparison.losses else None,  # type: ignore[arg-type]
+                    smoothing=recipe.distill.label_smoothing,
+                    seed=seed,
+                ),
                 accelerator=self.accelerator,
                 ticker=ticker,
-                num_steps=steps,
-                seconds=60 * minutes if minutes else None,
-                skip_bad_images=self.recipe.data.skip_bad_images,
+                length=length,
+                seed=seed,
+                skip_bad_images=recipe.data.skip_bad_images,
             )
 
-    def _num_steps(self) -> int | None:
+    def _load_teacher(self) -> nn.Module:
+        assert self.teacher is not None
+        teacher = self.teacher.load()
+        adapt_inputs(teacher, self.teacher.config, self.config, self.comparison.image_size)
+        return teacher
+
+    def _length(self) -> Length:
         recipe = self.recipe.distill
         if recipe.max_minutes is not None:
-            return None
+            return Length(None, 60 * recipe.max_minutes)
         if recipe.epochs is not None and self.train is not None:
-            return max(1, round(recipe.epochs * len(self.train) / self.recipe.data.batch_size))
-        return DEFAULT_STEPS if recipe.steps is None else recipe.steps
+            return Length(max(1, round(recipe.epochs * len(self.train) / self.recipe.data.batch_size)))
+        return Length(DEFAULT_STEPS if recipe.steps is None else recipe.steps)
 
     def finish(self, student: nn.Module, teacher: nn.Module, log: TrainLog, out: Path, reporter: Reporter) -> Report:
         """Evaluate, write and verify; returns the report that went into the file."""
+        if log.steps:
+            name = self.teacher.name if self.teacher else self.source.name
+            log = replace(log, teacher=name, losses=dict(self.comparison.losses))
         device = self.accelerator.device
         student.to(device).eval(), teacher.to(device).eval()
         accuracy = None
@@ -221,7 +245,7 @@ class _Job:
             data=self.train.name if self.train and log.steps else None,
             versions=_versions(),
             command=self.command,
-            notes=_notes(self.plan),
+            notes=_notes(self.plan) + (self._teacher_notes() if log.steps else ()),
         )
         manifest = artifact.Manifest(
             source={
@@ -242,6 +266,13 @@ class _Job:
         _write_text(out.with_name(f"{out.stem}.report.md"), to_markdown(report))
         reporter.say(f"wrote {out} ({out.stat().st_size:,} bytes), verified")
         return report
+
+    def _teacher_notes(self) -> tuple[str, ...]:
+        """What a reader of the report must know where the student learned from another model."""
+        if self.teacher is None:
+            return self.comparison.notes
+        taught = f"The student learned from {self.teacher.name}; it is compared with {self.source.name} all the same."
+        return (taught, *self.comparison.notes)
 
     def _probe(self) -> Tensor:
         """A few images to compare logits on: noise does, and is always at hand."""
@@ -269,19 +300,29 @@ def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
         faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
     source = attempt(resolve, recipe.model)
     model = attempt(empty_model, source) if source else None
+    teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
     train = val = None
+    comparison: Any = None
     if model is not None:
         found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
         config = attempt(data_config, model, recipe.model)
+        if found and config and (teacher or not recipe.teacher.teacher):
+            blocks = family_named(found.family).block_names(model)
+            attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
+            student = Candidate(source.name, model, config["input_size"])
+            other = Candidate(teacher.name, teacher.model, teacher.config["input_size"]) if teacher else student
+            comparison = attempt(compare, student, other, recipe.distill)
         sets = attempt(
             open_sets, recipe.data, bundle=_bundle(source.name), num_classes=model.num_classes, seed=recipe.run.seed
         )
         train, val = sets or (None, None)
         if sets is not None:
             faults += _missing_images(recipe, train, val)
+        if config and train is not None:
+            attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
     raise_faults(RecipeError, faults)
     accelerator = Accelerator(cpu=recipe.run.device == "cpu")
-    return _Job(recipe, out, command, source, found, config, train, val, accelerator)
+    return _Job(recipe, out, command, source, found, config, train, val, teacher, comparison, accelerator)
 
 
 def _missing_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None) -> list[tuple[str, str]]:
@@ -291,6 +332,8 @@ def _missing_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None
         faults.append(("Distillation needs training images.", "Give --data DIR, or --steps 0 to convert only."))
     if train is None and recipe.start.start == "calibrated":
         faults.append(("--start calibrated needs images.", "Give --data DIR, or another --start."))
+    if recipe.distill.loss.get("labels") and train is not None and train.labels is None:
+        faults.append(("--loss labels needs labelled images.", "Give --data DIR with class folders."))
     if recipe.gates.max_drop is not None and (val is None or val.labels is None):
         faults.append(("--max-drop needs labelled images.", "Give --val-data DIR with class folders."))
     return faults

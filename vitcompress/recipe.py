@@ -23,7 +23,7 @@ from vitcompress.errors import RecipeError, raise_faults
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
 TRANSFORMS = ("heads", "mlp")
-LOSSES = ("logits", "hidden")
+LOSSES = ("logits", "hidden", "attention", "hidden_relation", "labels")
 
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -147,6 +147,37 @@ class DataRecipe:
         float, Field(gt=0, le=1, description="Smallest share of the image that a random training crop keeps.")
     ] = 0.6
     hflip: Annotated[float, Field(ge=0, le=1, description="Probability of mirroring a training image.")] = 0.5
+    auto_augment: Annotated[
+        str | None, Field(description="timm's policy for training images, like rand-m9-mstd0.5-inc1.")
+    ] = None
+    erase: Annotated[float, Field(ge=0, le=1, description="Probability of erasing a part of a training image.")] = 0.0
+    repeats: Annotated[
+        int, Field(ge=1, description="Views of an image that follow each other (repeated augmentation).")
+    ] = 1
+    mixup: Annotated[float, Field(ge=0, description="α of mixup: blends of two images; 0 is none.")] = 0.0
+    cutmix: Annotated[float, Field(ge=0, description="α of cutmix: parts pasted from another image; 0 is none.")] = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(f"--batch-size {self.batch_size}: must be even, --mixup and --cutmix take images in pairs")
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class TeacherRecipe:
+    """Whom the student learns from, where it is not the model itself."""
+
+    teacher: Annotated[
+        str | None, Field(description="Another model to learn from, named like MODEL, or a file of vitcompress.")
+    ] = None
+    teacher_checkpoint: Annotated[Path | None, Field(description="Weights of the teacher.")] = None
+    teacher_arg: Annotated[
+        dict[str, Any], Pairs, Field(description="key=value for the teacher's constructor; repeatable.")
+    ] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.teacher is None and (self.teacher_checkpoint is not None or self.teacher_arg):
+            flag = "--teacher-arg" if self.teacher_checkpoint is None else "--teacher-checkpoint"
+            raise ValueError(f"{flag} needs --teacher")
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -171,6 +202,31 @@ class DistillRecipe:
         Field(description="Weight of a loss, name=weight; repeatable. Losses: " + ", ".join(LOSSES) + "."),
     ] = dataclasses.field(default_factory=lambda: {"logits": 1.0, "hidden": 1.0})
     temperature: Annotated[float, Field(gt=0, description="Temperature of the logits loss.")] = 1.0
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="Share of each label spread over all classes (labels loss).")
+    ] = 0.0
+    layers: Annotated[
+        str | None,
+        Field(
+            description="Compared blocks, student:teacher, like 1:3,3:9 (1 is 1:1; blocks from 0); "
+            "default: every block, the teacher's evenly spread."
+        ),
+    ] = None
+    relation_heads: Annotated[
+        int, Field(ge=1, description="Parts of the width that attention relations are taken of, as published 1.")
+    ] = 1
+    max_relation_tokens: Annotated[
+        int, Field(ge=2, description="Most tokens that relations are taken of, at random and anew each step.")
+    ] = 196
+    ema: Annotated[
+        float | None, Field(gt=0, lt=1, description="Decay of a running mean of the weights, to be kept instead.")
+    ] = None
+    drop_path: Annotated[
+        float, Field(ge=0, lt=1, description="Probability of skipping the last block's branches; grows with depth.")
+    ] = 0.0
+    grad_checkpointing: Annotated[
+        bool, Field(description="Compute blocks again in the backward pass: less memory, more time.")
+    ] = False
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.steps, self.epochs, self.max_minutes)) > 1:
@@ -179,6 +235,8 @@ class DistillRecipe:
             raise ValueError(f"--loss {name}: no such loss{_nearest(name, LOSSES)}; there are {', '.join(LOSSES)}")
         if not any(self.loss.values()):
             raise ValueError("--loss: every weight is zero, so there is nothing to learn")
+        if self.label_smoothing and not self.loss.get("labels"):
+            raise ValueError(f"--label-smoothing {self.label_smoothing:g}: there is no labels loss to smooth")
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -210,6 +268,7 @@ class Recipe:
     plan: PlanRecipe = dataclasses.field(default_factory=PlanRecipe)
     start: StartRecipe = dataclasses.field(default_factory=StartRecipe)
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
+    teacher: TeacherRecipe = dataclasses.field(default_factory=TeacherRecipe)
     distill: DistillRecipe = dataclasses.field(default_factory=DistillRecipe)
     run: RunRecipe = dataclasses.field(default_factory=RunRecipe)
     gates: GateRecipe = dataclasses.field(default_factory=GateRecipe)

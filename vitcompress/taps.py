@@ -2,36 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+from vitcompress.families import Tap
+
+
+def as_read(value: Tensor) -> Tensor:
+    """Keep all of it."""
+    return value
 
 
 @contextmanager
-def tap_outputs(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """Collect what the named modules return, in the order in which they run, until the context ends.
+def tap_outputs(
+    model: nn.Module, taps: Sequence[Tap], keep: Callable[[Tensor], Tensor] = as_read
+) -> Iterator[list[Tensor]]:
+    """Collect what the taps read, in their order, until the context ends.
+
+    Under activation checkpointing, blocks run a second time in the backward pass: what they give then is not kept, for
+    it would hold on to all that checkpointing frees. `keep` runs again with it, since the second run must do what the
+    first did.
 
     Args:
-        model: its forward pass clears the list first.
-        names: full module names.
+        model: its forward pass forgets what was read before.
+        taps: by full module names; one module may have several.
+        keep: what to keep of each value.
 
     Yields:
-        A list, filled anew by each forward pass of `model`, one tensor per name.
+        A list, filled anew by each forward pass of `model`, one tensor per tap; empty until the first.
     """
+    found: dict[int, Tensor] = {}
     seen: list[Tensor] = []
 
     def clear(module: nn.Module, inputs: Any) -> None:
+        found.clear()
         seen.clear()
 
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen.append(output)
+    def reader(number: int, tap: Tap) -> Callable[[nn.Module, Any, Tensor], None]:
+        def read(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            found.setdefault(number, keep(tap.read(module, inputs, output)))
 
-    handles = [model.register_forward_pre_hook(clear)]
-    handles += [model.get_submodule(name).register_forward_hook(keep) for name in names]
+        return read
+
+    def collect(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.extend(found[number] for number in range(len(taps)))
+
+    handles = [model.register_forward_pre_hook(clear), model.register_forward_hook(collect)]
+    handles += [
+        model.get_submodule(tap.module).register_forward_hook(reader(number, tap)) for number, tap in enumerate(taps)
+    ]
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+class TokenSubset:
+    """The same random tokens of every value of as many tokens, other ones after each `draw`.
+
+    Relations grow with the square of the tokens: this is what bounds them.
+
+    Args:
+        most: tokens to keep; values of fewer are left whole.
+        seed: with the number of the draw, decides which.
+    """
+
+    def __init__(self, most: int, *, seed: int) -> None:
+        self.most, self.seed = most, seed
+        self.draw(0)
+
+    def draw(self, number: int) -> None:
+        """Choose other tokens from now on, in place."""
+        self.generator_seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        self.chosen: dict[tuple[int, torch.device], Tensor] = {}
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The chosen tokens, `[B, n, C]`, of `[B, N, C]`, in their order."""
+        tokens = value.shape[1]
+        if tokens <= self.most:
+            return value
+        key = tokens, value.device
+        if key not in self.chosen:
+            generator = torch.Generator().manual_seed(self.generator_seed)
+            order = torch.randperm(tokens, generator=generator)[: self.most].sort().values
+            self.chosen[key] = order.to(value.device)
+        return value.index_select(1, self.chosen[key])

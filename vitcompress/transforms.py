@@ -112,3 +112,6 @@ def attach_token_convolution(mlp: nn.Module, convolution: TokenConvolution) -> N
     """Give `mlp` a token convolution before its first layer, in place."""
     mlp.token_conv = convolution
     mlp.register_forward_pre_hook(mix_tokens)
+
+
+TRANSFORM_MODULES = (HeadMix, TokenConvolution)  # all of them: none has weight decay

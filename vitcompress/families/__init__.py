@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from vitcompress.errors import ModelError
-from vitcompress.families.base import BlockTransform, Family
+from vitcompress.families.base import BlockTransform, Family, Tap
 from vitcompress.families.vit import VIT
 
 FAMILIES: tuple[Family, ...] = (VIT,)
 
-__all__ = ["FAMILIES", "BlockTransform", "Family", "family_named", "family_of"]
+__all__ = ["FAMILIES", "BlockTransform", "Family", "Tap", "family_named", "family_of"]
 
 
 def family_of(model: nn.Module, name: str) -> Family:

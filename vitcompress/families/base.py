@@ -5,10 +5,43 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from vitcompress.errors import ModelError
+
+
+def read_output(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """What a tapped module returns, which is what most taps are after."""
+    return output
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One place where a forward pass is read.
+
+    Attributes:
+        module: name of the module whose call is watched.
+        read: `(module, inputs, output) -> tensor`; looks, changes nothing.
+    """
+
+    module: str
+    read: Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor] = read_output
+
+
+def fused_qkv(block: nn.Module) -> tuple[Tap, ...]:
+    """Where q, k and v of a block are read: at the output of its `attn.qkv`, where it has one.
+
+    Args:
+        block: any block; its attention calls `attn.qkv` once per forward pass.
+
+    Returns:
+        One tap that gives q, k and v side by side, `[B, N, 3·C]`; or three, in this order, that give `[B, N, C]` each;
+        or none where the block has no q, k and v to read. For attention in windows, B counts windows.
+    """
+    qkv = getattr(getattr(block, "attn", None), "qkv", None)
+    return (Tap("attn.qkv"),) if isinstance(qkv, nn.Linear) else ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +71,8 @@ class Family:
         biases: matches, inside a block, the biases of the same layers, shared only on request.
         transforms: the transformations that its blocks can have, by name.
         convert: `(state_dict, model) -> state_dict`; timm's translation of other publishers' checkpoints.
+        qkv: `(block) -> taps`; where q, k and v are read, as `fused_qkv` says. A block that never calls its qkv layer
+            (BEiT multiplies by its weight) is tapped at its attention, with a `read` of its own.
     """
 
     name: str
@@ -47,6 +82,7 @@ class Family:
     biases: re.Pattern[str]
     transforms: Mapping[str, BlockTransform]
     convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
+    qkv: Callable[[nn.Module], tuple[Tap, ...]] = fused_qkv
 
     def block_names(self, model: nn.Module) -> list[str]:
         """Full names of the model's blocks, in the order in which they run."""

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vitcompress.distill import TrainLog
 from vitcompress.errors import ArtifactError
 from vitcompress.evaluate import Accuracy, Speed
 from vitcompress.plan import Size
+from vitcompress.trainlog import TrainLog
 
 SCHEMA_VERSION = 1
 

@@ -1,0 +1,105 @@
+from typing import Any
+
+import pytest
+import torch
+
+from vitcompress.families import FAMILIES, Tap, family_of
+from vitcompress.recipe import DistillRecipe
+from vitcompress.taps import TokenSubset, tap_outputs
+from vitcompress.training import training_student
+
+from .tiny import VARIANTS, compressed, images, tiny
+
+BLOCKS = [f"blocks.{i}" for i in range(4)]
+TAPS = [Tap(name) for name in BLOCKS]
+
+
+def test_taps_see_each_pass_anew_and_leave() -> None:
+    model = tiny()
+    x = images(model)
+    with tap_outputs(model, TAPS) as seen:
+        model(x)
+        model(x)
+        assert len(seen) == 4
+        torch.testing.assert_close(model.forward_head(model.norm(seen[-1])), model(x))  # type: ignore[operator]
+    assert not model._forward_pre_hooks
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_taps_come_in_the_order_asked_for_and_as_often() -> None:
+    model = tiny()
+    with tap_outputs(model, [TAPS[2], TAPS[0], TAPS[2]], lambda value: value[:, :1]) as seen:
+        model(images(model))
+        assert [tuple(value.shape) for value in seen] == [(2, 1, 24)] * 3
+        assert torch.equal(seen[0], seen[2])
+        assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_queries_keys_and_values_are_those_of_the_attention(variant: str) -> None:
+    """Attention computed from what the taps read is the attention's own output."""
+    model = tiny(variant)
+    block = model.get_submodule("blocks.1")
+    (tap,) = family_of(model, variant).qkv(block)
+    attn: Any = block.attn
+    with tap_outputs(model, [Tap(f"blocks.1.{tap.module}", tap.read), Tap("blocks.1.attn")]) as seen:
+        model(images(model))
+    q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in seen[0].chunk(3, dim=-1))
+    probs = (attn.q_norm(q) @ attn.k_norm(k).mT * attn.scale).softmax(-1)
+    torch.testing.assert_close(attn.proj(attn.norm((probs @ v).transpose(1, 2).flatten(2))), seen[1])
+
+
+def test_a_block_without_queries_has_no_taps() -> None:
+    assert all(family.qkv(torch.nn.Linear(2, 2)) == () for family in FAMILIES)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_through_taps_survive_checkpointing(checkpointing: bool) -> None:
+    student, _ = compressed(tiny(), share=2)
+    choose = TokenSubset(5, seed=0)
+    recipe = DistillRecipe(grad_checkpointing=checkpointing)
+    taps = [*TAPS, *(Tap(f"{name}.attn.qkv") for name in BLOCKS)]
+    with training_student(student, BLOCKS, recipe), tap_outputs(student, taps, choose) as seen:
+        logits = student(images(student, 3))
+        kept = list(seen)
+        torch.stack([logits.square().sum(), *(value.square().sum() for value in seen)]).sum().backward()
+        assert all(now is then for now, then in zip(seen, kept, strict=True))  # not what the second run gave
+    gradients = {name: p.grad for name, p in student.named_parameters()}
+    reference, _ = compressed(tiny(), share=2)
+    with tap_outputs(reference, taps, choose) as seen:
+        logits = reference(images(student, 3))
+        torch.stack([logits.square().sum(), *(value.square().sum() for value in seen)]).sum().backward()
+    for name, p in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, msg=name)
+
+
+def test_tokens_are_the_same_for_both_sides_and_others_each_step() -> None:
+    choose, again = TokenSubset(6, seed=3), TokenSubset(6, seed=3)
+    x = torch.arange(40.0).expand(2, 40).unsqueeze(-1)
+    steps = []
+    for step in range(3):
+        choose.draw(step)
+        again.draw(step)
+        steps.append(choose(x)[0, :, 0].tolist())
+        assert choose(x + 1)[0, :, 0].tolist() == [value + 1 for value in steps[-1]]
+        assert torch.equal(choose(x), again(x))
+        assert sorted(set(steps[-1])) == steps[-1]
+        assert len(steps[-1]) == 6
+    assert len({tuple(step) for step in steps}) == 3
+    assert TokenSubset(6, seed=4)(x).tolist() != TokenSubset(6, seed=3)(x).tolist()
+
+
+def test_few_tokens_are_left_whole() -> None:
+    x = torch.randn(2, 6, 3)
+    assert TokenSubset(6, seed=0)(x) is x
+
+
+def test_every_token_has_its_turn() -> None:
+    choose = TokenSubset(8, seed=0)
+    x = torch.arange(16.0).view(1, 16, 1)
+    count = torch.zeros(16)
+    for step in range(400):
+        choose.draw(step)
+        count[choose(x).flatten().long()] += 1
+    assert count.sum() == 3200
+    assert (count - 200).abs().max() < 50  # five standard deviations of a fair draw

@@ -1,0 +1,144 @@
+"""What is the student's alone while it trains?  Weight decay, learning rate, drop path, checkpointing, running mean."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from vitcompress.errors import RecipeError, raise_faults
+from vitcompress.recipe import DistillRecipe
+from vitcompress.transforms import TRANSFORM_MODULES
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+_DROP_PATH = re.compile(r"(.+\.)?drop_path\d*")
+_POSITION_TABLE = re.compile(r"relative_position|rel_pos|\brpe\b")  # where a model does not name its own
+
+
+def parameter_groups(student: nn.Module, recipe: DistillRecipe) -> list[dict[str, Any]]:
+    """Split the parameters in those with and without weight decay; each shared one comes once.
+
+    Vectors, what timm exempts, tables of relative positions and transformations have none: decay pulls towards zero,
+    and a head mix of zero is no identity.
+
+    Args:
+        student: any model.
+        recipe: the weight decay.
+    """
+    exempt = set(student.no_weight_decay()) if hasattr(student, "no_weight_decay") else set()  # type: ignore[operator]
+    added = {
+        id(p) for module in student.modules() if isinstance(module, TRANSFORM_MODULES) for p in module.parameters()
+    }
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, p in student.named_parameters():
+        spared = p.ndim <= 1 or name in exempt or id(p) in added or _POSITION_TABLE.search(name)
+        (plain if spared else decay).append(p)
+    return [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def lr_factor(done: float, warmup: float) -> float:
+    """Learning rate as a share of its peak: linear warm-up, then half a cosine.
+
+    Args:
+        done: share of the training that is over, 0–1.
+        warmup: share spent warming up.
+
+    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+    """
+    if done < warmup:
+        return max(done / warmup, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def check_student(model: nn.Module, blocks: Sequence[str], recipe: DistillRecipe, *, name: str) -> None:
+    """Make sure that the student can train as asked.
+
+    Args:
+        model: the model to be compressed; meta will do.
+        blocks: names of its blocks.
+        recipe: drop path and checkpointing asked for.
+        name: what the user called the model.
+
+    Raises:
+        RecipeError: it cannot; every fault at once.
+    """
+    faults = []
+    if recipe.drop_path and not all(_drop_paths(model.get_submodule(block)) for block in blocks):
+        faults.append((f"--drop-path {recipe.drop_path:g}: the blocks of {name} have no drop path.", "Leave it out."))
+    if recipe.grad_checkpointing and not hasattr(model, "set_grad_checkpointing"):
+        faults.append((f"--grad-checkpointing: {name} cannot do it.", "Use a smaller --batch-size to save memory."))
+    raise_faults(RecipeError, faults)
+
+
+@contextmanager
+def training_student(student: nn.Module, blocks: Sequence[str], recipe: DistillRecipe) -> Iterator[None]:
+    """Give the student drop path and checkpointing, in place, until the context ends; it ends in eval mode.
+
+    Drop path grows linearly with depth, as in timm, and each block keeps its own rate, whatever it shares.
+
+    Args:
+        student: any timm model.
+        blocks: names of its blocks, in order.
+        recipe: what it is given.
+    """
+    before: list[tuple[nn.Module, str, nn.Module]] = []
+    for number, block in enumerate(blocks if recipe.drop_path else ()):
+        rate = recipe.drop_path * number / max(1, len(blocks) - 1)
+        for path in _drop_paths(student.get_submodule(block)):
+            owner_path, _, leaf = f"{block}.{path}".rpartition(".")
+            owner = student.get_submodule(owner_path)
+            before.append((owner, leaf, getattr(owner, leaf)))
+            setattr(owner, leaf, DropPath(rate))
+    if recipe.grad_checkpointing:
+        student.set_grad_checkpointing(True)  # type: ignore[operator]
+    student.train()
+    try:
+        yield
+    finally:
+        if recipe.grad_checkpointing:
+            student.set_grad_checkpointing(False)  # type: ignore[operator]
+        for owner, leaf, module in before:
+            setattr(owner, leaf, module)
+        student.eval()
+
+
+def _drop_paths(block: nn.Module) -> list[str]:
+    return [name for name, _ in block.named_modules() if _DROP_PATH.fullmatch(name)]
+
+
+def running_mean(student: nn.Module, decay: float) -> AveragedModel:
+    """A copy of `student` that `update_parameters` draws after it.
+
+    torch's and not timm's: that goes through the state dict, where a shared weight stands once per block, and so
+    decays it as many times a step.
+
+    Args:
+        student: shares its parameters; so will the copy.
+        decay: share of the mean that stays at a step. It rises to that from 1/10, as (1 + step)/(10 + step), since
+            a mean over more steps than there were is a mean of the start.
+    """
+    return AveragedModel(student, multi_avg_fn=_average(decay))
+
+
+def _average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    @torch.no_grad()
+    def update(mean: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
+        step = float(num_averaged)
+        torch._foreach_lerp_(mean, current, 1 - min(decay, (1 + step) / (10 + step)))
+
+    return update
+
+
+def copy_parameters(source: nn.Module, target: nn.Module) -> None:
+    """Set the parameters of `target` to those of `source`, a model of the same structure, in place."""
+    with torch.no_grad():
+        for mine, other in zip(target.parameters(), source.parameters(), strict=True):
+            mine.copy_(other)
