@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from timm.data import ImageNetInfo, auto_augment, create_transform, infer_imagenet_subset
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
@@ -299,7 +299,7 @@ def _random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
         RecipeError: --auto-augment is no policy of timm's.
     """
     try:
-        return create_transform(
+        transform = create_transform(
             **config, is_training=True, scale=(recipe.crop_min, 1.0), hflip=recipe.hflip, color_jitter=None,
             auto_augment=recipe.auto_augment, re_prob=recipe.erase, re_mode="pixel",
         )  # fmt: skip
@@ -308,6 +308,21 @@ def _random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
             f"--auto-augment {recipe.auto_augment}: timm has no such policy: {error}.",
             hint="For example rand-m9-mstd0.5-inc1, augmix-m3-w3, original or v0.",
         ) from error
+    for step in transform.transforms:
+        for op in (*getattr(step, "ops", ()), *itertools.chain(*getattr(step, "policy", ()))):
+            if op.aug_fn is auto_augment.posterize:
+                op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
+    """Keep the upper `bits` of each pixel; of none, black.
+
+    timm's own asks Pillow for no bits at all at full magnitude, which Pillow 13 refuses: of the images that
+    rand-m9-mstd0.5 draws, one in some hundreds would end the training.
+    """
+    posterized: Image.Image = auto_augment.posterize(image, bits) if bits else image.point(lambda value: 0)
+    return posterized
 
 
 @contextmanager

@@ -160,7 +160,7 @@ class _RelationKL(torch.autograd.Function):
         p = log_p.exp()
         rows = p.shape[0] * p.shape[1] * parts
         gap = log_p.sub_(log_q)
-        kl = torch.linalg.vecdot(p.flatten(1), gap.flatten(1)).sum() / rows
+        kl: Tensor = torch.linalg.vecdot(p.flatten(1), gap.flatten(1)).sum() / rows
         if ctx.needs_input_grad[0]:
             g = log_q.exp_().sub_(p).flatten(2)  # [B, P·N, P·N]
             grad = torch.baddbmm(g @ student, g.mT, student)
@@ -177,8 +177,8 @@ class _RelationKL(torch.autograd.Function):
 def _log_relations(states: Tensor, parts: int) -> Tensor:
     """Log softmax of each row of each block of S Sᵀ/√d: `[B, P·N, P, N]`; one product for all blocks."""
     relations = states @ (states.mT * states.shape[-1] ** -0.5)
-    blocks: Tensor = relations.unflatten(-1, (parts, -1))
-    return blocks.log_softmax(dim=-1)
+    log_probs: Tensor = relations.unflatten(-1, (parts, -1)).log_softmax(dim=-1)
+    return log_probs
 
 
 def _exact(states: Tensor) -> Tensor:
@@ -196,8 +196,7 @@ def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
     Returns:
         Scalar `[]`, nats per image.
     """
-    loss: Tensor = F.cross_entropy(student.float(), targets)
-    return loss
+    return F.cross_entropy(student.float(), targets)
 
 
 def _labels(student: Outputs, given: Given) -> Tensor:

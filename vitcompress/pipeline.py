@@ -301,17 +301,16 @@ def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
     source = attempt(resolve, recipe.model)
     model = attempt(empty_model, source) if source else None
     teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
-    train = val = None
-    comparison: Any = None
+    train = val = comparison = None
     if model is not None:
         found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
         config = attempt(data_config, model, recipe.model)
-        if found and config and (teacher or not recipe.teacher.teacher):
+        if found and config:
             blocks = family_named(found.family).block_names(model)
             attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
-            student = Candidate(source.name, model, config["input_size"])
-            other = Candidate(teacher.name, teacher.model, teacher.config["input_size"]) if teacher else student
-            comparison = attempt(compare, student, other, recipe.distill)
+            if teacher or not recipe.teacher.teacher:
+                student = Candidate(source.name, model, config["input_size"])
+                comparison = attempt(compare, student, teacher.candidate if teacher else student, recipe.distill)
         sets = attempt(
             open_sets, recipe.data, bundle=_bundle(source.name), num_classes=model.num_classes, seed=recipe.run.seed
         )
@@ -322,6 +321,7 @@ def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
             attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
     raise_faults(RecipeError, faults)
     accelerator = Accelerator(cpu=recipe.run.device == "cpu")
+    assert comparison is not None  # else there was a fault
     return _Job(recipe, out, command, source, found, config, train, val, teacher, comparison, accelerator)
 
 

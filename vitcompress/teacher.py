@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress import artifact
-from vitcompress.errors import RecipeError
+from vitcompress.compare import Candidate
+from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.recipe import ModelRecipe, TeacherRecipe
 from vitcompress.source import Source, data_config, empty_model, load_teacher, resolve
 
@@ -33,6 +35,11 @@ class Teacher:
     config: Mapping[str, Any]
     load: Callable[[], nn.Module]
 
+    @property
+    def candidate(self) -> Candidate:
+        """What is compared of it before its weights are loaded."""
+        return Candidate(self.name, self.model, self.config["input_size"])
+
 
 def find_teacher(recipe: TeacherRecipe) -> Teacher:
     """Find the teacher that `recipe` names; loads no weights.
@@ -46,9 +53,32 @@ def find_teacher(recipe: TeacherRecipe) -> Teacher:
     if recipe.teacher_checkpoint is not None and not recipe.teacher_checkpoint.exists():
         raise RecipeError(f"--teacher-checkpoint {recipe.teacher_checkpoint} does not exist.")
     named = ModelRecipe(recipe.teacher, recipe.teacher_checkpoint, recipe.teacher_arg)
-    source = resolve(named)
-    model = empty_model(source)
-    return Teacher(source.name, model, data_config(model, named), lambda: load_teacher(source))
+    with _flags_of_the_teacher():
+        source = resolve(named)
+        model = empty_model(source)
+
+    def load() -> nn.Module:
+        with _flags_of_the_teacher():
+            return load_teacher(source)
+
+    return Teacher(source.name, model, data_config(model, named), load)
+
+
+@contextmanager
+def _flags_of_the_teacher() -> Iterator[None]:
+    """Let messages about a model name the flags that the teacher is given by."""
+    flags = {"MODEL ": "--teacher ", "--checkpoint": "--teacher-checkpoint", "--model-arg": "--teacher-arg"}
+    try:
+        yield
+    except VitcompressError as error:
+        message, hint = str(error), error.hint
+        for flag, ours in (
+            ("MODEL ", "--teacher "),
+            ("--checkpoint", "--teacher-checkpoint"),
+            ("--model-", "--teacher-"),
+        ):
+            message, hint = message.replace(flag, ours), hint.replace(flag, ours)
+        raise type(error)(message, hint=hint) from error
 
 
 def _from_artifact(path: Path, recipe: TeacherRecipe) -> Teacher:
@@ -59,7 +89,7 @@ def _from_artifact(path: Path, recipe: TeacherRecipe) -> Teacher:
         )
     manifest = artifact.read_manifest(path)
     model = empty_model(Source(**manifest.source))
-    return Teacher(str(path.name), model, manifest.data_config, lambda: artifact.load(path))
+    return Teacher(path.name, model, manifest.data_config, lambda: artifact.load(path))
 
 
 def adapt_inputs(
@@ -70,7 +100,7 @@ def adapt_inputs(
     Normalising anew is exact; resizing is bicubic with antialiasing, as views are made.
 
     Args:
-        teacher: a model.
+        teacher: any model.
         own: timm's data config of the teacher.
         seen: that of the views.
         image_size: (rows, columns) to resize views to; None to leave them.
