@@ -80,17 +80,55 @@ def test_sharing_and_the_teacher_survive_training() -> None:
     assert not teacher.training
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("lr", [1e18, math.inf])
-def test_a_loss_that_is_not_finite_restores_the_last_good_state(lr: float) -> None:
+def test_a_loss_that_is_not_finite_restores_the_last_good_state(lr: float, ema: float | None) -> None:
     teacher = tiny()
     student, _ = compressed(teacher, share=2)
     x = images(teacher, 8)
     start = student(x)
     with pytest.raises(DivergedError, match="not finite at step 2") as caught:
-        train(student, teacher, x, 9, lr=lr, warmup=0.0)
+        train(student, teacher, x, 9, lr=lr, warmup=0.0, ema=ema)
     assert torch.equal(student(x), start)
     assert caught.value.log.steps == 1
     assert "--lr" in caught.value.hint
+
+
+def test_the_student_ends_as_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step counts whole, the second 9/11, the third 9/12: what --ema 0.9 gives so early."""
+    teacher = tiny()
+    student, plan = compressed(teacher, share=2)
+    weight = student.get_parameter("blocks.0.mlp.fc1.weight")
+    after: list[torch.Tensor] = []
+    monkeypatch.setattr(Steps, "step", lambda self, **told: after.append(weight.detach().clone()))
+    train(student, teacher, images(teacher, 8), 3, lr=1e-2, ema=0.9)
+    expected = after[0].lerp(after[1], 9 / 11).lerp(after[2], 9 / 12)
+    torch.testing.assert_close(weight.detach(), expected)
+    assert not torch.allclose(expected, after[2])
+    assert sum(p.numel() for p in student.parameters()) == plan.size.student_params
+
+
+def test_a_loss_of_labels_alone_needs_no_teacher() -> None:
+    teacher = tiny()
+    student, _ = compressed(teacher, share=2)
+    ran: list[int] = []
+    handle = teacher.register_forward_hook(lambda *call: ran.append(1))
+    train(student, teacher, images(teacher, 8), 2, loss={"labels": 1.0})
+    assert len(ran) == 1  # without pixels, to see whether the two can be compared
+    train(student, teacher, images(teacher, 8), 2, loss={"labels": 1.0, "logits": 1.0})
+    assert len(ran) == 1 + 1 + 2
+    handle.remove()
+
+
+def test_relations_of_few_tokens_still_teach() -> None:
+    teacher = tiny()
+    student, _ = compressed(teacher, share=4)
+    loss = {"attention": 1.0, "hidden_relation": 1.0}
+    _, ticker = train(
+        student, teacher, images(teacher, 16), 30, loss=loss, lr=1e-3, max_relation_tokens=6, relation_heads=3,
+        layers="1,3", grad_checkpointing=True,
+    )  # fmt: skip
+    assert sum(ticker.losses[-3:]) < 0.8 * sum(ticker.losses[:3])  # each step has other tokens
 
 
 def test_the_loss_curve_stays_short() -> None:

@@ -18,6 +18,8 @@ from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.recipe import ModelRecipe, TeacherRecipe
 from vitcompress.source import Source, data_config, empty_model, load_teacher, resolve
 
+_FLAGS = {"MODEL ": "--teacher ", "--checkpoint": "--teacher-checkpoint", "--model-arg": "--teacher-arg"}
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -67,16 +69,11 @@ def find_teacher(recipe: TeacherRecipe) -> Teacher:
 @contextmanager
 def _flags_of_the_teacher() -> Iterator[None]:
     """Let messages about a model name the flags that the teacher is given by."""
-    flags = {"MODEL ": "--teacher ", "--checkpoint": "--teacher-checkpoint", "--model-arg": "--teacher-arg"}
     try:
         yield
     except VitcompressError as error:
         message, hint = str(error), error.hint
-        for flag, ours in (
-            ("MODEL ", "--teacher "),
-            ("--checkpoint", "--teacher-checkpoint"),
-            ("--model-", "--teacher-"),
-        ):
+        for flag, ours in _FLAGS.items():
             message, hint = message.replace(flag, ours), hint.replace(flag, ours)
         raise type(error)(message, hint=hint) from error
 
