@@ -1,0 +1,38 @@
+import pkgutil
+from importlib import import_module
+
+import pytest
+import torch
+
+from tests import benchmarks
+from tests.benchmarks.__main__ import main
+from tests.benchmarks.relation_memory import PeakBytes
+
+NAMES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__"]
+
+
+def test_the_peak_counts_what_is_alive_at_once() -> None:
+    a = torch.zeros(250)
+    with PeakBytes() as peak:
+        b = a + 1  # 1000 bytes
+        c = b + 1  # 2000
+        del b  # 1000
+        d = c.view(10, 25) + 1  # 2000, for a view is no tensor of its own
+        d.add_(1)
+        assert (peak.alive, peak.peak) == (2000, 2000)
+        del c, d
+    assert peak.alive == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_says_what_it_measures_and_can_be_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = import_module(f"tests.benchmarks.{name}")
+    assert callable(module.run)
+    main(["--list", name])
+    assert capsys.readouterr().out == f"{name}: {str(module.__doc__).splitlines()[0]}\n"
+
+
+def test_a_benchmark_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["nonsense"])
+    assert "no such benchmark: nonsense" in capsys.readouterr().err
