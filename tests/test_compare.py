@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ from torch import nn
 from vitcompress.compare import Candidate, Side, compare, pair_layers, reading
 from vitcompress.errors import RecipeError
 from vitcompress.families import Tap
+from vitcompress.families.base import fused_qkv
+from vitcompress.losses import LOSSES, Given
 from vitcompress.recipe import DistillRecipe
+from vitcompress.taps import TokenSubset
 
 from .tiny import ARGS, images, tiny
 
@@ -146,3 +150,26 @@ def test_reading_gives_what_is_asked_for_and_no_more() -> None:
     assert [tuple(t.shape) for t in found.sampled] == [(2, 2, 24)] * 2
     assert [tuple(t.shape) for qkv in found.qkv for t in qkv] == [(2, 2, 24)] * 6
     assert torch.equal(found.logits, model(x))
+
+
+def test_windows_are_images_of_their_own_and_grids_are_tokens() -> None:
+    """Swin gives [B, rows, columns, C], and its attention sees [B·windows, tokens of a window, C]."""
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, patch_size=2, window_size=4, embed_dim=12, depths=(2, 2),
+        num_heads=(2, 4), num_classes=5,
+    ).eval()  # fmt: skip
+    blocks = [f"layers.{stage}.blocks.{number}" for stage in range(2) for number in range(2)]
+    taps = tuple(fused_qkv(model.get_submodule(block)) for block in blocks)
+    side = Side(
+        tuple(blocks),
+        tuple((replace(tap, module=f"{b}.{tap.module}"),) for b, (tap,) in zip(blocks, taps, strict=True)),
+    )
+    x = torch.randn(3, 3, 32, 32)
+    with reading(model, side, {"sampled", "hidden", "qkv"}, TokenSubset(20, seed=0)) as outputs:
+        found = outputs(model(x))
+    assert [tuple(t.shape) for t in found.hidden] == [(3, 16, 16, 12)] * 2 + [(3, 8, 8, 24)] * 2
+    assert [tuple(t.shape) for t in found.sampled] == [(3, 20, 12)] * 2 + [(3, 20, 24)] * 2
+    assert [tuple(q.shape) for q, _, _ in found.qkv] == [(3 * 16, 16, 12)] * 2 + [(3 * 4, 16, 24)] * 2
+    given = Given()
+    for name in ("hidden", "attention", "hidden_relation"):
+        assert LOSSES[name].compute(found, found, given).item() == pytest.approx(0, abs=1e-6)

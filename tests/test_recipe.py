@@ -42,6 +42,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ({"max_size": "40 apples"}, "'40 apples' is not a size like 40MB"),
         ({"lr": 0.0}, "--lr 0.0: input should be greater than 0"),
         ({"mean": "a,b,c"}, "--mean a: input should be a valid number"),
+        ({"label_smoothing": 0.1}, "--label-smoothing 0.1: there is no labels loss to smooth"),
+        ({"teacher_arg": ["depth=8"]}, "--teacher-arg needs --teacher"),
+        ({"teacher_checkpoint": "a.pth"}, "--teacher-checkpoint needs --teacher"),
+        ({"ema": 1.0}, "--ema 1.0: input should be less than 1"),
+        ({"drop_path": -0.1}, "--drop-path -0.1: input should be greater than or equal to 0"),
+        ({"max_relation_tokens": 1}, "--max-relation-tokens 1: input should be greater than or equal to 2"),
+        ({"loss": ["hidden-relations=1"]}, "--loss hidden_relations: no such loss (did you mean hidden_relation?)"),
         ({"start": "last"}, "--start last: input should be 'first', 'mean' or 'calibrated'"),
     ],
     ids=str,
@@ -69,6 +76,13 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(RecipeError, match="--recipe"):
         build({"model": "x"}, file=file)
+
+
+def test_the_nearest_option_of_the_new_stages() -> None:
+    with pytest.raises(RecipeError) as caught:
+        from_dict({"model": {"model": "x"}, "teacher": {"techer": "y"}, "distill": {"relation_head": 1}})
+    assert "teacher.techer: no such option (did you mean teacher?)." in str(caught.value)
+    assert "distill.relation_head: no such option (did you mean relation_heads?)." in str(caught.value)
 
 
 def test_a_missing_file_and_a_missing_model(tmp_path: Path) -> None:
