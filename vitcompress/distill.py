@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from vitcompress.console import Ticker
 from vitcompress.data import Batch, check_readable
-from vitcompress.errors import TrainingError
+from vitcompress.errors import DataError, TrainingError
 from vitcompress.losses import LOSSES, Outputs
 from vitcompress.recipe import DistillRecipe
 from vitcompress.taps import tap_outputs
@@ -25,6 +25,7 @@ from vitcompress.transforms import HeadMix, TokenConvolution
 
 _POINTS = 200  # of the loss curve in the report
 _SNAPSHOT_STEPS = 50
+_BAD_IN_A_ROW = 1000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -90,7 +91,7 @@ def distill(
 
     Raises:
         DivergedError: a loss or gradient that is not finite.
-        DataError: an unreadable image.
+        DataError: an unreadable image, or none that is readable.
 
     Source: weight distillation in MiniViT, arXiv:2204.07154, Sec. 3.3; the logits are soft targets of Hinton et al.
         2015, arXiv:1503.02531.
@@ -99,40 +100,43 @@ def distill(
     model, optimizer, loader = accelerator.prepare(student, optimizer, loader)
     teacher = teacher.to(accelerator.device).eval()
     model.train()
-    run = _Run(recipe, student)
-    start = time.perf_counter()
+    run = _Run(recipe, student, num_steps, seconds)
     with tap_outputs(student, blocks) as student_hidden, tap_outputs(teacher, blocks) as teacher_hidden:
         for batch in loader:
-            images = _usable(batch, run, skip_bad_images)
-            if images is None:
-                continue
-            elapsed = time.perf_counter() - start
-            done = run.steps / num_steps if num_steps else elapsed / seconds if seconds else 1.0
+            done = run.done()
             if done >= 1:
                 break
+            run.count_bad(batch, skip=skip_bad_images)
+            if len(batch.labels) == 0:
+                continue
+            lr = recipe.lr * lr_factor(done, recipe.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * lr_factor(done, recipe.warmup)
+                group["lr"] = lr
             with torch.no_grad():
-                target = Outputs(teacher(images), list(teacher_hidden))
-            found = Outputs(model(images), list(student_hidden))
-            losses = {
-                name: weight * LOSSES[name](found, target, recipe.temperature)
-                for name, weight in recipe.loss.items()
-                if weight
-            }
+                target = Outputs(teacher(batch.images), list(teacher_hidden))
+            found = Outputs(model(batch.images), list(student_hidden))
+            losses = weigh(found, target, recipe)
             total = torch.stack(list(losses.values())).sum()
             accelerator.backward(total)
             norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            run.record(losses, total, norm, lr=group["lr"], images=len(images), seconds=time.perf_counter() - start)
+            run.record({"loss": total, **losses}, norm, lr=lr, images=len(batch.images))
             optimizer.step()
             optimizer.zero_grad()
-            ticker.step(
-                done=(run.steps / num_steps) if num_steps else min(1.0, elapsed / (seconds or 1.0)),
-                loss=float(total.detach()),
-                images_per_second=run.images / (time.perf_counter() - start),
-            )
+            ticker.step(done=run.done(), loss=float(total.detach()), images_per_second=run.images_per_second())
     student.eval()
+    if run.steps:
+        with torch.inference_mode():
+            run.check_finite(student(batch.images))  # the last update is checked by no later loss
     return run.log()
+
+
+def weigh(student: Outputs, teacher: Outputs, recipe: DistillRecipe) -> dict[str, Tensor]:
+    """Every loss of the recipe, times its weight; those of weight zero are not computed."""
+    return {
+        name: weight * LOSSES[name](student, teacher, recipe.temperature)
+        for name, weight in recipe.loss.items()
+        if weight
+    }
 
 
 def parameter_groups(student: nn.Module, recipe: DistillRecipe) -> list[dict[str, Any]]:
@@ -174,35 +178,48 @@ def lr_factor(done: float, warmup: float) -> float:
 
 
 class _Run:
-    """State of one training run: counters, the loss curve, and the last good weights."""
+    """State of one training run: its length, counters, the loss curve, and the last good weights."""
 
-    def __init__(self, recipe: DistillRecipe, student: nn.Module) -> None:
-        self.recipe, self.student = recipe, student
+    def __init__(self, recipe: DistillRecipe, student: nn.Module, num_steps: int | None, seconds: float | None) -> None:
+        self.recipe, self.student, self.num_steps, self.limit = recipe, student, num_steps, seconds
+        self.start = time.perf_counter()
         self.steps = self.images = self.skipped = 0
-        self.seconds = 0.0
         self.sums: dict[str, float] = {}
-        self.since = 0
-        self.every = 1
+        self.since, self.every = 0, 1
         self.curve: list[dict[str, float]] = []
         self.good = _copy(student)
 
-    def record(
-        self, losses: Mapping[str, Tensor], total: Tensor, norm: Tensor, *, lr: float, images: int, seconds: float
-    ) -> None:
+    def done(self) -> float:
+        """Share of the training that is over, 0–1."""
+        if self.num_steps is not None:
+            return self.steps / self.num_steps
+        return min(1.0, self.seconds() / self.limit) if self.limit else 1.0
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def images_per_second(self) -> float:
+        return self.images / self.seconds()
+
+    def count_bad(self, batch: Batch, *, skip: bool) -> None:
+        """Count unreadable images, or stop at them."""
+        self.skipped += check_readable(batch, skip=skip)
+        if self.images == 0 and self.skipped >= _BAD_IN_A_ROW:
+            raise DataError(f"The first {self.skipped:,} training images cannot be read; the last: {batch.bad[-1]}")
+
+    def record(self, losses: Mapping[str, Tensor], norm: Tensor, *, lr: float, images: int) -> None:
         """Count a step whose gradients are about to be applied.
 
         Raises:
             DivergedError: the loss or the gradient is not finite.
         """
-        values = {"loss": float(total.detach()), **{name: float(value.detach()) for name, value in losses.items()}}
-        if not math.isfinite(values["loss"]) or not math.isfinite(float(norm)):
-            self._diverged()
+        self.check_finite(torch.stack([losses["loss"].detach(), norm.detach()]))
         if self.steps % _SNAPSHOT_STEPS == 0:
             self.good = _copy(self.student)
         self.steps += 1
         self.images += images
-        self.seconds = seconds
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
         self.since += 1
         if self.since == self.every:
             self._point(lr)
@@ -213,13 +230,16 @@ class _Run:
         if len(self.curve) == _POINTS:  # every second point goes, and new ones come half as often
             self.curve, self.every = self.curve[1::2], 2 * self.every
 
-    def _diverged(self) -> None:
+    def check_finite(self, values: Tensor) -> None:
+        """Restore the last good weights and stop, unless every value is finite."""
+        if bool(torch.isfinite(values).all()):
+            return
         with torch.no_grad():
             for p, value in zip(self.student.parameters(), self.good, strict=True):
                 p.copy_(value)
         self.student.eval()
         error = DivergedError(
-            f"The loss is not finite at step {self.steps + 1} (--lr {self.recipe.lr:g}).",
+            f"The training is not finite after step {self.steps} (--lr {self.recipe.lr:g}).",
             hint=f"Try --lr {self.recipe.lr / 10:g}.",
         )
         error.log = self.log()
@@ -227,21 +247,14 @@ class _Run:
 
     def log(self) -> TrainLog:
         """What happened so far."""
-        speed = self.images / self.seconds if self.seconds else 0.0
         return TrainLog(
             steps=self.steps,
             images=self.images,
             skipped_images=self.skipped,
-            seconds=round(self.seconds, 3),
-            images_per_second=round(speed, 1),
+            seconds=round(self.seconds(), 3),
+            images_per_second=round(self.images_per_second(), 1),
             loss_curve=tuple({name: round(value, 6) for name, value in point.items()} for point in self.curve),
         )
-
-
-def _usable(batch: Batch, run: _Run, skip_bad_images: bool) -> Tensor | None:
-    """The batch's images; None where not one could be read."""
-    run.skipped += check_readable(batch, skip=skip_bad_images)
-    return batch.images if len(batch.labels) else None
 
 
 def _copy(student: nn.Module) -> list[Tensor]:

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shlex
+import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -110,6 +111,8 @@ def evaluate(
     name = str(manifest.source["name"])
     images = _images_to_evaluate(recipe, name, student.num_classes)  # type: ignore[arg-type]
     try:
+        if teacher is None and checkpoint is None and ":" in name:
+            raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
         reference = load_teacher(resolve(teacher or ModelRecipe(name, checkpoint, dict(manifest.source["model_args"]))))
         if teacher is None and sha256_of(reference.state_dict()) != manifest.source_sha256:
             raise CheckpointError("these are other weights than the artifact was made from.")
@@ -163,10 +166,14 @@ class _Job:
         count = min(len(self.train), self.recipe.start.calibration_images)
         chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.recipe.run.seed))[:count]
         recipe = replace(self.recipe.data, batch_size=min(32, self.recipe.data.batch_size))
+        seen = 0
         for batch in evaluation_loader(self.train.subset(chosen.tolist(), "calibration"), self.config, recipe):
             check_readable(batch, skip=recipe.skip_bad_images)
             if len(batch.labels):
+                seen += len(batch.labels)
                 yield batch.images
+        if seen == 0:
+            raise DataError(f"{self.train.name}: not one calibration image could be read.")
 
     def distill(self, student: nn.Module, teacher: nn.Module, reporter: Reporter) -> TrainLog:
         """Train the student, in place."""
@@ -176,7 +183,7 @@ class _Job:
         loader = training_loader(self.train, self.config, self.recipe.data, seed=self.recipe.run.seed, num_steps=steps)
         minutes = self.recipe.distill.max_minutes
         with reporter.training() as ticker:
-            return distill(
+            log = distill(
                 student,
                 teacher,
                 loader,
@@ -188,6 +195,9 @@ class _Job:
                 seconds=60 * minutes if minutes else None,
                 skip_bad_images=self.recipe.data.skip_bad_images,
             )
+        if log.steps == 0:
+            raise DataError(f"{self.train.name}: not one image could be read.")
+        return log
 
     def _num_steps(self) -> int | None:
         recipe = self.recipe.distill
@@ -263,16 +273,19 @@ def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
             faults.append((str(error), error.hint))
             return None
 
-    attempt(_check_out, out)
+    attempt(_check_out, out, recipe.model.checkpoint)
     attempt(_check_device, recipe.run.device)
     if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
         faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
     source = attempt(resolve, recipe.model)
     model = attempt(empty_model, source) if source else None
+    found: Any = None
+    config: Any = None
     train = val = None
     if model is not None:
         found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
         config = attempt(data_config, model, recipe.model)
+    if model is not None and hasattr(model, "num_classes"):
         sets = attempt(
             open_sets, recipe.data, bundle=_bundle(source.name), num_classes=model.num_classes, seed=recipe.run.seed
         )
@@ -296,14 +309,19 @@ def _missing_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None
     return faults
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, checkpoint: Path | None) -> None:
     folder = out.parent
     if not folder.is_dir():
         raise RecipeError(f"--out {out}: the folder {folder} does not exist.", hint=f"mkdir -p {folder}")
     if out.is_dir():
         raise RecipeError(f"--out {out} is a folder.", hint="Name a file, like mini.safetensors.")
-    if not os.access(folder, os.W_OK):
-        raise RecipeError(f"--out {out}: the folder {folder} cannot be written to.")
+    if checkpoint is not None and out.exists() and checkpoint.exists() and out.samefile(checkpoint):
+        raise RecipeError(f"--out {out} would overwrite --checkpoint.", hint="Name another file.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecipeError(f"--out {out}: the folder {folder} cannot be written to: {error.strerror}.") from error
 
 
 def _check_device(device: str) -> None:

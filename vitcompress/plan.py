@@ -91,7 +91,11 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
     """
     family = family_of(model, name)
     blocks = family.block_names(model)
-    chunks = _explicit_groups(recipe.groups, family, blocks) if recipe.groups else _chunks(recipe, family, blocks)
+    chunks = (
+        _explicit_groups(recipe.groups, family, blocks)
+        if recipe.groups is not None
+        else _chunks(recipe, family, blocks)
+    )
     groups = []
     for chunk in chunks:
         shared = family.shared_names(model.get_submodule(chunk[0]), share_biases=recipe.share_biases)
@@ -123,6 +127,8 @@ def _transform_fault(family: Family, transform: str, model: nn.Module, block: st
 def _chunks(recipe: PlanRecipe, family: Family, blocks: Sequence[str]) -> list[tuple[str, ...]]:
     """Cut `blocks` into runs of `share`, never across a stage; the last run of a stage may be shorter."""
     share = recipe.share if recipe.share is not None else DEFAULT_SHARE
+    if not blocks:
+        raise PlanError("The model has 0 blocks, so there is nothing to share.")
     if share > len(blocks):
         raise PlanError(f"--share {share}: the model has {len(blocks)} blocks.", hint=f"At most --share {len(blocks)}.")
     chunks: list[tuple[str, ...]] = []

@@ -25,7 +25,7 @@ DEFAULT_STEPS = 500
 TRANSFORMS = ("heads", "mlp")
 LOSSES = ("logits", "hidden")
 
-_CONFIG = ConfigDict(extra="forbid")
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def _words(value: Any) -> Any:
@@ -44,7 +44,10 @@ def _mapping(value: Any) -> Any:
         key, equals, text = str(item).partition("=")
         if not equals or not key:
             raise ValueError(f"{item!r} is not of the form key=value")
-        pairs[key.strip().replace("-", "_")] = yaml.safe_load(text)
+        try:
+            pairs[key.strip().replace("-", "_")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{item!r}: {text!r} cannot be read as YAML") from error
     return pairs
 
 
@@ -77,12 +80,16 @@ class ModelRecipe:
         dict[str, Any], Pairs, Field(description="key=value for timm's constructor (img_size, depth, …); repeatable.")
     ] = dataclasses.field(default_factory=dict)
     mean: Annotated[tuple[float, ...] | None, Words, Field(description="Channel means, like 0.5,0.5,0.5.")] = None
-    std: Annotated[tuple[float, ...] | None, Words, Field(description="Channel deviations, like 0.5,0.5,0.5.")] = None
+    std: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...] | None,
+        Words,
+        Field(description="Channel deviations, like 0.5,0.5,0.5."),
+    ] = None
     interpolation: Annotated[
         Literal["bicubic", "bilinear", "nearest"] | None, Field(description="How images are resized.")
     ] = None
     crop_pct: Annotated[
-        float | None, Field(gt=0, le=1, description="Share of the resized image that the centre crop keeps.")
+        float | None, Field(ge=0.1, le=1, description="Share of the resized image that the centre crop keeps.")
     ] = None
 
 

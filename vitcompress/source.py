@@ -10,7 +10,6 @@ import copy
 import difflib
 import hashlib
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ import timm
 import timm.data
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from timm.models import load_state_dict as read_checkpoint
 from timm.models import parse_model_name, split_model_name_tag
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path  # not exported by timm
@@ -121,7 +119,7 @@ def _from_config(name: str, identifier: str, read: Any) -> Source:
             f"MODEL {name}: its config.json cannot be read: {_first_line(error)}",
             hint="Without a network, name the architecture and give its weights: MODEL --checkpoint FILE.",
         ) from error
-    if not timm.is_model(architecture):
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ModelError(f"MODEL {name}: its architecture {architecture!r} is not one of timm's.")
     return Source(name, architecture, dict(model_args), dict(pretrained_cfg))
 
@@ -201,15 +199,32 @@ def load_teacher(source: Source) -> nn.Module:
 def _fetch(source: Source) -> nn.Module:
     """Let timm find the weights: its cache, the Hub or a folder."""
     remote = source.name.partition(":")[0] in ("hf-hub", "local-dir")
+    _check_head(source)
     name = source.name if remote else source.architecture
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, **source.model_args)
     except Exception as error:  # the Hub client raises dozens of types, of three libraries
+        if source.name.startswith("local-dir:"):
+            raise _unreadable(f"MODEL {source.name}", error) from error
         raise CheckpointError(
             f"No weights for {source.name}: {_first_line(error)}",
             hint="Without a network, give a local file: --checkpoint FILE.",
         ) from error
     return model
+
+
+def _check_head(source: Source) -> None:
+    """Refuse another number of classes than the weights have: timm would start that head at random."""
+    wanted = source.model_args.get("num_classes")
+    stored = source.pretrained_cfg.get("num_classes") or timm.models.get_pretrained_cfg_value(
+        source.architecture, "num_classes"
+    )
+    if wanted and stored and wanted != stored:
+        raise CheckpointError(
+            f"--model-arg num_classes={wanted}: the weights of {source.name} have {stored} classes, so the head "
+            "would be random.",
+            hint="Train the head first and give the result with --checkpoint.",
+        )
 
 
 def _fill_from_checkpoint(model: nn.Module, path: Path) -> None:
@@ -239,19 +254,22 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"--checkpoint {path} is empty.")
     try:
         weights = read_checkpoint(str(path), weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"--checkpoint {path} is no plain table of tensors, and was not run: {_first_line(error)}",
-            hint="Save the state dict alone, best as .safetensors.",
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"--checkpoint {path} cannot be read: {_first_line(error)}", hint="It may be cut short: fetch it again."
-        ) from error
+    except Exception as error:  # whatever a broken file makes torch, pickle, zipfile or safetensors say
+        raise _unreadable(f"--checkpoint {path}", error) from error
     tensors = {name: t for name, t in weights.items() if isinstance(t, Tensor)} if isinstance(weights, dict) else {}
     if not tensors:
         raise CheckpointError(f"--checkpoint {path} holds no tensors by name.", hint="Save the state dict alone.")
     return tensors
+
+
+def _unreadable(what: str, error: BaseException) -> CheckpointError:
+    """The user's words for an error of torch, pickle or safetensors."""
+    if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
+        return CheckpointError(
+            f"{what} is no plain table of tensors; the code in it was not run.",
+            hint="Save the state dict alone, best as .safetensors.",
+        )
+    return CheckpointError(f"{what} cannot be read: {_first_line(error)}", hint="It may be cut short: fetch it again.")
 
 
 def _mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
