@@ -19,7 +19,6 @@ from typing import Any
 import timm
 import timm.data
 import torch
-from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from timm.models import load_state_dict as read_checkpoint
 from timm.models import parse_model_name, split_model_name_tag
@@ -153,12 +152,12 @@ def _registered(name: str) -> str:
 
 
 def empty_model(source: Source) -> nn.Module:
-    """Build the model of `source` on the meta device, its buffers real; reads no weights.
+    """Build the model of `source` on the meta device, its buffers too; reads no weights.
 
     Raises:
         ModelError: timm cannot build it with these arguments.
     """
-    with init_empty_weights():
+    with torch.device("meta"):
         return _create(source.architecture, source.model_args, source.pretrained_cfg)
 
 
