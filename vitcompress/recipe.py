@@ -97,6 +97,7 @@ class PlanRecipe:
         str | None, Field(description="Explicit groups instead of --share, like 0-3,4-7,8-11 (blocks from 0).")
     ] = None
     share_biases: Annotated[bool, Field(description="Share the biases of the shared layers too, as published.")] = False
+    share_tables: Annotated[bool, Field(description="Share relative position bias tables too, as published.")] = False
     transforms: Annotated[
         tuple[Literal["heads", "mlp"], ...],
         Words,
