@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vitcompress import artifact
 from vitcompress.errors import ModelError, PlanError
 from vitcompress.families import FAMILIES, family_named, family_of
+from vitcompress.initialize import STARTS
 from vitcompress.plan import Plan, make_plan
 from vitcompress.recipe import PlanRecipe
 from vitcompress.source import Source, empty_model
@@ -193,6 +194,25 @@ def test_blocks_without_head_mixing_keep_their_attention(row: Row) -> None:
     student = student_of(teacher, planned(teacher, share=2, transforms=tuple(set(row.transforms) - {"heads"})))
     kinds = [{n: type(m) for n, m in model.named_modules() if n.endswith("attn")} for model in (teacher, student)]
     assert kinds[0] == kinds[1]
+
+
+@each
+def test_every_start_keeps_blocks_that_are_equal_already(row: Row) -> None:
+    teacher = build(row)
+    plan = planned(teacher, share=4, share_tables=True, transforms=())
+    for group in plan.groups:
+        donor = teacher.get_submodule(group.donor).state_dict()
+        for block in group.blocks[1:]:
+            teacher.get_submodule(block).load_state_dict(donor)
+    with torch.no_grad():
+        expected = teacher(images(row))
+        for start in STARTS.values():
+            student = student_of(teacher, plan)
+            start(student, teacher, plan, [images(row)])
+            torch.testing.assert_close(
+                student(images(row)), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+            )
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
 
 
 def test_families_have_names_of_their_own() -> None:

@@ -8,13 +8,14 @@ from vitcompress.errors import ModelError
 from vitcompress.families.base import BlockTransform, Family
 from vitcompress.families.beit import BEIT
 from vitcompress.families.eva import EVA
+from vitcompress.families.insertion import layers_called
 from vitcompress.families.swin import SWIN
 from vitcompress.families.swin_v2 import SWIN_V2
 from vitcompress.families.vit import VIT
 
 FAMILIES: tuple[Family, ...] = (VIT, SWIN, SWIN_V2, BEIT, EVA)
 
-__all__ = ["FAMILIES", "BlockTransform", "Family", "family_named", "family_of"]
+__all__ = ["FAMILIES", "BlockTransform", "Family", "family_named", "family_of", "layers_called"]
 
 
 def family_of(model: nn.Module, name: str) -> Family:

@@ -6,7 +6,8 @@ convolution is a hook on the MLP, told by another hook how the patches lie.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -75,6 +76,26 @@ def project_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = qkv + torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
     q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
+
+
+@contextmanager
+def layers_called(model: nn.Module) -> Iterator[None]:
+    """Make `model` call each of its layers as a module, so that hooks on them see everything, until the context ends.
+
+    Where queries and values have bare biases (BEiT, EVA, Swin V2), timm hands the weight of `qkv` to `F.linear`
+    together with them, past the layer and its hooks, unless it is told to add them separately.
+
+    Args:
+        model: a timm model; its outputs change by rounding at most.
+    """
+    modules: list[Any] = [module for module in model.modules() if getattr(module, "qkv_bias_separate", True) is False]
+    for module in modules:
+        module.qkv_bias_separate = True
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.qkv_bias_separate = False
 
 
 def head_mixing(classes: Mapping[type[nn.Module], type[nn.Module]]) -> BlockTransform:
