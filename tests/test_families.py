@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,12 @@ from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.errors import ModelError, PlanError
-from vitcompress.families import FAMILIES, family_named, family_of
+from vitcompress.families import FAMILIES, Family, family_named, family_of
 from vitcompress.initialize import STARTS
 from vitcompress.plan import Plan, make_plan
-from vitcompress.recipe import PlanRecipe
-from vitcompress.source import Source, empty_model
+from vitcompress.recipe import ModelRecipe, PlanRecipe
+from vitcompress.short_names import SHORT_NAMES
+from vitcompress.source import Source, empty_model, resolve
 from vitcompress.surgery import apply_plan
 from vitcompress.transforms import TokenConvolution
 
@@ -325,6 +328,18 @@ def test_a_student_can_still_be_resized(name: str) -> None:
         torch.testing.assert_close(student(x), teacher(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch.export's own
+@pytest.mark.parametrize("name", ["swin", "swin v2", "beit", "eva02"])
+def test_a_student_exports_for_any_batch(name: str) -> None:
+    teacher, x = build(ROWS[name]), images(ROWS[name])
+    student = student_of(teacher, planned(teacher, share=2))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(student, (x,), dynamic_shapes=({0: batch},))
+    many = torch.cat([x, x, x])
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(many), student(many), rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_of_no_family_is_told_what_a_family_supplies() -> None:
     model = timm.create_model("resnet18", num_classes=3)
     with pytest.raises(ModelError, match="resnet18 is a ResNet") as caught:
@@ -340,3 +355,28 @@ def test_transforms_that_cannot_be_had_say_why() -> None:
     dropped = timm.create_model("eva02_tiny_patch14_224", **{**_VIT, "patch_drop_rate": 0.5})
     with pytest.raises(PlanError, match="patch_drop_rate"):
         planned(dropped, share=2)
+
+
+def test_the_how_to_makes_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example in docs/adding-a-family.md is code: it must keep every promise of a family."""
+    text = (Path(__file__).parents[1] / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    fields = {field.name for field in dataclasses.fields(Family)}
+    assert fields == set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "Family(" in block)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    family: Family = names["VIT_RELPOS"]
+    monkeypatch.setattr("vitcompress.families.FAMILIES", (*FAMILIES, family))
+    for architecture in ("vit_relpos_small_patch16_224", "vit_srelpos_small_patch16_224"):
+        row = Row(family.name, architecture, _VIT)
+        test_share_1_is_the_teacher(row)
+        test_gradient_of_a_shared_weight_is_the_sum_over_its_blocks(row)
+
+
+def test_short_names_are_models_of_our_families() -> None:
+    modules = ("vision_transformer", "deit", "swin_transformer", "swin_transformer_v2", "beit", "eva")
+    for short, name in SHORT_NAMES.items():
+        source = resolve(ModelRecipe(short))
+        assert source.architecture == name
+        assert timm.models.is_model_in_modules(name.partition(".")[0], modules)
+        assert not timm.is_model(short)

@@ -171,6 +171,9 @@ def test_what_cannot_be_followed_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
         resolve(ModelRecipe(f"local-dir:{tmp_path}"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"none of timm's: it has no 'architecture'"):
+        resolve(ModelRecipe(f"local-dir:{tmp_path}"))
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"without a config\.json of transformers"):
         resolve(ModelRecipe("swin_tiny", checkpoint=tmp_path))

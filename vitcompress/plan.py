@@ -98,8 +98,9 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
     }
     for block, names in shared.items():
         if not names:
+            kind = type(model.get_submodule(block)).__name__
             raise PlanError(
-                f"{name}: blocks of type {type(model.get_submodule(block)).__name__} have no matrices to share.",
+                f"{name}: blocks of type {kind} have no matrices that can be shared.",
                 hint="Models whose blocks have attn.qkv, attn.proj, mlp.fc1 and mlp.fc2 can be compressed.",
             )
     kinds = {
@@ -109,9 +110,9 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
     chunks = _explicit_groups(recipe.groups, kinds) if recipe.groups else _chunks(recipe, kinds)
     groups = [Group(chunk, shared[chunk[0]]) for chunk in chunks]
     faults = [
-        (f"--transforms {transform}: {name}: {fault}.", "Leave it out of --transforms.")
+        (f"--transforms {transform}: {fault}.", "Leave it out of --transforms.")
         for transform in recipe.transforms
-        if (fault := _transform_fault(family, transform, model, list(shared)))
+        if (fault := _transform_fault(family, transform, model, list(shared), name))
     ]
     raise_faults(PlanError, faults)
     return Plan(
@@ -127,13 +128,13 @@ class _Kind:
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def _transform_fault(family: Family, transform: str, model: nn.Module, blocks: Sequence[str]) -> str:
+def _transform_fault(family: Family, transform: str, model: nn.Module, blocks: Sequence[str], name: str) -> str:
     """Why the first of the `blocks` that cannot have the transformation cannot; empty where all can."""
     if transform not in family.transforms:
         return f"the {family.name} family has {shorten(family.transforms)}"
     for block in blocks:
         if fault := family.transforms[transform].fault(model, model.get_submodule(block)):
-            return f"{block} cannot have it: {fault}"
+            return f"{block} of {name} cannot have it: {fault}"
     return ""
 
 

@@ -98,6 +98,11 @@ def _named(name: str, *, headless: bool) -> Source:
 def _from_config(name: str, identifier: str, read: Any) -> Source:
     try:
         pretrained_cfg, architecture, model_args = read(identifier)
+    except KeyError as error:
+        raise ModelError(
+            f"MODEL {name}: its config.json is none of timm's: it has no {error}.",
+            hint="If transformers wrote it, fetch the whole folder and name that: local-dir:FOLDER.",
+        ) from error
     except Exception as error:  # the Hub client raises dozens of types, of three libraries
         raise ModelError(
             f"MODEL {name}: its config.json cannot be read: {_first_line(error)}",

@@ -39,13 +39,13 @@ class MixedWindowAttention(nn.Module):
         """Attend inside windows `[B·windows, N, C]`, `mask` `[windows, N, N]` on shifted ones; the shape is kept."""
         q, k, v = project_qkv(self, x)
         logits = (q * self.scale) @ k.transpose(-2, -1) + self._get_rel_pos_bias()
-        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, mask_per_window(mask, len(x)))))
+        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, mask_per_window(mask, x.shape[0]))))
         return out
 
 
 def mask_per_window(mask: Tensor | None, num_windows: int) -> Tensor | None:
     """The shift mask of one image's windows, `[windows, N, N]`, for all images': `[num_windows, 1, N, N]`."""
-    return None if mask is None else mask.repeat(num_windows // len(mask), 1, 1).unsqueeze(1)
+    return None if mask is None else mask.repeat(num_windows // mask.shape[0], 1, 1).unsqueeze(1)
 
 
 SWIN = Family(

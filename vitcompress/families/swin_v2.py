@@ -48,7 +48,7 @@ class MixedWindowAttentionV2(nn.Module):
         q, k, v = project_qkv(self, x)
         cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
         logits = cosine * self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp() + self._bias()
-        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, mask_per_window(mask, len(x)))))
+        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, mask_per_window(mask, x.shape[0]))))
         return out
 
     def _bias(self) -> Tensor:
