@@ -71,7 +71,8 @@ class ModelRecipe:
         str, Field(description="timm name, short name (deit_base), hf-hub:…, local-dir:… or fashion_vit (built in).")
     ]
     checkpoint: Annotated[
-        Path | None, Field(description="Weights to use: .safetensors, or .pth/.pt/.bin (no code in it is run).")
+        Path | None,
+        Field(description="Weights: .safetensors, .pth/.pt/.bin (no code in it is run), or a folder of transformers."),
     ] = None
     model_arg: Annotated[
         dict[str, Any], Pairs, Field(description="key=value for timm's constructor (img_size, depth, …); repeatable.")
