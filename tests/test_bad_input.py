@@ -59,7 +59,7 @@ FAST = ("--steps", 1, "--batch-size", 4, "--num-workers", 0, "--device", "cpu")
     [
         (["diet_base"], ["MODEL diet_base is unknown", "deit_base"]),
         (["resnet18"], ["resnet18 is a ResNet", "Hint:", "deit_small"]),
-        (["swin_tiny_patch4_window7_224"], ["SwinTransformer"]),
+        (["convnext_tiny"], ["convnext_tiny is a ConvNeXt"]),
         (["deit_smal"], ["could be any of", "deit_small_patch16_224"]),
         (["local-dir:nowhere"], ["local-dir:nowhere"]),
         (["vit_tiny", "--share", "0"], ["--share 0"]),

@@ -9,7 +9,8 @@ import vitcompress
 
 PACKAGE = Path(vitcompress.__file__).parent
 STAGES = (
-    "errors", "console", "recipe", "transforms", "families", "bundled", "plan", "source", "surgery", "taps",
+    "errors", "console", "recipe", "transforms", "families", "bundled", "plan", "short_names", "transformers_names",
+    "transformers_folder", "source", "surgery", "taps",
     "initialize", "losses", "data", "evaluate", "distill", "artifact", "report", "pipeline", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]

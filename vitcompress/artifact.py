@@ -184,9 +184,14 @@ def read_manifest(path: Path) -> Manifest:
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put `tensors` in the place of the model's parameters and buffers, in place, sharing as they are shared.
 
+    Buffers that no state dict holds (position indices, shift masks) are computed anew, as timm does it.
+
     Args:
-        model: parameters may be on the meta device.
+        model: parameters and buffers may be on the meta device.
         tensors: by donor's names.
+
+    Raises:
+        ArtifactError: a buffer is left without values.
     """
     new: dict[int, nn.Parameter] = {
         id(p): nn.Parameter(tensors[name], requires_grad=p.requires_grad) for name, p in model.named_parameters()
@@ -199,6 +204,20 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             name = f"{prefix}.{leaf}" if prefix else leaf
             if name in tensors:
                 module._buffers[leaf] = tensors[name]
+    _compute_buffers(model)
+
+
+def _compute_buffers(model: nn.Module) -> None:
+    """Give values to the buffers that are still on the meta device, in place."""
+    for module in model.modules():
+        empty = {leaf: t for leaf, t in module._buffers.items() if t is not None and t.is_meta}
+        module._buffers.update({leaf: torch.empty_like(t, device="cpu") for leaf, t in empty.items()})
+        if empty and not hasattr(module, "init_non_persistent_buffers"):
+            raise ArtifactError(
+                f"{type(module).__name__} cannot compute its buffers {shorten(empty)}.", hint="A newer timm may."
+            )
+        if empty:
+            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 @contextmanager
@@ -218,7 +237,8 @@ def _checked(path: Path, file: Any) -> tuple[Manifest, dict[str, Tensor]]:
     metadata = file.metadata() or {}
     if "vitcompress" not in metadata:
         raise ArtifactError(f"{path} is a safetensors file, but none that vitcompress wrote.")
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    # copies: tensors lie in the file at any multiple of four bytes, and kernels round differently off their alignment
+    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     try:
         tree = json.loads(metadata["vitcompress"])
         if tree["format_version"] != FORMAT_VERSION:

@@ -74,7 +74,8 @@ class ModelRecipe:
         str, Field(description="timm name, short name (deit_base), hf-hub:…, local-dir:… or fashion_vit (built in).")
     ]
     checkpoint: Annotated[
-        Path | None, Field(description="Weights to use: .safetensors, or .pth/.pt/.bin (no code in it is run).")
+        Path | None,
+        Field(description="Weights: .safetensors, .pth/.pt/.bin (no code in it is run), or a folder of transformers."),
     ] = None
     model_arg: Annotated[
         dict[str, Any], Pairs, Field(description="key=value for timm's constructor (img_size, depth, …); repeatable.")
@@ -104,6 +105,7 @@ class PlanRecipe:
         str | None, Field(description="Explicit groups instead of --share, like 0-3,4-7,8-11 (blocks from 0).")
     ] = None
     share_biases: Annotated[bool, Field(description="Share the biases of the shared layers too, as published.")] = False
+    share_tables: Annotated[bool, Field(description="Share relative position bias tables too, as published.")] = False
     transforms: Annotated[
         tuple[Literal["heads", "mlp"], ...],
         Words,

@@ -38,6 +38,8 @@ class Family:
         biases: matches, inside a block, the biases of the same layers, shared only on request.
         transforms: the transformations that its blocks can have, by name.
         convert: `(state_dict, model) -> state_dict`; timm's translation of other publishers' checkpoints.
+        tables: matches, inside a block, what its relative position bias is made of, shared only on request; the
+            default matches nothing.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Family:
     biases: re.Pattern[str]
     transforms: Mapping[str, BlockTransform]
     convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
+    tables: re.Pattern[str] = re.compile(r"(?!)")
 
     def block_names(self, model: nn.Module) -> list[str]:
         """Full names of the model's blocks, in the order in which they run."""
@@ -59,10 +62,12 @@ class Family:
             raise ModelError(f"{block} is not a block of the {self.name} family.")
         return found.group(1) if found.re.groups else ""
 
-    def shared_names(self, block: nn.Module, *, share_biases: bool) -> tuple[str, ...]:
+    def shared_names(self, block: nn.Module, *, share_biases: bool, share_tables: bool) -> tuple[str, ...]:
         """Names, inside `block`, of the parameters that a group shares."""
         return tuple(
             name
             for name, _ in block.named_parameters()
-            if self.weights.fullmatch(name) or (share_biases and self.biases.fullmatch(name))
+            if self.weights.fullmatch(name)
+            or (share_biases and self.biases.fullmatch(name))
+            or (share_tables and self.tables.fullmatch(name))
         )
