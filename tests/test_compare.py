@@ -1,4 +1,3 @@
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 from vitcompress.compare import Candidate, Side, compare, pair_layers, reading
 from vitcompress.errors import RecipeError
 from vitcompress.families import Tap
-from vitcompress.families.base import fused_qkv
+from vitcompress.families.base import tap_qkv
 from vitcompress.losses import LOSSES, Given
 from vitcompress.recipe import DistillRecipe
 from vitcompress.taps import TokenSubset
@@ -159,11 +158,8 @@ def test_windows_are_images_of_their_own_and_grids_are_tokens() -> None:
         num_heads=(2, 4), num_classes=5,
     ).eval()  # fmt: skip
     blocks = [f"layers.{stage}.blocks.{number}" for stage in range(2) for number in range(2)]
-    taps = tuple(fused_qkv(model.get_submodule(block)) for block in blocks)
-    side = Side(
-        tuple(blocks),
-        tuple((replace(tap, module=f"{b}.{tap.module}"),) for b, (tap,) in zip(blocks, taps, strict=True)),
-    )
+    qkv = tuple(tuple(tap.inside(block) for tap in tap_qkv(model.get_submodule(block))) for block in blocks)
+    side = Side(tuple(blocks), qkv)
     x = torch.randn(3, 3, 32, 32)
     with reading(model, side, {"sampled", "hidden", "qkv"}, TokenSubset(20, seed=0)) as outputs:
         found = outputs(model(x))

@@ -1,5 +1,4 @@
 import copy
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import nn
 
 from vitcompress.compare import Candidate, compare
 from vitcompress.data import Batch
-from vitcompress.distill import Length, distill
+from vitcompress.distill import distill
 from vitcompress.mixing import Mixing
 from vitcompress.recipe import LOSSES, DistillRecipe
 from vitcompress.trainlog import DivergedError, TrainLog
@@ -51,7 +50,7 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
         mixing=Mixing(num_classes=5 if "labels" in asked.loss else None),
         accelerator=Accelerator(cpu=True),
         ticker=ticker,
-        length=Length(steps),
+        num_steps=steps,
     )
     return log, ticker
 
@@ -81,14 +80,13 @@ def test_sharing_and_the_teacher_survive_training() -> None:
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
-@pytest.mark.parametrize("lr", [1e18, math.inf])
-def test_a_loss_that_is_not_finite_restores_the_last_good_state(lr: float, ema: float | None) -> None:
+def test_a_loss_that_is_not_finite_restores_the_last_good_state(ema: float | None) -> None:
     teacher = tiny()
     student, _ = compressed(teacher, share=2)
     x = images(teacher, 8)
     start = student(x)
-    with pytest.raises(DivergedError, match="not finite at step 2") as caught:
-        train(student, teacher, x, 9, lr=lr, warmup=0.0, ema=ema)
+    with pytest.raises(DivergedError, match="not finite after step 1") as caught:
+        train(student, teacher, x, 9, lr=1e18, warmup=0.0, ema=ema)
     assert torch.equal(student(x), start)
     assert caught.value.log.steps == 1
     assert "--lr" in caught.value.hint

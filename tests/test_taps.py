@@ -3,11 +3,15 @@ from typing import Any
 import pytest
 import torch
 
-from vitcompress.families import FAMILIES, Tap, family_of
+from vitcompress.compare import Candidate, compare, reading
+from vitcompress.families import FAMILIES, Tap, family_of, layers_called
+from vitcompress.losses import LOSSES, Given
 from vitcompress.recipe import DistillRecipe
 from vitcompress.taps import TokenSubset, tap_outputs
 from vitcompress.training import training_student
 
+from .test_families import ROWS, Row, build
+from .test_families import images as row_images
 from .tiny import VARIANTS, compressed, images, tiny
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]
@@ -42,11 +46,70 @@ def test_queries_keys_and_values_are_those_of_the_attention(variant: str) -> Non
     block = model.get_submodule("blocks.1")
     (tap,) = family_of(model, variant).qkv(block)
     attn: Any = block.attn
-    with tap_outputs(model, [Tap(f"blocks.1.{tap.module}", tap.read), Tap("blocks.1.attn")]) as seen:
+    with tap_outputs(model, [tap.inside("blocks.1"), Tap("blocks.1.attn")]) as seen:
         model(images(model))
     q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in seen[0].chunk(3, dim=-1))
     probs = (attn.q_norm(q) @ attn.k_norm(k).mT * attn.scale).softmax(-1)
     torch.testing.assert_close(attn.proj(attn.norm((probs @ v).transpose(1, 2).flatten(2))), seen[1])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_what_is_read_is_what_the_layers_give_in_every_family(row: Row, mixed: bool) -> None:
+    """Computed once more from the attention's input, the weights and the biases, wherever those are kept."""
+    model = build(row)
+    if mixed:
+        model, _ = compressed(model, share=2, transforms=("heads",))
+    family = family_of(model, row.architecture)
+    for block in family.block_names(model)[::3]:
+        attn: Any = model.get_submodule(block).attn
+        taps = [tap.inside(block) for tap in family.qkv(model.get_submodule(block))]
+        if not taps:
+            assert attn.q_proj.out_features != attn.k_proj.out_features
+            continue
+        inputs: list[torch.Tensor] = []
+        handle = attn.register_forward_pre_hook(lambda module, given, seen=inputs: seen.append(given[0]))
+        with torch.no_grad(), layers_called(model), tap_outputs(model, taps) as found:
+            model(row_images(row))
+            read = torch.cat(found, dim=-1)
+            if len(taps) == 3:
+                expected = torch.cat([getattr(attn, name)(inputs[0]) for name in ("q_proj", "k_proj", "v_proj")], -1)
+            else:
+                bare = getattr(attn, "q_bias", None) is not None
+                bias = torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]) if bare else attn.qkv.bias
+                expected = torch.nn.functional.linear(inputs[0], attn.qkv.weight, bias)
+        handle.remove()
+        torch.testing.assert_close(read, expected)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "swin v2", "beit", "eva02", "eva02 split", "dinov3"])
+def test_losses_of_every_family_have_the_same_gradients_checkpointed(name: str) -> None:
+    row = ROWS[name]
+    teacher = build(row)
+    recipe = DistillRecipe(loss=dict.fromkeys(("hidden", "attention", "hidden_relation"), 1.0))
+    candidate = Candidate(name, teacher, (3, *row.image))
+    asked = compare(candidate, candidate, recipe)
+    fields, choose = {"hidden", "qkv", "sampled"}, TokenSubset(9, seed=0)
+    blocks = family_of(teacher, name).block_names(teacher)
+    gradients = []
+    for checkpointing in (False, True):
+        student, _ = compressed(teacher, share=2)
+        training = DistillRecipe(grad_checkpointing=checkpointing, drop_path=0.2)
+        with (
+            training_student(student, blocks, training),
+            reading(student, asked.student, fields, choose) as mine,
+            reading(teacher, asked.teacher, fields, choose) as yours,
+        ):
+            torch.manual_seed(0)  # of drop path
+            with torch.no_grad():
+                target = yours(teacher(row_images(row)))
+            found = mine(student(row_images(row)))
+            terms = [LOSSES[loss].compute(found, target, Given()) for loss in recipe.loss]
+            torch.stack(terms).sum().backward()
+        assert all(term.item() > 0 for term in terms)
+        gradients.append({name: p.grad for name, p in student.named_parameters()})
+    for leaf, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][leaf], gradient, msg=leaf)
 
 
 def test_a_block_without_queries_has_no_taps() -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from vitcompress import transforms
 from vitcompress.errors import RecipeError
+from vitcompress.families import family_of
 from vitcompress.recipe import DistillRecipe
 from vitcompress.training import (
     check_student,
@@ -18,6 +19,7 @@ from vitcompress.training import (
     training_student,
 )
 
+from .test_families import ROWS, Row, build
 from .tiny import compressed, images, tiny
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]
@@ -61,6 +63,21 @@ def test_tables_of_relative_positions_do_not_decay() -> None:
     decay, plain = parameter_groups(model, DistillRecipe())
     assert decay["params"] == [model.proj.weight]
     assert len(plain["params"]) == 3
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_every_family_can_train_and_its_tables_do_not_decay(row: Row) -> None:
+    model = build(row)
+    family = family_of(model, row.architecture)
+    blocks = family.block_names(model)
+    check_student(model, blocks, DistillRecipe(drop_path=0.1, grad_checkpointing=True), name=row.architecture)
+    decayed = {id(p) for p in parameter_groups(model, DistillRecipe())[0]["params"]}
+    for block in blocks:
+        for name, p in model.get_submodule(block).named_parameters():
+            if family.weights.fullmatch(name):
+                assert id(p) in decayed, name
+            if family.tables.fullmatch(name):
+                assert id(p) not in decayed, name
 
 
 def test_drop_path_grows_with_depth_and_leaves() -> None:
@@ -153,6 +170,7 @@ class Bare(nn.Module):
     [
         ({"drop_path": 0.1}, "--drop-path 0.1: the blocks of bare have no drop path."),
         ({"grad_checkpointing": True}, "--grad-checkpointing: bare cannot do it."),
+        ({"loss": {"labels": 1.0}}, "--loss labels: bare has no classes."),
     ],
 )
 def test_what_a_student_cannot_do(asked: dict[str, Any], message: str) -> None:

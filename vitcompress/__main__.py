@@ -1,5 +1,16 @@
-"""`python -m vitcompress` is `vitcompress`."""
+"""The console script, and `python -m vitcompress`."""
 
-from vitcompress.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C while its modules are still being imported ends as quietly as later."""
+    try:
+        from vitcompress import cli
+    except KeyboardInterrupt:
+        sys.exit(130)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,9 @@
 """What is in the file?  One .safetensors: each shared tensor once, under its donor's name, and JSON in the header.
 
-    {"vitcompress": {format_version, source, plan, data_config, recipe, report, versions}, "sha256": digest}
+    {"vitcompress": {format_version, source, plan, data_config, recipe, report, versions, sha256}}
 
-The digest covers the JSON and every tensor, so an altered file is known for one. Loading runs the same `apply_plan`
-that compression ran, on an empty model, then fills the tensors in: no code, no network, no teacher.
+The digest covers the rest of the JSON and every tensor, so an altered file is known for one. Loading runs the same
+`apply_plan` that compression ran, on an empty model, then fills the tensors in: no code, no network, no teacher.
 """
 
 from __future__ import annotations
@@ -102,11 +102,12 @@ def write(path: Path, student: nn.Module, manifest: Manifest, probe: Tensor) -> 
     Raises:
         ArtifactError: the folder cannot be written to, or the file does not give the student back.
     """
-    text = json.dumps({"format_version": FORMAT_VERSION, **_to_json(manifest)}, sort_keys=True)
+    tree = {"format_version": FORMAT_VERSION, **_to_json(manifest)}
     tensors = {name: t.cpu().contiguous() for name, t in donor_tensors(student).items()}
     with replacing(path) as beside:
         try:
-            save_file(tensors, beside, metadata={"vitcompress": text, "sha256": _digest(text, tensors)})
+            text = json.dumps({**tree, "sha256": _digest(tree, tensors)}, sort_keys=True)
+            save_file(tensors, beside, metadata={"vitcompress": text})  # one key: safetensors keeps no order of keys
         except SafetensorError as error:
             raise ArtifactError(f"{path}: cannot be written: {error}.") from error
         verify(load(beside), student, probe)
@@ -126,9 +127,11 @@ def verify(loaded: nn.Module, student: nn.Module, probe: Tensor) -> None:
     device = next(student.parameters()).device
     with torch.inference_mode():
         expected, found = student(probe.to(device)).cpu(), loaded(probe.cpu())
-    scale = float(expected.abs().max())
+    if not bool(torch.isfinite(expected).all()):
+        raise ArtifactError("The student's logits are not finite: nothing was written.")
     worst = float((expected - found).abs().max())
-    if worst > (0.0 if device.type == "cpu" else 1e-3 * scale):
+    limit = 0.0 if device.type == "cpu" else 1e-3 * float(expected.abs().max())
+    if not worst <= limit:
         raise ArtifactError(f"The file written does not give the student back: logits differ by {worst:g}.")
 
 
@@ -145,18 +148,18 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
     """
     path = Path(path)
     with _opened(path) as file:
-        manifest = _manifest(path, file)
+        manifest, tensors = _checked(path, file)  # before anything is built from what the header says
         try:
             model = empty_model(Source(**manifest.source))
             apply_plan(model, manifest.plan)
         except (VitcompressError, AttributeError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}: its plan does not fit its model: {error}") from error
         expected = {name: (t.dtype, tuple(t.shape)) for name, t in donor_tensors(model).items()}
-        stored = {name: _type_and_shape(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+        stored = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
         wrong = [name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name)]
         if wrong:
             raise ArtifactError(f"{path}: tensors that are not those of its plan: {shorten(sorted(wrong))}.")
-        fill(model, _checked_tensors(path, file))
+        fill(model, tensors)
     model.pretrained_cfg = _pretrained_cfg(model, manifest)  # type: ignore[assignment]
     return model.eval()
 
@@ -175,17 +178,20 @@ def read_manifest(path: Path) -> Manifest:
         ArtifactError: missing, cut short, altered, of a newer format, or not an artifact.
     """
     with _opened(path) as file:
-        manifest = _manifest(path, file)
-        _checked_tensors(path, file)
-        return manifest
+        return _checked(path, file)[0]
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put `tensors` in the place of the model's parameters and buffers, in place, sharing as they are shared.
 
+    Buffers that no state dict holds (position indices, shift masks) are computed anew, as timm does it.
+
     Args:
-        model: parameters may be on the meta device.
+        model: parameters and buffers may be on the meta device.
         tensors: by donor's names.
+
+    Raises:
+        ArtifactError: a buffer is left without values.
     """
     new: dict[int, nn.Parameter] = {
         id(p): nn.Parameter(tensors[name], requires_grad=p.requires_grad) for name, p in model.named_parameters()
@@ -198,6 +204,20 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             name = f"{prefix}.{leaf}" if prefix else leaf
             if name in tensors:
                 module._buffers[leaf] = tensors[name]
+    _compute_buffers(model)
+
+
+def _compute_buffers(model: nn.Module) -> None:
+    """Give values to the buffers that are still on the meta device, in place."""
+    for module in model.modules():
+        empty = {leaf: t for leaf, t in module._buffers.items() if t is not None and t.is_meta}
+        module._buffers.update({leaf: torch.empty_like(t, device="cpu") for leaf, t in empty.items()})
+        if empty and not hasattr(module, "init_non_persistent_buffers"):
+            raise ArtifactError(
+                f"{type(module).__name__} cannot compute its buffers {shorten(empty)}.", hint="A newer timm may."
+            )
+        if empty:
+            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 @contextmanager
@@ -212,41 +232,26 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ArtifactError(f"{path} cannot be read: {error}.", hint="It may be cut short: fetch it again.") from error
 
 
-def _manifest(path: Path, file: Any) -> Manifest:
+def _checked(path: Path, file: Any) -> tuple[Manifest, dict[str, Tensor]]:
+    """Manifest and tensors of a file, once it is known that neither was altered."""
     metadata = file.metadata() or {}
     if "vitcompress" not in metadata:
         raise ArtifactError(f"{path} is a safetensors file, but none that vitcompress wrote.")
+    # copies: tensors lie in the file at any multiple of four bytes, and kernels round differently off their alignment
+    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     try:
         tree = json.loads(metadata["vitcompress"])
-        version = tree.pop("format_version")
-        if version != FORMAT_VERSION:
+        if tree["format_version"] != FORMAT_VERSION:
             raise ArtifactError(
-                f"{path} is of format {version}; this vitcompress reads format {FORMAT_VERSION}.",
+                f"{path} is of format {tree['format_version']}; this vitcompress reads format {FORMAT_VERSION}.",
                 hint="pip install --upgrade vitcompress",
             )
-        return Manifest(plan=TypeAdapter(Plan).validate_python(tree.pop("plan")), **tree)
+        if tree.pop("sha256", None) != _digest(tree, tensors):
+            raise ArtifactError(f"{path}: altered after it was written (SHA-256 differs).", hint="Make it again.")
+        del tree["format_version"]
+        return Manifest(plan=TypeAdapter(Plan).validate_python(tree.pop("plan")), **tree), tensors
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: its header cannot be understood: {str(error).splitlines()[0]}.") from error
-
-
-def _checked_tensors(path: Path, file: Any) -> dict[str, Tensor]:
-    """Every tensor of the file, once it is known that none was altered."""
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    metadata = file.metadata()
-    if _digest(metadata["vitcompress"], tensors) != metadata.get("sha256"):
-        raise ArtifactError(f"{path}: altered after it was written (SHA-256 differs).", hint="Fetch or make it again.")
-    return tensors
-
-
-def _type_and_shape(view: Any) -> tuple[torch.dtype | None, tuple[int, ...]]:
-    types = {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "I64": torch.int64,
-    }
-    return types.get(view.get_dtype()), tuple(view.get_shape())
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
@@ -254,5 +259,5 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
     return {**fields, "plan": TypeAdapter(Plan).dump_python(manifest.plan, mode="json")}
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{text}{sha256_of(tensors)}".encode()).hexdigest()
+def _digest(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{json.dumps(tree, sort_keys=True)}{sha256_of(tensors)}".encode()).hexdigest()

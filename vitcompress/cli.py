@@ -34,7 +34,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, o
 
 
 def main() -> None:
-    """Run the command line; the console script."""
+    """Run the command line."""
     with user_errors():
         app()
 
@@ -47,10 +47,10 @@ def user_errors() -> Iterator[None]:
     except VitcompressError as error:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print("Error:", style="bold red", end=" ")
-        console.print(str(error), markup=False)
+        console.print(str(error), markup=False, emoji=False)
         if error.hint:
             console.print("Hint:", style="bold", end=" ")
-            console.print(error.hint, markup=False)
+            console.print(error.hint, markup=False, emoji=False)
         sys.exit(EXIT_MISTAKE)
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted; no unfinished file is left behind.")

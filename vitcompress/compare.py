@@ -11,13 +11,13 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import RecipeError, raise_faults
-from vitcompress.families import FAMILIES, Family, Tap
+from vitcompress.families import FAMILIES, Family, Tap, layers_called
 from vitcompress.losses import LOSSES, QKV, Outputs
 from vitcompress.recipe import DistillRecipe
 from vitcompress.taps import as_read, tap_outputs
@@ -182,6 +182,8 @@ def reading(
     """
     blocks = [Tap(name) for name in side.blocks]
     with ExitStack() as stack:
+        if "qkv" in fields:
+            stack.enter_context(layers_called(model))
 
         def values(field: str, taps: Sequence[Tap], keep: Callable[[Tensor], Tensor] = as_read) -> list[Tensor]:
             return stack.enter_context(tap_outputs(model, taps, keep)) if field in fields else []
@@ -222,10 +224,7 @@ def _sides(
                 f"--loss attention: blocks of {candidate.name} have no q, k and v that can be read.",
                 hint="Leave it out of the losses.",
             )
-        full = (
-            tuple(replace(tap, module=f"{block}.{tap.module}") for tap in taps)
-            for block, taps in zip(blocks, qkv, strict=False)
-        )
+        full = (tuple(tap.inside(block) for tap in taps) for block, taps in zip(blocks, qkv, strict=False))
         sides.append(Side(blocks, tuple(full)))
     return sides[0], sides[1]
 

@@ -35,7 +35,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, emoji=False)
 
     @contextmanager
     def training(self) -> Iterator[Ticker]:

@@ -24,7 +24,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import ImageNetInfo, auto_augment, create_transform, infer_imagenet_subset
 from timm.data.readers.class_map import load_class_map
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -34,6 +33,7 @@ from vitcompress.recipe import DataRecipe
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "test")
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 5000
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _SYNSET = re.compile(r"n\d{8}")
 _MODES = {1: "L", 3: "RGB"}
 
@@ -186,18 +186,9 @@ def open_folder(root: Path, flag: str, num_classes: int, class_map: Path | None)
     """
     if not root.is_dir():
         raise DataError(f"{flag} {root} {'is not a folder' if root.exists() else 'does not exist'}.")
-    extensions = get_img_extensions(as_set=True)
-    found = [
-        Path(folder) / file
-        for folder, _, files in os.walk(root, followlinks=True)
-        for file in files
-        if Path(file).suffix.lower() in extensions
-    ]
-    if not found:
-        raise DataError(
-            f"{flag} {root} has no images in it.", hint=f"Looked for {shorten(sorted(extensions), limit=12)}."
-        )
-    paths = tuple(sorted(found))
+    paths = tuple(sorted(path for path in _walk(root) if path.suffix.lower() in EXTENSIONS))
+    if not paths:
+        raise DataError(f"{flag} {root} has no images in it.", hint=f"Looked for {', '.join(sorted(EXTENSIONS))}.")
     folders = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
     reader, everything = FileReader(paths), tuple(range(len(paths)))
     if "" in folders:
@@ -208,6 +199,18 @@ def open_folder(root: Path, flag: str, num_classes: int, class_map: Path | None)
         return ImageSet(str(root), reader, None, everything)
     index_of = _class_indices(sorted(set(folders)), f"{flag} {root}", num_classes, class_map)
     return ImageSet(str(root), reader, tuple(index_of[folder] for folder in folders), everything)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Every file below `root`, through links too, each folder once."""
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(folder) / file for file in files)
 
 
 def _class_indices(names: Sequence[str], where: str, num_classes: int, class_map: Path | None) -> Mapping[str, int]:
@@ -224,7 +227,8 @@ def _class_indices(names: Sequence[str], where: str, num_classes: int, class_map
     if all(name.isdecimal() and int(name) < num_classes for name in names):
         return {name: int(name) for name in names}
     if len(names) == num_classes:
-        return {name: i for i, name in enumerate(names)}  # torchvision's and timm's convention: sorted names
+        numbered = all(name.isdecimal() for name in names)  # 1, 2, …, 10: as numbers, or 10 would come second
+        return {name: i for i, name in enumerate(sorted(names, key=int) if numbered else names)}
     raise DataError(
         f"{where} has {len(names)} class folders ({shorten(names, limit=4)}), the model {num_classes} classes.",
         hint="Give --class-map FILE with a folder's name per line in the order of the model's classes, or put the "
@@ -235,7 +239,10 @@ def _class_indices(names: Sequence[str], where: str, num_classes: int, class_map
 def _mapped(names: Sequence[str], where: str, num_classes: int, class_map: Path) -> Mapping[str, int]:
     if not class_map.is_file() or class_map.suffix != ".txt":
         raise DataError(f"--class-map {class_map} is not a .txt file.", hint="One folder's name per line.")
-    known: dict[str, int] = load_class_map(str(class_map))
+    try:
+        known: dict[str, int] = load_class_map(str(class_map))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--class-map {class_map} cannot be read as text: {error}.") from error
     missing = [name for name in names if name not in known]
     if missing:
         raise DataError(f"{where}: not in --class-map {class_map}: {shorten(missing)}.")
@@ -284,12 +291,21 @@ class Views(Dataset[tuple[Tensor, int] | str]):
         position, draw = key
         index = self.images.indices[position]
         try:
-            image = self.images.reader.open(index).convert(self.mode)
+            image = _convert(self.images.reader.open(index), self.mode)
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             return f"{self.images.reader.where(index)}: {error}"
         with seeded(self.seed, draw):
             view: Tensor = self.transform(image)
         return view, self.images.labels[index] if self.images.labels is not None else -1
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to `L` or `RGB`, as a viewer would show it."""
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert(mode)
 
 
 def _random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,30 +13,12 @@ from torch.utils.data import DataLoader
 
 from vitcompress.compare import Comparison, reading
 from vitcompress.console import Ticker
-from vitcompress.data import check_readable
 from vitcompress.losses import LOSSES, Given, Outputs
 from vitcompress.mixing import Mixing
 from vitcompress.recipe import DistillRecipe
 from vitcompress.taps import TokenSubset
 from vitcompress.training import copy_parameters, lr_factor, parameter_groups, running_mean, training_student
 from vitcompress.trainlog import Run, TrainLog
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long to train.
-
-    Attributes:
-        steps: optimizer steps; None where `seconds` is given.
-        seconds: time.
-    """
-
-    steps: int | None
-    seconds: float | None = None
-
-    def done(self, steps: int, elapsed: float) -> float:
-        """Share of the training that is over."""
-        return steps / self.steps if self.steps else elapsed / self.seconds if self.seconds else 1.0
 
 
 def distill(
@@ -52,7 +32,8 @@ def distill(
     mixing: Mixing,
     accelerator: Accelerator,
     ticker: Ticker,
-    length: Length,
+    num_steps: int | None,
+    seconds: float | None = None,
     seed: int = 0,
     skip_bad_images: bool = False,
 ) -> TrainLog:
@@ -61,14 +42,15 @@ def distill(
     Args:
         student: shares its parameters already.
         teacher: takes the student's views; not changed.
-        loader: batches of training views, as many as `length` has steps or endless.
+        loader: batches of training views, `num_steps` of them or endless.
         recipe: losses and optimizer.
         blocks: names of all of the student's blocks, for drop path.
         comparison: which losses there are, and where the two models are read.
         mixing: mixes each batch, for both.
         accelerator: decides device and processes.
         ticker: told of every step.
-        length: in steps or in time.
+        num_steps: length in steps; None where `seconds` is given.
+        seconds: length in time.
         seed: of the tokens that relations are taken of.
         skip_bad_images: count unreadable images instead of stopping.
 
@@ -77,49 +59,47 @@ def distill(
 
     Raises:
         DivergedError: a loss or gradient that is not finite.
-        DataError: an unreadable image.
+        DataError: an unreadable image, or none that is readable.
 
     Source: weight distillation in MiniViT, arXiv:2204.07154, Sec. 3.3; the logits are soft targets of Hinton et al.
         2015, arXiv:1503.02531.
     """
     mean = running_mean(student, recipe.ema).to(accelerator.device) if recipe.ema else None
-    run = Run(recipe, student, kept=mean.module if mean else student)
     optimizer = torch.optim.AdamW(parameter_groups(student, recipe), lr=recipe.lr)
     model, optimizer, loader = accelerator.prepare(student, optimizer, loader)
     teacher = teacher.to(accelerator.device).eval()
-    start = time.perf_counter()
+    run = Run(recipe, student, num_steps, seconds, kept=mean.module if mean else student)
     with (
         training_student(student, blocks, recipe),
         _losses(model, student, teacher, comparison, recipe, seed) as losses,
     ):
         for batch in loader:
-            run.skipped += check_readable(batch, skip=skip_bad_images)
-            if not len(batch.labels):
-                continue
-            done = length.done(run.steps, time.perf_counter() - start)
+            done = run.done()
             if done >= 1:
                 break
+            run.count_bad(batch, skip=skip_bad_images)
+            if len(batch.labels) == 0:
+                continue
+            lr = recipe.lr * lr_factor(done, recipe.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * lr_factor(done, recipe.warmup)
+                group["lr"] = lr
             draw = run.steps * accelerator.num_processes + accelerator.process_index
             images, targets = mixing(batch.images, batch.labels, draw)
             found = losses(images, targets, run.steps)
             total = torch.stack(list(found.values())).sum()
             accelerator.backward(total)
             norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            run.record(found, total, norm, lr=group["lr"], images=len(images), seconds=time.perf_counter() - start)
+            run.record({"loss": total, **found}, norm, lr=lr, images=len(images))
             optimizer.step()
             optimizer.zero_grad()
             if mean:
                 mean.update_parameters(student)
-            elapsed = time.perf_counter() - start
-            ticker.step(
-                done=min(1.0, length.done(run.steps, elapsed)),
-                loss=float(total.detach()),
-                images_per_second=run.images / elapsed,
-            )
+            ticker.step(done=run.done(), loss=float(total.detach()), images_per_second=run.images_per_second())
     if mean:
         copy_parameters(mean.module, student)
+    if run.steps:
+        with torch.inference_mode():
+            run.check_finite(student(images))  # the last update is checked by no later loss
     return run.log()
 
 

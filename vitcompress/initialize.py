@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcompress.families import family_named, layers_called
 from vitcompress.plan import Group, Plan
 
 Images = Iterable[Tensor]
@@ -42,23 +43,21 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
 
     Source: ours; ordinary multi-output least squares. See docs/explanation.md.
     """
-    fits = {(group.donor, layer): _Fit() for group in plan.groups if len(group.blocks) > 1 for layer in _layers(group)}
-    handles = []
-    for group in plan.groups:
-        for layer in _layers(group) if len(group.blocks) > 1 else ():
-            for block in group.blocks:
-                add = partial(_add_inputs, fits[group.donor, layer], block)
-                handles.append(teacher.get_submodule(f"{block}.{layer}").register_forward_pre_hook(add))
+    fits = [(group, layer, _Fit()) for group in plan.groups if len(group.blocks) > 1 for layer in _layers(group, plan)]
+    handles = [
+        teacher.get_submodule(f"{block}.{layer}").register_forward_pre_hook(partial(_add_inputs, fit, block))
+        for group, layer, fit in fits
+        for block in group.blocks
+    ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), layers_called(teacher):
             for batch in images:
                 teacher(batch)
     finally:
         for handle in handles:
             handle.remove()
-    for group in plan.groups:
-        for layer in _layers(group) if len(group.blocks) > 1 else ():
-            fits[group.donor, layer].solve(student, teacher, group, layer)
+    for group, layer, fit in fits:
+        fit.solve(student, teacher, group, layer)
 
 
 STARTS: Mapping[str, Callable[[nn.Module, nn.Module, Plan, Images], None]] = {
@@ -123,9 +122,10 @@ def _add_inputs(fit: _Fit, block: str, module: nn.Module, inputs: tuple[Any, ...
     fit.add(block, module.weight, inputs[0])  # type: ignore[arg-type]
 
 
-def _layers(group: Group) -> list[str]:
-    """The linear layers that a group shares, by their names inside a block."""
-    return [name.removesuffix(".weight") for name in group.shared if name.endswith(".weight")]
+def _layers(group: Group, plan: Plan) -> list[str]:
+    """The linear layers whose matrices a group shares, by their names inside a block; position tables are none."""
+    weights = family_named(plan.family).weights
+    return [name.removesuffix(".weight") for name in group.shared if weights.fullmatch(name)]
 
 
 def _set(model: nn.Module, name: str, value: Tensor) -> None:

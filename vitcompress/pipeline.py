@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shlex
+import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,7 +33,7 @@ from vitcompress.data import (
     training_loader,
     validation_folder,
 )
-from vitcompress.distill import Length, distill
+from vitcompress.distill import distill
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, raise_faults
 from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
 from vitcompress.families import family_named
@@ -116,6 +117,8 @@ def evaluate(
     name = str(manifest.source["name"])
     images = _images_to_evaluate(recipe, name, student.num_classes)  # type: ignore[arg-type]
     try:
+        if teacher is None and checkpoint is None and ":" in name:
+            raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
         reference = load_teacher(resolve(teacher or ModelRecipe(name, checkpoint, dict(manifest.source["model_args"]))))
         if teacher is None and sha256_of(reference.state_dict()) != manifest.source_sha256:
             raise CheckpointError("these are other weights than the artifact was made from.")
@@ -171,22 +174,26 @@ class _Job:
         count = min(len(self.train), self.recipe.start.calibration_images)
         chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.recipe.run.seed))[:count]
         recipe = replace(self.recipe.data, batch_size=min(32, self.recipe.data.batch_size))
+        seen = 0
         for batch in evaluation_loader(self.train.subset(chosen.tolist(), "calibration"), self.config, recipe):
             check_readable(batch, skip=recipe.skip_bad_images)
             if len(batch.labels):
+                seen += len(batch.labels)
                 yield batch.images
+        if seen == 0:
+            raise DataError(f"{self.train.name}: not one calibration image could be read.")
 
     def distill(self, student: nn.Module, source: nn.Module, reporter: Reporter) -> TrainLog:
         """Train the student, in place, to do what the teacher does: the source, if no other is named."""
-        length = self._length()
-        if length.steps == 0 or self.train is None:
+        steps = self._num_steps()
+        if steps == 0 or self.train is None:
             return TrainLog()
-        recipe, seed = self.recipe, self.recipe.run.seed
+        recipe, seed, minutes = self.recipe, self.recipe.run.seed, self.recipe.distill.max_minutes
         with reporter.training() as ticker:
-            return distill(
+            log = distill(
                 student,
                 self._load_teacher() if self.teacher else source,
-                training_loader(self.train, self.config, recipe.data, seed=seed, num_steps=length.steps),
+                training_loader(self.train, self.config, recipe.data, seed=seed, num_steps=steps),
                 recipe.distill,
                 blocks=family_named(self.plan.family).block_names(source),
                 comparison=self.comparison,
@@ -199,10 +206,14 @@ class _Job:
                 ),
                 accelerator=self.accelerator,
                 ticker=ticker,
-                length=length,
+                num_steps=steps,
+                seconds=60 * minutes if minutes else None,
                 seed=seed,
                 skip_bad_images=recipe.data.skip_bad_images,
             )
+        if log.steps == 0:
+            raise DataError(f"{self.train.name}: not one image could be read.")
+        return log
 
     def _load_teacher(self) -> nn.Module:
         assert self.teacher is not None
@@ -210,13 +221,13 @@ class _Job:
         adapt_inputs(teacher, self.teacher.config, self.config, self.comparison.image_size)
         return teacher
 
-    def _length(self) -> Length:
+    def _num_steps(self) -> int | None:
         recipe = self.recipe.distill
         if recipe.max_minutes is not None:
-            return Length(None, 60 * recipe.max_minutes)
+            return None
         if recipe.epochs is not None and self.train is not None:
-            return Length(max(1, round(recipe.epochs * len(self.train) / self.recipe.data.batch_size)))
-        return Length(DEFAULT_STEPS if recipe.steps is None else recipe.steps)
+            return max(1, round(recipe.epochs * len(self.train) / self.recipe.data.batch_size))
+        return DEFAULT_STEPS if recipe.steps is None else recipe.steps
 
     def finish(self, student: nn.Module, teacher: nn.Module, log: TrainLog, out: Path, reporter: Reporter) -> Report:
         """Evaluate, write and verify; returns the report that went into the file."""
@@ -294,23 +305,26 @@ def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
             faults.append((str(error), error.hint))
             return None
 
-    attempt(_check_out, out)
+    attempt(_check_out, out, recipe.model.checkpoint)
     attempt(_check_device, recipe.run.device)
     if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
         faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
     source = attempt(resolve, recipe.model)
     model = attempt(empty_model, source) if source else None
     teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
+    found: Any = None
+    config: Any = None
     train = val = comparison = None
     if model is not None:
         found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
         config = attempt(data_config, model, recipe.model)
-        if found and config:
-            blocks = family_named(found.family).block_names(model)
-            attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
-            if teacher or not recipe.teacher.teacher:
-                student = Candidate(source.name, model, config["input_size"])
-                comparison = attempt(compare, student, teacher.candidate if teacher else student, recipe.distill)
+    if model is not None and found and config:
+        blocks = family_named(found.family).block_names(model)
+        attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
+        if teacher or not recipe.teacher.teacher:
+            student = Candidate(source.name, model, config["input_size"])
+            comparison = attempt(compare, student, teacher.candidate if teacher else student, recipe.distill)
+    if model is not None and hasattr(model, "num_classes"):
         sets = attempt(
             open_sets, recipe.data, bundle=_bundle(source.name), num_classes=model.num_classes, seed=recipe.run.seed
         )
@@ -339,14 +353,19 @@ def _missing_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None
     return faults
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, checkpoint: Path | None) -> None:
     folder = out.parent
     if not folder.is_dir():
         raise RecipeError(f"--out {out}: the folder {folder} does not exist.", hint=f"mkdir -p {folder}")
     if out.is_dir():
         raise RecipeError(f"--out {out} is a folder.", hint="Name a file, like mini.safetensors.")
-    if not os.access(folder, os.W_OK):
-        raise RecipeError(f"--out {out}: the folder {folder} cannot be written to.")
+    if checkpoint is not None and out.exists() and checkpoint.exists() and out.samefile(checkpoint):
+        raise RecipeError(f"--out {out} would overwrite --checkpoint.", hint="Name another file.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecipeError(f"--out {out}: the folder {folder} cannot be written to: {error.strerror}.") from error
 
 
 def _check_device(device: str) -> None:

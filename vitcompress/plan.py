@@ -7,7 +7,7 @@ deit_base, --share 4:     blocks  0 1 2 3 │ 4 5 6 7 │ 8 9 10 11
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -90,23 +90,29 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
         PlanError: the groups or transformations asked for do not fit the model; every fault at once.
     """
     family = family_of(model, name)
-    blocks = family.block_names(model)
-    chunks = _explicit_groups(recipe.groups, family, blocks) if recipe.groups else _chunks(recipe, family, blocks)
-    groups = []
-    for chunk in chunks:
-        shared = family.shared_names(model.get_submodule(chunk[0]), share_biases=recipe.share_biases)
-        if not shared:
-            kind = type(model.get_submodule(chunk[0])).__name__
+    shared = {
+        block: family.shared_names(
+            model.get_submodule(block), share_biases=recipe.share_biases, share_tables=recipe.share_tables
+        )
+        for block in family.block_names(model)
+    }
+    for block, names in shared.items():
+        if not names:
+            kind = type(model.get_submodule(block)).__name__
             raise PlanError(
                 f"{name}: blocks of type {kind} have no matrices that can be shared.",
                 hint="Models whose blocks have attn.qkv, attn.proj, mlp.fc1 and mlp.fc2 can be compressed.",
             )
-        groups.append(Group(chunk, shared))
+    kinds = {
+        block: _Kind(family.stage(block), tuple((n, model.get_parameter(f"{block}.{n}").shape) for n in names))
+        for block, names in shared.items()
+    }
+    chunks = _explicit_groups(recipe.groups, kinds) if recipe.groups is not None else _chunks(recipe, kinds)
+    groups = [Group(chunk, shared[chunk[0]]) for chunk in chunks]
     faults = [
-        (f"--transforms {transform}: {block} of {name} cannot have it: {fault}.", "Leave it out of --transforms.")
+        (f"--transforms {transform}: {fault}.", "Leave it out of --transforms.")
         for transform in recipe.transforms
-        for block in blocks[:1]
-        if (fault := _transform_fault(family, transform, model, block))
+        if (fault := _transform_fault(family, transform, model, list(shared), name))
     ]
     raise_faults(PlanError, faults)
     return Plan(
@@ -114,28 +120,44 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
     )
 
 
-def _transform_fault(family: Family, transform: str, model: nn.Module, block: str) -> str:
+@dataclass(frozen=True)
+class _Kind:
+    """What two blocks must have in common to share: their stage, and the shapes of what they share, by name."""
+
+    stage: str
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def _transform_fault(family: Family, transform: str, model: nn.Module, blocks: Sequence[str], name: str) -> str:
+    """Why the first of the `blocks` that cannot have the transformation cannot; empty where all can."""
     if transform not in family.transforms:
         return f"the {family.name} family has {shorten(family.transforms)}"
-    return family.transforms[transform].fault(model, model.get_submodule(block))
+    for block in blocks:
+        if fault := family.transforms[transform].fault(model, model.get_submodule(block)):
+            return f"{block} of {name} cannot have it: {fault}"
+    return ""
 
 
-def _chunks(recipe: PlanRecipe, family: Family, blocks: Sequence[str]) -> list[tuple[str, ...]]:
-    """Cut `blocks` into runs of `share`, never across a stage; the last run of a stage may be shorter."""
+def _chunks(recipe: PlanRecipe, kinds: Mapping[str, _Kind]) -> list[tuple[str, ...]]:
+    """Cut the blocks into runs of `share`, all of one kind: the last run of a stage may be shorter."""
+    blocks = list(kinds)
     share = recipe.share if recipe.share is not None else DEFAULT_SHARE
+    if not blocks:
+        raise PlanError("The model has 0 blocks, so there is nothing to share.")
     if share > len(blocks):
         raise PlanError(f"--share {share}: the model has {len(blocks)} blocks.", hint=f"At most --share {len(blocks)}.")
     chunks: list[tuple[str, ...]] = []
     for block in blocks:
-        if chunks and len(chunks[-1]) < share and family.stage(chunks[-1][0]) == family.stage(block):
+        if chunks and len(chunks[-1]) < share and kinds[chunks[-1][0]] == kinds[block]:
             chunks[-1] += (block,)
         else:
             chunks.append((block,))
     return chunks
 
 
-def _explicit_groups(text: str, family: Family, blocks: Sequence[str]) -> list[tuple[str, ...]]:
+def _explicit_groups(text: str, kinds: Mapping[str, _Kind]) -> list[tuple[str, ...]]:
     """Read `0-3,4-7,8-11`: block numbers from zero, every block in one group, in order."""
+    blocks = list(kinds)
     faults, expected = [], 0
     chunks: list[tuple[str, ...]] = []
     for part in text.split(","):
@@ -159,9 +181,11 @@ def _explicit_groups(text: str, family: Family, blocks: Sequence[str]) -> list[t
     if not faults and expected < len(blocks):
         faults.append(f"blocks {expected}-{len(blocks) - 1} are in no group")
     faults += [
-        f"{chunk[0]} and {chunk[-1]} are in different stages"
+        f"{chunk[0]} and {block} are in different stages"
+        if kinds[chunk[0]].stage != kinds[block].stage
+        else f"{chunk[0]} and {block} have matrices of different shapes"
         for chunk in chunks
-        if chunk and len({family.stage(block) for block in chunk}) > 1
+        for block in [block for block in chunk if kinds[block] != kinds[chunk[0]]][:1]
     ]
     half, last = len(blocks) // 2, len(blocks) - 1
     hint = f"Name every block once, in order, for example --groups 0-{half - 1},{half}-{last}."

@@ -25,7 +25,7 @@ DEFAULT_STEPS = 500
 TRANSFORMS = ("heads", "mlp")
 LOSSES = ("logits", "hidden", "attention", "hidden_relation", "labels")
 
-_CONFIG = ConfigDict(extra="forbid")
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def _words(value: Any) -> Any:
@@ -44,7 +44,10 @@ def _mapping(value: Any) -> Any:
         key, equals, text = str(item).partition("=")
         if not equals or not key:
             raise ValueError(f"{item!r} is not of the form key=value")
-        pairs[key.strip().replace("-", "_")] = yaml.safe_load(text)
+        try:
+            pairs[key.strip().replace("-", "_")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{item!r}: {text!r} cannot be read as YAML") from error
     return pairs
 
 
@@ -71,18 +74,23 @@ class ModelRecipe:
         str, Field(description="timm name, short name (deit_base), hf-hub:…, local-dir:… or fashion_vit (built in).")
     ]
     checkpoint: Annotated[
-        Path | None, Field(description="Weights to use: .safetensors, or .pth/.pt/.bin (no code in it is run).")
+        Path | None,
+        Field(description="Weights: .safetensors, .pth/.pt/.bin (no code in it is run), or a folder of transformers."),
     ] = None
     model_arg: Annotated[
         dict[str, Any], Pairs, Field(description="key=value for timm's constructor (img_size, depth, …); repeatable.")
     ] = dataclasses.field(default_factory=dict)
     mean: Annotated[tuple[float, ...] | None, Words, Field(description="Channel means, like 0.5,0.5,0.5.")] = None
-    std: Annotated[tuple[float, ...] | None, Words, Field(description="Channel deviations, like 0.5,0.5,0.5.")] = None
+    std: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...] | None,
+        Words,
+        Field(description="Channel deviations, like 0.5,0.5,0.5."),
+    ] = None
     interpolation: Annotated[
         Literal["bicubic", "bilinear", "nearest"] | None, Field(description="How images are resized.")
     ] = None
     crop_pct: Annotated[
-        float | None, Field(gt=0, le=1, description="Share of the resized image that the centre crop keeps.")
+        float | None, Field(ge=0.1, le=1, description="Share of the resized image that the centre crop keeps.")
     ] = None
 
 
@@ -97,6 +105,7 @@ class PlanRecipe:
         str | None, Field(description="Explicit groups instead of --share, like 0-3,4-7,8-11 (blocks from 0).")
     ] = None
     share_biases: Annotated[bool, Field(description="Share the biases of the shared layers too, as published.")] = False
+    share_tables: Annotated[bool, Field(description="Share relative position bias tables too, as published.")] = False
     transforms: Annotated[
         tuple[Literal["heads", "mlp"], ...],
         Words,

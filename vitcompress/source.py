@@ -1,7 +1,7 @@
 """Which model does a name mean, and where do its weights come from?
 
 fashion_vit          built in                     deit_base           short name, or unambiguous prefix
-hf-hub:user/repo     the Hub's config.json        local-dir:folder    the same from a folder
+hf-hub:user/repo     the Hub's config.json        local-dir:folder    the same from a folder, or transformers'
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 import difflib
 import hashlib
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,10 +18,8 @@ from typing import Any
 import timm
 import timm.data
 import torch
-from accelerate import init_empty_weights
-from safetensors import SafetensorError
+from timm.models import is_model_in_modules, parse_model_name, split_model_name_tag
 from timm.models import load_state_dict as read_checkpoint
-from timm.models import parse_model_name, split_model_name_tag
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path  # not exported by timm
 from torch import Tensor, nn
 
@@ -30,31 +27,9 @@ from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, ModelError, RecipeError, shorten
 from vitcompress.families import FAMILIES
 from vitcompress.recipe import ModelRecipe
-
-SHORT_NAMES: Mapping[str, str] = {
-    "deit_tiny": "deit_tiny_patch16_224",
-    "deit_small": "deit_small_patch16_224",
-    "deit_base": "deit_base_patch16_224",
-    "deit_tiny_distilled": "deit_tiny_distilled_patch16_224",
-    "deit_small_distilled": "deit_small_distilled_patch16_224",
-    "deit_base_distilled": "deit_base_distilled_patch16_224",
-    "deit3_small": "deit3_small_patch16_224",
-    "deit3_base": "deit3_base_patch16_224",
-    "deit3_large": "deit3_large_patch16_224",
-    "vit_tiny": "vit_tiny_patch16_224",
-    "vit_small": "vit_small_patch16_224",
-    "vit_base": "vit_base_patch16_224",
-    "vit_large": "vit_large_patch16_224",
-    "dinov2_small": "vit_small_patch14_dinov2",
-    "dinov2_base": "vit_base_patch14_dinov2",
-    "dinov2_large": "vit_large_patch14_dinov2",
-    "dinov2_giant": "vit_giant_patch14_dinov2",
-    "dinov2_reg_small": "vit_small_patch14_reg4_dinov2",
-    "dinov2_reg_base": "vit_base_patch14_reg4_dinov2",
-    "dinov2_reg_large": "vit_large_patch14_reg4_dinov2",
-    "dinov2_reg_giant": "vit_giant_patch14_reg4_dinov2",
-}
-
+from vitcompress.short_names import SHORT_NAMES
+from vitcompress.transformers_folder import is_transformers_folder, read_folder
+from vitcompress.transformers_names import has_transformers_names, to_timm_weights
 
 # what timm.create_model would take as leave to read files or the network
 _NOT_FOR_CONSTRUCTOR = frozenset(
@@ -85,17 +60,19 @@ def resolve(recipe: ModelRecipe) -> Source:
     """Find out which model `recipe` names; reads no weights.
 
     Raises:
-        ModelError: unknown or ambiguous, with the nearest names.
+        ModelError: unknown or ambiguous, with the nearest names; or a config.json that cannot be followed.
+        CheckpointError: the checkpoint is a folder of another model, or of none.
     """
-    source = _named(recipe.model)
-    return replace(
-        source,
-        model_args={**source.model_args, **recipe.model_arg},
-        checkpoint=recipe.checkpoint or source.checkpoint,
-    )
+    headless = recipe.model_arg.get("num_classes") == 0
+    source = _named(recipe.model, headless=headless)
+    if recipe.checkpoint is not None and recipe.checkpoint.is_dir():
+        source = _in_folder(source, recipe.checkpoint, headless=headless)
+    elif recipe.checkpoint is not None:
+        source = replace(source, checkpoint=recipe.checkpoint)
+    return replace(source, model_args={**source.model_args, **recipe.model_arg})
 
 
-def _named(name: str) -> Source:
+def _named(name: str, *, headless: bool) -> Source:
     if name == FASHION_VIT.name:
         return Source(
             name, FASHION_VIT.architecture, dict(FASHION_VIT.model_args), dict(FASHION_VIT.pretrained_cfg),
@@ -108,6 +85,9 @@ def _named(name: str) -> Source:
     if kind == "hf-hub":
         return _from_config(name, identifier, load_model_config_from_hf)
     if kind == "local-dir":
+        if is_transformers_folder(Path(identifier)):
+            found, weights = read_folder(Path(identifier), headless=headless)
+            return Source(name, found.architecture, found.model_args, found.pretrained_cfg, weights)
         return _from_config(name, identifier, load_model_config_from_path)
     architecture = _registered(identifier)
     return Source(architecture, architecture)
@@ -116,14 +96,35 @@ def _named(name: str) -> Source:
 def _from_config(name: str, identifier: str, read: Any) -> Source:
     try:
         pretrained_cfg, architecture, model_args = read(identifier)
+    except KeyError as error:
+        raise ModelError(
+            f"MODEL {name}: its config.json is none of timm's: it has no {error}.",
+            hint="If transformers wrote it, fetch the whole folder and name that: local-dir:FOLDER.",
+        ) from error
     except Exception as error:  # the Hub client raises dozens of types, of three libraries
         raise ModelError(
             f"MODEL {name}: its config.json cannot be read: {_first_line(error)}",
             hint="Without a network, name the architecture and give its weights: MODEL --checkpoint FILE.",
         ) from error
-    if not timm.is_model(architecture):
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ModelError(f"MODEL {name}: its architecture {architecture!r} is not one of timm's.")
     return Source(name, architecture, dict(model_args), dict(pretrained_cfg))
+
+
+def _in_folder(source: Source, folder: Path, *, headless: bool) -> Source:
+    """The model of a folder given as weights for the model that `source` names, which must be of that construction."""
+    if not is_transformers_folder(folder):
+        raise CheckpointError(
+            f"--checkpoint {folder} is a folder without a config.json of transformers.",
+            hint=f"Name the file in it, or the folder as the model: local-dir:{folder}.",
+        )
+    found, weights = read_folder(folder, headless=headless)
+    if not is_model_in_modules(split_model_name_tag(source.architecture)[0], found.modules):
+        raise CheckpointError(
+            f"--checkpoint {folder} holds a model like {found.architecture}; {source.name} is built differently.",
+            hint=f"Let the folder say what it is: local-dir:{folder}.",
+        )
+    return Source(source.name, found.architecture, found.model_args, found.pretrained_cfg, weights)
 
 
 def _registered(name: str) -> str:
@@ -153,12 +154,12 @@ def _registered(name: str) -> str:
 
 
 def empty_model(source: Source) -> nn.Module:
-    """Build the model of `source` on the meta device, its buffers real; reads no weights.
+    """Build the model of `source` on the meta device, its buffers too; reads no weights.
 
     Raises:
         ModelError: timm cannot build it with these arguments.
     """
-    with init_empty_weights():
+    with torch.device("meta"):
         return _create(source.architecture, source.model_args, source.pretrained_cfg)
 
 
@@ -170,16 +171,21 @@ def _create(architecture: str, model_args: Mapping[str, Any], cfg: Mapping[str, 
     reserved = sorted(_NOT_FOR_CONSTRUCTOR & model_args.keys())
     if reserved:
         raise ModelError(f"--model-arg {shorten(reserved)}: says where weights come from, not how the model is built.")
+    arguments = dict(model_args)
+    norm_eps = arguments.pop("norm_eps", None)  # ours, for checkpoints made with another: timm's constructors have none
     try:
         model: nn.Module = timm.create_model(
-            name if known else architecture, pretrained=False, pretrained_cfg=known or None, **model_args
+            name if known else architecture, pretrained=False, pretrained_cfg=known or None, **arguments
         )
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
-        arguments = " ".join(f"{key}={value}" for key, value in model_args.items())
+        given = " ".join(f"{key}={value}" for key, value in model_args.items())
         raise ModelError(
-            f"timm cannot build {architecture} with {arguments or 'its defaults'}: {_first_line(error)}",
+            f"timm cannot build {architecture} with {given or 'its defaults'}: {_first_line(error)}",
             hint="Check --model-arg against the model's constructor in timm.",
         ) from error
+    for norm in model.modules() if norm_eps is not None else ():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = float(norm_eps)
     return model
 
 
@@ -201,10 +207,13 @@ def load_teacher(source: Source) -> nn.Module:
 def _fetch(source: Source) -> nn.Module:
     """Let timm find the weights: its cache, the Hub or a folder."""
     remote = source.name.partition(":")[0] in ("hf-hub", "local-dir")
+    _check_head(source)
     name = source.name if remote else source.architecture
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, **source.model_args)
     except Exception as error:  # the Hub client raises dozens of types, of three libraries
+        if source.name.startswith("local-dir:"):
+            raise _unreadable(f"MODEL {source.name}", error) from error
         raise CheckpointError(
             f"No weights for {source.name}: {_first_line(error)}",
             hint="Without a network, give a local file: --checkpoint FILE.",
@@ -212,9 +221,25 @@ def _fetch(source: Source) -> nn.Module:
     return model
 
 
+def _check_head(source: Source) -> None:
+    """Refuse another number of classes than the weights have: timm would start that head at random."""
+    wanted = source.model_args.get("num_classes")
+    stored = source.pretrained_cfg.get("num_classes") or timm.models.get_pretrained_cfg_value(
+        source.architecture, "num_classes"
+    )
+    if wanted and stored and wanted != stored:
+        raise CheckpointError(
+            f"--model-arg num_classes={wanted}: the weights of {source.name} have {stored} classes, so the head "
+            "would be random.",
+            hint="Train the head first and give the result with --checkpoint.",
+        )
+
+
 def _fill_from_checkpoint(model: nn.Module, path: Path) -> None:
-    """Load `path` into `model`, in place; other publishers' names are translated as timm does it."""
+    """Load `path` into `model`, in place; names of transformers and other publishers are translated."""
     weights = _read_weights(path)
+    if has_transformers_names(weights):
+        weights = to_timm_weights(weights, headless=getattr(model, "num_classes", None) == 0)
     faults = _mismatches(model, weights)
     if faults:
         try:
@@ -239,19 +264,22 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"--checkpoint {path} is empty.")
     try:
         weights = read_checkpoint(str(path), weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"--checkpoint {path} is no plain table of tensors, and was not run: {_first_line(error)}",
-            hint="Save the state dict alone, best as .safetensors.",
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"--checkpoint {path} cannot be read: {_first_line(error)}", hint="It may be cut short: fetch it again."
-        ) from error
+    except Exception as error:  # whatever a broken file makes torch, pickle, zipfile or safetensors say
+        raise _unreadable(f"--checkpoint {path}", error) from error
     tensors = {name: t for name, t in weights.items() if isinstance(t, Tensor)} if isinstance(weights, dict) else {}
     if not tensors:
         raise CheckpointError(f"--checkpoint {path} holds no tensors by name.", hint="Save the state dict alone.")
     return tensors
+
+
+def _unreadable(what: str, error: BaseException) -> CheckpointError:
+    """The user's words for an error of torch, pickle or safetensors."""
+    if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
+        return CheckpointError(
+            f"{what} is no plain table of tensors; the code in it was not run.",
+            hint="Save the state dict alone, best as .safetensors.",
+        )
+    return CheckpointError(f"{what} cannot be read: {_first_line(error)}", hint="It may be cut short: fetch it again.")
 
 
 def _mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:

@@ -44,8 +44,10 @@ def tap_outputs(
         seen.clear()
 
     def reader(number: int, tap: Tap) -> Callable[[nn.Module, Any, Tensor], None]:
+        holder = model.get_submodule(tap.module if tap.holder is None else tap.holder)
+
         def read(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            found.setdefault(number, keep(tap.read(module, inputs, output)))
+            found.setdefault(number, keep(tap.read(holder, inputs, output)))
 
         return read
 

@@ -64,7 +64,7 @@ def check_student(model: nn.Module, blocks: Sequence[str], recipe: DistillRecipe
     Args:
         model: the model to be compressed; meta will do.
         blocks: names of its blocks.
-        recipe: drop path and checkpointing asked for.
+        recipe: drop path, checkpointing and losses asked for.
         name: what the user called the model.
 
     Raises:
@@ -75,6 +75,8 @@ def check_student(model: nn.Module, blocks: Sequence[str], recipe: DistillRecipe
         faults.append((f"--drop-path {recipe.drop_path:g}: the blocks of {name} have no drop path.", "Leave it out."))
     if recipe.grad_checkpointing and not hasattr(model, "set_grad_checkpointing"):
         faults.append((f"--grad-checkpointing: {name} cannot do it.", "Use a smaller --batch-size to save memory."))
+    if recipe.loss.get("labels") and not getattr(model, "num_classes", 0):
+        faults.append((f"--loss labels: {name} has no classes.", "Leave it out, or --model-arg num_classes=N."))
     raise_faults(RecipeError, faults)
 
 

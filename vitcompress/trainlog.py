@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Mapping
 from dataclasses import field
 
@@ -11,11 +11,13 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from vitcompress.errors import TrainingError
+from vitcompress.data import Batch, check_readable
+from vitcompress.errors import DataError, TrainingError
 from vitcompress.recipe import DistillRecipe
 
 _POINTS = 200  # of the loss curve in the report
 _SNAPSHOT_STEPS = 50
+_BAD_IN_A_ROW = 1000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -54,41 +56,67 @@ class DivergedError(TrainingError):
 
 
 class Run:
-    """State of one training run: counters, the loss curve, and the last good weights.
+    """State of one training run: its length, counters, the loss curve, and the last good weights.
 
     Args:
         recipe: for messages.
         student: gets the last good weights where the training diverges.
+        num_steps: length in steps; None where `seconds` is given.
+        seconds: length in time.
         kept: the model whose weights are kept in the end, of the student's structure: itself or its running mean.
     """
 
-    def __init__(self, recipe: DistillRecipe, student: nn.Module, *, kept: nn.Module) -> None:
-        self.recipe, self.student, self.kept = recipe, student, kept
+    def __init__(
+        self,
+        recipe: DistillRecipe,
+        student: nn.Module,
+        num_steps: int | None,
+        seconds: float | None,
+        *,
+        kept: nn.Module,
+    ) -> None:
+        self.recipe, self.student, self.num_steps, self.limit = recipe, student, num_steps, seconds
+        self.kept = kept
+        self.start = time.perf_counter()
         self.steps = self.images = self.skipped = 0
-        self.seconds = 0.0
         self.sums: dict[str, float] = {}
-        self.since = 0
-        self.every = 1
+        self.since, self.every = 0, 1
         self.curve: list[dict[str, float]] = []
         self.good = _copy(kept)
 
-    def record(
-        self, losses: Mapping[str, Tensor], total: Tensor, norm: Tensor, *, lr: float, images: int, seconds: float
-    ) -> None:
+    def done(self) -> float:
+        """Share of the training that is over, 0–1."""
+        if self.num_steps is not None:
+            return self.steps / self.num_steps
+        return min(1.0, self.seconds() / self.limit) if self.limit else 1.0
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self.start
+
+    def images_per_second(self) -> float:
+        """Since the start."""
+        return self.images / self.seconds()
+
+    def count_bad(self, batch: Batch, *, skip: bool) -> None:
+        """Count unreadable images, or stop at them."""
+        self.skipped += check_readable(batch, skip=skip)
+        if self.images == 0 and self.skipped >= _BAD_IN_A_ROW:
+            raise DataError(f"The first {self.skipped:,} training images cannot be read; the last: {batch.bad[-1]}")
+
+    def record(self, losses: Mapping[str, Tensor], norm: Tensor, *, lr: float, images: int) -> None:
         """Count a step whose gradients are about to be applied.
 
         Raises:
             DivergedError: the loss or the gradient is not finite.
         """
-        values = {"loss": float(total.detach()), **{name: float(value.detach()) for name, value in losses.items()}}
-        if not math.isfinite(values["loss"]) or not math.isfinite(float(norm)):
-            self._diverged()
+        self.check_finite(torch.stack([losses["loss"].detach(), norm.detach()]))
         if self.steps % _SNAPSHOT_STEPS == 0:
             self.good = _copy(self.kept)
         self.steps += 1
         self.images += images
-        self.seconds = seconds
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
         self.since += 1
         if self.since == self.every:
             self._point(lr)
@@ -99,13 +127,16 @@ class Run:
         if len(self.curve) == _POINTS:  # every second point goes, and new ones come half as often
             self.curve, self.every = self.curve[1::2], 2 * self.every
 
-    def _diverged(self) -> None:
+    def check_finite(self, values: Tensor) -> None:
+        """Restore the last good weights and stop, unless every value is finite."""
+        if bool(torch.isfinite(values).all()):
+            return
         with torch.no_grad():
             for p, value in zip(self.student.parameters(), self.good, strict=True):
                 p.copy_(value)
         self.student.eval()
         error = DivergedError(
-            f"The loss is not finite at step {self.steps + 1} (--lr {self.recipe.lr:g}).",
+            f"The training is not finite after step {self.steps} (--lr {self.recipe.lr:g}).",
             hint=f"Try --lr {self.recipe.lr / 10:g}.",
         )
         error.log = self.log()
@@ -113,13 +144,12 @@ class Run:
 
     def log(self) -> TrainLog:
         """What happened so far."""
-        speed = self.images / self.seconds if self.seconds else 0.0
         return TrainLog(
             steps=self.steps,
             images=self.images,
             skipped_images=self.skipped,
-            seconds=round(self.seconds, 3),
-            images_per_second=round(speed, 1),
+            seconds=round(self.seconds(), 3),
+            images_per_second=round(self.images_per_second(), 1),
             loss_curve=tuple({name: round(value, 6) for name, value in point.items()} for point in self.curve),
         )
 

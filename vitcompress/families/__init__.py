@@ -6,11 +6,16 @@ from torch import nn
 
 from vitcompress.errors import ModelError
 from vitcompress.families.base import BlockTransform, Family, Tap
+from vitcompress.families.beit import BEIT
+from vitcompress.families.eva import EVA
+from vitcompress.families.insertion import layers_called
+from vitcompress.families.swin import SWIN
+from vitcompress.families.swin_v2 import SWIN_V2
 from vitcompress.families.vit import VIT
 
-FAMILIES: tuple[Family, ...] = (VIT,)
+FAMILIES: tuple[Family, ...] = (VIT, SWIN, SWIN_V2, BEIT, EVA)
 
-__all__ = ["FAMILIES", "BlockTransform", "Family", "Tap", "family_named", "family_of"]
+__all__ = ["FAMILIES", "BlockTransform", "Family", "Tap", "family_named", "family_of", "layers_called"]
 
 
 def family_of(model: nn.Module, name: str) -> Family:
@@ -29,7 +34,10 @@ def family_of(model: nn.Module, name: str) -> Family:
     known = ", ".join(f"{family.name} ({family.model_type.__name__})" for family in FAMILIES)
     raise ModelError(
         f"{name} is a {type(model).__name__}, which cannot be compressed.",
-        hint=f"Families: {known}. Name a model of one of them, for example deit_small.",
+        hint=f"Name a model of one of these families, like deit_small: {known}. A new family is a file that supplies "
+        "the timm class, patterns for the names of its blocks (with their stage), of the matrices, biases and position "
+        "tables they share, an attention that mixes heads, where the token convolution goes, and timm's checkpoint "
+        "translation: docs/adding-a-family.md.",
     )
 
 

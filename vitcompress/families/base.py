@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import ModelError
@@ -23,25 +24,46 @@ class Tap:
 
     Attributes:
         module: name of the module whose call is watched.
-        read: `(module, inputs, output) -> tensor`; looks, changes nothing.
+        holder: name of the module that `read` is given, where that is another.
+        read: `(holder, inputs, output) -> tensor`; looks, changes nothing.
     """
 
     module: str
+    holder: str | None = None
     read: Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor] = read_output
 
+    def inside(self, block: str) -> Tap:
+        """The same tap by full names, in `block`."""
+        return replace(self, module=f"{block}.{self.module}", holder=self.holder and f"{block}.{self.holder}")
 
-def fused_qkv(block: nn.Module) -> tuple[Tap, ...]:
-    """Where q, k and v of a block are read: at the output of its `attn.qkv`, where it has one.
+
+def read_fused(attn: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Queries, keys and values side by side, with the bare biases that BEiT, EVA and Swin V2 add after the layer.
+
+    Out of place, for timm adds them in place.
+    """
+    if getattr(attn, "q_bias", None) is None:
+        return output
+    return output + torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+
+
+def tap_qkv(block: nn.Module) -> tuple[Tap, ...]:
+    """Where q, k and v of a block are read: at its layer `attn.qkv`, or at `attn.q_proj`, `k_proj` and `v_proj`.
 
     Args:
-        block: any block; its attention calls `attn.qkv` once per forward pass.
+        block: any block; its attention calls these layers as modules, as `layers_called` sees to.
 
     Returns:
         One tap that gives q, k and v side by side, `[B, N, 3·C]`; or three, in this order, that give `[B, N, C]` each;
-        or none where the block has no q, k and v to read. For attention in windows, B counts windows.
+        or none where the block has none, or queries of another width than keys. For windows, B counts windows.
     """
-    qkv = getattr(getattr(block, "attn", None), "qkv", None)
-    return (Tap("attn.qkv"),) if isinstance(qkv, nn.Linear) else ()
+    attn = getattr(block, "attn", None)
+    if isinstance(getattr(attn, "qkv", None), nn.Linear):
+        return (Tap("attn.qkv", holder="attn", read=read_fused),)
+    layers = [getattr(attn, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+    widths = {layer.out_features for layer in layers if isinstance(layer, nn.Linear)}
+    whole = len(widths) == 1 and all(isinstance(layer, nn.Linear) for layer in layers)
+    return (Tap("attn.q_proj"), Tap("attn.k_proj"), Tap("attn.v_proj")) if whole else ()
 
 
 @dataclass(frozen=True)
@@ -71,8 +93,9 @@ class Family:
         biases: matches, inside a block, the biases of the same layers, shared only on request.
         transforms: the transformations that its blocks can have, by name.
         convert: `(state_dict, model) -> state_dict`; timm's translation of other publishers' checkpoints.
-        qkv: `(block) -> taps`; where q, k and v are read, as `fused_qkv` says. A block that never calls its qkv layer
-            (BEiT multiplies by its weight) is tapped at its attention, with a `read` of its own.
+        tables: matches, inside a block, what its relative position bias is made of, shared only on request; the
+            default matches nothing.
+        qkv: `(block) -> taps`; where q, k and v are read, in the form that `tap_qkv`, the default, gives.
     """
 
     name: str
@@ -82,7 +105,8 @@ class Family:
     biases: re.Pattern[str]
     transforms: Mapping[str, BlockTransform]
     convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
-    qkv: Callable[[nn.Module], tuple[Tap, ...]] = fused_qkv
+    tables: re.Pattern[str] = re.compile(r"(?!)")
+    qkv: Callable[[nn.Module], tuple[Tap, ...]] = tap_qkv
 
     def block_names(self, model: nn.Module) -> list[str]:
         """Full names of the model's blocks, in the order in which they run."""
@@ -95,10 +119,12 @@ class Family:
             raise ModelError(f"{block} is not a block of the {self.name} family.")
         return found.group(1) if found.re.groups else ""
 
-    def shared_names(self, block: nn.Module, *, share_biases: bool) -> tuple[str, ...]:
+    def shared_names(self, block: nn.Module, *, share_biases: bool, share_tables: bool) -> tuple[str, ...]:
         """Names, inside `block`, of the parameters that a group shares."""
         return tuple(
             name
             for name, _ in block.named_parameters()
-            if self.weights.fullmatch(name) or (share_biases and self.biases.fullmatch(name))
+            if self.weights.fullmatch(name)
+            or (share_biases and self.biases.fullmatch(name))
+            or (share_tables and self.tables.fullmatch(name))
         )

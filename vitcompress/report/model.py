@@ -63,10 +63,12 @@ def from_json(tree: Mapping[str, Any]) -> Report:
     Raises:
         ArtifactError: of another schema.
     """
-    try:
-        return TypeAdapter(Report).validate_python(dict(tree))
-    except ValidationError as error:
+    if tree.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(
             f"The report has schema {tree.get('schema_version')}; this vitcompress reads schema {SCHEMA_VERSION}.",
             hint="pip install --upgrade vitcompress",
-        ) from error
+        )
+    try:
+        return TypeAdapter(Report).validate_python(dict(tree))
+    except ValidationError as error:
+        raise ArtifactError(f"The report is not of schema {SCHEMA_VERSION}: {error.errors()[0]['msg']}.") from error

@@ -21,23 +21,21 @@ _TEMPLATES = Environment(
 
 def print_report(report: Report, console: Console) -> None:
     """Print the report as a table."""
-    table = Table(title=f"{report.model}, {_sharing(report.groups)}", title_justify="left")
-    table.add_column("")
+    _title(console, report.model, report.groups)
+    table = Table("")
     for column in ("teacher", "student", "change"):
         table.add_column(column, justify="right")
     for row in rows(report):
         table.add_row(*row)
     console.print(table)
     for line in remarks(report):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, emoji=False, highlight=False)
 
 
 def print_plan(plan: Plan, name: str, console: Console) -> None:
     """Print what shares with what, and what remains."""
-    table = Table(title=f"{name}, {_sharing([len(group.blocks) for group in plan.groups])}", title_justify="left")
-    table.add_column("group")
-    table.add_column("donor")
-    table.add_column("blocks")
+    _title(console, name, [len(group.blocks) for group in plan.groups])
+    table = Table("group", "donor", "blocks")
     for number, group in enumerate(plan.groups):
         table.add_row(str(number), group.donor, ", ".join(block.rpartition(".")[2] for block in group.blocks))
     console.print(table)
@@ -134,6 +132,11 @@ def _accuracy_remark(accuracy: Accuracy) -> str:
     if accuracy.num_skipped:
         text += f" {accuracy.num_skipped:,} unreadable images were skipped."
     return text
+
+
+def _title(console: Console, name: str, groups: Sequence[int]) -> None:
+    """The line above a table; a name may hold what rich would take for markup."""
+    console.print(f"{name}: {_sharing(groups)}", style="bold", markup=False, emoji=False, highlight=False)
 
 
 def _sharing(groups: Sequence[int]) -> str:

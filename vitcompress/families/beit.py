@@ -1,0 +1,61 @@
+"""BEiT and BEiT v2: relative position bias per block or for all, biases of q and v only."""
+
+from __future__ import annotations
+
+import re
+
+from timm.models.beit import Attention, Beit, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from vitcompress.families.base import Family
+from vitcompress.families.insertion import TOKEN_CONVOLUTION, attend_mixed, head_mixing, project_qkv, take_over
+
+
+class MixedBeitAttention(nn.Module):
+    """timm's `Attention` of BEiT with its maps mixed across heads, after the position bias.
+
+    Takes over what `attn` holds, so names stay and the model can go on resizing its position bias.
+
+    Args:
+        attn: the attention to take over.
+    """
+
+    scale: float
+    relative_position_bias_table: Tensor | None
+    proj: nn.Module
+    proj_drop: nn.Module
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        take_over(self, attn)
+
+    # timm's own: they use nothing but what was taken over
+    set_window_size = Attention.set_window_size
+    _get_rel_pos_bias = Attention._get_rel_pos_bias
+    _init_buffers = Attention._init_buffers
+    init_non_persistent_buffers = Attention.init_non_persistent_buffers
+
+    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+        """Attend over tokens `[B, N, C]`, with the model's position bias `[H, N, N]`; the shape is kept."""
+        q, k, v = project_qkv(self, x)
+        logits = (q * self.scale) @ k.transpose(-2, -1)
+        if self.relative_position_bias_table is not None:
+            logits = logits + self._get_rel_pos_bias()
+        if shared_rel_pos_bias is not None:
+            logits = logits + shared_rel_pos_bias
+        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, None)))
+        return out
+
+
+BEIT = Family(
+    name="beit",
+    model_type=Beit,
+    block=re.compile(r"blocks\.\d+"),
+    weights=re.compile(r"(attn\.(qkv|proj)|mlp\.fc\d(_[gx])?)\.weight"),
+    biases=re.compile(r"attn\.[qv]_bias|(attn\.proj|mlp\.fc\d(_[gx])?)\.bias"),
+    tables=re.compile(r"attn\.relative_position_bias_table"),
+    transforms={"heads": head_mixing({Attention: MixedBeitAttention}), "mlp": TOKEN_CONVOLUTION},
+    convert=checkpoint_filter_fn,
+)
+
+__all__ = ["BEIT", "MixedBeitAttention"]

@@ -1,0 +1,177 @@
+"""How does a transformation get into a block?  What the families have in common, whatever their attention is.
+
+Head mixing sits around the softmax, so each family brings an attention of its own that takes over timm's. The token
+convolution is a hook on the MLP, told by another hook how the patches lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.families.base import BlockTransform
+from vitcompress.transforms import HeadMix, TokenConvolution, attach_token_convolution
+
+
+def take_over(mixed: nn.Module, attn: Any) -> None:
+    """Give `mixed` all that `attn` holds, under the same names, and its two head mixes, in place.
+
+    Parameters, buffers, children and plain attributes: timm's own methods that use nothing else can be borrowed.
+
+    Args:
+        mixed: a module that holds nothing yet.
+        attn: any attention of timm's with `num_heads` and `proj`; of no use afterwards.
+    """
+    for name, value in vars(attn).items():
+        vars(mixed)[name] = value.copy() if isinstance(value, (dict, set)) else value
+    like = attn.proj.weight
+    for name in ("mix_logits", "mix_probs"):
+        mixed.add_module(name, HeadMix(attn.num_heads, device=like.device, dtype=like.dtype))
+
+
+def attend_mixed(attn: Any, logits: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention with its maps mixed across heads before and after the softmax.
+
+    The mask comes after the first mix: masked places must stay masked whatever the mix is. A position bias belongs
+    to the head's own logits and is in them before.
+
+    Args:
+        attn: holds `mix_logits`, `mix_probs` and `attn_drop`.
+        logits: scaled, with their position bias, `[B, H, N, N]`.
+        v: values `[B, H, N, D]`.
+        mask: added to the logits, `[B or 1, H or 1, N, N]`; None where nothing is masked.
+
+    Returns:
+        `[B, N, H·D]`.
+
+    Source: MiniViT, arXiv:2204.07154, Sec. 3.2; order of bias, mix and mask as in the released Mini-Swin.
+    """
+    mixed: Tensor = attn.mix_logits(logits)
+    if mask is not None:
+        mixed = mixed + mask
+    probs: Tensor = attn.attn_drop(attn.mix_probs(mixed.softmax(dim=-1)))
+    return (probs @ v).transpose(1, 2).flatten(2)
+
+
+def project_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of an attention whose three projections are one layer.
+
+    The layer is called as a module and bare biases are added after it: hooks on it see what passes, as they do not
+    where timm hands its weight to `F.linear`.
+
+    Args:
+        attn: holds `qkv`, `num_heads` and, where keys have no bias, `q_bias`, `k_bias` and `v_bias`.
+        x: tokens `[B, N, C]`.
+
+    Returns:
+        Three times `[B, H, N, D]`.
+    """
+    qkv: Tensor = attn.qkv(x)
+    if getattr(attn, "q_bias", None) is not None:
+        qkv = qkv + torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+    q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+@contextmanager
+def layers_called(model: nn.Module) -> Iterator[None]:
+    """Make `model` call each of its layers as a module, so that hooks on them see everything, until the context ends.
+
+    Where queries and values have bare biases (BEiT, EVA, Swin V2), timm hands the weight of `qkv` to `F.linear`
+    together with them, past the layer and its hooks, unless it is told to add them separately.
+
+    Args:
+        model: a timm model; its outputs change by rounding at most.
+    """
+    modules: list[Any] = [module for module in model.modules() if getattr(module, "qkv_bias_separate", True) is False]
+    for module in modules:
+        module.qkv_bias_separate = True
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.qkv_bias_separate = False
+
+
+def head_mixing(classes: Mapping[type[nn.Module], type[nn.Module]]) -> BlockTransform:
+    """The transformation `heads` of a family.
+
+    Args:
+        classes: timm's attention → ours, made from it. Exact types: a subclass may compute something else.
+    """
+
+    def fault(model: nn.Module, block: nn.Module) -> str:
+        attn = getattr(block, "attn", None)
+        known = ", ".join(kind.__name__ for kind in classes)
+        return "" if type(attn) in classes else f"its attention is {type(attn).__name__}, not timm's plain {known}"
+
+    def num_params(model: nn.Module, block: Any, token_kernel: int) -> int:
+        return 2 * HeadMix.num_params(block.attn.num_heads)
+
+    def insert(model: nn.Module, block: Any, token_kernel: int) -> None:
+        block.attn = classes[type(block.attn)](block.attn)
+
+    return BlockTransform(fault, num_params, insert)
+
+
+def _fault_on_tokens(model: nn.Module, block: nn.Module) -> str:
+    if not isinstance(getattr(block, "mlp", None), nn.Module):
+        return "it has no MLP of its own"
+    if not isinstance(getattr(model, "patch_drop", None), (nn.Identity, type(None))):
+        return "patches are dropped (patch_drop_rate), so there is no whole grid"
+    return ""
+
+
+def _insert_on_tokens(model: Any, block: nn.Module, token_kernel: int) -> None:
+    convolution = _convolution(block, model.embed_dim, token_kernel, model.patch_embed.grid_size)
+    convolution.num_prefix_tokens = model.num_prefix_tokens
+    model.patch_embed.register_forward_hook(partial(_follow_embedding, convolution))
+
+
+def _follow_embedding(convolution: TokenConvolution, embed: Any, inputs: Any, output: Tensor) -> None:
+    """Forward hook of a patch embedding, which keeps the grid's shape in its output where sizes are dynamic."""
+    _set_grid(convolution, output.shape[1:3] if output.ndim == 4 else embed.grid_size)
+
+
+def _insert_on_grid(model: nn.Module, block: Any, token_kernel: int) -> None:
+    convolution = _convolution(block, block.dim, token_kernel, tuple(block.input_resolution))
+    block.register_forward_pre_hook(partial(_follow_input, convolution))
+
+
+def _follow_input(convolution: TokenConvolution, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Forward pre-hook of a block whose input is `[B, rows, columns, C]`; its MLP sees the patches in one row."""
+    _set_grid(convolution, inputs[0].shape[1:3])
+
+
+def _set_grid(convolution: TokenConvolution, grid: Any) -> None:
+    if tuple(grid) != convolution.grid_size:  # written only on a change: torch.export bars writes to attributes
+        convolution.grid_size = (grid[0], grid[1])
+
+
+def _convolution(block: Any, dim: int, token_kernel: int, grid: tuple[int, int]) -> TokenConvolution:
+    like = next(block.parameters())
+    convolution = TokenConvolution(
+        dim, token_kernel, grid_size=grid, num_prefix_tokens=0, device=like.device, dtype=like.dtype
+    )
+    attach_token_convolution(block.mlp, convolution)
+    return convolution
+
+
+TOKEN_CONVOLUTION = BlockTransform(
+    fault=_fault_on_tokens,
+    num_params=lambda model, block, token_kernel: TokenConvolution.num_params(model.embed_dim, token_kernel),  # type: ignore
+    insert=_insert_on_tokens,
+)
+"""`mlp` where every block sees the tokens `[B, N, C]` of one grid: `model.embed_dim`, `patch_embed`, prefix tokens."""
+
+GRID_CONVOLUTION = BlockTransform(
+    fault=lambda model, block: "",
+    num_params=lambda model, block, token_kernel: TokenConvolution.num_params(block.dim, token_kernel),  # type: ignore
+    insert=_insert_on_grid,
+)
+"""`mlp` where a block sees patches `[B, rows, columns, C]` of its own stage: `block.dim`, `block.input_resolution`."""

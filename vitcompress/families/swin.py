@@ -1,0 +1,62 @@
+"""Swin Transformers and their searched sisters (S3): windows, every second block shifted, four stages."""
+
+from __future__ import annotations
+
+import re
+
+from timm.models.swin_transformer import SwinTransformer, WindowAttention, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from vitcompress.families.base import Family
+from vitcompress.families.insertion import GRID_CONVOLUTION, attend_mixed, head_mixing, project_qkv, take_over
+
+
+class MixedWindowAttention(nn.Module):
+    """timm's `WindowAttention` of Swin with its maps mixed across heads, after the position bias, before the mask.
+
+    Takes over what `attn` holds, so names stay and the block can go on resizing its windows. Mixing needs the maps
+    themselves, so fused attention is given up here, and only here.
+
+    Args:
+        attn: the attention to take over.
+    """
+
+    scale: float
+    proj: nn.Module
+    proj_drop: nn.Module
+
+    def __init__(self, attn: WindowAttention) -> None:
+        super().__init__()
+        take_over(self, attn)
+
+    # timm's own: they use nothing but what was taken over
+    set_window_size = WindowAttention.set_window_size
+    _get_rel_pos_bias = WindowAttention._get_rel_pos_bias
+    _init_buffers = WindowAttention._init_buffers
+    init_non_persistent_buffers = WindowAttention.init_non_persistent_buffers
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend inside windows `[B·windows, N, C]`, `mask` `[windows, N, N]` on shifted ones; the shape is kept."""
+        q, k, v = project_qkv(self, x)
+        logits = (q * self.scale) @ k.transpose(-2, -1) + self._get_rel_pos_bias()
+        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, mask_per_window(mask, x.shape[0]))))
+        return out
+
+
+def mask_per_window(mask: Tensor | None, num_windows: int) -> Tensor | None:
+    """The shift mask of one image's windows, `[windows, N, N]`, for all images': `[num_windows, 1, N, N]`."""
+    return None if mask is None else mask.repeat(num_windows // mask.shape[0], 1, 1).unsqueeze(1)
+
+
+SWIN = Family(
+    name="swin",
+    model_type=SwinTransformer,
+    block=re.compile(r"layers\.(\d+)\.blocks\.\d+"),
+    weights=re.compile(r"(attn\.(qkv|proj)|mlp\.fc\d)\.weight"),
+    biases=re.compile(r"(attn\.(qkv|proj)|mlp\.fc\d)\.bias"),
+    tables=re.compile(r"attn\.relative_position_bias_table"),
+    transforms={"heads": head_mixing({WindowAttention: MixedWindowAttention}), "mlp": GRID_CONVOLUTION},
+    convert=checkpoint_filter_fn,
+)
+
+__all__ = ["SWIN", "MixedWindowAttention", "mask_per_window"]

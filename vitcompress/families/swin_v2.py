@@ -1,0 +1,72 @@
+"""Swin Transformers V2: cosine attention, a small network for the position bias, norms after the branches."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch.nn.functional as F
+from timm.models.swin_transformer_v2 import SwinTransformerV2, WindowAttention, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from vitcompress.families.base import Family
+from vitcompress.families.insertion import GRID_CONVOLUTION, attend_mixed, head_mixing, project_qkv, take_over
+from vitcompress.families.swin import mask_per_window
+
+_MAX_LOGIT_SCALE = math.log(1 / 0.01)
+
+
+class MixedWindowAttentionV2(nn.Module):
+    """timm's `WindowAttention` of Swin V2 with its maps mixed across heads, after the position bias, before the mask.
+
+    Takes over what `attn` holds, so names stay and the block can go on resizing its windows.
+
+    Args:
+        attn: the attention to take over.
+    """
+
+    num_heads: int
+    logit_scale: Tensor
+    cpb_mlp: nn.Module
+    relative_coords_table: Tensor
+    relative_position_index: Tensor
+    proj: nn.Module
+    proj_drop: nn.Module
+
+    def __init__(self, attn: WindowAttention) -> None:
+        super().__init__()
+        take_over(self, attn)
+
+    # timm's own: they use nothing but what was taken over
+    set_window_size = WindowAttention.set_window_size
+    _make_pair_wise_relative_positions = WindowAttention._make_pair_wise_relative_positions
+    _init_buffers = WindowAttention._init_buffers
+    init_non_persistent_buffers = WindowAttention.init_non_persistent_buffers
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend inside windows `[B·windows, N, C]`, `mask` `[windows, N, N]` on shifted ones; the shape is kept."""
+        q, k, v = project_qkv(self, x)
+        cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+        logits = cosine * self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp() + self._bias()
+        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, mask_per_window(mask, x.shape[0]))))
+        return out
+
+    def _bias(self) -> Tensor:
+        """The position bias that the small network gives, `[H, N, N]`."""
+        table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)
+        bias: Tensor = table[self.relative_position_index].permute(2, 0, 1)
+        return 16 * bias.sigmoid()
+
+
+SWIN_V2 = Family(
+    name="swin_v2",
+    model_type=SwinTransformerV2,
+    block=re.compile(r"layers\.(\d+)\.blocks\.\d+"),
+    weights=re.compile(r"(attn\.(qkv|proj)|mlp\.fc\d)\.weight"),
+    biases=re.compile(r"attn\.[qv]_bias|(attn\.proj|mlp\.fc\d)\.bias"),
+    tables=re.compile(r"attn\.cpb_mlp\.\d\.(weight|bias)"),
+    transforms={"heads": head_mixing({WindowAttention: MixedWindowAttentionV2}), "mlp": GRID_CONVOLUTION},
+    convert=checkpoint_filter_fn,
+)
+
+__all__ = ["SWIN_V2", "MixedWindowAttentionV2"]
