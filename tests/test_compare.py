@@ -8,12 +8,14 @@ from torch import nn
 
 from vitcompress.compare import Candidate, Side, compare, pair_layers, reading
 from vitcompress.errors import RecipeError
-from vitcompress.families import Tap
+from vitcompress.families import Tap, family_of
 from vitcompress.families.base import tap_qkv
 from vitcompress.losses import LOSSES, Given
 from vitcompress.recipe import DistillRecipe
+from vitcompress.source import Source, empty_model
 from vitcompress.taps import TokenSubset
 
+from .test_families import ROWS, Row
 from .tiny import ARGS, images, tiny
 
 SIZE = (3, 32, 32)
@@ -169,3 +171,29 @@ def test_windows_are_images_of_their_own_and_grids_are_tokens() -> None:
     given = Given()
     for name in ("hidden", "attention", "hidden_relation"):
         assert LOSSES[name].compute(found, found, given).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_every_family_can_be_compared_without_its_weights(row: Row) -> None:
+    model = empty_model(Source(row.architecture, row.architecture, dict(row.args)))
+    candidate = Candidate(row.architecture, model, (3, *row.image))
+    loss = {"logits": 1.0, "hidden": 1.0, "hidden_relation": 1.0}
+    found = compare(candidate, candidate, DistillRecipe(loss=loss))
+    assert len(found.student.blocks) == len(family_of(model, row.architecture).block_names(model))
+    asked = DistillRecipe(loss={**loss, "attention": 1.0})
+    if "num_kv_heads" in row.args:  # queries wider than keys have no relation with them
+        with pytest.raises(RecipeError, match="have no q, k and v that can be read"):
+            compare(candidate, candidate, asked)
+    else:
+        assert all(compare(candidate, candidate, asked).student.qkv)
+
+
+def test_families_teach_each_other_where_tokens_agree() -> None:
+    """An EVA may teach a ViT relations; a Swin, with its windows, may not."""
+    relations = DistillRecipe(loss=RELATIONS)
+    args: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
+    found = compare(vit(), empty("eva02_tiny_patch14_224", depth=8, **args), relations)
+    assert found.teacher.blocks == tuple(f"blocks.{number}" for number in (1, 3, 5, 7))
+    swin = {**args, "patch_size": 2, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+    with pytest.raises(RecipeError, match="16 windows of 16 tokens"):
+        compare(vit(), empty("swin_tiny_patch4_window7_224", **swin), relations)
