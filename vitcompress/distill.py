@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from vitcompress.losses import LOSSES, Given, Outputs
 from vitcompress.mixing import Mixing
 from vitcompress.recipe import DistillRecipe
 from vitcompress.taps import TokenSubset
-from vitcompress.training import copy_parameters, lr_factor, parameter_groups, running_mean, training_student
+from vitcompress.training import copy_parameters, lr_factor, optimizers, running_mean, set_lr, training_student
 from vitcompress.trainlog import Run, TrainLog
 
 
@@ -30,6 +30,8 @@ def distill(
     blocks: Sequence[str],
     comparison: Comparison,
     mixing: Mixing,
+    matrices: Collection[str],
+    fade: Callable[[float], None],
     accelerator: Accelerator,
     ticker: Ticker,
     num_steps: int | None,
@@ -47,6 +49,8 @@ def distill(
         blocks: names of all of the student's blocks, for drop path.
         comparison: which losses there are, and where the two models are read.
         mixing: mixes each batch, for both.
+        matrices: names of the blocks' matrices, for the optimizer.
+        fade: told of the share of the training that is over, before each step.
         accelerator: decides device and processes.
         ticker: told of every step.
         num_steps: length in steps; None where `seconds` is given.
@@ -65,8 +69,7 @@ def distill(
         2015, arXiv:1503.02531.
     """
     mean = running_mean(student, recipe.ema).to(accelerator.device) if recipe.ema else None
-    optimizer = torch.optim.AdamW(parameter_groups(student, recipe), lr=recipe.lr)
-    model, optimizer, loader = accelerator.prepare(student, optimizer, loader)
+    model, loader, *updates = accelerator.prepare(student, loader, *optimizers(student, recipe, matrices))
     teacher = teacher.to(accelerator.device).eval()
     run = Run(recipe, student, num_steps, seconds, kept=mean.module if mean else student)
     with (
@@ -80,18 +83,20 @@ def distill(
             run.count_bad(batch, skip=skip_bad_images)
             if len(batch.labels) == 0:
                 continue
-            lr = recipe.lr * lr_factor(done, recipe.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            fade(done)
+            factor = lr_factor(done, recipe.warmup)
+            for optimizer in updates:
+                set_lr(optimizer, factor)
             draw = run.steps * accelerator.num_processes + accelerator.process_index
             images, targets = mixing(batch.images, batch.labels, draw)
             found = losses(images, targets, run.steps)
             total = torch.stack(list(found.values())).sum()
             accelerator.backward(total)
             norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            run.record({"loss": total, **found}, norm, lr=lr, images=len(images))
-            optimizer.step()
-            optimizer.zero_grad()
+            run.record({"loss": total, **found}, norm, lr=recipe.lr * factor, images=len(images))
+            for optimizer in updates:
+                optimizer.step()
+                optimizer.zero_grad()
             if mean:
                 mean.update_parameters(student)
             ticker.step(done=run.done(), loss=float(total.detach()), images_per_second=run.images_per_second())

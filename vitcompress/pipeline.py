@@ -36,6 +36,7 @@ from vitcompress.data import (
 from vitcompress.distill import distill
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, raise_faults
 from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
+from vitcompress.fading import fading
 from vitcompress.families import family_named
 from vitcompress.initialize import STARTS
 from vitcompress.mixing import Mixing
@@ -189,7 +190,10 @@ class _Job:
         if steps == 0 or self.train is None:
             return TrainLog()
         recipe, seed, minutes = self.recipe, self.recipe.run.seed, self.recipe.distill.max_minutes
-        with reporter.training() as ticker:
+        with (
+            reporter.training() as ticker,
+            fading(student, source, self.plan, recipe.distill.fade) as fade,
+        ):
             log = distill(
                 student,
                 self._load_teacher() if self.teacher else source,
@@ -204,6 +208,8 @@ class _Job:
                     smoothing=recipe.distill.label_smoothing,
                     seed=seed,
                 ),
+                matrices=self.plan.matrices,
+                fade=fade,
                 accelerator=self.accelerator,
                 ticker=ticker,
                 num_steps=steps,

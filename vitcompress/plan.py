@@ -73,6 +73,13 @@ class Plan:
     token_kernel: int
     size: Size
 
+    @property
+    def matrices(self) -> frozenset[str]:
+        """Full names of the matrices that the student keeps, each under its donor's name."""
+        return frozenset(
+            f"{group.donor}.{name}" for group in self.groups for name in group.shared if name.endswith(".weight")
+        )
+
 
 def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
     """Decide what `model`'s blocks share.

@@ -199,10 +199,19 @@ class DistillRecipe:
     ] = None
     epochs: Annotated[float | None, Field(gt=0, description="Training length in passes over the images.")] = None
     max_minutes: Annotated[float | None, Field(gt=0, description="Training length in minutes.")] = None
-    lr: Annotated[float, Field(gt=0, description="Peak learning rate of AdamW.")] = 1e-3
+    optimizer: Annotated[
+        Literal["adamw", "muon"],
+        Field(description="adamw; or muon for the blocks' matrices and adamw for the rest (long runs, far starts)."),
+    ] = "adamw"
+    lr: Annotated[float, Field(gt=0, description="Peak learning rate of AdamW.")] = 5e-4
+    matrix_lr: Annotated[float, Field(gt=0, description="Peak learning rate of Muon.")] = 0.02
     weight_decay: Annotated[
         float, Field(ge=0, description="Weight decay of matrices; vectors and transformations have none.")
     ] = 0.05
+    fade: Annotated[
+        float,
+        Field(ge=0, le=0.9, description="Share of the training during which the blocks' own matrices fade out."),
+    ] = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the training spent warming up.")] = 0.1
     clip_norm: Annotated[float, Field(gt=0, description="Largest norm of the gradient.")] = 1.0
     loss: Annotated[

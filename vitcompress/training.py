@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,38 @@ def parameter_groups(student: nn.Module, recipe: DistillRecipe) -> list[dict[str
         spared = p.ndim <= 1 or name in exempt or id(p) in added or _POSITION_TABLE.search(name)
         (plain if spared else decay).append(p)
     return [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def optimizers(student: nn.Module, recipe: DistillRecipe, matrices: Collection[str]) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters; or Muon for the blocks' matrices and AdamW for the rest.
+
+    Muon updates by the orthogonalised momentum of each matrix. It gains much where shared matrices have far to go, and
+    costs little: only the matrices that are left are orthogonalised.
+
+    Args:
+        student: shares its parameters.
+        recipe: which optimizer, learning rates and weight decay.
+        matrices: full names of the blocks' matrices.
+
+    Source: Jordan et al. 2024, Muon; Loshchilov and Hutter 2019, arXiv:1711.05101, AdamW.
+    """
+    groups = parameter_groups(student, recipe)
+    if recipe.optimizer == "adamw":
+        return [torch.optim.AdamW(groups, lr=recipe.lr)]
+    mine = [p for name, p in student.named_parameters() if name in matrices and p.ndim == 2]
+    taken = {id(p) for p in mine}
+    rest = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+    return [
+        torch.optim.Muon(mine, lr=recipe.matrix_lr, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=recipe.lr),
+    ]
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its peak, in place."""
+    for group in optimizer.param_groups:
+        group.setdefault("peak_lr", group["lr"])
+        group["lr"] = group["peak_lr"] * factor
 
 
 def lr_factor(done: float, warmup: float) -> float:
