@@ -385,10 +385,9 @@ def _portable(cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     notes = ["Sharing makes a model smaller, not faster: every block is still computed."]
-    if "heads" in plan.transforms:
-        notes.append(
-            "Head mixing needs the attention maps, so it gives up fused attention (--transforms mlp keeps it)."
-        )
+    for transform, name in (("heads", "Head mixing needs"), ("rpe", "The position term on keys needs")):
+        if transform in plan.transforms:
+            notes.append(f"{name} the attention maps, so it gives up fused attention (--transforms mlp keeps it).")
     return tuple(notes)
 
 

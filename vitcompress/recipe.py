@@ -22,7 +22,7 @@ from vitcompress.errors import RecipeError, raise_faults
 
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
-TRANSFORMS = ("heads", "mlp")
+TRANSFORMS = ("heads", "mlp")  # the default
 LOSSES = ("logits", "hidden", "attention", "hidden_relation", "labels")
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -107,9 +107,9 @@ class PlanRecipe:
     share_biases: Annotated[bool, Field(description="Share the biases of the shared layers too, as published.")] = False
     share_tables: Annotated[bool, Field(description="Share relative position bias tables too, as published.")] = False
     transforms: Annotated[
-        tuple[Literal["heads", "mlp"], ...],
+        tuple[Literal["heads", "mlp", "rpe"], ...],
         Words,
-        Field(description="Transformations of each block: heads,mlp or none."),
+        Field(description="Transformations of each block: heads, mlp, rpe (plain ViTs), like heads,mlp; or none."),
     ] = TRANSFORMS  # type: ignore[assignment]
     token_kernel: Annotated[int, Field(ge=1, description="k of the k×k token convolution (mlp), odd.")] = 3
 
