@@ -36,7 +36,7 @@ from vitcompress.data import (
 from vitcompress.distill import distill
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, raise_faults
 from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
-from vitcompress.families import family_named
+from vitcompress.families import family_named, family_of
 from vitcompress.initialize import STARTS
 from vitcompress.mixing import Mixing
 from vitcompress.plan import Plan, make_plan
@@ -59,6 +59,15 @@ def plan(model: ModelRecipe, recipe: PlanRecipe) -> Plan:
         recipe: what to share.
     """
     return make_plan(empty_model(resolve(model)), recipe, name=model.model)
+
+
+def family_name(model: ModelRecipe) -> str:
+    """The family of a model, by name; loads no weights.
+
+    Raises:
+        VitcompressError: there is no such model, or none that can be compressed.
+    """
+    return family_of(empty_model(resolve(model)), model.model).name
 
 
 def compress(
