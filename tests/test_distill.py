@@ -48,6 +48,8 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
         blocks=BLOCKS,
         comparison=compare(Candidate("student", student, size), Candidate("teacher", teacher, size), asked),
         mixing=Mixing(num_classes=5 if "labels" in asked.loss else None),
+        matrices=frozenset(name for name, p in student.named_parameters() if "blocks." in name and p.ndim == 2),
+        fade=lambda done: None,
         accelerator=Accelerator(cpu=True),
         ticker=ticker,
         num_steps=steps,

@@ -25,18 +25,22 @@ from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.short_names import SHORT_NAMES
 from vitcompress.source import Source, empty_model, resolve
 from vitcompress.surgery import apply_plan
-from vitcompress.transforms import TokenConvolution
+from vitcompress.transforms import KeyPositions, TokenConvolution
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model that must be compressible: timm's constructor, arguments that make it tiny, what it cannot have."""
+    """A model that must be compressible: timm's constructor, and arguments that make it tiny."""
 
     family: str
     architecture: str
     args: Mapping[str, Any]
-    transforms: tuple[str, ...] = ("heads", "mlp")
     image: tuple[int, int] = (32, 32)
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """What its blocks can have."""
+        return ("heads", "mlp", "rpe") if self.family == "vit" else ("heads", "mlp")
 
 
 _VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
@@ -194,7 +198,7 @@ def test_gradient_of_a_shared_weight_is_the_sum_over_its_blocks(row: Row) -> Non
 @each
 def test_blocks_without_head_mixing_keep_their_attention(row: Row) -> None:
     teacher = build(row)
-    student = student_of(teacher, planned(teacher, share=2, transforms=tuple(set(row.transforms) - {"heads"})))
+    student = student_of(teacher, planned(teacher, share=2, transforms=("mlp",)))
     kinds = [{n: type(m) for n, m in model.named_modules() if n.endswith("attn")} for model in (teacher, student)]
     assert kinds[0] == kinds[1]
 
@@ -355,6 +359,28 @@ def test_transforms_that_cannot_be_had_say_why() -> None:
     dropped = timm.create_model("eva02_tiny_patch14_224", **{**_VIT, "patch_drop_rate": 0.5})
     with pytest.raises(PlanError, match="patch_drop_rate"):
         planned(dropped, share=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("swin", "relative position bias of their own"),
+        ("swin v2", "relative position bias of their own"),
+        ("beit", "relative position bias of its own"),
+        ("eva", "for plain ViTs"),
+    ],
+)
+def test_other_families_say_why_they_have_no_position_term(name: str, reason: str) -> None:
+    with pytest.raises(PlanError, match=f"--transforms rpe: .*{reason}"):
+        planned(build(ROWS[name]), share=2, transforms=("rpe",))
+
+
+def test_position_term_follows_the_grid_of_the_image() -> None:
+    """16×64 pixels have as many patches as 32×32: only the shape tells how they lie."""
+    student = student_of(build(ROWS["vit dynamic"]), planned(build(ROWS["vit dynamic"]), share=2, transforms=("rpe",)))
+    for model in (student, copy.deepcopy(student)):
+        model(images(ROWS["vit dynamic"]))
+        assert [m.grid_size for m in model.modules() if isinstance(m, KeyPositions)] == [(2, 8)] * 4
 
 
 def test_the_how_to_makes_a_family(monkeypatch: pytest.MonkeyPatch) -> None:

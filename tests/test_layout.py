@@ -9,9 +9,10 @@ import vitcompress
 
 PACKAGE = Path(vitcompress.__file__).parent
 STAGES = (
-    "errors", "console", "recipe", "transforms", "families", "bundled", "plan", "short_names", "transformers_names",
-    "transformers_folder", "source", "surgery", "taps", "initialize", "losses", "compare", "data", "mixing", "evaluate",
-    "training", "trainlog", "distill", "artifact", "teacher", "report", "pipeline", "cli",
+    "errors", "console", "presets", "bundled", "recipe", "transforms", "families", "plan", "short_names",
+    "transformers_names", "transformers_folder", "source", "surgery", "fading", "taps", "initialize", "losses",
+    "compare", "data", "mixing", "evaluate", "training", "trainlog", "distill", "artifact", "teacher", "report",
+    "pipeline", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 

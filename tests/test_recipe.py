@@ -33,7 +33,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ({"share": -2}, "--share -2"),
         ({"share": 2, "groups": "0-1"}, "--share and --groups exclude each other"),
         ({"steps": 1, "epochs": 1.0}, "--steps, --epochs and --max-minutes exclude each other"),
-        ({"transforms": "heads,convolution"}, "--transforms convolution: input should be 'heads' or 'mlp'"),
+        ({"transforms": "heads,convolution"}, "--transforms convolution: input should be 'heads', 'mlp' or 'rpe'"),
         ({"transforms": "mlp,mlp"}, "--transforms names a transformation twice"),
         ({"token_kernel": 4}, "--token-kernel 4: must be odd"),
         ({"loss": ["logit=1"]}, "--loss logit: no such loss (did you mean logits?)"),

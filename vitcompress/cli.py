@@ -30,6 +30,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A file that vitcompress compress wrote.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PresetOption = Annotated[
+    str | None, typer.Option(help="Defaults to start from: minivit, what its released code has. Other options win.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 
 
@@ -116,10 +119,11 @@ def compress(
     out: Annotated[Path, typer.Option(help="The file to write; its reports are written beside it.")],
     flags: dict[str, Any],
     recipe: Annotated[Path | None, typer.Option(help="YAML file with any of these options; flags win.")] = None,
+    preset: PresetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Compress a model: share, distil, verify, evaluate, and write one .safetensors file."""
-    resolved = recipes.build(flags, file=recipe)
+    resolved = recipes.build(flags, file=recipe, preset=preset, family_name=_family_name)
     from vitcompress import pipeline, report
 
     result = pipeline.compress(
@@ -131,9 +135,9 @@ def compress(
 
 @app.command()
 @takes("model", "plan")
-def plan(flags: dict[str, Any], as_json: JsonOption = False) -> None:
+def plan(flags: dict[str, Any], preset: PresetOption = None, as_json: JsonOption = False) -> None:
     """Show what would be shared and how many parameters remain; loads no weights."""
-    resolved = recipes.build(flags)
+    resolved = recipes.build(flags, preset=preset, family_name=_family_name)
     from vitcompress import pipeline, report
 
     found = pipeline.plan(resolved.model, resolved.plan)
@@ -194,6 +198,12 @@ def check(file: FileArgument, flags: dict[str, Any]) -> None:
 
     _exit_on(missed_gates(_stored_report(file), gates, file_bytes=file.stat().st_size))
     typer.echo("every gate is met")
+
+
+def _family_name(model: recipes.ModelRecipe) -> str:
+    from vitcompress import pipeline
+
+    return pipeline.family_name(model)
 
 
 def _stored_report(file: Path) -> Any:

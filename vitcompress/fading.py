@@ -2,8 +2,8 @@
 
     block i computes with   W + β · (W_i − W₀)        β: 1 ──────╲______ 0 at `--fade` of the training
 
-W is its group's shared matrix, W₀ where that started, and W_i the block's own matrix in the source. At β = 1 every block
-does what it did in the source; at β = 0 the sharing is complete, and nothing of this is left in the student.
+W is its group's shared matrix, W₀ where that started, and W_i the block's own matrix in the source. At β = 1 every
+block does what it did in the source; at β = 0 the sharing is complete, and nothing of this is left in the student.
 """
 
 from __future__ import annotations
@@ -82,4 +82,4 @@ def _fade(layer: nn.Linear, own: nn.Linear, beta: list[float]) -> None:
             None if layer.bias is None or bias is None else layer.bias.add(bias, alpha=beta[0]),
         )
 
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward  # type: ignore[method-assign, assignment]

@@ -37,7 +37,7 @@ from vitcompress.distill import distill
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, raise_faults
 from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
 from vitcompress.fading import fading
-from vitcompress.families import family_named
+from vitcompress.families import family_named, family_of
 from vitcompress.initialize import STARTS
 from vitcompress.mixing import Mixing
 from vitcompress.plan import Plan, make_plan
@@ -60,6 +60,15 @@ def plan(model: ModelRecipe, recipe: PlanRecipe) -> Plan:
         recipe: what to share.
     """
     return make_plan(empty_model(resolve(model)), recipe, name=model.model)
+
+
+def family_name(model: ModelRecipe) -> str:
+    """The family of a model, by name; loads no weights.
+
+    Raises:
+        VitcompressError: there is no such model, or none that can be compressed.
+    """
+    return family_of(empty_model(resolve(model)), model.model).name
 
 
 def compress(
@@ -190,6 +199,7 @@ class _Job:
         if steps == 0 or self.train is None:
             return TrainLog()
         recipe, seed, minutes = self.recipe, self.recipe.run.seed, self.recipe.distill.max_minutes
+        student.to(self.accelerator.device)  # before the source's matrices are laid beside it
         with (
             reporter.training() as ticker,
             fading(student, source, self.plan, recipe.distill.fade) as fade,
@@ -391,10 +401,9 @@ def _portable(cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     notes = ["Sharing makes a model smaller, not faster: every block is still computed."]
-    if "heads" in plan.transforms:
-        notes.append(
-            "Head mixing needs the attention maps, so it gives up fused attention (--transforms mlp keeps it)."
-        )
+    for transform, name in (("heads", "Head mixing needs"), ("rpe", "The position term on keys needs")):
+        if transform in plan.transforms:
+            notes.append(f"{name} the attention maps, so it gives up fused attention (--transforms mlp keeps it).")
     return tuple(notes)
 
 

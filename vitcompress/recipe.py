@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,11 +18,13 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from vitcompress.errors import RecipeError, raise_faults
+from vitcompress.bundled import FASHION_VIT
+from vitcompress.errors import RecipeError, VitcompressError, raise_faults
+from vitcompress.presets import PRESETS, Tree, check_preset, fill, preset_defaults
 
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
-TRANSFORMS = ("heads", "mlp")
+TRANSFORMS = ("heads", "mlp")  # the default
 LOSSES = ("logits", "hidden", "attention", "hidden_relation", "labels")
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -107,9 +109,9 @@ class PlanRecipe:
     share_biases: Annotated[bool, Field(description="Share the biases of the shared layers too, as published.")] = False
     share_tables: Annotated[bool, Field(description="Share relative position bias tables too, as published.")] = False
     transforms: Annotated[
-        tuple[Literal["heads", "mlp"], ...],
+        tuple[Literal["heads", "mlp", "rpe"], ...],
         Words,
-        Field(description="Transformations of each block: heads,mlp or none."),
+        Field(description="Transformations of each block: heads, mlp, rpe (plain ViTs), like heads,mlp; or none."),
     ] = TRANSFORMS  # type: ignore[assignment]
     token_kernel: Annotated[int, Field(ge=1, description="k of the k×k token convolution (mlp), odd.")] = 3
 
@@ -342,17 +344,80 @@ def _shown_default(field: Any) -> str:
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
-def build(flags: Mapping[str, Any], *, file: Path | None = None) -> Recipe:
-    """Make a recipe from a file and flags; flags win.
+def build(
+    flags: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    preset: str | None = None,
+    family_name: Callable[[ModelRecipe], str] | None = None,
+) -> Recipe:
+    """Make a recipe from a preset, a file and flags; flags win over the file, and the file over the preset.
 
     Args:
         flags: values by field name; every field name belongs to one stage.
-        file: a YAML file of stages, each a mapping of fields.
+        file: a YAML file of stages, each a mapping of fields, and perhaps `preset: NAME` and `notes: …`.
+        preset: named here, it wins over the file's.
+        family_name: tells the family of a model, which a preset's defaults depend on.
 
     Raises:
-        RecipeError: unknown keys, wrong values or contradictions, all of them at once.
+        RecipeError: unknown keys or names, wrong values, contradictions or a preset that does not fit the model, all
+            of them at once.
     """
-    tree: dict[str, dict[str, Any]] = {stage: dict(fields) for stage, fields in _read(file).items()} if file else {}
+    faults: list[tuple[str, str]] = []
+
+    def attempt(step: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return step(*args)
+        except VitcompressError as error:
+            faults.append((str(error), error.hint))
+            return None
+
+    recipe: Recipe | None
+    read = attempt(_read, file) if file else {}
+    tree = _merge(flags, read or {})
+    preset = preset if preset is not None else tree.pop("preset", None)
+    tree.pop("preset", None), tree.pop("notes", None)
+    if preset is not None:
+        attempt(check_preset, preset)
+    named = "model" in tree.get("model", {})
+    if not named:
+        if read is not None:
+            faults.append(("No model is named.", "Give a MODEL, or model: {model: …} in the recipe."))
+        tree.setdefault("model", {})["model"] = ""  # so that the rest can be checked
+    recipe = attempt(from_dict, _over_built_in(tree))
+    if preset in PRESETS and named:
+        model = recipe.model if recipe else attempt(TypeAdapter(ModelRecipe).validate_python, tree["model"])
+        defaults = attempt(_defaults, preset, model, family_name)
+        recipe = attempt(from_dict, _over_built_in(fill(tree, defaults))) if defaults and recipe else recipe
+    raise_faults(RecipeError, faults)
+    assert recipe is not None  # else there was a fault
+    return recipe
+
+
+def _defaults(preset: str, model: ModelRecipe, family_name: Callable[[ModelRecipe], str] | None) -> Tree:
+    if family_name is None:
+        raise RecipeError(f"preset {preset}: the family of the model is needed to follow it.")
+    return preset_defaults(preset, family_name(model))
+
+
+def _over_built_in(tree: Tree) -> Tree:
+    """The same over the training that a built-in model brings with it, where it is one."""
+    if tree.get("model", {}).get("model") != FASHION_VIT.name:
+        return tree
+    defaults = {
+        stage: {
+            name: value
+            for name, value in fields.items()
+            if not any(rival in tree.get(stage, {}) for rival in _RIVALS.get(name, ()))
+        }
+        for stage, fields in FASHION_VIT.recipe.items()
+    }
+    return fill(tree, defaults)
+
+
+def _merge(flags: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says, with the flags over it."""
+    tree = {key: dict(fields) if isinstance(fields, dict) else fields for key, fields in read.items()}
     home = {option.name: option.stage for option in options(*STAGES)}
     for name, value in flags.items():
         stage = tree.setdefault(home[name], {})
@@ -360,11 +425,10 @@ def build(flags: Mapping[str, Any], *, file: Path | None = None) -> Recipe:
             if rival not in flags:  # a flag also wins over the file's other way of saying the same thing
                 stage.pop(rival, None)
         stage[name] = value
-    if "model" not in tree.get("model", {}):
-        raise RecipeError("No model is named.", hint="Give a MODEL, or model: {model: …} in the recipe.")
-    return from_dict(tree)
+    return tree
 
 
+_BESIDE_STAGES = ("preset", "notes")  # of a recipe file
 _RIVALS = {
     "share": ("groups",),
     "groups": ("share",),
@@ -374,7 +438,7 @@ _RIVALS = {
 }
 
 
-def _read(file: Path) -> dict[str, dict[str, Any]]:
+def _read(file: Path) -> dict[str, Any]:
     """Read and check the shape of a recipe file."""
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -382,7 +446,7 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
         raise RecipeError(f"--recipe {file}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"--recipe {file}: not YAML: {error}.") from error
-    if not isinstance(tree, dict) or not all(isinstance(fields, dict) for fields in tree.values()):
+    if not isinstance(tree, dict) or not all(isinstance(tree.get(stage, {}), dict) for stage in STAGES):
         raise RecipeError(
             f"--recipe {file}: must hold stages, each with its options.", hint="For example:  plan: {share: 4}"
         )
@@ -415,7 +479,7 @@ def _fault(item: dict[str, Any]) -> str:
         message = str(item["ctx"]["error"])
         return f"{message}." if message.startswith("--") else f"{_flag(path)}: {message}."
     if item["type"] == "unexpected_keyword_argument":
-        known = [f.name for f in dataclasses.fields(STAGES[path[0]])] if len(path) > 1 else list(STAGES)
+        known = [f.name for f in dataclasses.fields(STAGES[path[0]])] if len(path) > 1 else [*STAGES, *_BESIDE_STAGES]
         return f"{'.'.join(path)}: no such option{_nearest(path[-1], known)}."
     message = item["msg"][0].lower() + item["msg"][1:]
     return f"{_flag(path)} {item['input']}: {message}."

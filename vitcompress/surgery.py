@@ -26,8 +26,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
         tie_group(model, group)
     for group in plan.groups:
         for name in group.blocks:
-            for transform in plan.transforms:
-                family.transforms[transform].insert(model, model.get_submodule(name), plan.token_kernel)
+            for transform, built in family.transforms.items():  # in the family's order: one may build on another
+                if transform in plan.transforms:
+                    built.insert(model, model.get_submodule(name), plan.token_kernel)
 
 
 def tie_group(model: nn.Module, group: Group) -> None:

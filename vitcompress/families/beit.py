@@ -8,7 +8,14 @@ from timm.models.beit import Attention, Beit, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.insertion import TOKEN_CONVOLUTION, attend_mixed, head_mixing, project_qkv, take_over
+from vitcompress.families.insertion import (
+    TOKEN_CONVOLUTION,
+    attend_mixed,
+    head_mixing,
+    never,
+    project_qkv,
+    take_over,
+)
 
 
 class MixedBeitAttention(nn.Module):
@@ -54,7 +61,11 @@ BEIT = Family(
     weights=re.compile(r"(attn\.(qkv|proj)|mlp\.fc\d(_[gx])?)\.weight"),
     biases=re.compile(r"attn\.[qv]_bias|(attn\.proj|mlp\.fc\d(_[gx])?)\.bias"),
     tables=re.compile(r"attn\.relative_position_bias_table"),
-    transforms={"heads": head_mixing({Attention: MixedBeitAttention}), "mlp": TOKEN_CONVOLUTION},
+    transforms={
+        "heads": head_mixing({Attention: MixedBeitAttention}),
+        "mlp": TOKEN_CONVOLUTION,
+        "rpe": never("BEiT has a relative position bias of its own"),
+    },
     convert=checkpoint_filter_fn,
 )
 

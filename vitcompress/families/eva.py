@@ -10,7 +10,14 @@ from timm.models.eva import Eva, EvaAttention, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.insertion import TOKEN_CONVOLUTION, attend_mixed, head_mixing, project_qkv, take_over
+from vitcompress.families.insertion import (
+    TOKEN_CONVOLUTION,
+    attend_mixed,
+    head_mixing,
+    never,
+    project_qkv,
+    take_over,
+)
 
 
 class MixedRopeAttention(nn.Module):
@@ -88,6 +95,7 @@ EVA = Family(
     transforms={
         "heads": head_mixing({EvaAttention: MixedRopeAttention, AttentionRope: MixedRopeAttention}),
         "mlp": TOKEN_CONVOLUTION,
+        "rpe": never("it is for plain ViTs; where the EVA family has relative positions, they are rotary"),
     },
     convert=checkpoint_filter_fn,
 )

@@ -6,7 +6,7 @@ convolution is a hook on the MLP, told by another hook how the patches lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families.base import BlockTransform
-from vitcompress.transforms import HeadMix, TokenConvolution, attach_token_convolution
+from vitcompress.transforms import HeadMix, KeyPositions, TokenConvolution, attach_token_convolution
 
 
-def take_over(mixed: nn.Module, attn: Any) -> None:
+def take_over(mixed: nn.Module, attn: Any, *, mix_heads: bool = True) -> None:
     """Give `mixed` all that `attn` holds, under the same names, and its two head mixes, in place.
 
     Parameters, buffers, children and plain attributes: timm's own methods that use nothing else can be borrowed.
@@ -26,12 +26,14 @@ def take_over(mixed: nn.Module, attn: Any) -> None:
     Args:
         mixed: a module that holds nothing yet.
         attn: any attention of timm's with `num_heads` and `proj`; of no use afterwards.
+        mix_heads: whether the mixes mix; else they pass the maps on, for an attention whose logits are changed only.
     """
     for name, value in vars(attn).items():
         vars(mixed)[name] = value.copy() if isinstance(value, (dict, set)) else value
     like = attn.proj.weight
     for name in ("mix_logits", "mix_probs"):
-        mixed.add_module(name, HeadMix(attn.num_heads, device=like.device, dtype=like.dtype))
+        mix = HeadMix(attn.num_heads, device=like.device, dtype=like.dtype) if mix_heads else nn.Identity()
+        mixed.add_module(name, mix)
 
 
 def attend_mixed(attn: Any, logits: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -122,6 +124,10 @@ def head_mixing(classes: Mapping[type[nn.Module], type[nn.Module]]) -> BlockTran
 def _fault_on_tokens(model: nn.Module, block: nn.Module) -> str:
     if not isinstance(getattr(block, "mlp", None), nn.Module):
         return "it has no MLP of its own"
+    return _fault_of_grid(model)
+
+
+def _fault_of_grid(model: nn.Module) -> str:
     if not isinstance(getattr(model, "patch_drop", None), (nn.Identity, type(None))):
         return "patches are dropped (patch_drop_rate), so there is no whole grid"
     return ""
@@ -133,9 +139,9 @@ def _insert_on_tokens(model: Any, block: nn.Module, token_kernel: int) -> None:
     model.patch_embed.register_forward_hook(partial(_follow_embedding, convolution))
 
 
-def _follow_embedding(convolution: TokenConvolution, embed: Any, inputs: Any, output: Tensor) -> None:
+def _follow_embedding(follower: TokenConvolution | KeyPositions, embed: Any, inputs: Any, output: Tensor) -> None:
     """Forward hook of a patch embedding, which keeps the grid's shape in its output where sizes are dynamic."""
-    _set_grid(convolution, output.shape[1:3] if output.ndim == 4 else embed.grid_size)
+    _set_grid(follower, output.shape[1:3] if output.ndim == 4 else embed.grid_size)
 
 
 def _insert_on_grid(model: nn.Module, block: Any, token_kernel: int) -> None:
@@ -148,9 +154,9 @@ def _follow_input(convolution: TokenConvolution, block: nn.Module, inputs: tuple
     _set_grid(convolution, inputs[0].shape[1:3])
 
 
-def _set_grid(convolution: TokenConvolution, grid: Any) -> None:
-    if tuple(grid) != convolution.grid_size:  # written only on a change: torch.export bars writes to attributes
-        convolution.grid_size = (grid[0], grid[1])
+def _set_grid(follower: TokenConvolution | KeyPositions, grid: Any) -> None:
+    if tuple(grid) != follower.grid_size:  # written only on a change: torch.export bars writes to attributes
+        follower.grid_size = (grid[0], grid[1])
 
 
 def _convolution(block: Any, dim: int, token_kernel: int, grid: tuple[int, int]) -> TokenConvolution:
@@ -175,3 +181,48 @@ GRID_CONVOLUTION = BlockTransform(
     insert=_insert_on_grid,
 )
 """`mlp` where a block sees patches `[B, rows, columns, C]` of its own stage: `block.dim`, `block.input_resolution`."""
+
+
+def key_positions(plain: type[nn.Module], mixed: Callable[..., nn.Module]) -> BlockTransform:
+    """The transformation `rpe` of a family whose blocks see the tokens `[B, N, C]` of one grid.
+
+    It follows `heads` in the family's table: where both are asked for, the attention is `mixed` already.
+
+    Args:
+        plain: timm's attention, exactly.
+        mixed: ours, made from it with or without `mix_heads`; adds what its `rpe` gives for its queries to its logits.
+    """
+
+    def fault(model: nn.Module, block: nn.Module) -> str:
+        attn = getattr(block, "attn", None)
+        if type(attn) is not plain:
+            return f"its attention is {type(attn).__name__}, not timm's plain {plain.__name__}"
+        return _fault_of_grid(model)
+
+    def num_params(model: nn.Module, block: Any, token_kernel: int) -> int:
+        return KeyPositions.num_params(block.attn.head_dim)
+
+    def insert(model: Any, block: Any, token_kernel: int) -> None:
+        if type(block.attn) is plain:
+            block.attn = mixed(block.attn, mix_heads=False)
+        like = block.attn.proj.weight
+        block.attn.rpe = KeyPositions(
+            block.attn.head_dim, grid_size=model.patch_embed.grid_size, num_prefix_tokens=model.num_prefix_tokens,
+            device=like.device, dtype=like.dtype,
+        )  # fmt: skip
+        model.patch_embed.register_forward_hook(partial(_follow_embedding, block.attn.rpe))
+
+    return BlockTransform(fault, num_params, insert)
+
+
+def never(reason: str) -> BlockTransform:
+    """A transformation that no block of a family can have.
+
+    Args:
+        reason: why, as it follows "cannot have it".
+    """
+
+    def insert(model: nn.Module, block: nn.Module, token_kernel: int) -> None:
+        raise AssertionError(reason)  # no plan has it
+
+    return BlockTransform(lambda model, block: reason, lambda model, block, token_kernel: 0, insert)

@@ -8,7 +8,7 @@ from timm.models.swin_transformer import SwinTransformer, WindowAttention, check
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.insertion import GRID_CONVOLUTION, attend_mixed, head_mixing, project_qkv, take_over
+from vitcompress.families.insertion import GRID_CONVOLUTION, attend_mixed, head_mixing, never, project_qkv, take_over
 
 
 class MixedWindowAttention(nn.Module):
@@ -55,7 +55,11 @@ SWIN = Family(
     weights=re.compile(r"(attn\.(qkv|proj)|mlp\.fc\d)\.weight"),
     biases=re.compile(r"(attn\.(qkv|proj)|mlp\.fc\d)\.bias"),
     tables=re.compile(r"attn\.relative_position_bias_table"),
-    transforms={"heads": head_mixing({WindowAttention: MixedWindowAttention}), "mlp": GRID_CONVOLUTION},
+    transforms={
+        "heads": head_mixing({WindowAttention: MixedWindowAttention}),
+        "mlp": GRID_CONVOLUTION,
+        "rpe": never("its windows have a relative position bias of their own"),
+    },
     convert=checkpoint_filter_fn,
 )
 

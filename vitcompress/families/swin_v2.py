@@ -10,7 +10,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, WindowAttention, 
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.insertion import GRID_CONVOLUTION, attend_mixed, head_mixing, project_qkv, take_over
+from vitcompress.families.insertion import GRID_CONVOLUTION, attend_mixed, head_mixing, never, project_qkv, take_over
 from vitcompress.families.swin import mask_per_window
 
 _MAX_LOGIT_SCALE = math.log(1 / 0.01)
@@ -65,7 +65,11 @@ SWIN_V2 = Family(
     weights=re.compile(r"(attn\.(qkv|proj)|mlp\.fc\d)\.weight"),
     biases=re.compile(r"attn\.[qv]_bias|(attn\.proj|mlp\.fc\d)\.bias"),
     tables=re.compile(r"attn\.cpb_mlp\.\d\.(weight|bias)"),
-    transforms={"heads": head_mixing({WindowAttention: MixedWindowAttentionV2}), "mlp": GRID_CONVOLUTION},
+    transforms={
+        "heads": head_mixing({WindowAttention: MixedWindowAttentionV2}),
+        "mlp": GRID_CONVOLUTION,
+        "rpe": never("its windows have a relative position bias of their own"),
+    },
     convert=checkpoint_filter_fn,
 )
 

@@ -1,0 +1,67 @@
+"""Which defaults go together?  What published code shares, adds and learns from, by family, as defaults of a recipe.
+
+flags  >  recipe file  >  preset  >  the fields' own defaults
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from vitcompress.errors import RecipeError
+
+Tree = Mapping[str, Mapping[str, Any]]
+
+# MiniViT, arXiv:2204.07154, as its released code has it, but for what no pretrained function survives: head mixes start
+# as the identity and not at N(0, 0.02), and Mini-Swin's norms on the residual trunk are left out.
+_MINI_DEIT: Tree = {
+    "plan": {"share_biases": True, "transforms": ("heads", "rpe")},
+    "distill": {"loss": {"logits": 1.0}},
+}
+_MINI_SWIN: Tree = {
+    "plan": {"share_biases": True, "share_tables": True, "transforms": ("heads", "mlp"), "token_kernel": 7},
+    "distill": {"loss": {"logits": 1.0, "attention": 1.0, "hidden_relation": 0.1}},
+}
+
+PRESETS: Mapping[str, Mapping[str, Tree]] = {
+    "minivit": {"vit": _MINI_DEIT, "swin": _MINI_SWIN, "swin_v2": _MINI_SWIN},
+}
+"""Defaults by preset and family, as stages and their fields."""
+
+
+def check_preset(name: object) -> None:
+    """Make sure that there is a preset of this name.
+
+    Raises:
+        RecipeError: there is none, with the nearest.
+    """
+    if name not in PRESETS:
+        close = difflib.get_close_matches(str(name), PRESETS, n=1)
+        raise RecipeError(
+            f"--preset {name}: no such preset{f' (did you mean {close[0]}?)' if close else ''}; "
+            f"there are {', '.join(PRESETS)}."
+        )
+
+
+def preset_defaults(name: str, family: str) -> Tree:
+    """The defaults that a preset has for a family.
+
+    Args:
+        name: of a preset that there is.
+        family: name of the model's family.
+
+    Raises:
+        RecipeError: it was published for other families.
+    """
+    if family not in PRESETS[name]:
+        raise RecipeError(
+            f"--preset {name} does not fit the {family} family: it is for {', '.join(PRESETS[name])}.",
+            hint="Leave out --preset and name what to share and add: --share-biases, --transforms heads,mlp.",
+        )
+    return PRESETS[name][family]
+
+
+def fill(tree: Tree, defaults: Tree) -> dict[str, dict[str, Any]]:
+    """What `tree` says, and where it says nothing, what `defaults` say; a field is taken whole."""
+    return {stage: {**defaults.get(stage, {}), **tree.get(stage, {})} for stage in {**defaults, **tree}}
