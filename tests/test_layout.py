@@ -9,7 +9,7 @@ import vitcompress
 
 PACKAGE = Path(vitcompress.__file__).parent
 STAGES = (
-    "errors", "console", "presets", "recipe", "transforms", "families", "bundled", "plan", "short_names",
+    "errors", "console", "presets", "shipped", "recipe", "transforms", "families", "bundled", "plan", "short_names",
     "transformers_names", "transformers_folder", "source", "surgery", "taps", "initialize", "losses", "compare", "data",
     "mixing", "evaluate", "training", "trainlog", "distill", "artifact", "teacher", "report", "pipeline", "cli",
 )  # fmt: skip

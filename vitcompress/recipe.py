@@ -18,8 +18,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from vitcompress.errors import RecipeError, VitcompressError, raise_faults
+from vitcompress.errors import RecipeError, attempting, raise_faults
 from vitcompress.presets import PRESETS, Tree, check_preset, fill, preset_defaults
+from vitcompress.shipped import nearest_recipe, recipe_names, recipe_text
 
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
@@ -345,7 +346,8 @@ def build(
 
     Args:
         flags: values by field name; every field name belongs to one stage.
-        file: a YAML file of stages, each a mapping of fields, and perhaps `preset: NAME` and `notes: …`.
+        file: a YAML file of stages, each a mapping of fields, and perhaps `preset: NAME` and `notes: …`; or the name
+            of a recipe that comes with the package, which wins over a file of that name.
         preset: named here, it wins over the file's.
         family_name: tells the family of a model, which a preset's defaults depend on.
 
@@ -354,14 +356,7 @@ def build(
             of them at once.
     """
     faults: list[tuple[str, str]] = []
-
-    def attempt(step: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return step(*args)
-        except VitcompressError as error:
-            faults.append((str(error), error.hint))
-            return None
-
+    attempt = attempting(faults)
     recipe: Recipe | None
     read = attempt(_read, file) if file else {}
     tree = _merge(flags, read or {})
@@ -415,8 +410,14 @@ _RIVALS = {
 
 def _read(file: Path) -> dict[str, Any]:
     """Read and check the shape of a recipe file."""
+    name = str(file)
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(recipe_text(name) if name in recipe_names() else file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(
+            f"--recipe {file}: {error.strerror}, and no such recipe comes with vitcompress{nearest_recipe(name)}.",
+            hint="vitcompress recipes lists those that do.",
+        ) from error
     except OSError as error:
         raise RecipeError(f"--recipe {file}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
