@@ -23,7 +23,6 @@ PAPER = (
 )  # fmt: skip
 TRANSFER = tuple(f"transfer-{name}" for name in ("cifar10", "cifar100", "flowers", "cars", "pets"))
 NOTES = ["what", "published", "measured", "unknown", "differs", "run"]
-GPUS = 8  # of the published runs
 
 
 def recipe_of(name: str) -> Recipe:
@@ -82,7 +81,7 @@ def test_no_accuracy_is_stated_where_none_can_be_sourced() -> None:
 
 @pytest.mark.parametrize("name", shipped.recipe_names())
 def test_the_command_of_a_recipe_names_it_and_can_be_typed(name: str) -> None:
-    words = shlex.split(notes_of(name)["run"].removeprefix(f"accelerate launch --num_processes {GPUS} -m "))
+    words = shlex.split(notes_of(name)["run"])
     assert words[0] == "vitcompress"
     assert words[words.index("--recipe") + 1] == name
     group = typer.main.get_command(app)
@@ -107,7 +106,7 @@ def test_full_recipes_keep_to_the_published_schedules() -> None:
     """Rates are published per 512 images, warm-up in epochs."""
     for name in PAPER:
         recipe = recipe_of(name)
-        step, swin, large = GPUS * recipe.data.batch_size, "swin" in name, "384" in name
+        step, swin, large = recipe.data.batch_size, "swin" in name, "384" in name
         assert step == (256 if large else 1024)
         assert recipe.distill.epochs == (30 if large else 300)
         base = (2e-5 if swin else 5e-6) if large else 5e-4

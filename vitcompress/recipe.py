@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from vitcompress.errors import RecipeError, attempting, raise_faults
-from vitcompress.presets import PRESETS, Tree, check_preset, fill, preset_defaults
+from vitcompress.presets import Tree, check_preset, fill, preset_defaults
 from vitcompress.shipped import nearest_recipe, recipe_names, recipe_text
 
 DEFAULT_SHARE = 2
@@ -362,15 +362,14 @@ def build(
     tree = _merge(flags, read or {})
     preset = preset if preset is not None else tree.pop("preset", None)
     tree.pop("preset", None), tree.pop("notes", None)
-    if preset is not None:
-        attempt(check_preset, preset)
+    known = preset is not None and attempt(check_preset, preset)
     named = "model" in tree.get("model", {})
     if not named:
         if read is not None:
             faults.append(("No model is named.", "Give a MODEL, or model: {model: …} in the recipe."))
         tree.setdefault("model", {})["model"] = ""  # so that the rest can be checked
     recipe = attempt(from_dict, tree)
-    if preset in PRESETS and named:
+    if known and named:
         model = recipe.model if recipe else attempt(TypeAdapter(ModelRecipe).validate_python, tree["model"])
         defaults = attempt(_defaults, preset, model, family_name)
         recipe = attempt(from_dict, fill(tree, defaults)) if defaults and recipe else recipe
