@@ -9,7 +9,7 @@ import vitcompress
 
 PACKAGE = Path(vitcompress.__file__).parent
 STAGES = (
-    "errors", "console", "presets", "bundled", "recipe", "transforms", "families", "plan", "short_names",
+    "errors", "console", "presets", "shipped", "bundled", "recipe", "transforms", "families", "plan", "short_names",
     "transformers_names", "transformers_folder", "source", "surgery", "fading", "taps", "initialize", "losses",
     "compare", "data", "mixing", "evaluate", "training", "trainlog", "distill", "artifact", "teacher", "report",
     "pipeline", "cli",

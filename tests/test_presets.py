@@ -145,6 +145,13 @@ def test_an_unknown_preset_names_the_nearest(vitcompress: Vitcompress, no_networ
     assert "--share 0" in ended.err
 
 
+@pytest.mark.parametrize("name", ["5", "[minivit]", "{minivit: 1}"])
+def test_a_preset_that_is_no_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"preset: {name}\nmodel: {{model: deit_tiny}}\n")
+    with pytest.raises(RecipeError, match="no such preset"):
+        build({}, file=tmp_path / "r.yaml", family_name=pipeline.family_name)
+
+
 def test_a_preset_without_a_way_to_tell_the_family(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="the family of the model is needed"):
         build({"model": "deit_tiny"}, preset="minivit")

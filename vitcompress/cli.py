@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 
 import vitcompress
 from vitcompress import recipe as recipes
+from vitcompress import shipped
 from vitcompress.console import Reporter
-from vitcompress.errors import VitcompressError
+from vitcompress.errors import RecipeError, VitcompressError
 
 EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED = 2, 3, 130
 
@@ -30,6 +32,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A file that vitcompress compress wrote.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="NAME|FILE", help="A recipe that comes with the package, or a YAML file of these options; flags win."
+    ),
+]
 PresetOption = Annotated[
     str | None, typer.Option(help="Defaults to start from: minivit, what its released code has. Other options win.")
 ]
@@ -116,14 +124,25 @@ def root(
 @app.command()
 @takes(*recipes.STAGES)
 def compress(
-    out: Annotated[Path, typer.Option(help="The file to write; its reports are written beside it.")],
     flags: dict[str, Any],
-    recipe: Annotated[Path | None, typer.Option(help="YAML file with any of these options; flags win.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; its reports are written beside it.", show_default=False)
+    ] = None,
+    recipe: RecipeOption = None,
     preset: PresetOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything but weights and images, print plan and recipe, and stop."),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compress a model: share, distil, verify, evaluate, and write one .safetensors file."""
     resolved = recipes.build(flags, file=recipe, preset=preset, family_name=_family_name)
+    if dry_run:
+        _show_dry_run(resolved)
+        return
+    if out is None:
+        raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
     from vitcompress import pipeline, report
 
     result = pipeline.compress(
@@ -198,6 +217,36 @@ def check(file: FileArgument, flags: dict[str, Any]) -> None:
 
     _exit_on(missed_gates(_stored_report(file), gates, file_bytes=file.stat().st_size))
     typer.echo("every gate is met")
+
+
+shipped_app = typer.Typer(help="List the recipes that come with the package, or show one.")
+app.add_typer(shipped_app, name="recipes")
+
+
+@shipped_app.callback(invoke_without_command=True)
+def list_recipes(context: typer.Context) -> None:
+    """List the recipes that come with the package; `recipes show NAME` prints one."""
+    if context.invoked_subcommand is None:
+        for name in shipped.recipe_names():
+            typer.echo(f"{name:<28}{yaml.safe_load(shipped.recipe_text(name))['notes']['what']}")
+
+
+@shipped_app.command(name="show")
+def show_recipe(name: Annotated[str, typer.Argument(help="As vitcompress recipes lists it.")]) -> None:
+    """Print a recipe as YAML, with what was published and measured of it."""
+    with user_errors():
+        typer.echo(shipped.recipe_text(name), nl=False)
+
+
+def _show_dry_run(resolved: recipes.Recipe) -> None:
+    """Print the plan, and the recipe with its preset and every default written out, as a recipe file has it."""
+    from vitcompress import pipeline, report
+
+    found, notes = pipeline.dry_run(resolved)
+    report.print_plan(found, resolved.model.model, Console())
+    for note in notes:
+        typer.echo(note)
+    typer.echo(yaml.safe_dump(recipes.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
 
 
 def _family_name(model: recipes.ModelRecipe) -> str:

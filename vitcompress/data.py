@@ -285,7 +285,7 @@ class Views(Dataset[tuple[Tensor, int] | str]):
         if channels not in _MODES:
             raise DataError(f"The model takes {channels} channels; images have 1 or 3.")
         self.mode = _MODES[channels]
-        self.transform = _random_views(config, recipe) if training else create_transform(**config, is_training=False)
+        self.transform = random_views(config, recipe) if training else create_transform(**config, is_training=False)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
         position, draw = key
@@ -308,8 +308,12 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
+def random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
     """Timm's training transform.
+
+    Args:
+        config: timm's data config.
+        recipe: how random crops and flips are.
 
     Raises:
         RecipeError: --auto-augment is no policy of timm's.

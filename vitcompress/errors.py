@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class VitcompressError(Exception):
@@ -60,6 +61,23 @@ def raise_faults(kind: type[VitcompressError], faults: Iterable[tuple[str, str]]
     if found:
         hints = dict.fromkeys(hint for _, hint in found if hint)  # each hint once, in order
         raise kind("\n".join(message for message, _ in found), hint=" ".join(hints))
+
+
+def attempting(faults: list[tuple[str, str]]) -> Callable[..., Any]:
+    """A function that calls `step(*args, **kwargs)`; a user's mistake goes to `faults`, and None comes back.
+
+    Args:
+        faults: `(message, hint)` pairs, added to in place.
+    """
+
+    def attempt(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except VitcompressError as error:
+            faults.append((str(error), error.hint))
+            return None
+
+    return attempt
 
 
 def shorten(names: Iterable[str], *, limit: int = 8) -> str:

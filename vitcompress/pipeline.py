@@ -30,11 +30,12 @@ from vitcompress.data import (
     check_readable,
     evaluation_loader,
     open_sets,
+    random_views,
     training_loader,
     validation_folder,
 )
 from vitcompress.distill import distill
-from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, raise_faults
+from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
 from vitcompress.fading import fading
 from vitcompress.families import family_named, family_of
@@ -69,6 +70,27 @@ def family_name(model: ModelRecipe) -> str:
         VitcompressError: there is no such model, or none that can be compressed.
     """
     return family_of(empty_model(resolve(model)), model.model).name
+
+
+def dry_run(recipe: Recipe) -> tuple[Plan, tuple[str, ...]]:
+    """Check all of a recipe that can be told without weights, images and the machine that will run it.
+
+    Args:
+        recipe: what would be done.
+
+    Returns:
+        What would be shared, and what the user should know of the distillation.
+
+    Raises:
+        VitcompressError: every fault at once.
+    """
+    faults: list[tuple[str, str]] = []
+    attempt = attempting(faults)
+    settled = _settle(recipe, attempt)
+    if settled.config:
+        attempt(random_views, settled.config, recipe.data)
+    raise_faults(RecipeError, faults)
+    return settled.plan, settled.comparison.notes
 
 
 def compress(
@@ -313,33 +335,14 @@ def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
         VitcompressError: every fault that can be told by looking, at once.
     """
     faults: list[tuple[str, str]] = []
-
-    def attempt(step: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return step(*args, **kwargs)
-        except VitcompressError as error:
-            faults.append((str(error), error.hint))
-            return None
-
+    attempt = attempting(faults)
     attempt(_check_out, out, recipe.model.checkpoint)
     attempt(_check_device, recipe.run.device)
     if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
         faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
-    source = attempt(resolve, recipe.model)
-    model = attempt(empty_model, source) if source else None
-    teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
-    found: Any = None
-    config: Any = None
-    train = val = comparison = None
-    if model is not None:
-        found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
-        config = attempt(data_config, model, recipe.model)
-    if model is not None and found and config:
-        blocks = family_named(found.family).block_names(model)
-        attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
-        if teacher or not recipe.teacher.teacher:
-            student = Candidate(source.name, model, config["input_size"])
-            comparison = attempt(compare, student, teacher.candidate if teacher else student, recipe.distill)
+    settled = _settle(recipe, attempt)
+    source, model, config = settled.source, settled.model, settled.config
+    train = val = None
     if model is not None and hasattr(model, "num_classes"):
         sets = attempt(
             open_sets, recipe.data, bundle=_bundle(source.name), num_classes=model.num_classes, seed=recipe.run.seed
@@ -351,8 +354,42 @@ def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
             attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
     raise_faults(RecipeError, faults)
     accelerator = Accelerator(cpu=recipe.run.device == "cpu")
-    assert comparison is not None  # else there was a fault
-    return _Job(recipe, out, command, source, found, config, train, val, teacher, comparison, accelerator)
+    assert settled.comparison is not None  # else there was a fault
+    return _Job(
+        recipe, out, command, source, settled.plan, config, train, val, settled.teacher, settled.comparison, accelerator
+    )
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What a recipe's names stand for, without weights and images; None where there is a fault."""
+
+    source: Any
+    model: Any
+    plan: Any
+    config: Any
+    teacher: Any
+    comparison: Any
+
+
+def _settle(recipe: Recipe, attempt: Any) -> _Settled:
+    """Find model, plan and teacher, and what of them is compared, each step by `attempt`."""
+    source = attempt(resolve, recipe.model)
+    model = attempt(empty_model, source) if source else None
+    teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
+    found: Any = None
+    config: Any = None
+    comparison = None
+    if model is not None:
+        found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
+        config = attempt(data_config, model, recipe.model)
+    if model is not None and found and config:
+        blocks = family_named(found.family).block_names(model)
+        attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
+        if teacher or not recipe.teacher.teacher:
+            student = Candidate(source.name, model, config["input_size"])
+            comparison = attempt(compare, student, teacher.candidate if teacher else student, recipe.distill)
+    return _Settled(source, model, found, config, teacher, comparison)
 
 
 def _missing_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None) -> list[tuple[str, str]]:

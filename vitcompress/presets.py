@@ -30,18 +30,19 @@ PRESETS: Mapping[str, Mapping[str, Tree]] = {
 """Defaults by preset and family, as stages and their fields."""
 
 
-def check_preset(name: object) -> None:
-    """Make sure that there is a preset of this name.
+def check_preset(name: object) -> bool:
+    """Whether there is a preset of this name: true, or an error.
 
     Raises:
         RecipeError: there is none, with the nearest.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         close = difflib.get_close_matches(str(name), PRESETS, n=1)
         raise RecipeError(
             f"--preset {name}: no such preset{f' (did you mean {close[0]}?)' if close else ''}; "
             f"there are {', '.join(PRESETS)}."
         )
+    return True
 
 
 def preset_defaults(name: str, family: str) -> Tree:

@@ -19,8 +19,9 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.errors import RecipeError, VitcompressError, raise_faults
-from vitcompress.presets import PRESETS, Tree, check_preset, fill, preset_defaults
+from vitcompress.errors import RecipeError, attempting, raise_faults
+from vitcompress.presets import Tree, check_preset, fill, preset_defaults
+from vitcompress.shipped import nearest_recipe, recipe_names, recipe_text
 
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
@@ -355,7 +356,8 @@ def build(
 
     Args:
         flags: values by field name; every field name belongs to one stage.
-        file: a YAML file of stages, each a mapping of fields, and perhaps `preset: NAME` and `notes: …`.
+        file: a YAML file of stages, each a mapping of fields, and perhaps `preset: NAME` and `notes: …`; or the name
+            of a recipe that comes with the package, which wins over a file of that name.
         preset: named here, it wins over the file's.
         family_name: tells the family of a model, which a preset's defaults depend on.
 
@@ -364,28 +366,20 @@ def build(
             of them at once.
     """
     faults: list[tuple[str, str]] = []
-
-    def attempt(step: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return step(*args)
-        except VitcompressError as error:
-            faults.append((str(error), error.hint))
-            return None
-
+    attempt = attempting(faults)
     recipe: Recipe | None
     read = attempt(_read, file) if file else {}
     tree = _merge(flags, read or {})
     preset = preset if preset is not None else tree.pop("preset", None)
     tree.pop("preset", None), tree.pop("notes", None)
-    if preset is not None:
-        attempt(check_preset, preset)
+    known = preset is not None and attempt(check_preset, preset)
     named = "model" in tree.get("model", {})
     if not named:
         if read is not None:
             faults.append(("No model is named.", "Give a MODEL, or model: {model: …} in the recipe."))
         tree.setdefault("model", {})["model"] = ""  # so that the rest can be checked
     recipe = attempt(from_dict, _over_built_in(tree))
-    if preset in PRESETS and named:
+    if known and named:
         model = recipe.model if recipe else attempt(TypeAdapter(ModelRecipe).validate_python, tree["model"])
         defaults = attempt(_defaults, preset, model, family_name)
         recipe = attempt(from_dict, _over_built_in(fill(tree, defaults))) if defaults and recipe else recipe
@@ -440,8 +434,14 @@ _RIVALS = {
 
 def _read(file: Path) -> dict[str, Any]:
     """Read and check the shape of a recipe file."""
+    name = str(file)
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(recipe_text(name) if name in recipe_names() else file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(
+            f"--recipe {file}: {error.strerror}, and no such recipe comes with vitcompress{nearest_recipe(name)}.",
+            hint="vitcompress recipes lists those that do.",
+        ) from error
     except OSError as error:
         raise RecipeError(f"--recipe {file}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
