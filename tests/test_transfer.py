@@ -13,6 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 import vitcompress as package
+from tests.benchmarks import transfer
 from tests.conftest import Vitcompress, draw_image, listing
 from tests.test_families import ROWS
 from vitcompress import artifact
@@ -298,3 +299,20 @@ def test_a_teacher_of_other_class_names(mini: Path, regrouped: Path, tmp_path: P
     ended = vitcompress("finetune", mini, "--out", tmp_path / "out.safetensors", *FAST, *words)
     assert ended.code == 2
     assert "has other classes than mini.safetensors will have" in ended.err
+
+
+# --- what it is for
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_compressed_model_learns_other_classes_better_than_random_weights(tmp_path: Path) -> None:
+    """Each side has the best of two learning rates, at equal steps."""
+    transfer.write_images(tmp_path / "data", per_class=100)
+    transfer.compress(tmp_path / "mini.safetensors", steps=100)
+    transfer.randomize(tmp_path / "mini.safetensors", tmp_path / "random.safetensors")
+    best = {
+        name: max(transfer.finetune(tmp_path / name, tmp_path / "data", steps=30, lr=lr) for lr in (5e-4, 2e-3))
+        for name in ("mini.safetensors", "random.safetensors")
+    }
+    assert best["mini.safetensors"] > best["random.safetensors"] + 3, best
