@@ -20,7 +20,7 @@ from tests.tiny import tiny
 from vitcompress import __version__, artifact, cli, recipe
 from vitcompress.recipe import STAGES, Recipe, options, to_dict
 
-COMMANDS = ("compress", "plan", "report", "evaluate", "check", "recipes")
+COMMANDS = ("compress", "finetune", "plan", "report", "evaluate", "check", "recipes")
 SIZE_KEYS = {
     "teacher_params", "student_params", "params_ratio", "teacher_bytes", "student_bytes", "bytes_ratio",
 }  # fmt: skip

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from vitcompress.compare import Candidate, Side, compare, pair_layers, reading
+from vitcompress.compare import Candidate, Side, compare, default_losses, pair_layers, reading
 from vitcompress.errors import RecipeError
 from vitcompress.families import Tap, family_of
 from vitcompress.families.base import tap_qkv
@@ -177,7 +178,7 @@ def test_windows_are_images_of_their_own_and_grids_are_tokens() -> None:
 def test_every_family_can_be_compared_without_its_weights(row: Row) -> None:
     model = empty_model(Source(row.architecture, row.architecture, dict(row.args)))
     candidate = Candidate(row.architecture, model, (3, *row.image))
-    loss = {"logits": 1.0, "hidden": 1.0, "hidden_relation": 1.0}
+    loss = {**default_losses(model), "hidden_relation": 1.0}
     found = compare(candidate, candidate, DistillRecipe(loss=loss))
     assert len(found.student.blocks) == len(family_of(model, row.architecture).block_names(model))
     asked = DistillRecipe(loss={**loss, "attention": 1.0})
@@ -186,6 +187,35 @@ def test_every_family_can_be_compared_without_its_weights(row: Row) -> None:
             compare(candidate, candidate, asked)
     else:
         assert all(compare(candidate, candidate, asked).student.qkv)
+
+
+HEADLESS = {"num_classes": 0}
+
+
+@pytest.mark.parametrize("args", [{}, HEADLESS], ids=["classes", "headless"])
+def test_the_default_loss_reads_outputs_as_what_they_are(args: dict[str, Any]) -> None:
+    model = vit(**args)
+    expected = {"features" if args else "logits": 1.0, "hidden": 1.0}
+    assert compare(model, model, DistillRecipe()).losses == expected
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "loss", "message"),
+    [
+        (HEADLESS, HEADLESS, "logits", "--loss logits: vit_tiny_patch16_224 has no classes; its outputs are features."),
+        (HEADLESS, HEADLESS, "labels", "--loss labels: vit_tiny_patch16_224 has no classes; its outputs are features."),
+        ({}, {}, "features", "--loss features: the outputs of vit_tiny_patch16_224 are logits of classes."),
+        (HEADLESS, {"num_classes": 24}, "features", "gives logits of classes, vit_tiny_patch16_224 features."),
+        ({"num_classes": 24}, HEADLESS, "logits", "gives features, vit_tiny_patch16_224 logits of classes."),
+        (HEADLESS, {**HEADLESS, "embed_dim": 48}, "features", "gives 48 outputs, vit_tiny_patch16_224 24."),
+    ],
+    ids=["logits of none", "labels of none", "features of logits", "headed teacher", "headless teacher", "width"],
+)
+def test_features_and_logits_are_not_mixed_up(
+    student: dict[str, Any], teacher: dict[str, Any], loss: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        compare(vit(**student), vit(**teacher), DistillRecipe(loss={loss: 1.0}))
 
 
 def test_families_teach_each_other_where_tokens_agree() -> None:

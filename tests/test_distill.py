@@ -47,7 +47,7 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
         asked,
         blocks=BLOCKS,
         comparison=compare(Candidate("student", student, size), Candidate("teacher", teacher, size), asked),
-        mixing=Mixing(num_classes=5 if "labels" in asked.loss else None),
+        mixing=Mixing(num_classes=5 if "labels" in (asked.loss or {}) else None),
         matrices=frozenset(name for name, p in student.named_parameters() if "blocks." in name and p.ndim == 2),
         fade=lambda done: None,
         accelerator=Accelerator(cpu=True),
@@ -57,9 +57,16 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
     return log, ticker
 
 
-@pytest.mark.parametrize("loss", [*({name: 1.0} for name in LOSSES), dict.fromkeys(LOSSES[:-1], 1.0)], ids=str)
+OF_LOGITS = [name for name in LOSSES if name != "features"]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [*({name: 1.0} for name in OF_LOGITS), dict.fromkeys(OF_LOGITS[:-1], 1.0), {"features": 1.0}],
+    ids=str,
+)
 def test_the_student_comes_closer_to_the_teacher(loss: dict[str, float]) -> None:
-    teacher = tiny()
+    teacher = tiny(num_classes=0) if "features" in loss else tiny()
     student, _ = compressed(teacher, share=4)
     log, ticker = train(student, teacher, images(teacher, 16), 30, loss=loss, lr=3e-3)
     assert ticker.losses[-1] < 0.6 * ticker.losses[0]

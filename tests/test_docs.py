@@ -3,11 +3,17 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+import torch
 import typer.main
+from safetensors.torch import save_file
 
+import vitcompress
 from vitcompress.cli import app
+from vitcompress.recipe import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,6 +38,37 @@ def test_a_documented_command_parses(command: str) -> None:
         sub = group.get_command(root, words[0])  # type: ignore[attr-defined]
         assert sub is not None, words[0]
         sub.make_context(words[0], words[1:], parent=root)
+
+
+def test_the_pyramid_of_the_detection_page_is_that_of_the_students_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's Python runs on a compressed Swin; its maps are what the stages themselves put out."""
+    torch.manual_seed(0)
+    args = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 4, 2], "num_heads": [2, 4, 8]}
+    args |= {"window_size": 4, "num_classes": 5}
+    save_file(timm.create_model("swin_tiny_patch4_window7_224", **args).state_dict(), tmp_path / "weights.safetensors")
+    recipe = build({
+        "model": "swin_tiny_patch4_window7_224", "model_arg": args, "checkpoint": tmp_path / "weights.safetensors",
+        "share": 2, "steps": 0, "device": "cpu",
+    })  # fmt: skip
+    vitcompress.compress(recipe, tmp_path / "mini.safetensors")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "detection.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert [tuple(features.shape) for features in found["pyramid"]] == [(2, 16, 16, 16), (2, 32, 8, 8), (2, 64, 4, 4)]
+    assert (found["channels"], found["strides"]) == ([16, 32, 64], [2, 4, 8])
+    backbone = vitcompress.load(tmp_path / "mini.safetensors")
+    outputs: list[Any] = []
+    for stage in backbone.layers:  # type: ignore[union-attr]
+        stage.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        backbone(found["images"])
+    for features, output in zip(found["pyramid"], outputs, strict=True):
+        assert torch.equal(features, output.permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

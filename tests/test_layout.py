@@ -11,8 +11,8 @@ PACKAGE = Path(vitcompress.__file__).parent
 STAGES = (
     "errors", "console", "presets", "shipped", "bundled", "recipe", "transforms", "families", "plan", "short_names",
     "transformers_names", "transformers_folder", "source", "surgery", "fading", "taps", "initialize", "losses",
-    "compare", "data", "mixing", "evaluate", "training", "trainlog", "distill", "artifact", "teacher", "report",
-    "pipeline", "cli",
+    "compare", "classes", "data", "mixing", "evaluate", "training", "trainlog", "distill", "artifact", "teacher",
+    "adapt", "report", "prepare", "produce", "pipeline", "transfer", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 

@@ -42,7 +42,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ({"max_size": "40 apples"}, "'40 apples' is not a size like 40MB"),
         ({"lr": 0.0}, "--lr 0.0: input should be greater than 0"),
         ({"mean": "a,b,c"}, "--mean a: input should be a valid number"),
-        ({"label_smoothing": 0.1}, "--label-smoothing 0.1: there is no labels loss to smooth"),
+        ({"label_smoothing": 0.1, "loss": {"logits": 1}}, "--label-smoothing 0.1: there is no labels loss to smooth"),
         ({"teacher_arg": ["depth=8"]}, "--teacher-arg needs --teacher"),
         ({"teacher_checkpoint": "a.pth"}, "--teacher-checkpoint needs --teacher"),
         ({"ema": 1.0}, "--ema 1.0: input should be less than 1"),

@@ -170,7 +170,7 @@ class Bare(nn.Module):
     [
         ({"drop_path": 0.1}, "--drop-path 0.1: the blocks of bare have no drop path."),
         ({"grad_checkpointing": True}, "--grad-checkpointing: bare cannot do it."),
-        ({"loss": {"labels": 1.0}}, "--loss labels: bare has no classes."),
+        ({"label_smoothing": 0.1}, "--label-smoothing 0.1: there is no labels loss to smooth."),
     ],
 )
 def test_what_a_student_cannot_do(asked: dict[str, Any], message: str) -> None:

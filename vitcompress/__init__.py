@@ -17,12 +17,13 @@ _HOME = {
     "load": "artifact",
     "compress": "pipeline",
     "evaluate": "pipeline",
+    "finetune": "transfer",
     "plan": "pipeline",
     "Recipe": "recipe",
     "Report": "report",
     "VitcompressError": "errors",
 }
-__all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "load", "plan"]
+__all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "finetune", "load", "plan"]
 
 if TYPE_CHECKING:
     from vitcompress.artifact import load
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vitcompress.pipeline import compress, evaluate, plan
     from vitcompress.recipe import Recipe
     from vitcompress.report import Report
+    from vitcompress.transfer import finetune
 
 
 def __getattr__(name: str) -> Any:

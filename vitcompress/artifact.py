@@ -1,6 +1,6 @@
 """What is in the file?  One .safetensors: each shared tensor once, under its donor's name, and JSON in the header.
 
-    {"vitcompress": {format_version, source, plan, data_config, recipe, report, versions, sha256}}
+    {"vitcompress": {format_version, source, plan, data_config, recipe, report, versions, classes, lineage, sha256}}
 
 The digest covers the rest of the JSON and every tensor, so an altered file is known for one. Loading runs the same
 `apply_plan` that compression ran, on an empty model, then fills the tensors in: no code, no network, no teacher.
@@ -38,13 +38,15 @@ class Manifest:
     """What an artifact says of itself.
 
     Attributes:
-        source: the teacher's name, architecture and arguments.
-        source_sha256: digest of the teacher's tensors.
+        source: the teacher's name and the student's architecture and arguments.
+        source_sha256: digest of the teacher's tensors; empty where the student has another head or image size since.
         plan: what is shared and added.
         data_config: timm's data config of the student.
         recipe: the resolved recipe.
         report: the report, as `Report` writes it.
         versions: of the packages that made it.
+        classes: names of the classes, in order; empty where they are not known.
+        lineage: the files it was made from, oldest first, each with its `name`, `sha256` and `command`.
     """
 
     source: Mapping[str, Any]
@@ -54,6 +56,8 @@ class Manifest:
     recipe: Mapping[str, Any]
     report: Mapping[str, Any]
     versions: Mapping[str, str]
+    classes: tuple[str, ...] = ()
+    lineage: tuple[Mapping[str, str], ...] = ()
 
 
 def donor_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -168,6 +172,8 @@ def _pretrained_cfg(model: nn.Module, manifest: Manifest) -> dict[str, Any]:
     """The data config of the student, as timm keeps it, with its classes and no place to fetch the teacher from."""
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest.data_config.items()}
     labels = {k: v for k, v in manifest.source["pretrained_cfg"].items() if k.startswith("label_")}
+    if manifest.classes:
+        labels["label_names"] = manifest.classes
     return {"architecture": manifest.source["architecture"], "num_classes": model.num_classes, **labels, **config}
 
 
@@ -249,6 +255,8 @@ def _checked(path: Path, file: Any) -> tuple[Manifest, dict[str, Tensor]]:
         if tree.pop("sha256", None) != _digest(tree, tensors):
             raise ArtifactError(f"{path}: altered after it was written (SHA-256 differs).", hint="Make it again.")
         del tree["format_version"]
+        for name in ("classes", "lineage"):  # files from before these fields have neither
+            tree[name] = tuple(tree.get(name, ()))
         return Manifest(plan=TypeAdapter(Plan).validate_python(tree.pop("plan")), **tree), tensors
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: its header cannot be understood: {str(error).splitlines()[0]}.") from error

@@ -30,7 +30,9 @@ EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED = 2, 3, 130
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A file that vitcompress compress wrote.")]
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A file that vitcompress compress or finetune wrote.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RecipeOption = Annotated[
     Path | None,
@@ -143,11 +145,33 @@ def compress(
         return
     if out is None:
         raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
-    from vitcompress import pipeline, report
+    from vitcompress import pipeline, produce, report
 
     result = pipeline.compress(
-        resolved, out, reporter=Reporter(quiet=quiet), command=pipeline.command_line(sys.argv[1:])
+        resolved, out, reporter=Reporter(quiet=quiet), command=produce.command_line(sys.argv[1:])
     )
+    report.print_report(result, Console())
+    _exit_on(report.missed_gates(result, resolved.gates, file_bytes=out.stat().st_size))
+
+
+@app.command()
+@takes("data", "teacher", "distill", "run", "gates")
+def finetune(
+    file: FileArgument,
+    out: Annotated[Path, typer.Option(help="The file to write; its reports are written beside it.")],
+    flags: dict[str, Any],
+    img_size: Annotated[int | None, typer.Option(min=1, help="Image size in pixels; default: the file's.")] = None,
+    recipe: RecipeOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Teach a file other classes or another image size; what its blocks share stays shared."""
+    resolved = recipes.build({"model": file.name, **flags}, file=recipe)
+    from vitcompress import produce, report, transfer
+
+    command = produce.command_line(sys.argv[1:])
+    result = transfer.finetune(
+        file, resolved, out, img_size=img_size, reporter=Reporter(quiet=quiet), command=command
+    )  # fmt: skip
     report.print_report(result, Console())
     _exit_on(report.missed_gates(result, resolved.gates, file_bytes=out.stat().st_size))
 

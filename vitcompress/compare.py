@@ -73,6 +73,20 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
 
+def default_losses(model: nn.Module) -> Mapping[str, float]:
+    """The losses of a model that is compressed, where none are asked for.
+
+    Args:
+        model: the student.
+    """
+    return {"logits" if has_classes(model) else "features": 1.0, "hidden": 1.0}
+
+
+def has_classes(model: nn.Module) -> bool:
+    """Whether a model's outputs are logits and not features."""
+    return bool(getattr(model, "num_classes", 0))
+
+
 def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Comparison:
     """Settle what is compared.
 
@@ -87,7 +101,9 @@ def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Co
     Raises:
         RecipeError: what the losses compare differs in shape, or the layers are not there; every fault at once.
     """
-    losses = {name: weight for name, weight in recipe.loss.items() if weight}
+    asked = default_losses(student.model) if recipe.loss is None else recipe.loss
+    losses = {name: weight for name, weight in asked.items() if weight}
+    check_kind(student, losses)
     image_size = _fitting_size(student, teacher)
     notes = []
     if image_size is not None:
@@ -98,8 +114,9 @@ def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Co
         losses = {name: weight for name, weight in losses.items() if name not in wanted}
         if wanted:
             left_out = ", ".join(wanted)
+            kind = "logits" if has_classes(teacher.model) else "features"
             notes.append(
-                f"{teacher.name} has no blocks to compare: it gives logits only, without the losses {left_out}."
+                f"{teacher.name} has no blocks to compare: it gives {kind} only, without the losses {left_out}."
             )
     elif wanted:
         sides = _sides((student, ours), (teacher, theirs), recipe.layers, {LOSSES[name].reads for name in losses})
@@ -108,8 +125,23 @@ def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Co
     if recipe.layers is not None and not wanted:
         raise RecipeError(f"--layers {recipe.layers}: no --loss compares blocks.", hint="Add --loss attention=1.")
     if not any(LOSSES[name].teacher for name in losses) and wanted:
-        raise RecipeError(notes[-1], hint="Add --loss logits=1.")
+        raise RecipeError(notes[-1], hint=f"Add --loss {next(iter(default_losses(student.model)))}=1.")
     return Comparison(losses, image_size=image_size, notes=tuple(notes))
+
+
+def check_kind(student: Candidate, losses: Mapping[str, float]) -> None:
+    """Make sure that the losses read the student's outputs as what they are: logits, or features.
+
+    Raises:
+        RecipeError: a loss reads them as the other; every fault at once.
+    """
+    if has_classes(student.model):
+        wrong, message = {"features"}, f"the outputs of {student.name} are logits of classes."
+        hint = "Use --loss logits=1."
+    else:
+        wrong, message = {"logits", "labels"}, f"{student.name} has no classes; its outputs are features."
+        hint = "Use --loss features=1, or give the model classes: --model-arg num_classes=N."
+    raise_faults(RecipeError, [(f"--loss {name}: {message}", hint) for name in losses if name in wrong])
 
 
 def pair_layers(text: str | None, ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]:
@@ -240,20 +272,31 @@ def _fitting_size(student: Candidate, teacher: Candidate) -> tuple[int, int] | N
             f"--teacher {teacher.name} takes {teacher.input_size[0]} channels, {student.name} {student.input_size[0]}.",
             hint="Name a teacher of as many, or build it with them: --teacher-arg in_chans=N.",
         )
-    mine = probe(student, student.input_size[1:]).logits.shape[1]
+    if has_classes(student.model) != has_classes(teacher.model):
+        kinds = ["logits of classes" if has_classes(side.model) else "features" for side in (teacher, student)]
+        raise RecipeError(
+            f"--teacher {teacher.name} gives {kinds[0]}, {student.name} {kinds[1]}.",
+            hint="Name a teacher of the same kind, or build it so: --teacher-arg num_classes=0 is without a head.",
+        )
+    mine = probe(student, student.input_size[1:]).logits.shape[1:]
     for size in (student.input_size[1:], teacher.input_size[1:]):
         try:
-            yours = probe(teacher, size).logits.shape[1]
+            yours = probe(teacher, size).logits.shape[1:]
         except Exception as error:  # timm asserts, torch raises; either way the model does not take the size
             reason = str(error).strip().splitlines()[:1]
             continue
         if mine != yours:
+            hint = "Name a teacher of the same classes, or build it with them: --teacher-arg num_classes=N."
             raise RecipeError(
-                f"--teacher {teacher.name} gives {yours} outputs, {student.name} {mine}.",
-                hint="Name a teacher of the same classes, or build it with them: --teacher-arg num_classes=N.",
+                f"--teacher {teacher.name} gives {_count(yours)} outputs, {student.name} {_count(mine)}.",
+                hint=hint if has_classes(student.model) else "Name a teacher of as many features.",
             )
         return None if size == student.input_size[1:] else size
     raise RecipeError(f"--teacher {teacher.name} takes no images of its own size {teacher.input_size}: {reason}.")
+
+
+def _count(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def probe(candidate: Candidate, size: tuple[int, int], side: Side = NOTHING, fields: Set[str] = frozenset()) -> Outputs:

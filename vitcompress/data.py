@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,19 +21,18 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from timm.data import ImageNetInfo, auto_augment, create_transform, infer_imagenet_subset
-from timm.data.readers.class_map import load_class_map
+from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitcompress.bundled import Bundle
-from vitcompress.errors import DataError, RecipeError, shorten
+from vitcompress.classes import class_indices, names_in_order
+from vitcompress.errors import DataError, RecipeError
 from vitcompress.recipe import DataRecipe
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "test")
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 5000
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_SYNSET = re.compile(r"n\d{8}")
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -97,12 +95,14 @@ class ImageSet:
         reader: opens the images.
         labels: indices into the model's classes, one per image; None where there are none.
         indices: the images of `reader` that belong to the set.
+        classes: the name of each of the model's classes, in their order; empty where the images do not tell them all.
     """
 
     name: str
     reader: Reader
     labels: tuple[int, ...] | None
     indices: tuple[int, ...]
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -113,15 +113,17 @@ class ImageSet:
 
 
 def open_sets(
-    recipe: DataRecipe, *, bundle: Bundle | None, num_classes: int, seed: int
+    recipe: DataRecipe, *, bundle: Bundle | None, num_classes: int | None, seed: int, classes: Sequence[str] = ()
 ) -> tuple[ImageSet | None, ImageSet | None]:
     """Find the images to train and to evaluate on; opens no image.
 
     Args:
         recipe: folders and the class map.
         bundle: the built-in images to use where no folder is given.
-        num_classes: K of the model.
+        num_classes: K of the model; 0 where it has none and labels mean nothing; None for as many as the training
+            images have.
         seed: which images are held out, where they must be.
+        classes: names of the model's classes, in order; empty where they are not known.
 
     Returns:
         Training and validation images; None where there are none.
@@ -131,14 +133,17 @@ def open_sets(
     """
     if recipe.data is None and recipe.val_data is None:
         return (_bundled(bundle, "train"), _bundled(bundle, "val")) if bundle else (None, None)
-    val = open_folder(recipe.val_data, "--val-data", num_classes, recipe.class_map) if recipe.val_data else None
-    if recipe.data is None:
-        return (_bundled(bundle, "train") if bundle else None), val
-    train_dir, val_dir = _splits(recipe.data)
-    train = open_folder(train_dir, "--data", num_classes, recipe.class_map)
-    if val is None and val_dir is not None:
-        val = open_folder(val_dir, "--data", num_classes, recipe.class_map)
-    if val is None:
+    train = _bundled(bundle, "train") if bundle else None
+    val_dir, flag = recipe.val_data, "--val-data"
+    if recipe.data is not None:
+        train_dir, beside = _splits(recipe.data)
+        train = open_folder(train_dir, "--data", num_classes, recipe.class_map, classes)
+        if val_dir is None:
+            val_dir, flag = beside, "--data"
+    if num_classes is None and train is not None and train.classes:  # so that both sets count the same classes
+        num_classes, classes = len(train.classes), train.classes
+    val = open_folder(val_dir, flag, num_classes, recipe.class_map, classes) if val_dir else None
+    if val is None and train is not None:
         train, val = hold_out(train, seed=seed)
     return train, val
 
@@ -157,7 +162,8 @@ def _bundled(bundle: Bundle, split: str) -> ImageSet:
     with np.load(bundle.images, allow_pickle=False) as arrays:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     name = f"Fashion-MNIST, {len(images):,} {'training' if split == 'train' else 'test'} images (built in)"
-    return ImageSet(name, ArrayReader(images, name), tuple(int(y) for y in labels), tuple(range(len(images))))
+    names = tuple(bundle.pretrained_cfg["label_names"])
+    return ImageSet(name, ArrayReader(images, name), tuple(int(y) for y in labels), tuple(range(len(images))), names)
 
 
 def _splits(root: Path) -> tuple[Path, Path | None]:
@@ -172,14 +178,17 @@ def validation_folder(root: Path) -> Path:
     return _splits(root)[1] or root
 
 
-def open_folder(root: Path, flag: str, num_classes: int, class_map: Path | None) -> ImageSet:
+def open_folder(
+    root: Path, flag: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str] = ()
+) -> ImageSet:
     """The images of a folder, labelled where they lie in class folders.
 
     Args:
         root: class folders, or a flat folder of unlabelled images.
         flag: the option that named it, for messages.
-        num_classes: K of the model.
+        num_classes: K of the model; 0 where it has none: labels are left out then. None for as many as there are.
         class_map: a text file with a folder's name per line, in the order of the model's classes.
+        classes: names of the model's classes, in order; empty where they are not known.
 
     Raises:
         DataError: missing, not readable, empty, or of classes that match no mapping.
@@ -197,8 +206,11 @@ def open_folder(root: Path, flag: str, num_classes: int, class_map: Path | None)
                 f"{flag} {root} holds both images and folders of images.", hint="Class folders, or a flat folder."
             )
         return ImageSet(str(root), reader, None, everything)
-    index_of = _class_indices(sorted(set(folders)), f"{flag} {root}", num_classes, class_map)
-    return ImageSet(str(root), reader, tuple(index_of[folder] for folder in folders), everything)
+    if num_classes == 0:
+        return ImageSet(str(root), reader, None, everything)
+    index_of = class_indices(sorted(set(folders)), f"{flag} {root}", num_classes, class_map, classes)
+    labels = tuple(index_of[folder] for folder in folders)
+    return ImageSet(str(root), reader, labels, everything, names_in_order(index_of, num_classes))
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -211,45 +223,6 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         yield from (Path(folder) / file for file in files)
-
-
-def _class_indices(names: Sequence[str], where: str, num_classes: int, class_map: Path | None) -> Mapping[str, int]:
-    """The model's class index of each class folder."""
-    if class_map is not None:
-        return _mapped(names, where, num_classes, class_map)
-    subset = infer_imagenet_subset({"num_classes": num_classes})
-    if subset and all(_SYNSET.fullmatch(name) for name in names):
-        known = {synset: i for i, synset in enumerate(ImageNetInfo(subset).label_names())}
-        missing = [name for name in names if name not in known]
-        if not missing:
-            return known
-        raise DataError(f"{where}: no classes of {subset}: {shorten(missing)}.", hint="Give --class-map FILE.")
-    if all(name.isdecimal() and int(name) < num_classes for name in names):
-        return {name: int(name) for name in names}
-    if len(names) == num_classes:
-        numbered = all(name.isdecimal() for name in names)  # 1, 2, …, 10: as numbers, or 10 would come second
-        return {name: i for i, name in enumerate(sorted(names, key=int) if numbered else names)}
-    raise DataError(
-        f"{where} has {len(names)} class folders ({shorten(names, limit=4)}), the model {num_classes} classes.",
-        hint="Give --class-map FILE with a folder's name per line in the order of the model's classes, or put the "
-        "images in one flat folder to compare with the teacher alone.",
-    )
-
-
-def _mapped(names: Sequence[str], where: str, num_classes: int, class_map: Path) -> Mapping[str, int]:
-    if not class_map.is_file() or class_map.suffix != ".txt":
-        raise DataError(f"--class-map {class_map} is not a .txt file.", hint="One folder's name per line.")
-    try:
-        known: dict[str, int] = load_class_map(str(class_map))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--class-map {class_map} cannot be read as text: {error}.") from error
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise DataError(f"{where}: not in --class-map {class_map}: {shorten(missing)}.")
-    beyond = [name for name in names if known[name] >= num_classes]
-    if beyond:
-        raise DataError(f"--class-map {class_map}: beyond the model's {num_classes} classes: {shorten(beyond)}.")
-    return known
 
 
 class Batch(NamedTuple):

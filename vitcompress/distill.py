@@ -23,7 +23,7 @@ from vitcompress.trainlog import Run, TrainLog
 
 def distill(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     loader: DataLoader[Any],
     recipe: DistillRecipe,
     *,
@@ -39,11 +39,11 @@ def distill(
     seed: int = 0,
     skip_bad_images: bool = False,
 ) -> TrainLog:
-    """Train `student` to do what `teacher` does, in place; both end in eval mode.
+    """Train `student` to do what `teacher` does, or what labels say, in place; both end in eval mode.
 
     Args:
         student: shares its parameters already.
-        teacher: takes the student's views; not changed.
+        teacher: takes the student's views; not changed. None where no loss looks at one.
         loader: batches of training views, `num_steps` of them or endless.
         recipe: losses and optimizer.
         blocks: names of all of the student's blocks, for drop path.
@@ -70,7 +70,7 @@ def distill(
     """
     mean = running_mean(student, recipe.ema).to(accelerator.device) if recipe.ema else None
     model, loader, *updates = accelerator.prepare(student, loader, *optimizers(student, recipe, matrices))
-    teacher = teacher.to(accelerator.device).eval()
+    teacher = teacher.to(accelerator.device).eval() if teacher else None
     run = Run(recipe, student, num_steps, seconds, kept=mean.module if mean else student)
     with (
         training_student(student, blocks, recipe),
@@ -112,7 +112,7 @@ def distill(
 def _losses(
     model: nn.Module,
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     comparison: Comparison,
     recipe: DistillRecipe,
     seed: int,
@@ -122,23 +122,23 @@ def _losses(
     Args:
         model: the student as accelerate wraps it.
         student: the same, bare.
-        teacher: in eval mode; not run where no loss looks at it.
+        teacher: in eval mode; not run where no loss looks at it, which it must where it is None.
         comparison: which losses there are, and where the two models are read.
         recipe: temperature, relation heads and tokens.
         seed: of the tokens.
     """
     table = {name: LOSSES[name] for name in comparison.losses}
     fields = {loss.reads for loss in table.values()}
-    taught = any(loss.teacher for loss in table.values())
+    taught = teacher if any(loss.teacher for loss in table.values()) else None
     tokens = TokenSubset(recipe.max_relation_tokens, seed=seed)
     with ExitStack() as stack:
         read_student = stack.enter_context(reading(student, comparison.student, fields, tokens))
-        read_teacher = stack.enter_context(reading(teacher, comparison.teacher, fields, tokens))
+        read_teacher = stack.enter_context(reading(taught, comparison.teacher, fields, tokens)) if taught else None
 
         def compute(images: Tensor, targets: Tensor | None, step: int) -> dict[str, Tensor]:
             tokens.draw(step)
             with torch.no_grad():
-                target = read_teacher(teacher(images)) if taught else Outputs(torch.empty(0))
+                target = read_teacher(taught(images)) if taught and read_teacher else Outputs(torch.empty(0))
             found = read_student(model(images))
             given = Given(recipe.temperature, recipe.relation_heads, targets)
             return {

@@ -23,7 +23,8 @@ _FROZEN = ConfigDict(extra="forbid")
 class Accuracy:
     """Agreement of student and teacher and, where there are labels, accuracy of both.
 
-    Percentages are 0–100, drops are in points (teacher minus student), `kl` in nats per image. None: not measured.
+    Percentages are 0–100, drops are in points (teacher minus student), `kl` in nats per image, `feature_cosine` −1–1.
+    None: not measured. Of models without classes there is `feature_cosine` alone, which is no accuracy.
     """
 
     data: str
@@ -37,6 +38,7 @@ class Accuracy:
     top1_drop_ci95: tuple[float, float] | None
     agreement: float | None
     kl: float | None
+    feature_cosine: float | None = None
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -57,6 +59,7 @@ def evaluate_pair(
     name: str,
     device: torch.device,
     skip_bad_images: bool = False,
+    features: bool = False,
 ) -> Accuracy:
     """Run both models over the same images.
 
@@ -67,11 +70,12 @@ def evaluate_pair(
         name: of the images, for the report.
         device: where the models are.
         skip_bad_images: count unreadable images instead of stopping.
+        features: the outputs are features and not logits; labels mean nothing then.
 
     Raises:
         DataError: an unreadable image, or none that is readable.
     """
-    tally = _Tally()
+    tally = _FeatureTally() if features else _Tally()
     with torch.inference_mode():
         for batch in batches:
             tally.skipped += check_readable(batch, skip=skip_bad_images)
@@ -134,6 +138,29 @@ class _Tally:
             agreement=round(100 * self.agree / self.count, 4) if self.paired else None,
             kl=round(self.kl / self.count, 6) if self.paired else None,
         )
+
+
+class _FeatureTally:
+    """Sums over images, of models whose outputs are features."""
+
+    def __init__(self) -> None:
+        self.count = self.skipped = 0
+        self.cosine: float | None = None
+
+    def add(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
+        self.count += len(labels)
+        if teacher is not None:  # where nothing is pooled, the mean over tokens of each image
+            cosine = F.cosine_similarity(student, teacher, dim=-1).flatten(1 if student.ndim > 2 else 0)
+            per_image = cosine.mean(dim=1) if cosine.ndim > 1 else cosine
+            self.cosine = (self.cosine or 0.0) + float(per_image.double().sum())
+
+    def result(self, name: str) -> Accuracy:
+        cosine = None if self.cosine is None else round(self.cosine / self.count, 6)
+        return Accuracy(
+            data=name, num_images=self.count, num_skipped=self.skipped, teacher_top1=None, student_top1=None,
+            teacher_top5=None, student_top5=None, top1_drop=None, top1_drop_ci95=None, agreement=None, kl=None,
+            feature_cosine=cosine,
+        )  # fmt: skip
 
 
 def paired_interval(only_teacher: int, only_student: int, count: int) -> tuple[float, float]:

@@ -19,7 +19,7 @@ class Outputs:
     """What one forward pass gave.
 
     Attributes:
-        logits: `[B, K]`.
+        logits: `[B, K]`; features `[B, C]` of a model without classes.
         hidden: the output of each compared block, `[B, N, C]` or `[B, rows, columns, C]`.
         sampled: the same, at most `max_relation_tokens` tokens of it, `[B, n, C]`.
         qkv: queries, keys and values of each compared block, each `[B, n, C]`; for windows, B counts windows.
@@ -63,6 +63,24 @@ def kl_logits(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> 
     log_p = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
     log_q = F.log_softmax(student.float() / temperature, dim=-1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error between features of models without a head, each image's normalised over its channels first.
+
+    Softmax and KL would read features as odds between classes that there are not. Normalising keeps the few channels
+    of large variance from being all that is learned, and makes the weight of the loss mean the same for every model.
+
+    Args:
+        student: features `[B, C]`, or `[B, N, C]` where nothing is pooled.
+        teacher: the same of the teacher; no gradient flows into them.
+
+    Returns:
+        Scalar `[]`: mean over images and channels; 0 where equal, 2 where uncorrelated.
+
+    Source: ours; `hidden_mse` of the model's output.
+    """
+    return hidden_mse([student], [teacher])
 
 
 def hidden_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -229,6 +247,7 @@ LOSSES: Mapping[str, Loss] = {
         lambda student, teacher, given: kl_logits(student.logits, teacher.logits, temperature=given.temperature),
         reads="logits",
     ),
+    "features": Loss(lambda student, teacher, given: feature_mse(student.logits, teacher.logits), reads="logits"),
     "hidden": Loss(lambda student, teacher, given: hidden_mse(student.hidden, teacher.hidden), reads="hidden"),
     "attention": Loss(
         lambda student, teacher, given: attention_relations(student.qkv, teacher.qkv, heads=given.relation_heads),

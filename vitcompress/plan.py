@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -15,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from torch import nn
 
 from vitcompress.errors import PlanError, raise_faults, shorten
-from vitcompress.families import Family, family_of
+from vitcompress.families import Family, family_named, family_of
 from vitcompress.recipe import DEFAULT_SHARE, PlanRecipe
 
 _FROZEN = ConfigDict(extra="forbid")
@@ -127,6 +128,16 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
     )
 
 
+def measured_on(plan: Plan, model: nn.Module) -> Plan:
+    """The same plan with the sizes of `model`, of the same blocks but another head or image size.
+
+    Args:
+        plan: of a model with the same blocks.
+        model: nothing shared in it yet, on any device; meta will do.
+    """
+    return replace(plan, size=_size(model, family_named(plan.family), plan.groups, plan))
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What two blocks must have in common to share: their stage, and the shapes of what they share, by name."""
@@ -200,7 +211,7 @@ def _explicit_groups(text: str, kinds: Mapping[str, _Kind]) -> list[tuple[str, .
     return chunks
 
 
-def _size(model: nn.Module, family: Family, groups: Sequence[Group], recipe: PlanRecipe) -> Size:
+def _size(model: nn.Module, family: Family, groups: Sequence[Group], recipe: PlanRecipe | Plan) -> Size:
     """Count what sharing takes away and transformations add."""
     params = dict(model.named_parameters())
     persistent = model.state_dict(keep_vars=True)

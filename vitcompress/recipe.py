@@ -26,7 +26,7 @@ from vitcompress.shipped import nearest_recipe, recipe_names, recipe_text
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
 TRANSFORMS = ("heads", "mlp")  # the default
-LOSSES = ("logits", "hidden", "attention", "hidden_relation", "labels")
+LOSSES = ("logits", "features", "hidden", "attention", "hidden_relation", "labels")
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -218,10 +218,13 @@ class DistillRecipe:
     warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the training spent warming up.")] = 0.1
     clip_norm: Annotated[float, Field(gt=0, description="Largest norm of the gradient.")] = 1.0
     loss: Annotated[
-        dict[str, Annotated[float, Field(ge=0)]],
+        dict[str, Annotated[float, Field(ge=0)]] | None,
         Pairs,
-        Field(description="Weight of a loss, name=weight; repeatable. Losses: " + ", ".join(LOSSES) + "."),
-    ] = dataclasses.field(default_factory=lambda: {"logits": 1.0, "hidden": 1.0})
+        Field(
+            description="Weight of a loss, name=weight; repeatable. Losses: " + ", ".join(LOSSES) + ". Default: by "
+            "model and command; to compress a model with classes, logits=1 hidden=1."
+        ),
+    ] = None
     temperature: Annotated[float, Field(gt=0, description="Temperature of the logits loss.")] = 1.0
     label_smoothing: Annotated[
         float, Field(ge=0, lt=1, description="Share of each label spread over all classes (labels loss).")
@@ -252,6 +255,8 @@ class DistillRecipe:
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.steps, self.epochs, self.max_minutes)) > 1:
             raise ValueError("--steps, --epochs and --max-minutes exclude each other")
+        if self.loss is None:
+            return
         for name in self.loss.keys() - set(LOSSES):
             raise ValueError(f"--loss {name}: no such loss{_nearest(name, LOSSES)}; there are {', '.join(LOSSES)}")
         if not any(self.loss.values()):

@@ -160,7 +160,16 @@ def empty_model(source: Source) -> nn.Module:
         ModelError: timm cannot build it with these arguments.
     """
     with torch.device("meta"):
-        return _create(source.architecture, source.model_args, source.pretrained_cfg)
+        return build_model(source)
+
+
+def build_model(source: Source) -> nn.Module:
+    """Build the model of `source` with the weights it starts from at random.
+
+    Raises:
+        ModelError: timm cannot build it with these arguments.
+    """
+    return _create(source.architecture, source.model_args, source.pretrained_cfg)
 
 
 def _create(architecture: str, model_args: Mapping[str, Any], cfg: Mapping[str, Any]) -> nn.Module:
@@ -197,7 +206,7 @@ def load_teacher(source: Source) -> nn.Module:
         CheckpointError: the weights are missing, unreadable or of another model; every wrong key at once.
     """
     if source.checkpoint is not None:
-        model = _create(source.architecture, source.model_args, source.pretrained_cfg)
+        model = build_model(source)
         _fill_from_checkpoint(model, source.checkpoint)
     else:
         model = _fetch(source)

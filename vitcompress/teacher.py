@@ -30,12 +30,14 @@ class Teacher:
         model: without its weights.
         config: timm's data config of it.
         load: gives the model with its weights, on CPU, in eval mode.
+        classes: names of its classes, in order; empty where they are not known.
     """
 
     name: str
     model: nn.Module
     config: Mapping[str, Any]
     load: Callable[[], nn.Module]
+    classes: tuple[str, ...] = ()
 
     @property
     def candidate(self) -> Candidate:
@@ -63,7 +65,8 @@ def find_teacher(recipe: TeacherRecipe) -> Teacher:
         with _flags_of_the_teacher():
             return load_teacher(source)
 
-    return Teacher(source.name, model, data_config(model, named), load)
+    classes = tuple(source.pretrained_cfg.get("label_names") or ())
+    return Teacher(source.name, model, data_config(model, named), load, classes)
 
 
 @contextmanager
@@ -86,7 +89,7 @@ def _from_artifact(path: Path, recipe: TeacherRecipe) -> Teacher:
         )
     manifest = artifact.read_manifest(path)
     model = empty_model(Source(**manifest.source))
-    return Teacher(path.name, model, manifest.data_config, lambda: artifact.load(path))
+    return Teacher(path.name, model, manifest.data_config, lambda: artifact.load(path), manifest.classes)
 
 
 def adapt_inputs(

@@ -107,8 +107,9 @@ def check_student(model: nn.Module, blocks: Sequence[str], recipe: DistillRecipe
         faults.append((f"--drop-path {recipe.drop_path:g}: the blocks of {name} have no drop path.", "Leave it out."))
     if recipe.grad_checkpointing and not hasattr(model, "set_grad_checkpointing"):
         faults.append((f"--grad-checkpointing: {name} cannot do it.", "Use a smaller --batch-size to save memory."))
-    if recipe.loss.get("labels") and not getattr(model, "num_classes", 0):
-        faults.append((f"--loss labels: {name} has no classes.", "Leave it out, or --model-arg num_classes=N."))
+    if recipe.label_smoothing and not (recipe.loss or {}).get("labels"):
+        message = f"--label-smoothing {recipe.label_smoothing:g}: there is no labels loss to smooth."
+        faults.append((message, "Add --loss labels=1."))
     raise_faults(RecipeError, faults)
 
 

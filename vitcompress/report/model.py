@@ -17,6 +17,21 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Parent:
+    """A file that the result was made from.
+
+    Attributes:
+        name: of the file.
+        sha256: of its bytes, as `sha256sum` gives it.
+        command: what was typed to make it.
+    """
+
+    name: str
+    sha256: str
+    command: str
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Report:
     """What went in, what came out, and how it was made.
 
@@ -34,6 +49,8 @@ class Report:
         versions: of the packages.
         command: what was typed.
         notes: what the numbers do not say.
+        before: the student before it was fine-tuned; None where it was not, or could not be measured.
+        lineage: the files it was made from, oldest first.
     """
 
     schema_version: int
@@ -49,6 +66,8 @@ class Report:
     versions: dict[str, str]
     command: str
     notes: tuple[str, ...] = ()
+    before: Accuracy | None = None
+    lineage: tuple[Parent, ...] = ()
 
 
 def to_json(value: Any) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def to_markdown(report: Report) -> str:
 def rows(report: Report) -> list[Row]:
     """What both renderings show: name, teacher, student, change."""
     found = size_rows(report.size)
+    if report.before and report.before.student_top1 is not None:
+        found.append(("top-1 before fine-tuning", "", _percent(report.before.student_top1), ""))
     if report.accuracy:
         found += _accuracy_rows(report.accuracy)
     if report.speed:
@@ -91,17 +93,20 @@ def size_rows(size: Size) -> list[Row]:
 
 
 def _accuracy_rows(accuracy: Accuracy) -> list[Row]:
-    def show(value: float | None) -> str:
-        return "–" if value is None else f"{value:.2f} %"
-
     found: list[Row] = []
     if accuracy.student_top1 is not None:
         change = "" if accuracy.top1_drop is None else f"{-accuracy.top1_drop:+.2f} points"
-        found.append(("top-1", show(accuracy.teacher_top1), show(accuracy.student_top1), change))
-        found.append(("top-5", show(accuracy.teacher_top5), show(accuracy.student_top5), ""))
+        found.append(("top-1", _percent(accuracy.teacher_top1), _percent(accuracy.student_top1), change))
+        found.append(("top-5", _percent(accuracy.teacher_top5), _percent(accuracy.student_top5), ""))
     if accuracy.agreement is not None:
-        found.append(("agreement with the teacher", "", show(accuracy.agreement), ""))
+        found.append(("agreement with the teacher", "", _percent(accuracy.agreement), ""))
+    if accuracy.feature_cosine is not None:
+        found.append(("cosine similarity of features", "", f"{accuracy.feature_cosine:.4f}", ""))
     return found
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} %"
 
 
 def remarks(report: Report) -> list[str]:
@@ -111,12 +116,16 @@ def remarks(report: Report) -> list[str]:
         lines.append(_accuracy_remark(report.accuracy))
     if report.train.steps:
         train = report.train
+        verb = "Trained on labels" if train.teacher is None else "Distilled"
         lines.append(
-            f"Distilled for {train.steps:,} steps, {train.images:,} images in {train.seconds:.0f} s "
+            f"{verb} for {train.steps:,} steps, {train.images:,} images in {train.seconds:.0f} s "
             f"({train.images_per_second:.0f} images/s), on {report.data}."
         )
     else:
         lines.append("Converted without training.")
+    if report.lineage:
+        parent = report.lineage[-1]
+        lines.append(f"Fine-tuned from {parent.name} (SHA-256 {parent.sha256[:12]}…), made by: {parent.command}")
     if report.speed:
         lines.append(f"Latency: median, {report.speed.threads} threads, {report.speed.device}.")
     return [*lines, *report.notes]
@@ -127,7 +136,9 @@ def _accuracy_remark(accuracy: Accuracy) -> str:
     if accuracy.top1_drop_ci95 is not None:
         low, high = accuracy.top1_drop_ci95
         text += f" 95 % interval of the top-1 drop: {low:.2f} to {high:.2f} points (paired)."
-    if accuracy.student_top1 is None:
+    if accuracy.feature_cosine is not None:
+        text += " The model has no classes: its features are compared with the teacher's."
+    elif accuracy.student_top1 is None:
         text += " They have no labels, so this is agreement with the teacher, not accuracy."
     if accuracy.num_skipped:
         text += f" {accuracy.num_skipped:,} unreadable images were skipped."

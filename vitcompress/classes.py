@@ -1,0 +1,98 @@
+"""Which of a model's classes is a folder of images?  By a map, by the names that the model knows, or by their order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.data.readers.class_map import load_class_map
+
+from vitcompress.errors import DataError, shorten
+
+_SYNSET = re.compile(r"n\d{8}")
+
+
+def class_indices(
+    names: Sequence[str], where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str] = ()
+) -> Mapping[str, int]:
+    """The model's class index of each class folder.
+
+    Args:
+        names: of the folders, sorted.
+        where: what to call the folder they lie in.
+        num_classes: K of the model; None for as many as there are names.
+        class_map: a text file with a folder's name per line, in the order of the model's classes.
+        classes: names of the model's classes, in order; empty where they are not known.
+
+    Raises:
+        DataError: they match no mapping.
+    """
+    if class_map is not None:
+        return _mapped(names, where, num_classes, class_map)
+    if set(names) == set(classes) if num_classes is None else set(names) <= set(classes):
+        return {name: index for index, name in enumerate(classes)}
+    if num_classes is None:
+        num_classes = len(names)
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset and all(_SYNSET.fullmatch(name) for name in names):
+        known = {synset: i for i, synset in enumerate(ImageNetInfo(subset).label_names())}
+        missing = [name for name in names if name not in known]
+        if not missing:
+            return known
+        raise DataError(f"{where}: no classes of {subset}: {shorten(missing)}.", hint="Give --class-map FILE.")
+    if all(name.isdecimal() and int(name) < num_classes for name in names):
+        return {name: int(name) for name in names}
+    if len(names) == num_classes:
+        numbered = all(name.isdecimal() for name in names)  # 1, 2, …, 10: as numbers, or 10 would come second
+        return {name: i for i, name in enumerate(sorted(names, key=int) if numbered else names)}
+    raise DataError(
+        f"{where} has {len(names)} class folders ({shorten(names, limit=4)}), the model {num_classes} classes.",
+        hint="Give --class-map FILE with a folder's name per line in the order of the model's classes, or put the "
+        "images in one flat folder to compare with the teacher alone.",
+    )
+
+
+def _mapped(names: Sequence[str], where: str, num_classes: int | None, class_map: Path) -> Mapping[str, int]:
+    if not class_map.is_file() or class_map.suffix != ".txt":
+        raise DataError(f"--class-map {class_map} is not a .txt file.", hint="One folder's name per line.")
+    try:
+        known: dict[str, int] = load_class_map(str(class_map))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--class-map {class_map} cannot be read as text: {error}.") from error
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise DataError(f"{where}: not in --class-map {class_map}: {shorten(missing)}.")
+    beyond = [name for name in names if num_classes is not None and known[name] >= num_classes]
+    if beyond:
+        raise DataError(f"--class-map {class_map}: beyond the model's {num_classes} classes: {shorten(beyond)}.")
+    return known
+
+
+def names_in_order(index_of: Mapping[str, int], num_classes: int | None) -> tuple[str, ...]:
+    """The name of each class, in order; empty where a class has none.
+
+    Args:
+        index_of: the class index of each name.
+        num_classes: K; None for as many as there are indices.
+    """
+    by_index = {index: name for name, index in index_of.items()}
+    count = len(by_index) if num_classes is None else num_classes
+    return tuple(by_index[i] for i in range(count)) if set(range(count)) <= by_index.keys() else ()
+
+
+def known_classes(recorded: Sequence[str], pretrained_cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Names of a model's classes, in order; empty where nobody knows them.
+
+    Args:
+        recorded: what is known of it for sure; empty where nothing is.
+        pretrained_cfg: timm's description of its weights.
+        num_classes: K.
+    """
+    names: Sequence[str] = recorded or pretrained_cfg.get("label_names") or ()
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if not names and subset:
+        names = ImageNetInfo(subset).label_names()
+    return tuple(names) if len(names) == num_classes else ()

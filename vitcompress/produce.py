@@ -1,0 +1,237 @@
+"""How does what was asked for get done?  What all commands that write a file have in common: train, measure, write."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from vitcompress import artifact
+from vitcompress.compare import Comparison, has_classes
+from vitcompress.console import Reporter
+from vitcompress.data import ImageSet, evaluation_loader, training_loader
+from vitcompress.distill import distill
+from vitcompress.errors import DataError
+from vitcompress.evaluate import Accuracy, evaluate_pair
+from vitcompress.mixing import Mixing
+from vitcompress.plan import Plan
+from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, Recipe
+from vitcompress.report import Report, to_json, to_markdown
+from vitcompress.teacher import Teacher, adapt_inputs
+from vitcompress.trainlog import DivergedError, TrainLog
+
+PROBE_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns, from whom, and on which images.
+
+    Attributes:
+        recipe: how.
+        images: None where it learns nothing.
+        config: timm's data config of the student.
+        comparison: the losses, and where the two models are read.
+        teacher: what the teacher is called; None where no loss looks at one.
+    """
+
+    recipe: Recipe
+    images: ImageSet | None
+    config: dict[str, Any]
+    comparison: Comparison
+    teacher: str | None
+
+    def named(self, log: TrainLog) -> TrainLog:
+        """The log, with whom was learned from and by which losses."""
+        return replace(log, teacher=self.teacher, losses=dict(self.comparison.losses)) if log.steps else log
+
+
+def train(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    lesson: Lesson,
+    *,
+    blocks: Sequence[str],
+    matrices: Collection[str],
+    fade: Callable[[float], None],
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> TrainLog:
+    """Train the student, in place.
+
+    Args:
+        student: any model.
+        teacher: takes the student's views; None where no loss looks at one.
+        lesson: what it learns.
+        blocks: names of the student's blocks.
+        matrices: names of the matrices that its blocks share, for the optimizer.
+        fade: told of the share of the training that is over, before each step.
+        accelerator: decides device and processes.
+        reporter: shows how it goes.
+
+    Raises:
+        DataError: not one image could be read.
+    """
+    steps = num_steps(lesson)
+    if steps == 0 or lesson.images is None:
+        return TrainLog()
+    recipe, seed, minutes = lesson.recipe, lesson.recipe.run.seed, lesson.recipe.distill.max_minutes
+    with reporter.training() as ticker, _divergence_of(lesson):
+        log = distill(
+            student,
+            teacher,
+            training_loader(lesson.images, lesson.config, recipe.data, seed=seed, num_steps=steps),
+            recipe.distill,
+            blocks=blocks,
+            comparison=lesson.comparison,
+            mixing=Mixing(
+                mixup=recipe.data.mixup,
+                cutmix=recipe.data.cutmix,
+                num_classes=student.num_classes if "labels" in lesson.comparison.losses else None,  # type: ignore[arg-type]
+                smoothing=recipe.distill.label_smoothing,
+                seed=seed,
+            ),
+            matrices=matrices,
+            fade=fade,
+            accelerator=accelerator,
+            ticker=ticker,
+            num_steps=steps,
+            seconds=60 * minutes if minutes else None,
+            seed=seed,
+            skip_bad_images=recipe.data.skip_bad_images,
+        )
+    if log.steps == 0:
+        raise DataError(f"{lesson.images.name}: not one image could be read.")
+    return lesson.named(log)
+
+
+@contextmanager
+def _divergence_of(lesson: Lesson) -> Iterator[None]:
+    """Let the log of a training that diverged say what it was of."""
+    try:
+        yield
+    except DivergedError as error:
+        error.log = lesson.named(error.log)
+        raise
+
+
+def num_steps(lesson: Lesson) -> int | None:
+    """Length of the training; None where it is counted in minutes."""
+    recipe = lesson.recipe.distill
+    if recipe.max_minutes is not None:
+        return None
+    if recipe.epochs is not None and lesson.images is not None:
+        return max(1, round(recipe.epochs * len(lesson.images) / lesson.recipe.data.batch_size))
+    return DEFAULT_STEPS if recipe.steps is None else recipe.steps
+
+
+def load_adapted(teacher: Teacher, config: dict[str, Any], comparison: Comparison) -> nn.Module:
+    """Load a teacher that takes the student's views.
+
+    Args:
+        teacher: what to load.
+        config: timm's data config of the views.
+        comparison: says whether views must be resized.
+    """
+    model = teacher.load()
+    adapt_inputs(model, teacher.config, config, comparison.image_size)
+    return model
+
+
+def measure(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    images: ImageSet | None,
+    config: dict[str, Any],
+    recipe: DataRecipe,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+) -> Accuracy | None:
+    """Evaluate a student next to its teacher; None where there are no images.
+
+    Args:
+        student: moved to `device`, in eval mode from now on.
+        teacher: the same; None where there is none.
+        images: to evaluate on.
+        config: timm's data config of the student.
+        recipe: batch size and workers.
+        device: where to run.
+        reporter: told of it.
+    """
+    student.to(device).eval()
+    if teacher is not None:
+        teacher.to(device).eval()
+    if images is None:
+        return None
+    reporter.say(f"evaluating on {images.name}")
+    return evaluate_pair(
+        student, teacher, evaluation_loader(images, config, recipe), name=images.name, device=device,
+        skip_bad_images=recipe.skip_bad_images, features=not has_classes(student),
+    )  # fmt: skip
+
+
+def write_result(
+    out: Path, student: nn.Module, manifest: artifact.Manifest, report: Report, reporter: Reporter
+) -> None:
+    """Write a verified artifact and its two reports beside it.
+
+    Args:
+        out: the artifact.
+        student: in eval mode.
+        manifest: what the artifact says of itself.
+        report: the same as in the manifest.
+        reporter: told of it.
+    """
+    # noise does to compare outputs on, and is always at hand
+    size = manifest.data_config["input_size"]
+    probe = torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
+    artifact.write(out, student, manifest, probe)
+    _write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
+    _write_text(out.with_name(f"{out.stem}.report.md"), to_markdown(report))
+    reporter.say(f"wrote {out} ({out.stat().st_size:,} bytes), verified")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with artifact.replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def notes_on(plan: Plan) -> tuple[str, ...]:
+    """What a reader of any report must know of sharing."""
+    notes = ["Sharing makes a model smaller, not faster: every block is still computed."]
+    for transform, name in (("heads", "Head mixing needs"), ("rpe", "The position term on keys needs")):
+        if transform in plan.transforms:
+            notes.append(f"{name} the attention maps, so it gives up fused attention (--transforms mlp keeps it).")
+    return tuple(notes)
+
+
+def portable(cfg: dict[str, Any]) -> dict[str, Any]:
+    """What of a pretrained config describes the weights, not where they lay."""
+    return {key: value for key, value in cfg.items() if key not in ("file", "source", "url", "hf_hub_id")}
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("vitcompress", "torch", "timm", "accelerate", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a checkout on the path, not installed
+            found[name] = "unknown"
+    return found
+
+
+def command_line(arguments: list[str]) -> str:
+    """What was typed, as a shell would take it again."""
+    return shlex.join(["vitcompress", *arguments])

@@ -1,0 +1,350 @@
+"""How does an artifact learn other classes, or images of another size?  Its head and positions anew, the rest as it is.
+
+artifact → head and size → TrainLog → Report → artifact
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from vitcompress import artifact
+from vitcompress.adapt import adapt_student, adapted_source
+from vitcompress.classes import known_classes
+from vitcompress.compare import Candidate, Comparison, check_kind, compare, has_classes
+from vitcompress.console import Reporter
+from vitcompress.data import ImageSet, Views, open_sets
+from vitcompress.errors import CheckpointError, RecipeError, VitcompressError, attempting, raise_faults
+from vitcompress.evaluate import Accuracy, measure_speed
+from vitcompress.families import family_named
+from vitcompress.losses import LOSSES
+from vitcompress.plan import Plan, measured_on
+from vitcompress.prepare import bundle_of, check_device, check_out
+from vitcompress.produce import Lesson, load_adapted, measure, notes_on, portable, train, versions, write_result
+from vitcompress.recipe import DistillRecipe, Recipe, TeacherRecipe, to_dict
+from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
+from vitcompress.source import Source, build_model, empty_model, sha256_of
+from vitcompress.teacher import Teacher, find_teacher
+from vitcompress.training import check_student
+from vitcompress.trainlog import DivergedError, TrainLog
+
+
+def finetune(
+    path: str | os.PathLike[str],
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    img_size: int | None = None,
+    reporter: Reporter | None = None,
+    command: str = "",
+) -> Report:
+    """Teach an artifact other classes, or its own on images of another size; what its blocks share stays shared.
+
+    It has a new head, unless the images are of its own classes or have no labels. It learns from labels, and from a
+    teacher: the one named, or the model it was made from where the classes are still that one's.
+
+    Args:
+        path: a file that `compress` or `finetune` wrote; not changed.
+        recipe: images, teacher and training; `model` names the artifact, for the record.
+        out: the new artifact's path; its folder exists.
+        img_size: rows and columns of an image, in pixels; None to keep the size.
+        reporter: told what is going on; silent by default.
+        command: what was typed, for the report.
+
+    Raises:
+        VitcompressError: before any weight is loaded where that can be told; nothing is written then.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    job = _prepare(Path(path), recipe, Path(out), img_size, command)
+    set_seed(recipe.run.seed)
+    job, teacher = _with_teacher(job, reporter)
+    student = artifact.load(path)
+    adapt_student(student, job.plan, num_classes=job.num_classes, img_size=img_size)
+    before = None if job.num_classes else job.measure(student, None, reporter)
+    try:
+        log = train(
+            student, teacher, job.lesson, blocks=family_named(job.plan.family).block_names(student),
+            matrices=job.plan.matrices, fade=lambda done: None, accelerator=job.accelerator, reporter=reporter,
+        )  # fmt: skip
+    except DivergedError as error:
+        kept = job.out.with_name(f"{job.out.stem}.last-good{job.out.suffix}")
+        job.finish(student, teacher, before, error.log, kept, reporter)
+        raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
+    return job.finish(student, teacher, before, log, job.out, reporter)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request that has been checked, with what it names found.
+
+    Attributes:
+        parent: what the artifact says of itself.
+        lineage: the files that the result is made from.
+        source: the model with its new head and size.
+        plan: with the sizes of that model.
+        num_classes: K of the new head; None where the head is kept.
+        classes: names of the classes; empty where they are not known.
+        teacher: None where there is none.
+        by_default: nobody named the teacher, so it may turn out not to be there.
+    """
+
+    lesson: Lesson
+    out: Path
+    command: str
+    parent: artifact.Manifest
+    lineage: tuple[Parent, ...]
+    source: Source
+    plan: Plan
+    num_classes: int | None
+    classes: tuple[str, ...]
+    val: ImageSet | None
+    teacher: Teacher | None
+    by_default: bool
+    accelerator: Accelerator
+    notes: tuple[str, ...] = ()
+
+    def measure(self, student: nn.Module, teacher: nn.Module | None, reporter: Reporter) -> Accuracy | None:
+        """Evaluate the student, next to its teacher where it has one; nothing where there is nothing to measure."""
+        if teacher is None and (not has_classes(student) or self.val is None or self.val.labels is None):
+            return None
+        return measure(
+            student, teacher, self.val, self.lesson.config, self.lesson.recipe.data, device=self.accelerator.device,
+            reporter=reporter,
+        )  # fmt: skip
+
+    def finish(
+        self, student: nn.Module, teacher: nn.Module | None, before: Accuracy | None, log: TrainLog, out: Path,
+        reporter: Reporter,
+    ) -> Report:  # fmt: skip
+        """Evaluate, write and verify; returns the report that went into the file."""
+        device, config = self.accelerator.device, self.lesson.config
+        accuracy = self.measure(student, teacher, reporter)
+        whole = build_model(self.source).to(device).eval()  # how fast it is does not hang on its weights
+        report = Report(
+            schema_version=SCHEMA_VERSION,
+            model=self.source.name,
+            family=self.plan.family,
+            groups=tuple(len(group.blocks) for group in self.plan.groups),
+            transforms=self.plan.transforms,
+            size=self.plan.size,
+            accuracy=accuracy,
+            speed=measure_speed(student.to(device).eval(), whole, config["input_size"], device=device),
+            train=log,
+            data=self.lesson.images.name if self.lesson.images and log.steps else None,
+            versions=versions(),
+            command=self.command,
+            notes=(*notes_on(self.plan), *self._own_notes(log)),
+            before=before,
+            lineage=self.lineage,
+        )
+        write_result(out, student, self._manifest(report), report, reporter)
+        return report
+
+    def _manifest(self, report: Report) -> artifact.Manifest:
+        same = self.num_classes is None and self.source.model_args == self.parent.source["model_args"]
+        return replace(
+            self.parent,
+            source={
+                "name": self.source.name,
+                "architecture": self.source.architecture,
+                "model_args": self.source.model_args,
+                "pretrained_cfg": portable(self.source.pretrained_cfg),
+            },
+            source_sha256=self.parent.source_sha256 if same else "",
+            plan=self.plan,
+            data_config=self.lesson.config,
+            recipe=to_dict(self.lesson.recipe),
+            report=to_json(report),
+            versions=report.versions,
+            classes=self.classes,
+            lineage=tuple(to_json(parent) for parent in self.lineage),
+        )
+
+    def _own_notes(self, log: TrainLog) -> tuple[str, ...]:
+        head = "Sizes and latencies of the teacher are those of the same model without sharing."
+        if self.num_classes:
+            head += f" The head is new, for {self.num_classes} classes, so there is no accuracy from before."
+        return (head, *self.notes, *(self.lesson.comparison.notes if log.steps else ()))
+
+
+def _with_teacher(job: _Job, reporter: Reporter) -> tuple[_Job, nn.Module | None]:
+    """Load the teacher; where nobody named it and it is not to be had, labels alone must do.
+
+    Raises:
+        VitcompressError: there is no teacher, and no way to do without.
+    """
+    if job.teacher is None:
+        return job, None
+    try:
+        teacher = job.teacher.load()
+        if job.by_default and sha256_of(teacher.state_dict()) != job.parent.source_sha256:
+            raise CheckpointError("these are other weights than the artifact was made from.")
+    except VitcompressError as error:
+        rest = {name: weight for name, weight in job.lesson.comparison.losses.items() if not LOSSES[name].teacher}
+        if not job.by_default or not rest:
+            raise
+        note = f"Without the teacher {job.teacher.name}: {error}"
+        reporter.say(note)
+        lesson = replace(job.lesson, comparison=Comparison(rest), teacher=None)
+        return replace(job, lesson=lesson, teacher=None, notes=(*job.notes, note)), None
+    loaded = replace(job.teacher, load=lambda: teacher)
+    return job, load_adapted(loaded, job.lesson.config, job.lesson.comparison)
+
+
+def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, command: str) -> _Job:
+    """Check what was asked for and find what it names, before any weight is loaded.
+
+    Raises:
+        VitcompressError: every fault that can be told by looking, at once.
+    """
+    faults: list[tuple[str, str]] = []
+    attempt = attempting(faults)
+    attempt(check_out, out, {str(path): path})
+    attempt(check_device, recipe.run.device)
+    attempt(_check_stages, recipe)
+    parent = attempt(artifact.read_manifest, path)
+    named = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
+    if parent is None:
+        raise_faults(RecipeError, faults)
+    old = Source(**parent.source)
+    model = empty_model(old)
+    known = known_classes(parent.classes, old.pretrained_cfg, model.num_classes)  # type: ignore[arg-type]
+    sets = attempt(_open_sets, recipe, parent, known, model.num_classes)
+    images, val = sets or (None, None)
+    classes, num_classes = _new_head(images, known)
+    source = attempt(adapted_source, old, num_classes=num_classes, img_size=img_size)
+    comparison = teacher = None
+    if source is not None:
+        model = empty_model(source)
+        config = {name: tuple(v) if isinstance(v, list) else v for name, v in parent.data_config.items()}
+        if img_size is not None:
+            config["input_size"] = (config["input_size"][0], img_size, img_size)
+        teacher = named if recipe.teacher.teacher else _source_as_teacher(parent, num_classes)
+        student = Candidate(path.name, model, config["input_size"])
+        if images is not None and (teacher or not recipe.teacher.teacher):
+            comparison = attempt(_compare, student, teacher, recipe.distill, images, classes)
+            attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
+        blocks = family_named(parent.plan.family).block_names(model)
+        asked = replace(recipe.distill, loss=comparison.losses) if comparison else recipe.distill
+        if comparison:
+            attempt(check_student, model, blocks, asked, name=path.name)
+    if recipe.gates.max_drop is not None and (val is None or val.labels is None or teacher is None):
+        faults.append(("--max-drop needs labelled images and a teacher.", "Give --val-data and --teacher."))
+    if images is not None and num_classes and recipe.distill.steps == 0:
+        faults.append((f"--steps 0: the new head of {num_classes} classes would stay random.", "Train it."))
+    raise_faults(RecipeError, faults)
+    assert comparison is not None  # else there was a fault
+    taught = teacher.name if teacher and any(LOSSES[name].teacher for name in comparison.losses) else None
+    recipe = replace(recipe, distill=replace(recipe.distill, loss=dict(comparison.losses)))
+    return _Job(
+        Lesson(recipe, images, config, comparison, taught), out, command, parent, _lineage(path, parent), source,
+        measured_on(parent.plan, model), num_classes, classes, val, teacher, not recipe.teacher.teacher,
+        Accelerator(cpu=recipe.run.device == "cpu"),
+    )  # fmt: skip
+
+
+def _check_stages(recipe: Recipe) -> None:
+    """Make sure that a recipe asks for nothing that the artifact has settled.
+
+    Raises:
+        RecipeError: it does; every such option at once.
+    """
+    asked, settled = to_dict(recipe), to_dict(Recipe(replace(recipe.model, checkpoint=None, model_arg={})))
+    fades = ["--fade"] if recipe.distill.fade else []  # there are no matrices left to fade
+    changed = fades + [
+        f"--{name.replace('_', '-')}"
+        for stage in ("model", "plan", "start")
+        for name, value in asked[stage].items()
+        if value != settled[stage][name]
+    ]
+    if changed:
+        raise RecipeError(f"finetune takes from the file what {', '.join(changed)} would change.", hint="Leave it out.")
+
+
+def _open_sets(
+    recipe: Recipe, parent: artifact.Manifest, known: tuple[str, ...], num_classes: int
+) -> tuple[ImageSet, ImageSet | None]:
+    """The images to learn from and to evaluate on, counted by their own classes where they have any.
+
+    Raises:
+        DataError: as `open_sets`.
+        RecipeError: there are none to learn from.
+    """
+    bundle = bundle_of(str(parent.source["name"]), parent.classes)
+    images, val = open_sets(recipe.data, bundle=bundle, num_classes=None, seed=recipe.run.seed, classes=known)
+    if images is None:
+        raise RecipeError("There are no images to learn from.", hint="Give --data DIR.")
+    if images.labels is None:  # then the model's own classes are those of the images to evaluate on
+        images, val = open_sets(
+            recipe.data, bundle=bundle, num_classes=num_classes, seed=recipe.run.seed, classes=known
+        )  # fmt: skip
+        assert images is not None
+    elif len(set(images.labels)) < 2:
+        raise RecipeError(f"{images.name} has images of one class only.", hint="There is nothing to tell apart.")
+    return images, val
+
+
+def _new_head(images: ImageSet | None, known: tuple[str, ...]) -> tuple[tuple[str, ...], int | None]:
+    """Names of the result's classes, and how many its new head has; None where it keeps its head."""
+    if images is None or images.labels is None or images.classes == known:
+        return known, None
+    return images.classes, len(images.classes) or max(images.labels) + 1
+
+
+def _source_as_teacher(parent: artifact.Manifest, num_classes: int | None) -> Teacher | None:
+    """The model that the artifact was made from, where it can teach: the head was kept, and it is no place to fetch."""
+    name = str(parent.source["name"])
+    if num_classes is not None or not parent.source_sha256 or ":" in name:
+        return None
+    try:
+        return find_teacher(TeacherRecipe(name, None, dict(parent.source["model_args"])))
+    except VitcompressError:
+        return None
+
+
+def _compare(
+    student: Candidate, teacher: Teacher | None, recipe: DistillRecipe, images: ImageSet, classes: tuple[str, ...]
+) -> Comparison:
+    """Settle what the student learns: by default from labels and outputs, whichever there are.
+
+    Raises:
+        RecipeError: there is nothing to learn from, or what is asked for cannot be had.
+    """
+    taught = "logits" if has_classes(student.model) else "features"
+    default = {**({"labels": 1.0} if images.labels is not None else {}), **({taught: 1.0} if teacher else {})}
+    losses = {name: weight for name, weight in (default if recipe.loss is None else recipe.loss).items() if weight}
+    if not losses:
+        raise RecipeError(
+            f"There is nothing to learn from: {images.name} has no labels, and there is no teacher whose outputs "
+            f"{student.name} could be compared with.",
+            hint="Give --data DIR with class folders, or --teacher MODEL of the same classes.",
+        )
+    if losses.get("labels") and images.labels is None:
+        raise RecipeError("--loss labels needs labelled images.", hint="Give --data DIR with class folders.")
+    if teacher is not None:
+        if teacher.classes and classes and teacher.classes != classes:
+            raise RecipeError(
+                f"--teacher {teacher.name} has other classes than {student.name} will have, or in another order.",
+                hint="Name a teacher of the same classes.",
+            )
+        return compare(student, teacher.candidate, replace(recipe, loss=losses))
+    check_kind(student, losses)
+    if wanting := [name for name in losses if LOSSES[name].teacher]:
+        raise RecipeError(
+            f"--loss {', '.join(wanting)} needs a teacher of the same classes.", hint="Name it with --teacher."
+        )
+    return Comparison(losses)
+
+
+def _lineage(path: Path, parent: artifact.Manifest) -> tuple[Parent, ...]:
+    """The files that the result is made from, oldest first."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    older = tuple(Parent(**dict(each)) for each in parent.lineage)
+    return (*older, Parent(path.name, sha256, str(parent.report["command"])))
