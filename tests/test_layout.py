@@ -12,7 +12,7 @@ STAGES = (
     "errors", "console", "recipe", "transforms", "families", "bundled", "plan", "short_names", "transformers_names",
     "transformers_folder", "source", "surgery", "taps", "initialize", "losses", "compare", "classes", "data", "mixing",
     "evaluate", "training", "trainlog", "distill", "artifact", "teacher", "adapt", "report", "prepare", "produce",
-    "pipeline", "transfer", "cli",
+    "lessons", "pipeline", "transfer", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 

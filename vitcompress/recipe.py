@@ -23,7 +23,7 @@ from vitcompress.errors import RecipeError, raise_faults
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
 TRANSFORMS = ("heads", "mlp")
-LOSSES = ("logits", "features", "hidden", "attention", "hidden_relation", "labels")
+LOSSES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
