@@ -368,9 +368,9 @@ def test_a_folder_that_holds_no_images_is_named(
 def test_class_folders_that_match_no_mapping_are_named(
     out: Path, tmp_path: Path, made: Path, vitcompress: Vitcompress, teacher: list[str]
 ) -> None:
-    for name in ("cat", "dog"):
+    for name in ("one", "two"):
         draw_image(tmp_path / "two" / name / "0.png", 0)
-    named = (f"{tmp_path / 'two'} has 2 class folders (cat, dog), the model 5 classes", "--class-map")
+    named = (f"{tmp_path / 'two'} has 2 class folders (one, two), the model 5 classes", "--class-map")
     mistake(vitcompress("compress", *teacher, "--data", tmp_path / "two", *FAST, "--out", out), *named)
     mistake(vitcompress("evaluate", made / "mini.safetensors", "--data", tmp_path / "two"), *named)
 

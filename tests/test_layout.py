@@ -12,7 +12,7 @@ STAGES = (
     "errors", "console", "presets", "shipped", "bundled", "recipe", "transforms", "families", "plan", "short_names",
     "transformers_names", "transformers_folder", "source", "surgery", "fading", "taps", "initialize", "losses",
     "compare", "classes", "data", "mixing", "evaluate", "training", "trainlog", "distill", "artifact", "teacher",
-    "adapt", "report", "prepare", "produce", "pipeline", "transfer", "cli",
+    "adapt", "report", "prepare", "produce", "lessons", "pipeline", "transfer", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 

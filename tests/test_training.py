@@ -170,7 +170,6 @@ class Bare(nn.Module):
     [
         ({"drop_path": 0.1}, "--drop-path 0.1: the blocks of bare have no drop path."),
         ({"grad_checkpointing": True}, "--grad-checkpointing: bare cannot do it."),
-        ({"label_smoothing": 0.1}, "--label-smoothing 0.1: there is no labels loss to smooth."),
     ],
 )
 def test_what_a_student_cannot_do(asked: dict[str, Any], message: str) -> None:
@@ -178,3 +177,8 @@ def test_what_a_student_cannot_do(asked: dict[str, Any], message: str) -> None:
         check_student(Bare(), ["block"], DistillRecipe(**asked), name="bare")
     assert message in str(caught.value)
     check_student(tiny(), BLOCKS, DistillRecipe(**asked), name="tiny")
+
+
+def test_smoothing_needs_labels_to_learn_from_by_default_too() -> None:
+    with pytest.raises(RecipeError, match=r"--label-smoothing 0\.1: there is no labels loss to smooth"):
+        check_student(tiny(), BLOCKS, DistillRecipe(label_smoothing=0.1), name="tiny")

@@ -73,6 +73,7 @@ def test_the_same_head_and_size_change_nothing(row: str) -> None:
     assert torch.equal(student(x), before)
     assert shared_ids(student, plan)
     assert adapted_source(source, num_classes=None, img_size=None) == source
+    assert adapted_source(source, num_classes=None, img_size=32) == source
 
 
 @pytest.mark.parametrize("row", BIGGER)
@@ -209,6 +210,32 @@ def test_a_named_teacher_teaches_without_labels(
     assert "Distilled" in vitcompress("report", tmp_path / "out.safetensors").out
 
 
+def test_the_source_teaches_its_own_classes_by_default_whatever_the_size(
+    tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    data = tmp_path / "data"
+    for number in range(12):
+        draw_image(data / f"{number}.png", number)
+    mini, out = tmp_path / "mini.safetensors", tmp_path / "out.safetensors"
+    words = ["--data", data, "--share", 12, "--steps", 0, "--quiet", "--mean", "0.5", "--out", mini]
+    assert vitcompress("compress", "fashion_vit", *words).code == 0
+    report, model = finetune(vitcompress, mini, out, "--data", data, "--img-size", 42, "--steps", 2)
+    assert (report.train.teacher, report.train.losses) == ("fashion_vit", {"logits": 1.0})
+    assert "fashion_vit sees the student's views, resized to 28×28." in report.notes
+    assert report.accuracy is not None
+    assert report.accuracy.agreement is not None
+    assert model(torch.randn(1, 1, 42, 42)).shape == (1, 10)
+    assert model.pretrained_cfg["mean"] == (0.5,)  # type: ignore[index]
+
+
+def test_a_default_teacher_that_cannot_be_had_leaves_the_labels(
+    mini: Path, images: Path, tmp_path: Path, vitcompress: Vitcompress, no_network: None
+) -> None:
+    report, _ = finetune(vitcompress, mini, tmp_path / "out.safetensors", "--data", images, "--steps", 1)
+    assert (report.train.teacher, report.train.losses) == (None, {"labels": 1.0})
+    assert any(note.startswith("Without the teacher vit_tiny") for note in report.notes)
+
+
 def test_an_older_file_without_lineage_still_loads(mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written = artifact._to_json
 
@@ -236,6 +263,7 @@ def test_an_older_file_without_lineage_still_loads(mini: Path, monkeypatch: pyte
         (["--data", "{regrouped}", "--teacher", "vit_tiny"], ["gives 1000 outputs, mini.safetensors 3"]),
         (["--data", "{regrouped}", "--teacher", "vit_tiny", "--teacher-arg", "in_chans=1"], ["1 channels", "3"]),
         (["--data", "{regrouped}", "--teacher", "vit_tiny", "--teacher-arg", "num_classes=0"], ["gives features"]),
+        (["--data", "{flat}", "--label-smoothing", "0.1", "--loss", "logits=1"], ["there is no labels loss to smooth"]),
         (["--data", "{regrouped}", "--max-drop", "1"], ["--max-drop needs"]),
         (["--data", "{regrouped}/train/red"], ["nothing to learn from", "no labels"]),
         (["--data", "{regrouped}/nowhere", "--img-size", "60"], ["does not exist", "--img-size 60"]),
@@ -249,7 +277,7 @@ def test_mistakes_come_before_any_weight(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("vitcompress.transfer.artifact.load", lambda path: pytest.fail("weights were loaded"))
     if "{regrouped}/train/red" in words:  # a flat folder, and a parent whose teacher is no place to look for
-        monkeypatch.setattr("vitcompress.transfer._source_as_teacher", lambda parent, num_classes: None)
+        monkeypatch.setattr("vitcompress.transfer.source_as_teacher", lambda parent: None)
     before = listing(tmp_path)
     typed = [word.format(flat=flat, regrouped=regrouped) for word in words]
     ended = vitcompress("finetune", mini, "--out", tmp_path / "out.safetensors", *FAST, *typed)

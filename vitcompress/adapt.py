@@ -37,8 +37,9 @@ def adapted_source(source: Source, *, num_classes: int | None, img_size: int | N
             with torch.device("meta"):
                 model.set_input_size(img_size=size)
             _check_windows(model, img_size)
-        sizes = {name: model._model_args[name] for name in ("img_size", "window_size") if name in model._model_args}
-        model_args |= {**sizes, "img_size": size}
+            model_args |= {  # what timm noted of the resize: windows grow with the image
+                name: model._model_args[name] for name in ("img_size", "window_size") if name in model._model_args
+            }
     if num_classes is None:
         return replace(source, model_args=model_args)
     cfg = {name: value for name, value in source.pretrained_cfg.items() if not name.startswith("label_")}

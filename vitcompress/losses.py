@@ -247,7 +247,6 @@ LOSSES: Mapping[str, Loss] = {
         lambda student, teacher, given: kl_logits(student.logits, teacher.logits, temperature=given.temperature),
         reads="logits",
     ),
-    "features": Loss(lambda student, teacher, given: feature_mse(student.logits, teacher.logits), reads="logits"),
     "hidden": Loss(lambda student, teacher, given: hidden_mse(student.hidden, teacher.hidden), reads="hidden"),
     "attention": Loss(
         lambda student, teacher, given: attention_relations(student.qkv, teacher.qkv, heads=given.relation_heads),
@@ -256,5 +255,6 @@ LOSSES: Mapping[str, Loss] = {
     "hidden_relation": Loss(
         lambda student, teacher, given: hidden_relations(student.sampled, teacher.sampled), reads="sampled"
     ),
+    "features": Loss(lambda student, teacher, given: feature_mse(student.logits, teacher.logits), reads="logits"),
     "labels": Loss(lambda student, teacher, given: _labels(student, given), reads="logits", teacher=False),
 }

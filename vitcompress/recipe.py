@@ -26,7 +26,7 @@ from vitcompress.shipped import nearest_recipe, recipe_names, recipe_text
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
 TRANSFORMS = ("heads", "mlp")  # the default
-LOSSES = ("logits", "features", "hidden", "attention", "hidden_relation", "labels")
+LOSSES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -17,17 +19,18 @@ from torch import nn
 from vitcompress import artifact
 from vitcompress.adapt import adapt_student, adapted_source
 from vitcompress.classes import known_classes
-from vitcompress.compare import Candidate, Comparison, check_kind, compare, has_classes
+from vitcompress.compare import Candidate, Comparison, has_classes
 from vitcompress.console import Reporter
-from vitcompress.data import ImageSet, Views, open_sets
+from vitcompress.data import ImageSet, Views
 from vitcompress.errors import CheckpointError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluate import Accuracy, measure_speed
 from vitcompress.families import family_named
+from vitcompress.lessons import config_of, images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.losses import LOSSES
 from vitcompress.plan import Plan, measured_on
-from vitcompress.prepare import bundle_of, check_device, check_out
+from vitcompress.prepare import check_device, check_out
 from vitcompress.produce import Lesson, load_adapted, measure, notes_on, portable, train, versions, write_result
-from vitcompress.recipe import DistillRecipe, Recipe, TeacherRecipe, to_dict
+from vitcompress.recipe import Recipe, to_dict
 from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
 from vitcompress.source import Source, build_model, empty_model, sha256_of
 from vitcompress.teacher import Teacher, find_teacher
@@ -191,7 +194,8 @@ def _with_teacher(job: _Job, reporter: Reporter) -> tuple[_Job, nn.Module | None
             raise
         note = f"Without the teacher {job.teacher.name}: {error}"
         reporter.say(note)
-        lesson = replace(job.lesson, comparison=Comparison(rest), teacher=None)
+        recipe = _with_losses(job.lesson.recipe, rest)
+        lesson = replace(job.lesson, recipe=recipe, comparison=Comparison(rest), teacher=None)
         return replace(job, lesson=lesson, teacher=None, notes=(*job.notes, note)), None
     loaded = replace(job.teacher, load=lambda: teacher)
     return job, load_adapted(loaded, job.lesson.config, job.lesson.comparison)
@@ -205,48 +209,73 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
     """
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
-    attempt(check_out, out, {str(path): path})
+    asked = recipe.teacher
+    inputs = {
+        "--teacher": Path(asked.teacher) if asked.teacher else None,
+        "--teacher-checkpoint": asked.teacher_checkpoint,
+    }
+    attempt(check_out, out, {str(path): path, **inputs})
     attempt(check_device, recipe.run.device)
     attempt(_check_stages, recipe)
     parent = attempt(artifact.read_manifest, path)
-    named = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
+    teacher = attempt(find_teacher, asked) if asked.teacher else None
     if parent is None:
         raise_faults(RecipeError, faults)
     old = Source(**parent.source)
-    model = empty_model(old)
-    known = known_classes(parent.classes, old.pretrained_cfg, model.num_classes)  # type: ignore[arg-type]
-    sets = attempt(_open_sets, recipe, parent, known, model.num_classes)
+    old_classes: int = empty_model(old).num_classes  # type: ignore[assignment]
+    known = known_classes(parent.classes, old.pretrained_cfg, old_classes)
+    sets = attempt(images_to_learn, recipe.data, parent, known, num_classes=old_classes, seed=recipe.run.seed)
     images, val = sets or (None, None)
-    classes, num_classes = _new_head(images, known)
-    source = attempt(adapted_source, old, num_classes=num_classes, img_size=img_size)
-    comparison = teacher = None
-    if source is not None:
-        model = empty_model(source)
-        config = {name: tuple(v) if isinstance(v, list) else v for name, v in parent.data_config.items()}
-        if img_size is not None:
-            config["input_size"] = (config["input_size"][0], img_size, img_size)
-        teacher = named if recipe.teacher.teacher else _source_as_teacher(parent, num_classes)
-        student = Candidate(path.name, model, config["input_size"])
-        if images is not None and (teacher or not recipe.teacher.teacher):
-            comparison = attempt(_compare, student, teacher, recipe.distill, images, classes)
-            attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
-        blocks = family_named(parent.plan.family).block_names(model)
-        asked = replace(recipe.distill, loss=comparison.losses) if comparison else recipe.distill
-        if comparison:
-            attempt(check_student, model, blocks, asked, name=path.name)
+    classes, num_classes = new_head(images, known)
+    if asked.teacher is None and num_classes is None:
+        teacher = source_as_teacher(parent)
     if recipe.gates.max_drop is not None and (val is None or val.labels is None or teacher is None):
         faults.append(("--max-drop needs labelled images and a teacher.", "Give --val-data and --teacher."))
-    if images is not None and num_classes and recipe.distill.steps == 0:
+    if num_classes and recipe.distill.steps == 0:
         faults.append((f"--steps 0: the new head of {num_classes} classes would stay random.", "Train it."))
+    source = attempt(adapted_source, old, num_classes=num_classes, img_size=img_size)
+    lesson = None
+    if source is not None and images is not None and (teacher or not asked.teacher):
+        config = config_of(parent)
+        config["input_size"] = (
+            config["input_size"][0],
+            *((img_size, img_size) if img_size else config["input_size"][1:]),
+        )
+        lesson = attempt(_settle, path.name, source, teacher, recipe, images, classes, config, parent.plan.family)
     raise_faults(RecipeError, faults)
-    assert comparison is not None  # else there was a fault
-    taught = teacher.name if teacher and any(LOSSES[name].teacher for name in comparison.losses) else None
-    recipe = replace(recipe, distill=replace(recipe.distill, loss=dict(comparison.losses)))
+    assert lesson is not None  # else there was a fault
     return _Job(
-        Lesson(recipe, images, config, comparison, taught), out, command, parent, _lineage(path, parent), source,
-        measured_on(parent.plan, model), num_classes, classes, val, teacher, not recipe.teacher.teacher,
-        Accelerator(cpu=recipe.run.device == "cpu"),
+        lesson, out, command, parent, _lineage(path, parent), source, measured_on(parent.plan, empty_model(source)),
+        num_classes, classes, val, teacher, asked.teacher is None, Accelerator(cpu=recipe.run.device == "cpu"),
     )  # fmt: skip
+
+
+def _settle(
+    name: str, source: Source, teacher: Teacher | None, recipe: Recipe, images: ImageSet, classes: tuple[str, ...],
+    config: dict[str, Any], family: str,
+) -> Lesson:  # fmt: skip
+    """Settle what the student learns, and make sure that it can.
+
+    Raises:
+        VitcompressError: it cannot; every fault at once.
+    """
+    faults: list[tuple[str, str]] = []
+    attempt = attempting(faults)
+    model = empty_model(source)
+    student = Candidate(name, model, config["input_size"])
+    attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
+    comparison = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
+    if comparison is not None:
+        recipe = _with_losses(recipe, comparison.losses)
+        attempt(check_student, model, family_named(family).block_names(model), recipe.distill, name=name)
+    raise_faults(RecipeError, faults)
+    taught = teacher is not None and any(LOSSES[name].teacher for name in comparison.losses)
+    return Lesson(recipe, images, config, comparison, teacher.name if teacher and taught else None)
+
+
+def _with_losses(recipe: Recipe, losses: Mapping[str, float]) -> Recipe:
+    """The recipe with the losses that its defaults came to."""
+    return replace(recipe, distill=replace(recipe.distill, loss=dict(losses)))
 
 
 def _check_stages(recipe: Recipe) -> None:
@@ -265,81 +294,6 @@ def _check_stages(recipe: Recipe) -> None:
     ]
     if changed:
         raise RecipeError(f"finetune takes from the file what {', '.join(changed)} would change.", hint="Leave it out.")
-
-
-def _open_sets(
-    recipe: Recipe, parent: artifact.Manifest, known: tuple[str, ...], num_classes: int
-) -> tuple[ImageSet, ImageSet | None]:
-    """The images to learn from and to evaluate on, counted by their own classes where they have any.
-
-    Raises:
-        DataError: as `open_sets`.
-        RecipeError: there are none to learn from.
-    """
-    bundle = bundle_of(str(parent.source["name"]), parent.classes)
-    images, val = open_sets(recipe.data, bundle=bundle, num_classes=None, seed=recipe.run.seed, classes=known)
-    if images is None:
-        raise RecipeError("There are no images to learn from.", hint="Give --data DIR.")
-    if images.labels is None:  # then the model's own classes are those of the images to evaluate on
-        images, val = open_sets(
-            recipe.data, bundle=bundle, num_classes=num_classes, seed=recipe.run.seed, classes=known
-        )  # fmt: skip
-        assert images is not None
-    elif len(set(images.labels)) < 2:
-        raise RecipeError(f"{images.name} has images of one class only.", hint="There is nothing to tell apart.")
-    return images, val
-
-
-def _new_head(images: ImageSet | None, known: tuple[str, ...]) -> tuple[tuple[str, ...], int | None]:
-    """Names of the result's classes, and how many its new head has; None where it keeps its head."""
-    if images is None or images.labels is None or images.classes == known:
-        return known, None
-    return images.classes, len(images.classes) or max(images.labels) + 1
-
-
-def _source_as_teacher(parent: artifact.Manifest, num_classes: int | None) -> Teacher | None:
-    """The model that the artifact was made from, where it can teach: the head was kept, and it is no place to fetch."""
-    name = str(parent.source["name"])
-    if num_classes is not None or not parent.source_sha256 or ":" in name:
-        return None
-    try:
-        return find_teacher(TeacherRecipe(name, None, dict(parent.source["model_args"])))
-    except VitcompressError:
-        return None
-
-
-def _compare(
-    student: Candidate, teacher: Teacher | None, recipe: DistillRecipe, images: ImageSet, classes: tuple[str, ...]
-) -> Comparison:
-    """Settle what the student learns: by default from labels and outputs, whichever there are.
-
-    Raises:
-        RecipeError: there is nothing to learn from, or what is asked for cannot be had.
-    """
-    taught = "logits" if has_classes(student.model) else "features"
-    default = {**({"labels": 1.0} if images.labels is not None else {}), **({taught: 1.0} if teacher else {})}
-    losses = {name: weight for name, weight in (default if recipe.loss is None else recipe.loss).items() if weight}
-    if not losses:
-        raise RecipeError(
-            f"There is nothing to learn from: {images.name} has no labels, and there is no teacher whose outputs "
-            f"{student.name} could be compared with.",
-            hint="Give --data DIR with class folders, or --teacher MODEL of the same classes.",
-        )
-    if losses.get("labels") and images.labels is None:
-        raise RecipeError("--loss labels needs labelled images.", hint="Give --data DIR with class folders.")
-    if teacher is not None:
-        if teacher.classes and classes and teacher.classes != classes:
-            raise RecipeError(
-                f"--teacher {teacher.name} has other classes than {student.name} will have, or in another order.",
-                hint="Name a teacher of the same classes.",
-            )
-        return compare(student, teacher.candidate, replace(recipe, loss=losses))
-    check_kind(student, losses)
-    if wanting := [name for name in losses if LOSSES[name].teacher]:
-        raise RecipeError(
-            f"--loss {', '.join(wanting)} needs a teacher of the same classes.", hint="Name it with --teacher."
-        )
-    return Comparison(losses)
 
 
 def _lineage(path: Path, parent: artifact.Manifest) -> tuple[Parent, ...]:
