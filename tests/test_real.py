@@ -1,0 +1,52 @@
+"""Whole runs on real weights: DeiT-Tiny from `../shared/data`, and the built-in model as `make demo` runs it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import vitcompress
+from tests.conftest import Vitcompress
+from vitcompress import artifact
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not (DATA / "deit_tiny.safetensors").is_file(), reason="../shared/data is not here")
+
+
+@needs_data
+@pytest.mark.parametrize("share", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_deit_tiny_compresses_from_its_checkpoint(share: int, tmp_path: Path, vitcompress: Vitcompress) -> None:
+    out = tmp_path / "mini.safetensors"
+    words = ["--checkpoint", DATA / "deit_tiny.safetensors", "--data", DATA / "imagenet-compatible", "--share", share]
+    ended = vitcompress("compress", "deit_tiny", *words, "--steps", 20, "--batch-size", 8, "--quiet", "--out", out)
+    assert ended.code == 0, ended.err
+    report = artifact.read_manifest(out).report
+    assert report["accuracy"]["num_images"] == 400
+    assert report["accuracy"]["teacher_top1"] == pytest.approx(86.0, abs=0.5)
+    assert report["size"]["teacher_params"] == 5_717_416
+    assert report["train"]["loss_curve"][-1]["loss"] < report["train"]["loss_curve"][0]["loss"]
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promise(tmp_path: Path, vitcompress: Vitcompress) -> None:
+    out = tmp_path / "mini.safetensors"
+    words = ["compress", "fashion_vit", "--share", 12, "--out", out, "--max-drop", 2.5, "--min-ratio", 9, "--quiet"]
+    assert vitcompress(*words).code == 0
+    assert artifact.read_manifest(out).report["train"]["seconds"] < 180
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_same_seed_gives_the_same_tensors(optimizer: str, tmp_path: Path, vitcompress: Vitcompress) -> None:
+    words = ["compress", "fashion_vit", "--share", 12, "--steps", 3, "--batch-size", 16, "--optimizer", optimizer]
+    found = []
+    for number, seed in enumerate((7, 7, 8)):
+        out = tmp_path / f"{number}.safetensors"
+        assert vitcompress(*words, "--seed", seed, "--device", "cpu", "--quiet", "--out", out).code == 0
+        found.append(load(out))
+    same, other = (all(torch.equal(t, found[0][name]) for name, t in one.items()) for one in (found[1], found[2]))
+    assert same
+    assert not other
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    return vitcompress.load(path).state_dict()
