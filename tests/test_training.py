@@ -180,5 +180,5 @@ def test_what_a_student_cannot_do(asked: dict[str, Any], message: str) -> None:
 
 
 def test_smoothing_needs_labels_to_learn_from_by_default_too() -> None:
-    with pytest.raises(RecipeError, match="--label-smoothing 0.1: there is no labels loss to smooth"):
+    with pytest.raises(RecipeError, match=r"--label-smoothing 0\.1: there is no labels loss to smooth"):
         check_student(tiny(), BLOCKS, DistillRecipe(label_smoothing=0.1), name="tiny")
