@@ -165,7 +165,7 @@ def finetune(
     quiet: QuietOption = False,
 ) -> None:
     """Teach a file other classes or another image size; what its blocks share stays shared."""
-    resolved = recipes.build({"model": file.name, **flags}, file=recipe)
+    resolved = recipes.build({"model": file.name, **flags}, file=recipe, family_name=_family_name)
     from vitcompress import produce, report, transfer
 
     command = produce.command_line(sys.argv[1:])
