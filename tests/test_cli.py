@@ -17,8 +17,9 @@ from safetensors import safe_open
 from tests.conftest import Vitcompress, listing
 from tests.test_source import save_as_timm_does
 from tests.tiny import tiny
-from vitcompress import __version__, artifact, cli, recipe
-from vitcompress.recipe import STAGES, Recipe, options, to_dict
+from vitcompress import __version__, artifact, cli
+from vitcompress.compose import build, to_dict
+from vitcompress.recipe import STAGES, Recipe, options
 
 COMMANDS = ("compress", "finetune", "plan", "report", "evaluate", "check", "recipes")
 SIZE_KEYS = {
@@ -152,7 +153,7 @@ def test_what_is_typed_is_what_the_recipe_says(
     words: list[object], expected: dict[str, Any], vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = parse(vitcompress, monkeypatch, "deit_tiny", *words)
-    plain = to_dict(recipe.build({"model": "deit_tiny"}))
+    plain = to_dict(build({"model": "deit_tiny"}))
     assert found == {stage: {**fields, **expected.get(stage, {})} for stage, fields in plain.items()}
 
 

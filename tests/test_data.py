@@ -14,21 +14,10 @@ from PIL import Image
 
 from tests.conftest import draw_image
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.data import (
-    Batch,
-    ImageSet,
-    Stream,
-    Views,
-    check_readable,
-    evaluation_loader,
-    hold_out,
-    open_folder,
-    open_sets,
-    training_loader,
-    validation_folder,
-)
+from vitcompress.data import ImageSet, hold_out, open_folder, open_sets, validation_folder
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
+from vitcompress.views import Batch, Stream, Views, check_readable, evaluation_loader, training_loader
 
 RGB: dict[str, Any] = {
     "input_size": (3, 32, 32),

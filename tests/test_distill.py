@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from vitcompress.compare import Candidate, compare
-from vitcompress.data import Batch
 from vitcompress.distill import distill
 from vitcompress.mixing import Mixing
 from vitcompress.recipe import LOSSES, DistillRecipe
 from vitcompress.trainlog import DivergedError, TrainLog
+from vitcompress.views import Batch
 
 from .tiny import compressed, images, tiny
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import vitcompress
 from vitcompress.cli import app
-from vitcompress.recipe import build
+from vitcompress.compose import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

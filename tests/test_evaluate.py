@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.data import Batch
 from vitcompress.errors import DataError
 from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed, paired_interval
+from vitcompress.views import Batch
 
 from .tiny import compressed, tiny
 

@@ -12,9 +12,9 @@ import vitcompress as package
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.test_evaluate import Fixed
 from tests.tiny import tiny
-from vitcompress.data import Batch
 from vitcompress.evaluate import evaluate_pair
 from vitcompress.losses import feature_mse
+from vitcompress.views import Batch
 
 FAST = ("--num-workers", 0, "--device", "cpu", "--quiet", "--batch-size", 6, "--share", 2)
 CPU = torch.device("cpu")

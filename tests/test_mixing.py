@@ -3,10 +3,10 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from vitcompress.data import seeded
+from vitcompress.compose import build
 from vitcompress.errors import RecipeError
 from vitcompress.mixing import Mixing
-from vitcompress.recipe import build
+from vitcompress.views import seeded
 
 
 def batch(count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,11 +11,12 @@ import torch
 from tests.conftest import Vitcompress, model_flags
 from tests.tiny import compressed, images, tiny
 from vitcompress import pipeline
+from vitcompress.compose import build, to_dict
 from vitcompress.errors import RecipeError
 from vitcompress.families import FAMILIES
 from vitcompress.plan import make_plan
 from vitcompress.presets import PRESETS, fill
-from vitcompress.recipe import STAGES, Recipe, build, options, to_dict
+from vitcompress.recipe import STAGES, Recipe, options
 
 WIDTHS = {"deit_tiny": 192, "deit_small": 384, "deit_base": 768}
 # the table of Mini-DeiT, without class token: parameters by model and number of blocks that share

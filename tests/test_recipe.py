@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from vitcompress import recipe as recipes
+from vitcompress.compose import build, from_dict, to_dict
 from vitcompress.errors import RecipeError
-from vitcompress.recipe import STAGES, build, from_dict, options, to_dict
+from vitcompress.recipe import STAGES, options
 
 
 def test_a_recipe_survives_json_and_yaml() -> None:

@@ -14,8 +14,9 @@ from tests.conftest import Vitcompress, model_flags
 from tests.test_presets import PUBLISHED, WIDTHS
 from vitcompress import pipeline, shipped
 from vitcompress.cli import app
+from vitcompress.compose import build, from_dict
 from vitcompress.errors import RecipeError
-from vitcompress.recipe import Recipe, build, from_dict
+from vitcompress.recipe import Recipe
 
 PAPER = (
     "mini-deit-ti", "mini-deit-s", "mini-deit-b", "mini-deit-b-single", "mini-deit-b-384", "mini-swin-t",

@@ -15,9 +15,10 @@ from tests.conftest import ARCHITECTURE
 from tests.tiny import ARGS, VARIANTS, tiny
 from vitcompress import source
 from vitcompress.bundled import FASHION_VIT
+from vitcompress.compose import build
 from vitcompress.errors import CheckpointError, ModelError, RecipeError, VitcompressError
 from vitcompress.families import FAMILIES, family_of
-from vitcompress.recipe import ModelRecipe, build
+from vitcompress.recipe import ModelRecipe
 from vitcompress.short_names import SHORT_NAMES
 from vitcompress.source import Source, data_config, empty_model, load_teacher, resolve, sha256_of
 

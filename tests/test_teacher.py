@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vitcompress
+from vitcompress.compose import build
 from vitcompress.errors import CheckpointError, VitcompressError
-from vitcompress.recipe import TeacherRecipe, build
+from vitcompress.recipe import TeacherRecipe
 from vitcompress.report import Report
 from vitcompress.teacher import adapt_inputs, find_teacher
 

@@ -21,8 +21,8 @@ import yaml
 from rich.console import Console
 
 import vitcompress
+from vitcompress import compose, shipped
 from vitcompress import recipe as recipes
-from vitcompress import shipped
 from vitcompress.console import Reporter
 from vitcompress.errors import RecipeError, VitcompressError
 
@@ -139,7 +139,7 @@ def compress(
     quiet: QuietOption = False,
 ) -> None:
     """Compress a model: share, distil, verify, evaluate, and write one .safetensors file."""
-    resolved = recipes.build(flags, file=recipe, preset=preset, family_name=_family_name)
+    resolved = compose.build(flags, file=recipe, preset=preset, family_name=_family_name)
     if dry_run:
         _show_dry_run(resolved)
         return
@@ -165,7 +165,7 @@ def finetune(
     quiet: QuietOption = False,
 ) -> None:
     """Teach a file other classes or another image size; what its blocks share stays shared."""
-    resolved = recipes.build({"model": file.name, **flags}, file=recipe, family_name=_family_name)
+    resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=_family_name)
     from vitcompress import produce, report, transfer
 
     command = produce.command_line(sys.argv[1:])
@@ -180,7 +180,7 @@ def finetune(
 @takes("model", "plan")
 def plan(flags: dict[str, Any], preset: PresetOption = None, as_json: JsonOption = False) -> None:
     """Show what would be shared and how many parameters remain; loads no weights."""
-    resolved = recipes.build(flags, preset=preset, family_name=_family_name)
+    resolved = compose.build(flags, preset=preset, family_name=_family_name)
     from vitcompress import pipeline, report
 
     found = pipeline.plan(resolved.model, resolved.plan)
@@ -219,7 +219,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a file on images: top-1, top-5 and agreement with the teacher where that can be had."""
-    data = recipes.build({"model": teacher or "", **flags}).data
+    data = compose.build({"model": teacher or "", **flags}).data
     from vitcompress import pipeline, report
 
     reference = recipes.ModelRecipe(teacher, checkpoint) if teacher else None
@@ -234,7 +234,7 @@ def evaluate(
 @takes("gates")
 def check(file: FileArgument, flags: dict[str, Any]) -> None:
     """Hold a file against gates; exit code 3 and one line per gate that it misses."""
-    gates = recipes.build({"model": "", **flags}).gates
+    gates = compose.build({"model": "", **flags}).gates
     if not flags:
         raise VitcompressError("There is no gate to check.", hint="Give --max-drop, --min-ratio or --max-size.")
     from vitcompress.report import missed_gates
@@ -270,7 +270,7 @@ def _show_dry_run(resolved: recipes.Recipe) -> None:
     report.print_plan(found, resolved.model.model, Console())
     for note in notes:
         typer.echo(note)
-    typer.echo(yaml.safe_dump(recipes.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
+    typer.echo(yaml.safe_dump(compose.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
 
 
 def _family_name(model: recipes.ModelRecipe) -> str:

@@ -13,8 +13,8 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from vitcompress.data import Batch, check_readable
 from vitcompress.errors import DataError
+from vitcompress.views import Batch, check_readable
 
 _FROZEN = ConfigDict(extra="forbid")
 

@@ -6,7 +6,7 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-from vitcompress.data import seeded
+from vitcompress.views import seeded
 
 _STREAM = 1  # sets these random numbers apart from those of the views
 

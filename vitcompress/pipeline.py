@@ -18,16 +18,9 @@ from torch import nn
 from vitcompress import artifact
 from vitcompress.classes import known_classes
 from vitcompress.compare import Candidate, Comparison, compare, has_classes
+from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
-from vitcompress.data import (
-    ImageSet,
-    Views,
-    check_readable,
-    evaluation_loader,
-    open_sets,
-    random_views,
-    validation_folder,
-)
+from vitcompress.data import ImageSet, open_sets, validation_folder
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
 from vitcompress.fading import fading
@@ -45,13 +38,14 @@ from vitcompress.produce import (
     versions,
     write_result,
 )
-from vitcompress.recipe import DataRecipe, ModelRecipe, PlanRecipe, Recipe, to_dict
+from vitcompress.recipe import DataRecipe, ModelRecipe, PlanRecipe, Recipe
 from vitcompress.report import SCHEMA_VERSION, Report, to_json
 from vitcompress.source import Source, clone, data_config, empty_model, load_teacher, resolve, sha256_of
 from vitcompress.surgery import apply_plan
 from vitcompress.teacher import Teacher, find_teacher
 from vitcompress.training import check_student
 from vitcompress.trainlog import DivergedError, TrainLog
+from vitcompress.views import Views, check_readable, evaluation_loader, random_views
 
 
 def plan(model: ModelRecipe, recipe: PlanRecipe) -> Plan:

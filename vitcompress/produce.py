@@ -19,7 +19,7 @@ from torch import nn
 from vitcompress import artifact
 from vitcompress.compare import Comparison, has_classes
 from vitcompress.console import Reporter
-from vitcompress.data import ImageSet, evaluation_loader, training_loader
+from vitcompress.data import ImageSet
 from vitcompress.distill import distill
 from vitcompress.errors import DataError
 from vitcompress.evaluate import Accuracy, evaluate_pair
@@ -29,6 +29,7 @@ from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, Recipe
 from vitcompress.report import Report, to_json, to_markdown
 from vitcompress.teacher import Teacher, adapt_inputs
 from vitcompress.trainlog import DivergedError, TrainLog
+from vitcompress.views import evaluation_loader, training_loader
 
 PROBE_IMAGES = 8
 

@@ -11,9 +11,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from vitcompress.data import Batch, check_readable
 from vitcompress.errors import DataError, TrainingError
 from vitcompress.recipe import DistillRecipe
+from vitcompress.views import Batch, check_readable
 
 _POINTS = 200  # of the loss curve in the report
 _SNAPSHOT_STEPS = 50

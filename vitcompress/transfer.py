@@ -20,8 +20,9 @@ from vitcompress import artifact
 from vitcompress.adapt import adapt_student, adapted_source
 from vitcompress.classes import known_classes
 from vitcompress.compare import Candidate, Comparison, has_classes
+from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
-from vitcompress.data import ImageSet, Views
+from vitcompress.data import ImageSet
 from vitcompress.errors import CheckpointError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluate import Accuracy, measure_speed
 from vitcompress.families import family_named
@@ -30,12 +31,13 @@ from vitcompress.losses import LOSSES
 from vitcompress.plan import Plan, measured_on
 from vitcompress.prepare import check_device, check_out
 from vitcompress.produce import Lesson, load_adapted, measure, notes_on, portable, train, versions, write_result
-from vitcompress.recipe import Recipe, to_dict
+from vitcompress.recipe import Recipe
 from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
 from vitcompress.source import Source, build_model, empty_model, sha256_of
 from vitcompress.teacher import Teacher, find_teacher
 from vitcompress.training import check_student
 from vitcompress.trainlog import DivergedError, TrainLog
+from vitcompress.views import Views
 
 
 def finetune(

@@ -18,7 +18,7 @@ from torch import nn
 import vitcompress
 from vitcompress import artifact
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.recipe import build
+from vitcompress.compose import build
 from vitcompress.source import Source, build_model
 from vitcompress.surgery import apply_plan
 
