@@ -181,6 +181,7 @@ def test_every_family_can_be_compared_without_its_weights(row: Row) -> None:
     loss = {**default_losses(model), "hidden_relation": 1.0}
     found = compare(candidate, candidate, DistillRecipe(loss=loss))
     assert len(found.student.blocks) == len(family_of(model, row.architecture).block_names(model))
+    assert ("attention" in loss) == ("num_kv_heads" not in row.args)
     asked = DistillRecipe(loss={**loss, "attention": 1.0})
     if "num_kv_heads" in row.args:  # queries wider than keys have no relation with them
         with pytest.raises(RecipeError, match="have no q, k and v that can be read"):
@@ -195,7 +196,7 @@ HEADLESS = {"num_classes": 0}
 @pytest.mark.parametrize("args", [{}, HEADLESS], ids=["classes", "headless"])
 def test_the_default_loss_reads_outputs_as_what_they_are(args: dict[str, Any]) -> None:
     model = vit(**args)
-    expected = {"features" if args else "logits": 1.0, "hidden": 1.0}
+    expected = {"features" if args else "logits": 1.0, "hidden": 1.0, "hidden_relation": 0.1, "attention": 1.0}
     assert compare(model, model, DistillRecipe()).losses == expected
 
 

@@ -66,7 +66,7 @@ def test_a_model_without_classes_learns_and_is_measured_by_features(
     for word in ("top-1", "agreement", "accuracy"):
         assert word not in ended.out
     report = json.loads((tmp_path / "mini.report.json").read_text(encoding="utf-8"))
-    assert report["train"]["losses"] == {"features": 1.0, "hidden": 1.0}
+    assert report["train"]["losses"] == {"features": 1.0, "hidden": 1.0, "hidden_relation": 0.1, "attention": 1.0}
     assert 0.5 < report["accuracy"]["feature_cosine"] <= 1
     curve = report["train"]["loss_curve"]
     assert curve[-1]["features"] < curve[0]["features"]

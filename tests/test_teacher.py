@@ -90,7 +90,7 @@ def test_equal_inputs_are_left_alone() -> None:
 def test_the_source_teaches_where_no_teacher_is_named(files: Path, tmp_path: Path) -> None:
     report, _ = compress(files, tmp_path)
     assert report.train.teacher == NAME
-    assert report.train.losses == {"logits": 1.0, "hidden": 1.0}
+    assert report.train.losses == {"logits": 1.0, "hidden": 1.0, "hidden_relation": 0.1, "attention": 1.0}
     assert not any("learned from" in note for note in report.notes)
 
 

@@ -217,7 +217,7 @@ class DistillRecipe:
         Pairs,
         Field(
             description="Weight of a loss, name=weight; repeatable. Losses: " + ", ".join(LOSSES) + ". Default: by "
-            "model and command; to compress a model with classes, logits=1 hidden=1."
+            "model and command; to compress a model with classes, logits=1 hidden=1 attention=1 hidden_relation=0.1."
         ),
     ] = None
     temperature: Annotated[float, Field(gt=0, description="Temperature of the logits loss.")] = 1.0
