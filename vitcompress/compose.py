@@ -14,10 +14,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.errors import RecipeError, attempting, raise_faults
+from vitcompress.errors import RecipeError, attempting, nearest, raise_faults
 from vitcompress.presets import Tree, check_preset, fill, preset_defaults
-from vitcompress.recipe import STAGES, ModelRecipe, Recipe, nearest, options
-from vitcompress.shipped import nearest_recipe, recipe_names, recipe_text
+from vitcompress.recipe import STAGES, ModelRecipe, Recipe, options
+from vitcompress.shipped import recipe_names, recipe_text
 
 
 def build(
@@ -114,7 +114,8 @@ def _read(file: Path) -> dict[str, Any]:
         tree = yaml.safe_load(recipe_text(name) if name in recipe_names() else file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(
-            f"--recipe {file}: {error.strerror}, and no such recipe comes with vitcompress{nearest_recipe(name)}.",
+            f"--recipe {file}: {error.strerror}, and no such recipe comes with vitcompress"
+            f"{nearest(name, recipe_names())}.",
             hint="vitcompress recipes lists those that do.",
         ) from error
     except OSError as error:

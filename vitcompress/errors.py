@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -85,3 +86,9 @@ def shorten(names: Iterable[str], *, limit: int = 8) -> str:
     every = list(names)
     rest = f", … ({len(every) - limit} more)" if len(every) > limit else ""
     return ", ".join(every[:limit]) + rest
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean …?)` with the known word that is most like `word`; empty where none is."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

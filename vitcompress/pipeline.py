@@ -30,10 +30,10 @@ from vitcompress.plan import Plan, make_plan
 from vitcompress.prepare import bundle_of, check_device, check_out, missing_images
 from vitcompress.produce import (
     Lesson,
+    described,
     load_adapted,
     measure,
     notes_on,
-    portable,
     train,
     versions,
     write_result,
@@ -251,12 +251,7 @@ class _Job:
             notes=notes_on(self.plan) + (self._teacher_notes() if log.steps else ()),
         )
         manifest = artifact.Manifest(
-            source={
-                "name": self.source.name,
-                "architecture": self.source.architecture,
-                "model_args": self.source.model_args,
-                "pretrained_cfg": portable(self.source.pretrained_cfg),
-            },
+            source=described(self.source),
             source_sha256=sha256_of(teacher.state_dict()),
             plan=self.plan,
             data_config=self.config,

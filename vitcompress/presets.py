@@ -5,11 +5,10 @@ flags  >  recipe file  >  preset  >  the fields' own defaults
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from vitcompress.errors import RecipeError
+from vitcompress.errors import RecipeError, nearest
 
 Tree = Mapping[str, Mapping[str, Any]]
 
@@ -37,10 +36,8 @@ def check_preset(name: object) -> bool:
         RecipeError: there is none, with the nearest.
     """
     if not isinstance(name, str) or name not in PRESETS:
-        close = difflib.get_close_matches(str(name), PRESETS, n=1)
         raise RecipeError(
-            f"--preset {name}: no such preset{f' (did you mean {close[0]}?)' if close else ''}; "
-            f"there are {', '.join(PRESETS)}."
+            f"--preset {name}: no such preset{nearest(str(name), PRESETS)}; there are {', '.join(PRESETS)}."
         )
     return True
 

@@ -27,6 +27,7 @@ from vitcompress.mixing import Mixing
 from vitcompress.plan import Plan
 from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, Recipe
 from vitcompress.report import Report, to_json, to_markdown
+from vitcompress.source import Source
 from vitcompress.teacher import Teacher, adapt_inputs
 from vitcompress.trainlog import DivergedError, TrainLog
 from vitcompress.views import evaluation_loader, training_loader
@@ -217,9 +218,15 @@ def notes_on(plan: Plan) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def portable(cfg: dict[str, Any]) -> dict[str, Any]:
-    """What of a pretrained config describes the weights, not where they lay."""
-    return {key: value for key, value in cfg.items() if key not in ("file", "source", "url", "hf_hub_id")}
+def described(source: Source) -> dict[str, Any]:
+    """What an artifact says of its source: what it is, not where its weights lay."""
+    places = ("file", "source", "url", "hf_hub_id")
+    return {
+        "name": source.name,
+        "architecture": source.architecture,
+        "model_args": source.model_args,
+        "pretrained_cfg": {key: value for key, value in source.pretrained_cfg.items() if key not in places},
+    }
 
 
 def versions() -> dict[str, str]:

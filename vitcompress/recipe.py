@@ -7,9 +7,8 @@ reference.  `vitcompress.cli` makes the flags from these classes.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,6 +16,8 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
+
+from vitcompress.errors import nearest
 
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
@@ -343,9 +344,3 @@ def _shown_default(field: Any) -> str:
     if isinstance(default, dict):
         return " ".join(f"{key}={value:g}" for key, value in default.items())
     return ",".join(default) if isinstance(default, tuple) else str(default)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)` with the known word that is most like `word`; empty where none is."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -30,7 +30,7 @@ from vitcompress.lessons import config_of, images_to_learn, new_head, settle_los
 from vitcompress.losses import LOSSES
 from vitcompress.plan import Plan, measured_on
 from vitcompress.prepare import check_device, check_out
-from vitcompress.produce import Lesson, load_adapted, measure, notes_on, portable, train, versions, write_result
+from vitcompress.produce import Lesson, described, load_adapted, measure, notes_on, train, versions, write_result
 from vitcompress.recipe import Recipe
 from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
 from vitcompress.source import Source, build_model, empty_model, sha256_of
@@ -155,12 +155,7 @@ class _Job:
         same = self.num_classes is None and self.source.model_args == self.parent.source["model_args"]
         return replace(
             self.parent,
-            source={
-                "name": self.source.name,
-                "architecture": self.source.architecture,
-                "model_args": self.source.model_args,
-                "pretrained_cfg": portable(self.source.pretrained_cfg),
-            },
+            source=described(self.source),
             source_sha256=self.parent.source_sha256 if same else "",
             plan=self.plan,
             data_config=self.lesson.config,

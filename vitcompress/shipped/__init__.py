@@ -6,10 +6,9 @@ this code, what is not known, where it differs from what was published, and the 
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from vitcompress.errors import RecipeError
+from vitcompress.errors import RecipeError, nearest
 
 HERE = Path(__file__).parent
 
@@ -27,13 +26,7 @@ def recipe_text(name: str) -> str:
     """
     if name not in recipe_names():
         raise RecipeError(
-            f"{name}: no recipe of that name comes with vitcompress{nearest_recipe(name)}.",
+            f"{name}: no recipe of that name comes with vitcompress{nearest(name, recipe_names())}.",
             hint="vitcompress recipes lists them.",
         )
     return (HERE / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def nearest_recipe(name: str) -> str:
-    """The name that is most like `name`, as a question; empty where none is."""
-    close = difflib.get_close_matches(name, recipe_names(), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
