@@ -103,6 +103,22 @@ class PlanRecipe:
     groups: Annotated[
         str | None, Field(description="Explicit groups instead of --share, like 0-3,4-7,8-11 (blocks from 0).")
     ] = None
+    pattern: Annotated[
+        Literal["sequence", "cycle"], Field(description="Blocks of a group follow each other, or are taken in turn.")
+    ] = "sequence"
+    matrices: Annotated[
+        bool, Field(description="Whether a group shares whole matrices; without, factors or nothing (--no-matrices).")
+    ] = True
+    adapter_rank: Annotated[
+        int | None, Field(ge=1, description="Rank of a residual that each block adds to its layers; alone: low rank.")
+    ] = None
+    basis: Annotated[
+        int | None, Field(ge=1, description="Rank of a residual whose basis in the residual stream the group shares.")
+    ] = None
+    width: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="Share of each block's hidden neurons and head channels that is kept."),
+    ] = None
     share_biases: Annotated[bool, Field(description="Share the biases of the shared layers too, as published.")] = False
     share_tables: Annotated[bool, Field(description="Share relative position bias tables too, as published.")] = False
     transforms: Annotated[
@@ -115,6 +131,13 @@ class PlanRecipe:
     def __post_init__(self) -> None:
         if self.share is not None and self.groups is not None:
             raise ValueError("--share and --groups exclude each other")
+        kinds = {"--adapter-rank": self.adapter_rank, "--basis": self.basis, "--width": self.width}
+        if len(given := [flag for flag, value in kinds.items() if value is not None]) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other")
+        if not self.matrices and self.adapter_rank is None and self.basis is None:
+            raise ValueError("--no-matrices needs --adapter-rank or --basis, for something must stand in their place")
+        if self.pattern == "cycle" and self.groups is not None:
+            raise ValueError("--pattern and --groups exclude each other")
         if self.token_kernel % 2 == 0:
             raise ValueError(f"--token-kernel {self.token_kernel}: must be odd, to be centred on a patch")
         if len(set(self.transforms)) < len(self.transforms):

@@ -1,11 +1,14 @@
-"""How does a teacher become a student?  Tie shared parameters, then insert transformations."""
+"""How does a teacher become a student?  Narrow, tie, factorise, then insert transformations."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
 from vitcompress.errors import PlanError
-from vitcompress.families import family_named
+from vitcompress.factored import FactoredLinear
+from vitcompress.families import Family, family_named, narrow_block
 from vitcompress.plan import Group, Plan
 
 
@@ -22,8 +25,11 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
         PlanError: the plan does not fit the model.
     """
     family = family_named(plan.family)
-    for group in plan.groups:  # first of all: transformations may rename the paths that tying goes by
+    for group in plan.groups:  # first of all: transformations may rename the paths that the rest goes by
+        for name in group.blocks:
+            narrow_block(model.get_submodule(name), group.widths, family.narrow_attention)
         tie_group(model, group)
+        factorise_group(model, group, family)
     for group in plan.groups:
         for name in group.blocks:
             for transform, built in family.transforms.items():  # in the family's order: one may build on another
@@ -55,3 +61,25 @@ def tie_group(model: nn.Module, group: Group) -> None:
                     hint="Blocks that share must have the same shapes: name other --groups.",
                 )
             setattr(owner, leaf, new)
+
+
+def factorise_group(model: nn.Module, group: Group, family: Family) -> None:
+    """Give every block of `group` the factors that its plan has, zero at first, in place.
+
+    Args:
+        model: the group is tied already.
+        group: of the model.
+        family: of the model.
+    """
+    for layer, rank in group.ranks.items():
+        for block in group.blocks:
+            owner = model.get_submodule(f"{block}.{layer}".rpartition(".")[0])
+            leaf = layer.rpartition(".")[2]
+            setattr(owner, leaf, FactoredLinear(getattr(owner, leaf), rank, whole=group.whole(layer)))
+            if getattr(owner, "qkv_bias_separate", True) is False:
+                owner.qkv_bias_separate = True  # type: ignore[assignment]  # else timm asks for the whole matrix
+        if layer in group.bases:
+            donor: Any = model.get_submodule(f"{group.donor}.{layer}")
+            basis = "up" if family.writes.fullmatch(layer) else "down"
+            for block in group.blocks[1:]:
+                setattr(model.get_submodule(f"{block}.{layer}"), basis, getattr(donor, basis))

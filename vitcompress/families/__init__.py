@@ -9,13 +9,17 @@ from vitcompress.families.base import BlockTransform, Family, Tap
 from vitcompress.families.beit import BEIT
 from vitcompress.families.eva import EVA
 from vitcompress.families.insertion import layers_called
+from vitcompress.families.narrow import Widths, full_widths, narrow_block, narrowed_shapes
 from vitcompress.families.swin import SWIN
 from vitcompress.families.swin_v2 import SWIN_V2
 from vitcompress.families.vit import VIT
 
 FAMILIES: tuple[Family, ...] = (VIT, SWIN, SWIN_V2, BEIT, EVA)
 
-__all__ = ["FAMILIES", "BlockTransform", "Family", "Tap", "family_named", "family_of", "layers_called"]
+__all__ = [
+    "FAMILIES", "BlockTransform", "Family", "Tap", "Widths", "family_named", "family_of", "full_widths",
+    "layers_called", "narrow_block", "narrowed_shapes",
+]  # fmt: skip
 
 
 def family_of(model: nn.Module, name: str) -> Family:

@@ -96,6 +96,8 @@ class Family:
         tables: matches, inside a block, what its relative position bias is made of, shared only on request; the
             default matches nothing.
         qkv: `(block) -> taps`; where q, k and v are read, in the form that `tap_qkv`, the default, gives.
+        narrow_attention: makes an attention with narrower heads of timm's; None where the family has none.
+        writes: matches, inside a block, the layers that write to the residual stream; the others read it.
     """
 
     name: str
@@ -107,6 +109,8 @@ class Family:
     convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
     tables: re.Pattern[str] = re.compile(r"(?!)")
     qkv: Callable[[nn.Module], tuple[Tap, ...]] = tap_qkv
+    narrow_attention: Callable[[Any], nn.Module] | None = None
+    writes: re.Pattern[str] = re.compile(r"attn\.proj|mlp\.fc2")
 
     def block_names(self, model: nn.Module) -> list[str]:
         """Full names of the model's blocks, in the order in which they run."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import (
     TOKEN_CONVOLUTION,
+    add_mixes,
     attend_mixed,
     head_mixing,
     never,
@@ -35,6 +36,7 @@ class MixedBeitAttention(nn.Module):
     def __init__(self, attn: Attention) -> None:
         super().__init__()
         take_over(self, attn)
+        add_mixes(self)
 
     # timm's own: they use nothing but what was taken over
     set_window_size = Attention.set_window_size

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import (
     TOKEN_CONVOLUTION,
+    add_mixes,
     attend_mixed,
     head_mixing,
     never,
@@ -48,6 +49,7 @@ class MixedRopeAttention(nn.Module):
     def __init__(self, attn: EvaAttention | AttentionRope) -> None:
         super().__init__()
         take_over(self, attn)
+        add_mixes(self)
         self.num_kv_groups: int = getattr(attn, "num_kv_groups", 1)
 
     # timm's own: they use nothing but what was taken over

@@ -15,24 +15,33 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families.base import BlockTransform
+from vitcompress.families.narrow import project_narrow
 from vitcompress.transforms import HeadMix, KeyPositions, TokenConvolution, attach_token_convolution
 
 
-def take_over(mixed: nn.Module, attn: Any, *, mix_heads: bool = True) -> None:
-    """Give `mixed` all that `attn` holds, under the same names, and its two head mixes, in place.
+def take_over(ours: nn.Module, attn: nn.Module) -> None:
+    """Give `ours` all that `attn` holds, under the same names, in place.
 
     Parameters, buffers, children and plain attributes: timm's own methods that use nothing else can be borrowed.
 
     Args:
-        mixed: a module that holds nothing yet.
-        attn: any attention of timm's with `num_heads` and `proj`; of no use afterwards.
-        mix_heads: whether the mixes mix; else they pass the maps on, for an attention whose logits are changed only.
+        ours: a module that holds nothing yet.
+        attn: any attention; of no use afterwards.
     """
     for name, value in vars(attn).items():
-        vars(mixed)[name] = value.copy() if isinstance(value, (dict, set)) else value
-    like = attn.proj.weight
+        vars(ours)[name] = value.copy() if isinstance(value, (dict, set)) else value
+
+
+def add_mixes(mixed: Any, *, mix_heads: bool = True) -> None:
+    """Give an attention its two head mixes, in place.
+
+    Args:
+        mixed: holds `num_heads` and `proj`.
+        mix_heads: whether the mixes mix; else they pass the maps on, for an attention whose logits are changed only.
+    """
+    like = mixed.proj.weight
     for name in ("mix_logits", "mix_probs"):
-        mix = HeadMix(attn.num_heads, device=like.device, dtype=like.dtype) if mix_heads else nn.Identity()
+        mix = HeadMix(mixed.num_heads, device=like.device, dtype=like.dtype) if mix_heads else nn.Identity()
         mixed.add_module(name, mix)
 
 
@@ -61,7 +70,7 @@ def attend_mixed(attn: Any, logits: Tensor, v: Tensor, mask: Tensor | None) -> T
 
 
 def project_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of an attention whose three projections are one layer.
+    """Queries, keys and values of an attention whose three projections are one layer, narrow or not.
 
     The layer is called as a module and bare biases are added after it: hooks on it see what passes, as they do not
     where timm hands its weight to `F.linear`.
@@ -71,13 +80,12 @@ def project_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x: tokens `[B, N, C]`.
 
     Returns:
-        Three times `[B, H, N, D]`.
+        Queries and keys `[B, H, N, D]`, values `[B, H, N, V]`; D = V unless the heads are narrow.
     """
     qkv: Tensor = attn.qkv(x)
     if getattr(attn, "q_bias", None) is not None:
         qkv = qkv + torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-    q, k, v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+    return project_narrow(attn, qkv)
 
 
 @contextmanager

@@ -8,7 +8,15 @@ from timm.models.swin_transformer import SwinTransformer, WindowAttention, check
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.insertion import GRID_CONVOLUTION, attend_mixed, head_mixing, never, project_qkv, take_over
+from vitcompress.families.insertion import (
+    GRID_CONVOLUTION,
+    add_mixes,
+    attend_mixed,
+    head_mixing,
+    never,
+    project_qkv,
+    take_over,
+)
 
 
 class MixedWindowAttention(nn.Module):
@@ -28,6 +36,7 @@ class MixedWindowAttention(nn.Module):
     def __init__(self, attn: WindowAttention) -> None:
         super().__init__()
         take_over(self, attn)
+        add_mixes(self)
 
     # timm's own: they use nothing but what was taken over
     set_window_size = WindowAttention.set_window_size

@@ -10,7 +10,15 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, WindowAttention, 
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.insertion import GRID_CONVOLUTION, attend_mixed, head_mixing, never, project_qkv, take_over
+from vitcompress.families.insertion import (
+    GRID_CONVOLUTION,
+    add_mixes,
+    attend_mixed,
+    head_mixing,
+    never,
+    project_qkv,
+    take_over,
+)
 from vitcompress.families.swin import mask_per_window
 
 _MAX_LOGIT_SCALE = math.log(1 / 0.01)
@@ -36,6 +44,7 @@ class MixedWindowAttentionV2(nn.Module):
     def __init__(self, attn: WindowAttention) -> None:
         super().__init__()
         take_over(self, attn)
+        add_mixes(self)
 
     # timm's own: they use nothing but what was taken over
     set_window_size = WindowAttention.set_window_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch.nn.functional as F
 from timm.layers import Attention, resolve_self_attn_mask
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import (
     TOKEN_CONVOLUTION,
+    add_mixes,
     attend_mixed,
     head_mixing,
     key_positions,
@@ -18,6 +20,37 @@ from vitcompress.families.insertion import (
     take_over,
 )
 from vitcompress.transforms import KeyPositions
+
+
+class NarrowAttention(nn.Module):
+    """timm's `Attention` with heads of fewer channels: fewer of queries and keys, fewer of values.
+
+    The scale of the logits stays the teacher's: narrow queries and keys give its products, not others.
+
+    Args:
+        attn: the attention to take over, its `qkv` and `proj` narrow already; without norms and gate.
+    """
+
+    scale: float
+    num_heads: int
+    attn_drop: nn.Dropout
+    qkv: nn.Module
+    proj: nn.Module
+    proj_drop: nn.Module
+
+    def __init__(self, attn: Attention) -> None:
+        super().__init__()
+        take_over(self, attn)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Attend over tokens `[B, N, C]`; the shape is kept."""
+        q, k, v = project_qkv(self, x)
+        found = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=self.scale,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+        )  # fmt: skip
+        out: Tensor = self.proj_drop(self.proj(found.transpose(1, 2).flatten(2)))
+        return out
 
 
 class MixedAttention(nn.Module):
@@ -42,9 +75,10 @@ class MixedAttention(nn.Module):
     proj: nn.Module
     proj_drop: nn.Module
 
-    def __init__(self, attn: Attention, *, mix_heads: bool = True) -> None:
+    def __init__(self, attn: Attention | NarrowAttention, *, mix_heads: bool = True) -> None:
         super().__init__()
-        take_over(self, attn, mix_heads=mix_heads)
+        take_over(self, attn)
+        add_mixes(self, mix_heads=mix_heads)
         self.rpe = None
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -70,11 +104,12 @@ VIT = Family(
     weights=re.compile(r"(attn\.(qkv|gate|proj)|mlp\.fc\d(_[gx])?)\.weight"),
     biases=re.compile(r"(attn\.(qkv|gate|proj)|mlp\.fc\d(_[gx])?)\.bias"),
     transforms={
-        "heads": head_mixing({Attention: MixedAttention}),
+        "heads": head_mixing({Attention: MixedAttention, NarrowAttention: MixedAttention}),
         "mlp": TOKEN_CONVOLUTION,
         "rpe": key_positions(Attention, MixedAttention),
     },
     convert=checkpoint_filter_fn,
+    narrow_attention=NarrowAttention,
 )
 
-__all__ = ["VIT", "MixedAttention"]
+__all__ = ["VIT", "MixedAttention", "NarrowAttention"]
