@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vitcompress.fading import fade_factor, fading
-from vitcompress.initialize import start_mean
+from vitcompress.initialize.whole import start_mean
 from vitcompress.recipe import DistillRecipe
 from vitcompress.training import optimizers, set_lr
 

@@ -1,6 +1,7 @@
 import torch
 
-from vitcompress.initialize import STARTS, start_calibrated, start_first, start_mean
+from vitcompress.initialize import STARTS
+from vitcompress.initialize.whole import start_calibrated, start_first, start_mean
 
 from .tiny import compressed, images, tiny
 

@@ -13,7 +13,8 @@ from tests.tiny import compressed, images, tiny
 from vitcompress.artifact import donor_tensors
 from vitcompress.errors import PlanError
 from vitcompress.factored import FactoredLinear
-from vitcompress.families import VIT, Widths, narrow_block
+from vitcompress.families import Widths, narrow_block
+from vitcompress.families.vit import VIT
 from vitcompress.plan import make_plan
 from vitcompress.recipe import PlanRecipe
 from vitcompress.source import clone
@@ -82,19 +83,20 @@ def test_groups_in_turn_take_every_nth_block() -> None:
 
 def test_a_block_narrowed_to_its_own_widths_is_itself() -> None:
     teacher = tiny()
-    block = copy.deepcopy(teacher.blocks[0])  # type: ignore[index]
+    own = teacher.get_submodule("blocks.0")
+    block = copy.deepcopy(own)
     narrow_block(block, Widths(hidden=96, qk=8, v=8), VIT.narrow_attention)
     x = torch.randn(2, 17, 24)
-    torch.testing.assert_close(block(x), teacher.blocks[0](x))  # type: ignore[index]
+    torch.testing.assert_close(block(x), own(x))
 
 
 def test_a_narrow_attention_masks_as_the_teachers_does() -> None:
     teacher = tiny()
-    block = copy.deepcopy(teacher.blocks[0])  # type: ignore[index]
+    block = copy.deepcopy(teacher.get_submodule("blocks.0"))
     narrow_block(block, Widths(qk=8, v=8), VIT.narrow_attention)
     mask, x = torch.rand(1, 1, 17, 17) > 0.3, torch.randn(2, 17, 24)
     expected: nn.Module = teacher.get_submodule("blocks.0.attn")
-    torch.testing.assert_close(block.attn(x, attn_mask=mask), expected(x, attn_mask=mask))
+    torch.testing.assert_close(block.get_submodule("attn")(x, attn_mask=mask), expected(x, attn_mask=mask))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from vitcompress.errors import CheckpointError, DataError, RecipeError, Vitcompr
 from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
 from vitcompress.fading import fading
 from vitcompress.families import family_named, family_of
-from vitcompress.initialize import STARTS
+from vitcompress.initialize import needs_images, start_student
 from vitcompress.plan import Plan, make_plan
 from vitcompress.prepare import bundle_of, check_device, check_out, missing_images
 from vitcompress.produce import (
@@ -198,8 +198,7 @@ class _Job:
 
     def start(self, student: nn.Module, teacher: nn.Module) -> None:
         """Set the student's starting weights, in place."""
-        method = self.recipe.start.start
-        STARTS[method](student, teacher, self.plan, self._calibration() if method == "calibrated" else ())
+        start_student(student, teacher, self.plan, self._calibration, self.recipe.start.start)
 
     def _calibration(self) -> Any:
         assert self.train is not None  # _prepare saw to it
@@ -294,7 +293,8 @@ def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
         )  # fmt: skip
         train, val = sets or (None, None)
         if sets is not None:
-            faults += missing_images(recipe, train, val)
+            fitted = settled.plan is not None and needs_images(settled.plan, recipe.start.start)
+            faults += missing_images(recipe, train, val, fitted=fitted)
         if config and train is not None:
             attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
     raise_faults(RecipeError, faults)

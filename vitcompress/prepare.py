@@ -15,13 +15,16 @@ from vitcompress.errors import RecipeError
 from vitcompress.recipe import Recipe
 
 
-def missing_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None) -> list[tuple[str, str]]:
-    """What the recipe wants images for and has none, as `(message, hint)` pairs."""
+def missing_images(
+    recipe: Recipe, train: ImageSet | None, val: ImageSet | None, *, fitted: bool = False
+) -> list[tuple[str, str]]:
+    """What the recipe wants images for and has none, as `(message, hint)` pairs; `fitted`: its start wants them."""
     faults = []
     if train is None and recipe.distill.steps != 0:
         faults.append(("Distillation needs training images.", "Give --data DIR, or --steps 0 to convert only."))
-    if train is None and recipe.start.start == "calibrated":
-        faults.append(("--start calibrated needs images.", "Give --data DIR, or another --start."))
+    if train is None and fitted:
+        what = "--start calibrated" if recipe.start.start == "calibrated" else "The start of factors and narrow blocks"
+        faults.append((f"{what} needs images.", "Give --data DIR, or share whole matrices with --start first."))
     if (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
         faults.append(("--loss labels needs labelled images.", "Give --data DIR with class folders."))
     if recipe.gates.max_drop is not None and (val is None or val.labels is None):

@@ -1,4 +1,4 @@
-"""Which weights does a group start from?  A donor's, the mean, or the least-squares fit to what its blocks do."""
+"""Which whole matrices does a group start from?  A donor's, the mean, or the best fit to what its blocks do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def start_first(student: nn.Module, teacher: nn.Module, plan: Plan, images: Imag
 
 def start_mean(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
     """Set every shared parameter to its mean over the group's blocks, in place."""
-    for group in plan.groups:
+    for group in filter(_whole, plan.groups):
         for name in group.shared:
             each = [teacher.get_parameter(f"{block}.{name}") for block in group.blocks]
             _set(student, f"{group.donor}.{name}", torch.stack([p.detach().double() for p in each]).mean(0))
@@ -43,7 +43,7 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
 
     Source: ours; ordinary multi-output least squares. See docs/explanation.md.
     """
-    fits = [(group, layer, _Fit()) for group in plan.groups if len(group.blocks) > 1 for layer in _layers(group, plan)]
+    fits = [(group, layer, _Fit()) for group in filter(_whole, plan.groups) for layer in _layers(group, plan)]
     handles = [
         teacher.get_submodule(f"{block}.{layer}").register_forward_pre_hook(partial(_add_inputs, fit, block))
         for group, layer, fit in fits
@@ -126,6 +126,11 @@ def _layers(group: Group, plan: Plan) -> list[str]:
     """The linear layers whose matrices a group shares, by their names inside a block; position tables are none."""
     weights = family_named(plan.family).weights
     return [name.removesuffix(".weight") for name in group.shared if weights.fullmatch(name)]
+
+
+def _whole(group: Group) -> bool:
+    """Whether blocks of the teacher's shapes share matrices: those of other groups are started elsewhere."""
+    return len(group.blocks) > 1 and group.is_plain
 
 
 def _set(model: nn.Module, name: str, value: Tensor) -> None:

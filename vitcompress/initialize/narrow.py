@@ -1,0 +1,100 @@
+"""Which neurons and channels does a narrow block keep?  Those from which the rest can be told best.
+
+    MLP     neurons are taken away one by one, each time the one whose loss the others make up for best (optimal brain
+            surgeon on the second layer); the second layer is fitted anew
+    heads   q·k and P·v·proj are products of two maps: each is cut to its largest singular values, weighted by the
+            second moments of what passes; the projection is fitted anew
+
+Everything is fitted to what the student's own blocks before this one give, so that errors do not pile up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcompress.initialize.regression import Moments, regress, roots
+
+
+def choose_neurons(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
+    """Indices `[count]`, ascending, of the hidden neurons to keep.
+
+    Args:
+        covariance: of the hidden activations, `[M, M]`, invertible.
+        weight: of the layer after them, `[C, M]`.
+        count: how many.
+
+    Source: Hassibi and Stork 1993, optimal brain surgeon; for neurons, Frantar and Alistarh 2022, arXiv:2208.11580.
+    """
+    inverse, weight = torch.linalg.inv(covariance), weight.clone()
+    alive = torch.ones(len(covariance), dtype=torch.bool, device=weight.device)
+    for _ in range(len(covariance) - count):
+        cost = weight.square().sum(0) / inverse.diagonal()
+        worst = int(torch.where(alive, cost, torch.inf).argmin())
+        share = inverse[worst] / inverse[worst, worst]
+        weight = weight - weight[:, worst, None] * share
+        inverse = inverse - inverse[:, worst, None] * share
+        alive[worst] = False
+        inverse[worst, worst] = 1.0  # it is out of the game: only no division by zero
+    return alive.nonzero()[:, 0]
+
+
+def narrow_mlp(mlp: Any, own: Any, hidden: Moments) -> None:
+    """Set a narrow MLP, in place.
+
+    Args:
+        mlp: timm's `Mlp`, narrow.
+        own: the block's in the teacher.
+        hidden: of the teacher's hidden activations, with the outputs wanted as targets.
+    """
+    covariance, cross = hidden.covariance(), hidden.cross()
+    kept = choose_neurons(covariance, regress(covariance, cross), mlp.fc1.out_features)
+    weight = regress(covariance[kept][:, kept], cross[:, kept])
+    with torch.no_grad():
+        mlp.fc1.weight.copy_(own.fc1.weight[kept])
+        mlp.fc1.bias.copy_(own.fc1.bias[kept])
+        mlp.fc2.weight.copy_(weight)
+        mlp.fc2.bias.copy_(hidden.mean_target - weight @ hidden.mean[kept])
+
+
+def narrow_heads(attn: Any, own: Any, q: Moments, k: Moments, attended: Moments) -> None:
+    """Set the queries, keys and values of an attention with narrow heads, in place; its projection is fitted later.
+
+    Args:
+        attn: the narrow attention.
+        own: the block's in the teacher.
+        q: queries of all heads side by side, `H·D` wide.
+        k: keys, the same.
+        attended: values, after the attention maps.
+    """
+    heads = attn.num_heads
+    widths = [attn.qkv.out_features // heads, attn.proj.in_features // heads]
+    qk, v = (widths[0] - widths[1]) // 2, widths[1]
+    maps = [[], [], []]  # type: list[list[Tensor]]
+    dim = own.proj.in_features // heads
+    for head in range(heads):
+        part = slice(head * dim, (head + 1) * dim)
+        # a shift of all keys adds the same to all logits of a query: only their covariance counts
+        q_root, q_inverse = roots((q.xx / q.count)[part, part])  # type: ignore[index]
+        k_root, k_inverse = roots(k.covariance()[part, part])
+        u, s, vt = torch.linalg.svd(q_root @ k_root)
+        maps[0].append((s[:qk].sqrt()[:, None] * u[:, :qk].T) @ q_inverse)
+        maps[1].append((s[:qk].sqrt()[:, None] * vt[:qk]) @ k_inverse)
+        root, inverse = roots(attended.covariance()[part, part])
+        u, s, _ = torch.linalg.svd(root @ own.proj.weight.double()[:, part].T, full_matrices=False)
+        maps[2].append((s[:v].sqrt()[:, None] * u[:, :v].T) @ inverse)
+    weight = own.qkv.weight.double().unflatten(0, (3, heads, dim))
+    bias = own.qkv.bias.double().unflatten(0, (3, heads, dim))
+    with torch.no_grad():
+        attn.qkv.weight.copy_(torch.cat([maps[i][h] @ weight[i, h] for i in range(3) for h in range(heads)]))
+        attn.qkv.bias.copy_(torch.cat([maps[i][h] @ bias[i, h] for i in range(3) for h in range(heads)]))
+
+
+def fit_layer(layer: Any, inputs: Moments) -> None:
+    """Set a linear layer to the best prediction of its targets, in place."""
+    weight = regress(inputs.covariance(), inputs.cross())
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(inputs.mean_target - weight @ inputs.mean)

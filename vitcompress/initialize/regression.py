@@ -1,0 +1,89 @@
+"""Least squares on second moments, in float64: what the starts of factors and of narrow blocks have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-4
+"""Of the mean variance: keeps directions that the images hardly show from being fitted."""
+
+
+@dataclass
+class Moments:
+    """Sums over samples of inputs `x` `[n, D]` and targets `y` `[n, O]`: `x`, `y`, `x xᵀ` and `y xᵀ`."""
+
+    count: int = 0
+    x: Tensor | float = 0.0
+    y: Tensor | float = 0.0
+    xx: Tensor | float = 0.0
+    yx: Tensor | float = 0.0
+
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Count samples, in place.
+
+        Args:
+            x: inputs `[..., D]`.
+            y: targets `[..., O]`; None where only the inputs matter.
+        """
+        x = x.detach().flatten(0, -2)
+        self.count += len(x)
+        self.x = self.x + x.sum(0).double()
+        self.xx = self.xx + (x.T @ x).double()  # float32 within a batch, float64 over all of them
+        if y is not None:
+            y = y.detach().flatten(0, -2)
+            self.y = self.y + y.sum(0).double()
+            self.yx = self.yx + (y.T @ x).double()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean input `[D]`."""
+        return self.x / self.count  # type: ignore[return-value]
+
+    @property
+    def mean_target(self) -> Tensor:
+        """Mean target `[O]`."""
+        return self.y / self.count  # type: ignore[return-value]
+
+    def covariance(self) -> Tensor:
+        """Of the inputs, `[D, D]`, with the ridge."""
+        centred: Tensor = self.xx / self.count - self.mean.outer(self.mean)
+        return with_ridge(centred)
+
+    def cross(self) -> Tensor:
+        """Covariance of targets and inputs, `[O, D]`."""
+        return self.yx / self.count - self.mean_target.outer(self.mean)
+
+
+def with_ridge(covariance: Tensor) -> Tensor:
+    """A covariance `[D, D]` that can be inverted."""
+    ridge = RIDGE * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).tiny)
+    return covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+
+
+def regress(covariance: Tensor, cross: Tensor) -> Tensor:
+    """The matrix `[O, D]` that predicts targets best: `cross @ inverse(covariance)`."""
+    solved: Tensor = torch.linalg.solve(covariance, cross.T).T
+    return solved
+
+
+def roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric square root of a covariance `[D, D]` and its inverse."""
+    values, vectors = torch.linalg.eigh(covariance)
+    values = values.clamp(min=RIDGE * 1e-2 * values.max()).sqrt()
+    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
+
+
+def low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors `up` `[O, r]` and `down` `[r, D]` whose product does what `weight` `[O, D]` does, as well as rank r can.
+
+    Minimises E‖(weight − up·down) x‖² over inputs x of that covariance: a truncated SVD, whitened by the inputs.
+
+    Source: Wang et al. 2024, arXiv:2403.07378, Sec. 3.1; reduced-rank regression, Izenman 1975.
+    """
+    root, inverse = roots(covariance)
+    u, s, vt = torch.linalg.svd(weight @ root, full_matrices=False)
+    scale = s[:rank].sqrt()  # both factors get the same share, so that one learning rate fits both
+    return u[:, :rank] * scale, scale[:, None] * (vt[:rank] @ inverse)

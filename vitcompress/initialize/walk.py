@@ -1,0 +1,226 @@
+"""In which order are blocks converted?  As they run, each fitted to what the converted ones before it give.
+
+    student   x ── block 0' ── block 1' ── x ── [block i ⇒ block i'] ── …        fitted to inputs x
+    teacher   t ── block 0  ── block 1  ── t ── [block i] ── …                   and to outputs between W x and t's
+
+A block that is fitted to the teacher's inputs meets others at run time, and errors pile up. What a layer writes to
+the stream is fitted half to what it wrote before and half to what brings the stream back to the teacher's: the first
+alone lets errors stand, the second alone fits noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vitcompress.factored import FactoredLinear
+from vitcompress.families import Family, Widths, family_named, layers_called
+from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
+from vitcompress.initialize.regression import Moments, low_rank, regress
+from vitcompress.plan import Group, Plan
+
+CORRECTION = 0.5
+CHUNK_IMAGES = 32
+
+
+def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: Iterable[Tensor]) -> None:
+    """Set narrow blocks, and factors of groups of one block, in the order in which they run, in place.
+
+    Of a group of several narrow blocks the first is fitted, and the others begin with its layers.
+
+    Args:
+        student: as `apply_plan` built it; the groups that are started otherwise are started.
+        teacher: in eval mode, on the student's device.
+        plan: the student's.
+        images: calibration batches `[B, C, H, W]`; held together with one layer of activations.
+
+    Source: ours; the order is that of Frantar and Alistarh 2022, arXiv:2208.11580, Sec. 4.
+    """
+    groups = {group.donor: group for group in plan.groups if _begins_here(group)}
+    if not groups:
+        return
+    family = family_named(plan.family)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(layers_called(student))
+        stack.enter_context(layers_called(teacher))
+        stream = _Stream()
+        for name in family.block_names(teacher):
+            block, own = student.get_submodule(name), teacher.get_submodule(name)
+            hook = partial(_convert, own=own, group=groups.get(name), family=family, stream=stream)
+            stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        student(torch.cat(list(images)))
+    for group in groups.values():
+        _copy_biases(student, group)
+
+
+def _begins_here(group: Group) -> bool:
+    return group.widths != Widths() or (bool(group.ranks) and len(group.blocks) == 1)
+
+
+class _Stream:
+    """What the teacher's blocks would take and give, while the student runs; None where blocks are of other kinds."""
+
+    def __init__(self) -> None:
+        self.inside: Tensor | None = None  # the stream between attention and MLP
+        self.after: Tensor | None = None
+
+    def step(self, own: nn.Module, x: Tensor, given: Sequence[Any], named: Mapping[str, Any]) -> None:
+        """Go one block on."""
+        if type(own) is not Block:
+            self.inside = self.after = None
+            return
+        before = x if self.after is None else self.after
+        found = [_run(own, chunk, given, named, inputs=("norm2",)) for chunk in before.split(CHUNK_IMAGES)]
+        self.inside = torch.cat([inputs["norm2"] for inputs, _, _ in found])
+        self.after = torch.cat([output for _, _, output in found])
+
+
+def _convert(
+    block: nn.Module,
+    given: tuple[Any, ...],
+    named: dict[str, Any],
+    *,
+    own: nn.Module,
+    group: Group | None,
+    family: Family,
+    stream: _Stream,
+) -> None:
+    """Forward pre-hook of the student's block: set its layers, for the input that it is about to see."""
+    x, rest = given[0], given[1:]
+    stream.step(own, x, rest, named)
+    if group is None:
+        return
+    job = _Conversion(block, own, x, rest, named, stream)
+    if group.widths.qk is not None or group.widths.v is not None:
+        job.narrow_attention()
+    layers = list(group.ranks)
+    for layer in [name for name in layers if name.startswith("attn")]:
+        job.factorise(layer, writes=bool(family.writes.fullmatch(layer)))
+    if group.widths.hidden is not None:
+        job.narrow_mlp()
+    for layer in [name for name in layers if not name.startswith("attn")]:
+        job.factorise(layer, writes=bool(family.writes.fullmatch(layer)))
+
+
+class _Conversion:
+    """One block, with the inputs it gets in the student and in the teacher."""
+
+    def __init__(
+        self, block: Any, own: Any, x: Tensor, rest: Sequence[Any], named: Mapping[str, Any], stream: _Stream
+    ) -> None:
+        self.block, self.own, self.x, self.rest, self.named, self.stream = block, own, x, rest, named, stream
+
+    def narrow_attention(self) -> None:
+        q, k, attended = Moments(), Moments(), Moments()
+        for _, chunk in self._chunks():
+            inputs, outputs, _ = self._run(self.own, chunk, inputs=("attn.proj",), outputs=("attn.qkv",))
+            parts = outputs["attn.qkv"].chunk(3, dim=-1)
+            q.add(parts[0])
+            k.add(parts[1])
+            attended.add(inputs["attn.proj"])
+        narrow_heads(self.block.attn, self.own.attn, q, k, attended)
+        fit_layer(self.block.attn.proj, self._written("attn.proj"))
+
+    def narrow_mlp(self) -> None:
+        mlp, moments = self.own.mlp, Moments()
+        for part, chunk in self._chunks():
+            inputs, _, _ = self._run(self.block, chunk, inputs=("mlp.fc1", *self._between))
+            hidden = mlp.act(mlp.fc1(inputs["mlp.fc1"]))
+            moments.add(hidden, self._wanted("mlp.fc2", part, mlp.fc2(hidden), inputs.get("norm2")))
+        narrow_mlp(self.block.mlp, mlp, moments)
+
+    def factorise(self, layer: str, *, writes: bool) -> None:
+        moments = self._written(layer) if writes else self._read(layer)
+        made: FactoredLinear = self.block.get_submodule(layer)
+        own = self.own.get_submodule(layer)
+        covariance = moments.covariance()
+        weight = regress(covariance, moments.cross()) if writes else own.weight.detach().double()
+        up, down = low_rank(weight, covariance, made.rank)
+        made.up.copy_(up)
+        made.down.copy_(down)
+        if made.bias is not None:
+            mean = moments.mean_target if writes else weight @ moments.mean + own.bias.double()
+            made.bias.copy_(mean - up @ (down @ moments.mean))
+
+    def _read(self, layer: str) -> Moments:
+        """Inputs of a layer that reads the stream."""
+        moments = Moments()
+        for _, chunk in self._chunks():
+            moments.add(self._run(self.block, chunk, inputs=(layer,))[0][layer])
+        return moments
+
+    def _written(self, layer: str) -> Moments:
+        """Inputs of a layer that writes to the stream, with what it should write."""
+        moments = Moments()
+        for part, chunk in self._chunks():
+            inputs, _, _ = self._run(self.block, chunk, inputs=(layer, *self._between))
+            if layer.startswith("attn"):
+                _, outputs, _ = self._run(self.own, chunk, outputs=(layer,))
+                wanted = self._wanted(layer, part, outputs[layer], chunk)
+            else:
+                mlp = self.own.mlp
+                read = self._run(self.block, chunk, inputs=("mlp",))[0]["mlp"]
+                wanted = self._wanted(layer, part, mlp(read), inputs.get("norm2"))
+            moments.add(inputs[layer], wanted)
+        return moments
+
+    def _wanted(self, layer: str, part: slice, written: Tensor, before: Tensor | None) -> Tensor:
+        """Between what the teacher's layer would write here and what brings the stream to the teacher's."""
+        attention = layer.startswith("attn")
+        goal = self.stream.inside if attention else self.stream.after
+        if goal is None or before is None:
+            return written
+        scale = getattr(self.own.ls1 if attention else self.own.ls2, "gamma", 1.0)
+        return torch.lerp(written, (goal[part] - before) / scale, CORRECTION)
+
+    @property
+    def _between(self) -> tuple[str, ...]:
+        return () if self.stream.inside is None else ("norm2",)
+
+    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        for first in range(0, len(self.x), CHUNK_IMAGES):
+            part = slice(first, first + CHUNK_IMAGES)
+            yield part, self.x[part]
+
+    def _run(self, block: nn.Module, x: Tensor, **taps: tuple[str, ...]) -> Any:
+        return _run(block, x, self.rest, self.named, **taps)
+
+
+def _run(
+    block: nn.Module,
+    x: Tensor,
+    rest: Sequence[Any],
+    named: Mapping[str, Any],
+    inputs: tuple[str, ...] = (),
+    outputs: tuple[str, ...] = (),
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Run a block without its own hooks, and keep inputs and outputs of the named modules inside it."""
+    taken: dict[str, Tensor] = {}
+    given: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for name in inputs:
+            hook = block.get_submodule(name).register_forward_pre_hook(lambda m, i, n=name: taken.__setitem__(n, i[0]))
+            stack.callback(hook.remove)
+        for name in outputs:
+            hook = block.get_submodule(name).register_forward_hook(lambda m, i, o, n=name: given.__setitem__(n, o))
+            stack.callback(hook.remove)
+        result = block.forward(x, *rest, **named)
+    return taken, given, result
+
+
+def _copy_biases(student: nn.Module, group: Group) -> None:
+    """Let the other blocks of a narrow group begin with the biases that were fitted to its first, in place."""
+    donor = student.get_submodule(group.donor)
+    with torch.no_grad():
+        for block in group.blocks[1:]:
+            for layer in {name.rpartition(".")[0] for name in group.shared}:
+                bias = getattr(student.get_submodule(f"{block}.{layer}"), "bias", None)
+                if bias is not None:
+                    bias.copy_(donor.get_submodule(layer).bias)
