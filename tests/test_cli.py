@@ -24,6 +24,7 @@ from vitcompress.recipe import STAGES, Recipe, options
 COMMANDS = ("compress", "finetune", "plan", "report", "evaluate", "check", "recipes")
 SIZE_KEYS = {
     "teacher_params", "student_params", "params_ratio", "teacher_bytes", "student_bytes", "bytes_ratio",
+    "teacher_macs", "student_macs", "macs_ratio",
 }  # fmt: skip
 OLD = b"an older file of the user's"
 CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu")

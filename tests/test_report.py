@@ -18,7 +18,7 @@ REPORT = Report(
     family="vit",
     groups=(5, 5, 2),
     transforms=("heads", "mlp"),
-    size=Size(86_567_656, 22_953_064, 3.7715, 346_270_624, 91_812_256, 3.7715),
+    size=Size(86_567_656, 22_953_064, 3.7715, 346_270_624, 91_812_256, 3.7715, 17_563_828_224, 17_714_209_152, 0.9915),
     accuracy=Accuracy("val", 400, 3, 86.0, 84.5, 97.25, 96.0, 1.5, (-0.2, 3.2), 92.0, 0.21),
     speed=Speed({"1": 10.0, "32": 100.0}, {"1": 12.0, "32": 110.0}, 2, "cpu"),
     train=TrainLog(500, 64_000, 3, 120.0, 533.3, ({"step": 1, "lr": 1e-3, "loss": 2.0, "logits": 2.0},)),
@@ -47,6 +47,7 @@ def test_json_is_the_report() -> None:
     }  # fmt: skip
     assert set(tree["size"]) == {
         "teacher_params", "student_params", "params_ratio", "teacher_bytes", "student_bytes", "bytes_ratio",
+        "teacher_macs", "student_macs", "macs_ratio",
     }  # fmt: skip
 
 
@@ -55,12 +56,25 @@ def test_another_schema_is_refused() -> None:
         from_json({**to_json(REPORT), "schema_version": 2, "accuracies": []})
 
 
+def test_a_report_from_before_macs_were_counted_is_read_and_calls_them_unknown() -> None:
+    tree = to_json(REPORT)
+    for name in ("teacher_macs", "student_macs", "macs_ratio"):
+        del tree["size"][name]
+    old = from_json(tree)
+    assert old.size == replace(REPORT.size, teacher_macs=None, student_macs=None, macs_ratio=None)
+    assert "| MACs per image | unknown | unknown |  |" in to_markdown(old)
+    assert shown(old).count("unknown") == 2
+
+
 def test_terminal_and_markdown_show_the_same_numbers() -> None:
     for text in (shown(REPORT), to_markdown(REPORT)):
         for number in (
             "86,567,656",
             "22,953,064",
             "3.77× fewer",
+            "17.56 G",
+            "17.71 G",
+            "1.01× more",
             "86.00 %",
             "84.50 %",
             "-1.50 points",

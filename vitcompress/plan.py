@@ -42,10 +42,10 @@ class Group:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Size:
-    """Parameters and bytes of teacher and student.
+    """Parameters, bytes and multiply-accumulates of teacher and student.
 
     Bytes are those of parameters and persistent buffers in the type they are held in, each shared tensor once; a
-    file adds a header of some kilobytes.
+    file adds a header of some kilobytes. Multiply-accumulates are those of one image; None: not counted.
     """
 
     teacher_params: int
@@ -54,6 +54,9 @@ class Size:
     teacher_bytes: int
     student_bytes: int
     bytes_ratio: float
+    teacher_macs: int | None = None
+    student_macs: int | None = None
+    macs_ratio: float | None = None
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -65,7 +68,7 @@ class Plan:
         groups: every block of the model, in order, each in one group.
         transforms: names of the transformations of every block.
         token_kernel: k of the token convolution, in patches.
-        size: parameters and bytes before and after.
+        size: parameters, bytes and, once the student has been built, multiply-accumulates before and after.
     """
 
     family: str

@@ -85,11 +85,27 @@ def rows(report: Report) -> list[Row]:
 
 
 def size_rows(size: Size) -> list[Row]:
-    """Parameters and bytes."""
+    """Parameters, bytes and multiply-accumulates."""
     return [
         ("parameters", f"{size.teacher_params:,}", f"{size.student_params:,}", f"{size.params_ratio:.2f}× fewer"),
         ("tensors", megabytes(size.teacher_bytes), megabytes(size.student_bytes), f"{size.bytes_ratio:.2f}× smaller"),
+        ("MACs per image", _macs(size.teacher_macs), _macs(size.student_macs), _macs_change(size.macs_ratio)),
     ]
+
+
+def _macs(count: int | None) -> str:
+    """Multiply-accumulates in the unit that suits them: `17.56 G`."""
+    if count is None:
+        return "unknown"
+    unit, factor = ("G", 1e9) if count >= 1e9 else ("M", 1e6)
+    return f"{count / factor:.2f} {unit}"
+
+
+def _macs_change(ratio: float | None) -> str:
+    """`1.25× fewer`; more of them, as transformations need some, by the factor that is above one."""
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}× fewer" if ratio >= 1 else f"{1 / ratio:.2f}× more"
 
 
 def _accuracy_rows(accuracy: Accuracy) -> list[Row]:
