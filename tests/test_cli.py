@@ -54,7 +54,7 @@ def start(*words: object) -> subprocess.Popen[str]:
 def test_help_and_version_import_neither_torch_nor_timm_and_answer_at_once(words: list[str]) -> None:
     code = (
         "import sys, atexit; from vitcompress.cli import main\n"
-        "heavy = {'torch', 'timm', 'torchvision', 'numpy'}\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'numpy', 'matplotlib'}\n"
         "atexit.register(lambda: print('heavy:', sorted(heavy & sys.modules.keys())))\n"
         f"sys.argv = ['vitcompress', *{words!r}]; main()"
     )
@@ -240,7 +240,7 @@ def test_compress_prints_the_report_on_stdout_and_the_rest_on_stderr(
     assert re.search(r"^distil 100 %  loss \d+\.\d+  \d+ images/s  0 s left$", ended.err, re.MULTILINE)
     assert "\x1b" not in ended.out + ended.err
     assert "\r" not in ended.err
-    assert set(listing(tmp_path)) == {"mini.safetensors", "mini.report.json", "mini.report.md"}
+    assert set(listing(tmp_path)) == {"mini.safetensors", "mini.report.json", "mini.report.md", "mini.report.svg"}
 
 
 def test_quiet_leaves_only_the_result(made: Path, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]) -> None:

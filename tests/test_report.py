@@ -9,7 +9,8 @@ from vitcompress.errors import ArtifactError
 from vitcompress.evaluate import Accuracy, Speed
 from vitcompress.plan import Size
 from vitcompress.recipe import GateRecipe
-from vitcompress.report import Report, from_json, missed_gates, print_report, to_json, to_markdown
+from vitcompress.report import Parent, Report, from_json, missed_gates, print_report, to_json, to_markdown, to_svg
+from vitcompress.report.picture import Point, alt_text, draw, points_of
 from vitcompress.trainlog import TrainLog
 
 REPORT = Report(
@@ -123,3 +124,32 @@ def test_a_gate_that_cannot_be_measured_is_missed() -> None:
         assert missed_gates(report, GateRecipe(max_drop=50.0), file_bytes=1)[0].startswith(
             "--max-drop 50: not measured"
         )
+
+
+def test_the_picture_is_the_same_each_time_and_is_told_in_words() -> None:
+    svg = to_svg(REPORT)
+    assert svg is not None
+    assert svg == to_svg(REPORT)
+    assert "<dc:date>" not in svg
+    text = "Size against top-1: teacher 346.27 MB, 86.00 %; student 91.81 MB, 84.50 %."
+    assert f"![{text}](my%20mini.report.svg)" in to_markdown(REPORT, picture="my mini.report.svg")
+    assert "![" not in to_markdown(REPORT)
+
+
+@pytest.mark.parametrize("report", [UNLABELLED, replace(REPORT, accuracy=None)])
+def test_without_two_accuracies_nothing_is_drawn(report: Report) -> None:
+    assert to_svg(report) is None
+
+
+def test_a_teacher_whose_size_is_not_the_reports_is_not_drawn() -> None:
+    tuned = replace(REPORT, lineage=(Parent("mini.safetensors", "0" * 64, "vitcompress compress deit_base"),))
+    assert [point.name for point in points_of(tuned)] == ["student"]
+    own = replace(tuned, train=replace(REPORT.train, teacher=REPORT.model))
+    assert [point.name for point in points_of(own)] == ["teacher", "student"]
+
+
+def test_names_of_any_kind_and_points_in_one_place_can_be_drawn() -> None:
+    names = ("$x_1", "日本", "a" * 80, "[link](x)")
+    points = [Point(name, 1_000_000, 90.0, "baseline") for name in names]
+    assert draw(points, "$title_1").startswith("<?xml")
+    assert "]" not in alt_text(points)

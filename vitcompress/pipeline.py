@@ -96,7 +96,8 @@ def compress(
 ) -> Report:
     """Compress a model: plan, surgery, start, distillation, evaluation, a verified file and its report.
 
-    Writes `out`, and beside it `<stem>.report.json` and `<stem>.report.md`; each replaces an older one only when whole.
+    Writes `out`, and beside it `<stem>.report.json`, `<stem>.report.md` and, where two models have a top-1, its picture
+    `<stem>.report.svg`; each replaces an older one only when whole.
 
     Args:
         recipe: what to do.

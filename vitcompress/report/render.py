@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 from vitcompress.evaluate import Accuracy
 from vitcompress.plan import Plan, Size
 from vitcompress.report.model import Report
+from vitcompress.report.picture import alt_text, draw, points_of
 
 Row = tuple[str, str, str, str]
 _TEMPLATES = Environment(
@@ -57,11 +59,23 @@ def print_accuracy(accuracy: Accuracy, console: Console) -> None:
     console.print(_accuracy_remark(accuracy), markup=False, highlight=False)
 
 
-def to_markdown(report: Report) -> str:
-    """The report as a Markdown page."""
+def to_markdown(report: Report, *, picture: str | None = None) -> str:
+    """The report as a Markdown page.
+
+    Args:
+        report: what to lay out.
+        picture: name of the file beside the page that `to_svg` was written to; None where there is none.
+    """
     return _TEMPLATES.get_template("report.md.j2").render(
-        report=report, sharing=_sharing(report.groups), rows=rows(report), remarks=remarks(report)
-    )
+        report=report, sharing=_sharing(report.groups), rows=rows(report), remarks=remarks(report),
+        picture=picture and quote(picture), shown=alt_text(points_of(report)),
+    )  # fmt: skip
+
+
+def to_svg(report: Report) -> str | None:
+    """Size against top-1 of the models in a report, as SVG; None where fewer than two have a top-1."""
+    points = points_of(report)
+    return draw(points, report.model) if len(points) > 1 else None
 
 
 def rows(report: Report) -> list[Row]:
