@@ -24,6 +24,7 @@ from vitcompress.recipe import STAGES, Recipe, options
 COMMANDS = ("compress", "finetune", "plan", "report", "evaluate", "check", "recipes")
 SIZE_KEYS = {
     "teacher_params", "student_params", "params_ratio", "teacher_bytes", "student_bytes", "bytes_ratio",
+    "teacher_macs", "student_macs", "macs_ratio",
 }  # fmt: skip
 OLD = b"an older file of the user's"
 CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu")
@@ -53,7 +54,7 @@ def start(*words: object) -> subprocess.Popen[str]:
 def test_help_and_version_import_neither_torch_nor_timm_and_answer_at_once(words: list[str]) -> None:
     code = (
         "import sys, atexit; from vitcompress.cli import main\n"
-        "heavy = {'torch', 'timm', 'torchvision', 'numpy'}\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'numpy', 'matplotlib'}\n"
         "atexit.register(lambda: print('heavy:', sorted(heavy & sys.modules.keys())))\n"
         f"sys.argv = ['vitcompress', *{words!r}]; main()"
     )
@@ -239,7 +240,7 @@ def test_compress_prints_the_report_on_stdout_and_the_rest_on_stderr(
     assert re.search(r"^distil 100 %  loss \d+\.\d+  \d+ images/s  0 s left$", ended.err, re.MULTILINE)
     assert "\x1b" not in ended.out + ended.err
     assert "\r" not in ended.err
-    assert set(listing(tmp_path)) == {"mini.safetensors", "mini.report.json", "mini.report.md"}
+    assert set(listing(tmp_path)) == {"mini.safetensors", "mini.report.json", "mini.report.md", "mini.report.svg"}
 
 
 def test_quiet_leaves_only_the_result(made: Path, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]) -> None:

@@ -9,7 +9,8 @@ from vitcompress.errors import ArtifactError
 from vitcompress.evaluate import Accuracy, Speed
 from vitcompress.plan import Size
 from vitcompress.recipe import GateRecipe
-from vitcompress.report import Report, from_json, missed_gates, print_report, to_json, to_markdown
+from vitcompress.report import Parent, Report, from_json, missed_gates, print_report, to_json, to_markdown, to_svg
+from vitcompress.report.picture import Point, alt_text, draw, points_of
 from vitcompress.trainlog import TrainLog
 
 REPORT = Report(
@@ -18,7 +19,7 @@ REPORT = Report(
     family="vit",
     groups=(5, 5, 2),
     transforms=("heads", "mlp"),
-    size=Size(86_567_656, 22_953_064, 3.7715, 346_270_624, 91_812_256, 3.7715),
+    size=Size(86_567_656, 22_953_064, 3.7715, 346_270_624, 91_812_256, 3.7715, 17_563_828_224, 17_714_209_152, 0.9915),
     accuracy=Accuracy("val", 400, 3, 86.0, 84.5, 97.25, 96.0, 1.5, (-0.2, 3.2), 92.0, 0.21),
     speed=Speed({"1": 10.0, "32": 100.0}, {"1": 12.0, "32": 110.0}, 2, "cpu"),
     train=TrainLog(500, 64_000, 3, 120.0, 533.3, ({"step": 1, "lr": 1e-3, "loss": 2.0, "logits": 2.0},)),
@@ -47,6 +48,7 @@ def test_json_is_the_report() -> None:
     }  # fmt: skip
     assert set(tree["size"]) == {
         "teacher_params", "student_params", "params_ratio", "teacher_bytes", "student_bytes", "bytes_ratio",
+        "teacher_macs", "student_macs", "macs_ratio",
     }  # fmt: skip
 
 
@@ -55,12 +57,25 @@ def test_another_schema_is_refused() -> None:
         from_json({**to_json(REPORT), "schema_version": 2, "accuracies": []})
 
 
+def test_a_report_from_before_macs_were_counted_is_read_and_calls_them_unknown() -> None:
+    tree = to_json(REPORT)
+    for name in ("teacher_macs", "student_macs", "macs_ratio"):
+        del tree["size"][name]
+    old = from_json(tree)
+    assert old.size == replace(REPORT.size, teacher_macs=None, student_macs=None, macs_ratio=None)
+    assert "| MACs per image | unknown | unknown |  |" in to_markdown(old)
+    assert shown(old).count("unknown") == 2
+
+
 def test_terminal_and_markdown_show_the_same_numbers() -> None:
     for text in (shown(REPORT), to_markdown(REPORT)):
         for number in (
             "86,567,656",
             "22,953,064",
             "3.77× fewer",
+            "17.56 G",
+            "17.71 G",
+            "1.01× more",
             "86.00 %",
             "84.50 %",
             "-1.50 points",
@@ -109,3 +124,32 @@ def test_a_gate_that_cannot_be_measured_is_missed() -> None:
         assert missed_gates(report, GateRecipe(max_drop=50.0), file_bytes=1)[0].startswith(
             "--max-drop 50: not measured"
         )
+
+
+def test_the_picture_is_the_same_each_time_and_is_told_in_words() -> None:
+    svg = to_svg(REPORT)
+    assert svg is not None
+    assert svg == to_svg(REPORT)
+    assert "<dc:date>" not in svg
+    text = "Size against top-1: teacher 346.27 MB, 86.00 %; student 91.81 MB, 84.50 %."
+    assert f"![{text}](my%20mini.report.svg)" in to_markdown(REPORT, picture="my mini.report.svg")
+    assert "![" not in to_markdown(REPORT)
+
+
+@pytest.mark.parametrize("report", [UNLABELLED, replace(REPORT, accuracy=None)])
+def test_without_two_accuracies_nothing_is_drawn(report: Report) -> None:
+    assert to_svg(report) is None
+
+
+def test_a_teacher_whose_size_is_not_the_reports_is_not_drawn() -> None:
+    tuned = replace(REPORT, lineage=(Parent("mini.safetensors", "0" * 64, "vitcompress compress deit_base"),))
+    assert [point.name for point in points_of(tuned)] == ["student"]
+    own = replace(tuned, train=replace(REPORT.train, teacher=REPORT.model))
+    assert [point.name for point in points_of(own)] == ["teacher", "student"]
+
+
+def test_names_of_any_kind_and_points_in_one_place_can_be_drawn() -> None:
+    names = ("$x_1", "日本", "a" * 80, "[link](x)")
+    points = [Point(name, 1_000_000, 90.0, "baseline") for name in names]
+    assert draw(points, "$title_1").startswith("<?xml")
+    assert "]" not in alt_text(points)

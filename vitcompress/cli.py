@@ -119,7 +119,7 @@ def root(
     if version:
         typer.echo(vitcompress.__version__)
         raise typer.Exit
-    for name in ("huggingface_hub", "timm"):  # their retries and notices would stand between our lines
+    for name in ("huggingface_hub", "matplotlib", "timm"):  # their retries and notices would stand between our lines
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -204,7 +204,10 @@ def show_report(
         if as_json:
             _print_json(report.to_json(found))
         elif markdown:
-            typer.echo(report.to_markdown(found))
+            from vitcompress.produce import picture_of
+
+            picture = picture_of(file)
+            typer.echo(report.to_markdown(found, picture=picture.name if picture.exists() else None))
         else:
             report.print_report(found, Console())
 

@@ -26,6 +26,7 @@ from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
 from vitcompress.fading import fading
 from vitcompress.families import family_named, family_of
 from vitcompress.initialize import needs_images, start_student
+from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, make_plan
 from vitcompress.prepare import bundle_of, check_device, check_out, missing_images
 from vitcompress.produce import (
@@ -55,7 +56,9 @@ def plan(model: ModelRecipe, recipe: PlanRecipe) -> Plan:
         model: the teacher.
         recipe: what to share.
     """
-    return make_plan(empty_model(resolve(model)), recipe, name=model.model)
+    empty = empty_model(resolve(model))
+    found = make_plan(empty, recipe, name=model.model)
+    return with_macs(found, empty, data_config(empty, model)["input_size"])
 
 
 def family_name(model: ModelRecipe) -> str:
@@ -93,7 +96,8 @@ def compress(
 ) -> Report:
     """Compress a model: plan, surgery, start, distillation, evaluation, a verified file and its report.
 
-    Writes `out`, and beside it `<stem>.report.json` and `<stem>.report.md`; each replaces an older one only when whole.
+    Writes `out`, and beside it `<stem>.report.json`, `<stem>.report.md` and, where two models have a top-1, its picture
+    `<stem>.report.svg`; each replaces an older one only when whole.
 
     Args:
         recipe: what to do.
@@ -330,6 +334,7 @@ def _settle(recipe: Recipe, attempt: Any) -> _Settled:
         found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
         config = attempt(data_config, model, recipe.model)
     if model is not None and found and config:
+        found = with_macs(found, model, config["input_size"])
         blocks = family_named(found.family).block_names(model)
         attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
         if teacher or not recipe.teacher.teacher:

@@ -26,7 +26,7 @@ from vitcompress.evaluate import Accuracy, evaluate_pair
 from vitcompress.mixing import Mixing
 from vitcompress.plan import Plan
 from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, Recipe
-from vitcompress.report import Report, to_json, to_markdown
+from vitcompress.report import Report, to_json, to_markdown, to_svg
 from vitcompress.source import Source
 from vitcompress.teacher import Teacher, adapt_inputs
 from vitcompress.trainlog import DivergedError, TrainLog
@@ -186,7 +186,7 @@ def measure(
 def write_result(
     out: Path, student: nn.Module, manifest: artifact.Manifest, report: Report, reporter: Reporter
 ) -> None:
-    """Write a verified artifact and its two reports beside it.
+    """Write a verified artifact, and beside it its two reports and their picture, where there is one to draw.
 
     Args:
         out: the artifact.
@@ -200,8 +200,18 @@ def write_result(
     probe = torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
     artifact.write(out, student, manifest, probe)
     _write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
-    _write_text(out.with_name(f"{out.stem}.report.md"), to_markdown(report))
+    picture, svg = picture_of(out), to_svg(report)
+    if svg is not None:
+        _write_text(picture, svg)
+    else:  # an older one would be of other numbers
+        picture.unlink(missing_ok=True)
+    _write_text(out.with_name(f"{out.stem}.report.md"), to_markdown(report, picture=picture.name if svg else None))
     reporter.say(f"wrote {out} ({out.stat().st_size:,} bytes), verified")
+
+
+def picture_of(out: Path) -> Path:
+    """Where the picture of an artifact's report lies, if it has one."""
+    return out.with_name(f"{out.stem}.report.svg")
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -211,7 +221,9 @@ def _write_text(path: Path, text: str) -> None:
 
 def notes_on(plan: Plan) -> tuple[str, ...]:
     """What a reader of any report must know of sharing."""
-    notes = ["Sharing makes a model smaller, not faster: every block is still computed."]
+    size, notes = plan.size, []
+    if size.teacher_macs is None or size.student_macs is None or size.student_macs >= size.teacher_macs:
+        notes.append("Sharing makes a model smaller, not faster: every block is still computed.")
     for transform, name in (("heads", "Head mixing needs"), ("rpe", "The position term on keys needs")):
         if transform in plan.transforms:
             notes.append(f"{name} the attention maps, so it gives up fused attention (--transforms mlp keeps it).")

@@ -28,6 +28,7 @@ from vitcompress.evaluate import Accuracy, measure_speed
 from vitcompress.families import family_named
 from vitcompress.lessons import config_of, images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.losses import LOSSES
+from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, measured_on
 from vitcompress.prepare import check_device, check_out
 from vitcompress.produce import Lesson, described, load_adapted, measure, notes_on, train, versions, write_result
@@ -241,8 +242,10 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
         lesson = attempt(_settle, path.name, source, teacher, recipe, images, classes, config, parent.plan.family)
     raise_faults(RecipeError, faults)
     assert lesson is not None  # else there was a fault
+    empty = empty_model(source)
+    plan = with_macs(measured_on(parent.plan, empty), empty, lesson.config["input_size"])
     return _Job(
-        lesson, out, command, parent, _lineage(path, parent), source, measured_on(parent.plan, empty_model(source)),
+        lesson, out, command, parent, _lineage(path, parent), source, plan,
         num_classes, classes, val, teacher, asked.teacher is None, Accelerator(cpu=recipe.run.device == "cpu"),
     )  # fmt: skip
 

@@ -51,10 +51,10 @@ class Group:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Size:
-    """Parameters and bytes of teacher and student.
+    """Parameters, bytes and multiply-accumulates of teacher and student.
 
     Bytes are those of parameters and persistent buffers in the type they are held in, each shared tensor once; a
-    file adds a header of some kilobytes.
+    file adds a header of some kilobytes. Multiply-accumulates are those of one image; None: not counted.
     """
 
     teacher_params: int
@@ -63,6 +63,9 @@ class Size:
     teacher_bytes: int
     student_bytes: int
     bytes_ratio: float
+    teacher_macs: int | None = None
+    student_macs: int | None = None
+    macs_ratio: float | None = None
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -74,7 +77,7 @@ class Plan:
         groups: every block of the model, each in one group, by their first blocks.
         transforms: names of the transformations of every block.
         token_kernel: k of the token convolution, in patches.
-        size: parameters and bytes before and after.
+        size: parameters, bytes and, once the student has been built, multiply-accumulates before and after.
     """
 
     family: str

@@ -2,7 +2,7 @@
 
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.model import SCHEMA_VERSION, Parent, Report, from_json, to_json
-from vitcompress.report.render import print_accuracy, print_plan, print_report, to_markdown
+from vitcompress.report.render import print_accuracy, print_plan, print_report, to_markdown, to_svg
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -15,4 +15,5 @@ __all__ = [
     "print_report",
     "to_json",
     "to_markdown",
+    "to_svg",
 ]

@@ -41,7 +41,7 @@ class Report:
         family: of the teacher.
         groups: how many blocks share one set of weights, in order.
         transforms: what each block has of its own.
-        size: parameters and bytes.
+        size: parameters, bytes and multiply-accumulates.
         accuracy: None where there were no images to measure on.
         speed: latency.
         train: what training did.

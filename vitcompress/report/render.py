@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 from vitcompress.evaluate import Accuracy
 from vitcompress.plan import Plan, Size
 from vitcompress.report.model import Report
+from vitcompress.report.picture import alt_text, draw, points_of
 
 Row = tuple[str, str, str, str]
 _TEMPLATES = Environment(
@@ -57,11 +59,23 @@ def print_accuracy(accuracy: Accuracy, console: Console) -> None:
     console.print(_accuracy_remark(accuracy), markup=False, highlight=False)
 
 
-def to_markdown(report: Report) -> str:
-    """The report as a Markdown page."""
+def to_markdown(report: Report, *, picture: str | None = None) -> str:
+    """The report as a Markdown page.
+
+    Args:
+        report: what to lay out.
+        picture: name of the file beside the page that `to_svg` was written to; None where there is none.
+    """
     return _TEMPLATES.get_template("report.md.j2").render(
-        report=report, sharing=_sharing(report.groups), rows=rows(report), remarks=remarks(report)
-    )
+        report=report, sharing=_sharing(report.groups), rows=rows(report), remarks=remarks(report),
+        picture=picture and quote(picture), shown=alt_text(points_of(report)),
+    )  # fmt: skip
+
+
+def to_svg(report: Report) -> str | None:
+    """Size against top-1 of the models in a report, as SVG; None where fewer than two have a top-1."""
+    points = points_of(report)
+    return draw(points, report.model) if len(points) > 1 else None
 
 
 def rows(report: Report) -> list[Row]:
@@ -85,11 +99,27 @@ def rows(report: Report) -> list[Row]:
 
 
 def size_rows(size: Size) -> list[Row]:
-    """Parameters and bytes."""
+    """Parameters, bytes and multiply-accumulates."""
     return [
         ("parameters", f"{size.teacher_params:,}", f"{size.student_params:,}", f"{size.params_ratio:.2f}× fewer"),
         ("tensors", megabytes(size.teacher_bytes), megabytes(size.student_bytes), f"{size.bytes_ratio:.2f}× smaller"),
+        ("MACs per image", _macs(size.teacher_macs), _macs(size.student_macs), _macs_change(size.macs_ratio)),
     ]
+
+
+def _macs(count: int | None) -> str:
+    """Multiply-accumulates in the unit that suits them: `17.56 G`."""
+    if count is None:
+        return "unknown"
+    unit, factor = ("G", 1e9) if count >= 1e9 else ("M", 1e6)
+    return f"{count / factor:.2f} {unit}"
+
+
+def _macs_change(ratio: float | None) -> str:
+    """`1.25× fewer`; more of them, as transformations need some, by the factor that is above one."""
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}× fewer" if ratio >= 1 else f"{1 / ratio:.2f}× more"
 
 
 def _accuracy_rows(accuracy: Accuracy) -> list[Row]:
