@@ -11,7 +11,7 @@ PACKAGE = Path(vitcompress.__file__).parent
 STAGES = (
     "errors", "console", "presets", "shipped", "bundled", "recipe", "compose", "transforms", "factored", "families",
     "plan", "short_names", "transformers_names", "transformers_folder", "source", "surgery", "macs", "fading",
-    "taps", "initialize", "losses", "compare", "classes", "data", "views", "mixing", "evaluate", "training",
+    "taps", "initialize", "planner", "losses", "compare", "classes", "data", "views", "mixing", "evaluate", "training",
     "trainlog", "distill", "artifact", "teacher", "adapt", "report", "prepare", "produce", "lessons", "pipeline",
     "transfer", "cli",
 )  # fmt: skip

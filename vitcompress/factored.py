@@ -30,6 +30,8 @@ class FactoredLinear(nn.Linear):
         ours.
     """
 
+    holds_matrices = True  # for those who quantise
+
     def __init__(self, linear: nn.Linear, rank: int, *, whole: bool) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features

@@ -52,6 +52,21 @@ def size_of(
     )
 
 
+def group_params(model: nn.Module, family: Family, group: Group) -> int:
+    """Parameters that the blocks of `group` store, without transformations.
+
+    Args:
+        model: the teacher; meta will do.
+        family: of the model.
+        group: of its blocks.
+    """
+    return sum(
+        count
+        for position, name in enumerate(group.blocks)
+        for count, _ in _kept(family, model.get_submodule(name), group, donor=position == 0)
+    )
+
+
 def _kept(family: Family, block: Any, group: Group, *, donor: bool) -> Iterator[tuple[int, int]]:
     """What a block of `group` stores of its own, as (parameters, bytes each); the donor stores what is shared too."""
     shapes = narrowed_shapes(block, group.widths)
