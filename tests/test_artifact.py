@@ -131,7 +131,7 @@ def test_a_loaded_model_tells_timm_its_data_config(tmp_path: Path) -> None:
 def test_the_header_holds_everything_under_a_version(made: Path) -> None:
     with safe_open(made / "mini.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()["vitcompress"])
-    assert header["format_version"] == 1
+    assert header["format_version"] == 2
     assert header["report"] == json.loads((made / "mini.report.json").read_text())
     assert header["source"]["model_args"]["embed_dim"] == 24
     assert header["recipe"]["plan"]["share"] == 2
@@ -175,7 +175,7 @@ HARM: dict[str, Callable[[bytes], bytes]] = {
     "other-model": lambda data: data.replace(b'\\"depth\\": 4', b'\\"depth\\": 5'),
     "no-json": lambda data: data.replace(b'\\"format_version\\"', b'\\"format_version\\ '),
     "no-digest": lambda data: data.replace(b'\\"sha256\\"', b'\\"sha255\\"'),
-    "format-of-the-future": lambda data: data.replace(b'\\"format_version\\": 1', b'\\"format_version\\": 2'),
+    "format-of-the-future": lambda data: data.replace(b'\\"format_version\\": 2', b'\\"format_version\\": 3'),
 }
 READERS: dict[str, Callable[[Path], object]] = {"load": vitcompress.load, "read_manifest": artifact.read_manifest}
 
@@ -210,9 +210,9 @@ def test_a_whole_file_of_a_future_format_asks_for_an_upgrade(
     reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as future:
-        future.setattr(artifact, "FORMAT_VERSION", 2)
+        future.setattr(artifact, "FORMAT_VERSION", 3)
         write_student(tmp_path / "m.safetensors")
-    with pytest.raises(ArtifactError, match="format 2") as caught:
+    with pytest.raises(ArtifactError, match="format 3") as caught:
         READERS[reader](tmp_path / "m.safetensors")
     assert "upgrade" in caught.value.hint
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from vitcompress.errors import PlanError, raise_faults, shorten
 from vitcompress.families import Family, family_named, family_of
+from vitcompress.quantize import STORES, stored_bytes
 from vitcompress.recipe import DEFAULT_SHARE, PlanRecipe
 
 _FROZEN = ConfigDict(extra="forbid")
@@ -44,8 +45,8 @@ class Group:
 class Size:
     """Parameters and bytes of teacher and student.
 
-    Bytes are those of parameters and persistent buffers in the type they are held in, each shared tensor once; a
-    file adds a header of some kilobytes.
+    Bytes are those of parameters and persistent buffers, each shared tensor once: of the teacher in the type they are
+    held in, of the student as its file stores them. The file adds a header of some kilobytes.
     """
 
     teacher_params: int
@@ -82,13 +83,14 @@ class Plan:
         )
 
 
-def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
+def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str, store: str = "source") -> Plan:
     """Decide what `model`'s blocks share.
 
     Args:
         model: the teacher, on any device; meta will do.
         recipe: groups, biases and transformations asked for.
         name: what the user called the model, for messages.
+        store: how the file holds the student, a key of `STORES`.
 
     Returns:
         A plan whose sizes are those of the student that `apply_plan` builds.
@@ -123,19 +125,25 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
         if (fault := _transform_fault(family, transform, model, list(shared), name))
     ]
     raise_faults(PlanError, faults)
-    return Plan(
-        family.name, tuple(groups), recipe.transforms, recipe.token_kernel, _size(model, family, groups, recipe)
-    )
+    size = _size(model, family, groups, recipe, store)
+    return Plan(family.name, tuple(groups), recipe.transforms, recipe.token_kernel, size)
 
 
-def measured_on(plan: Plan, model: nn.Module) -> Plan:
+def measured_on(plan: Plan, model: nn.Module, store: str = "source") -> Plan:
     """The same plan with the sizes of `model`, of the same blocks but another head or image size.
 
     Args:
         plan: of a model with the same blocks.
         model: nothing shared in it yet, on any device; meta will do.
+        store: how the file holds the student, a key of `STORES`.
     """
-    return replace(plan, size=_size(model, family_named(plan.family), plan.groups, plan))
+    return replace(plan, size=_size(model, family_named(plan.family), plan.groups, plan, store))
+
+
+def weighed(plan: Plan, student_bytes: int) -> Plan:
+    """The same plan with the bytes that its student came to take, where that is known."""
+    ratio = round(plan.size.teacher_bytes / student_bytes, 4)
+    return replace(plan, size=replace(plan.size, student_bytes=student_bytes, bytes_ratio=ratio))
 
 
 @dataclass(frozen=True)
@@ -211,26 +219,27 @@ def _explicit_groups(text: str, kinds: Mapping[str, _Kind]) -> list[tuple[str, .
     return chunks
 
 
-def _size(model: nn.Module, family: Family, groups: Sequence[Group], recipe: PlanRecipe | Plan) -> Size:
+def _size(
+    model: nn.Module, family: Family, groups: Sequence[Group], recipe: PlanRecipe | Plan, store: str
+) -> Size:  # fmt: skip
     """Count what sharing takes away and transformations add."""
     params = dict(model.named_parameters())
-    persistent = model.state_dict(keep_vars=True)
+    each = stored_bytes(model, store)
     teacher_params = sum(p.numel() for p in params.values())
-    teacher_bytes = sum(t.numel() * t.element_size() for t in persistent.values())
     saved_params = saved_bytes = added_params = added_bytes = 0
     for group in groups:
         for block in group.blocks[1:]:
             for name in group.shared:
-                p = params[f"{block}.{name}"]
-                saved_params += p.numel()
-                saved_bytes += p.numel() * p.element_size()
+                saved_params += params[f"{block}.{name}"].numel()
+                saved_bytes += each[f"{block}.{name}"]
         for owner in map(model.get_submodule, group.blocks):
             for transform in recipe.transforms:
                 added = family.transforms[transform].num_params(model, owner, recipe.token_kernel)
                 added_params += added
-                added_bytes += added * next(owner.parameters()).element_size()
+                added_bytes += added * (STORES[store].dtype or next(owner.parameters()).dtype).itemsize
     student_params = teacher_params - saved_params + added_params
-    student_bytes = teacher_bytes - saved_bytes + added_bytes
+    teacher_bytes = sum(stored_bytes(model, "source").values())
+    student_bytes = sum(each.values()) - saved_bytes + added_bytes
     return Size(
         teacher_params=teacher_params,
         student_params=student_params,
