@@ -190,7 +190,7 @@ def plan(flags: dict[str, Any], preset: PresetOption = None, as_json: JsonOption
     resolved = compose.build(flags, preset=preset, family_name=_family_name)
     from vitcompress import pipeline, report
 
-    found = pipeline.plan(resolved.model, resolved.plan, store=resolved.store.store)
+    found = pipeline.plan(resolved.model, resolved.plan, resolved.store.store)
     if as_json:
         _print_json(report.to_json(found))
     else:

@@ -51,7 +51,7 @@ from vitcompress.trainlog import DivergedError, TrainLog
 from vitcompress.views import Views, check_readable, evaluation_loader, random_views
 
 
-def plan(model: ModelRecipe, recipe: PlanRecipe, *, store: str = "source") -> Plan:
+def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
     """Decide what would be shared; loads no weights.
 
     Args:
