@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from vitcompress.plan import make_plan
 from vitcompress.quantize import (
     SCALE,
     STORES,
@@ -25,9 +26,11 @@ from vitcompress.quantize import (
     pack,
     unpack,
 )
-from vitcompress.recipe import STORES_IN_LOOP, StoreRecipe
+from vitcompress.recipe import STORES_IN_LOOP, PlanRecipe, StoreRecipe
+from vitcompress.stored import stored_tensors
+from vitcompress.surgery import apply_plan
 
-from .test_families import ROWS, build
+from .test_families import ROWS, Row, build
 from .tiny import tiny
 
 SHAPES = [(3, 8), (5, 32), (4, 48), (2, 33), (6, 3, 4, 5), (7, 147)]
@@ -176,8 +179,8 @@ def test_float16_is_exact_where_it_can_be_and_left_where_it_cannot() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
-def test_matrices_are_those_of_linear_and_convolution_layers(row: object) -> None:
-    model = build(row)  # type: ignore[arg-type]
+def test_matrices_are_those_of_linear_and_convolution_layers(row: Row) -> None:
+    model = build(row)
     names = matrix_names(model)
     owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
     assert all(isinstance(owner, nn.Linear | nn.Conv2d) for owner in owners.values())
@@ -207,3 +210,13 @@ def test_a_swin_v2s_position_network_is_none() -> None:
     model = timm.create_model("swinv2_tiny_window8_256", **dict(ROWS["swin v2"].args))
     assert "layers.0.blocks.0.attn.cpb_mlp.2.weight" in dict(model.named_parameters())
     assert not any("cpb_mlp" in name for name in matrix_names(model))
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_the_plan_tells_what_a_student_of_any_family_takes(row: Row, store: str) -> None:
+    teacher = build(row)
+    recipe = PlanRecipe(share=2, transforms=row.transforms)  # type: ignore[arg-type]
+    plan = make_plan(teacher, recipe, name="model", store=store)
+    apply_plan(teacher, plan)
+    assert num_bytes(stored_tensors(teacher, store)) == plan.size.student_bytes

@@ -6,7 +6,7 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -244,7 +244,7 @@ def test_it_works_while_matrices_fade(store: str) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("ema", [None, 0.5])
-def test_the_quantised_student_is_better_for_it(optimizer: str, ema: float | None) -> None:
+def test_the_quantised_student_is_better_for_it(optimizer: Literal["adamw", "muon"], ema: float | None) -> None:
     """A student that is its teacher has nothing to learn but to bear int4; both are rounded to it afterwards."""
     teacher = tiny()
     x = images(teacher, 16)
@@ -253,7 +253,7 @@ def test_the_quantised_student_is_better_for_it(optimizer: str, ema: float | Non
         student, _ = compressed(teacher, share=1, transforms=())
         recipe = DistillRecipe(
             loss={"logits": 1.0, "hidden": 1.0}, lr=3e-4, matrix_lr=1e-3, optimizer=optimizer, ema=ema
-        )  # type: ignore[arg-type]
+        )
         with quantising(student, "int4", fraction) as step:
             _distil(student, teacher, x, recipe, step)
         round_to(student, stored_tensors(student, "int4"), "int4")
