@@ -55,7 +55,7 @@ def load(path: Path) -> dict[str, torch.Tensor]:
 
 
 @needs_data
-@pytest.mark.parametrize(("store", "drop"), [("int8", 0.5), ("int4", 2.0)])
+@pytest.mark.parametrize(("store", "drop"), [("int8", 0.5), pytest.param("int4", 2.0, marks=pytest.mark.slow)])
 def test_deit_tiny_bears_fewer_bits(store: str, drop: float, tmp_path: Path, vitcompress: Vitcompress) -> None:
     """Nothing shared, nothing trained: the student is the teacher stored so, and its file is as good as that."""
     out = tmp_path / "mini.safetensors"
