@@ -24,6 +24,7 @@ from vitcompress.plan import Plan, make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.short_names import SHORT_NAMES
 from vitcompress.source import Source, empty_model, resolve
+from vitcompress.stored import donor_tensors
 from vitcompress.surgery import apply_plan
 from vitcompress.transforms import KeyPositions, TokenConvolution
 
@@ -170,7 +171,7 @@ def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
         assert torch.equal(loaded(x), student(x))
         assert torch.equal(loaded.forward_features(x), student.forward_features(x))  # type: ignore[operator]
     assert [(n, b.shape) for n, b in loaded.named_buffers()] == [(n, b.shape) for n, b in student.named_buffers()]
-    for name, t in artifact.donor_tensors(loaded).items():
+    for name, t in donor_tensors(loaded).items():
         assert torch.equal(t, stored[name])
 
 

@@ -70,7 +70,9 @@ def user_errors() -> Iterator[None]:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def takes(*stages: str, only: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(
+    *stages: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the flags of a recipe's stages; it gets those that were typed as `flags`.
 
     Every flag defaults to None, so that one that was not typed leaves the recipe file's value alone.
@@ -78,8 +80,13 @@ def takes(*stages: str, only: tuple[str, ...] = ()) -> Callable[[Callable[..., N
     Args:
         stages: of `vitcompress.recipe.Recipe`.
         only: names of the fields to take; all where empty.
+        without: names of fields not to take.
     """
-    chosen = [option for option in recipes.options(*stages) if not only or option.name in only]
+    chosen = [
+        option
+        for option in recipes.options(*stages)
+        if (not only or option.name in only) and option.name not in without
+    ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
@@ -155,7 +162,7 @@ def compress(
 
 
 @app.command()
-@takes("data", "teacher", "distill", "run", "gates")
+@takes("data", "teacher", "distill", "store", "run", "gates", without=("baselines",))
 def finetune(
     file: FileArgument,
     out: Annotated[Path, typer.Option(help="The file to write; its reports are written beside it.")],
@@ -177,13 +184,13 @@ def finetune(
 
 
 @app.command()
-@takes("model", "plan")
+@takes("model", "plan", "store", without=("qat_fraction", "baselines"))
 def plan(flags: dict[str, Any], preset: PresetOption = None, as_json: JsonOption = False) -> None:
     """Show what would be shared and how many parameters remain; loads no weights."""
     resolved = compose.build(flags, preset=preset, family_name=_family_name)
     from vitcompress import pipeline, report
 
-    found = pipeline.plan(resolved.model, resolved.plan)
+    found = pipeline.plan(resolved.model, resolved.plan, resolved.store.store)
     if as_json:
         _print_json(report.to_json(found))
     else:

@@ -41,11 +41,6 @@ class FactoredLinear(nn.Linear):
         self.up = nn.Parameter(torch.zeros(self.out_features, rank, device=like.device, dtype=like.dtype))
         self.down = nn.Parameter(torch.zeros(rank, self.in_features, device=like.device, dtype=like.dtype))
 
-    @staticmethod
-    def num_params(shape: tuple[int, int], rank: int) -> tuple[int, int]:
-        """Parameters of `up` and of `down` beside a matrix `[out, in]`."""
-        return shape[0] * rank, rank * shape[1]
-
     @property
     def rank(self) -> int:
         """r, columns of `up` and rows of `down`."""

@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from vitcompress import artifact
+from vitcompress.baselines import measure_baselines
 from vitcompress.classes import known_classes
 from vitcompress.compare import Candidate, Comparison, compare, has_classes
 from vitcompress.compose import to_dict
@@ -28,9 +29,10 @@ from vitcompress.families import family_named, family_of
 from vitcompress.initialize import needs_images, start_student
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, make_plan
-from vitcompress.prepare import bundle_of, check_device, check_out, missing_images
+from vitcompress.prepare import bundle_of, check_device, check_out, check_store, missing_images
 from vitcompress.produce import (
     Lesson,
+    Stored,
     described,
     load_adapted,
     measure,
@@ -39,8 +41,9 @@ from vitcompress.produce import (
     versions,
     write_result,
 )
+from vitcompress.quantized_layers import quantising
 from vitcompress.recipe import DataRecipe, ModelRecipe, PlanRecipe, Recipe
-from vitcompress.report import SCHEMA_VERSION, Report, to_json
+from vitcompress.report import SCHEMA_VERSION, Baseline, Report, to_json
 from vitcompress.source import Source, clone, data_config, empty_model, load_teacher, resolve, sha256_of
 from vitcompress.surgery import apply_plan
 from vitcompress.teacher import Teacher, find_teacher
@@ -49,15 +52,16 @@ from vitcompress.trainlog import DivergedError, TrainLog
 from vitcompress.views import Views, check_readable, evaluation_loader, random_views
 
 
-def plan(model: ModelRecipe, recipe: PlanRecipe) -> Plan:
+def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
     """Decide what would be shared; loads no weights.
 
     Args:
         model: the teacher.
         recipe: what to share.
+        store: how the file would hold the student.
     """
     empty = empty_model(resolve(model))
-    found = make_plan(empty, recipe, name=model.model)
+    found = make_plan(empty, recipe, name=model.model, store=store)
     return with_macs(found, empty, data_config(empty, model)["input_size"])
 
 
@@ -222,10 +226,19 @@ class _Job:
         """Train the student, in place, to do what the teacher does: the source, if no other is named."""
         student.to(self.accelerator.device)  # before the source's matrices are laid beside it
         teacher = load_adapted(self.teacher, self.config, self.comparison) if self.teacher else source
-        with fading(student, source, self.plan, self.recipe.distill.fade) as fade:
+        how = self.recipe.store
+        with (
+            fading(student, source, self.plan, self.recipe.distill.fade) as fade,
+            quantising(student, how.store, how.qat_fraction) as quantise,
+        ):
+
+            def follow(done: float) -> None:
+                fade(done)
+                quantise(done)
+
             return train(
                 student, teacher, self._lesson(), blocks=family_named(self.plan.family).block_names(source),
-                matrices=self.plan.matrices, fade=fade, accelerator=self.accelerator, reporter=reporter,
+                matrices=self.plan.matrices, fade=follow, accelerator=self.accelerator, reporter=reporter,
             )  # fmt: skip
 
     def _lesson(self) -> Lesson:
@@ -233,8 +246,10 @@ class _Job:
         return Lesson(self.recipe, self.train, self.config, self.comparison, name)
 
     def finish(self, student: nn.Module, teacher: nn.Module, log: TrainLog, out: Path, reporter: Reporter) -> Report:
-        """Evaluate, write and verify; returns the report that went into the file."""
+        """Round, evaluate, write and verify; returns the report that went into the file."""
         device = self.accelerator.device
+        stored = Stored.of(student, self.plan, self.recipe.store.store)
+        stored.round(student)
         accuracy = measure(
             student, teacher, self.val, self.config, self.recipe.data, device=device, reporter=reporter
         )  # fmt: skip
@@ -244,7 +259,7 @@ class _Job:
             family=self.plan.family,
             groups=tuple(len(group.blocks) for group in self.plan.groups),
             transforms=self.plan.transforms,
-            size=self.plan.size,
+            size=stored.plan.size,
             accuracy=accuracy,
             speed=measure_speed(student, teacher, self.config["input_size"], device=device),
             train=log,
@@ -252,20 +267,36 @@ class _Job:
             versions=versions(),
             command=self.command,
             notes=notes_on(self.plan) + (self._teacher_notes() if log.steps else ()),
+            store=stored.store,
+            baselines=self._baselines(teacher, accuracy, reporter),
         )
         manifest = artifact.Manifest(
             source=described(self.source),
             source_sha256=sha256_of(teacher.state_dict()),
-            plan=self.plan,
+            plan=stored.plan,
             data_config=self.config,
             recipe=to_dict(self.recipe),
             report=to_json(report),
             versions=report.versions,
             classes=tuple(self.source.pretrained_cfg.get("label_names", ()))
             or (self.train.classes if self.train else ()),
+            store=stored.store,
         )
-        write_result(out, student, manifest, report, reporter)
+        write_result(out, student, stored, manifest, report, reporter)
         return report
+
+    def _baselines(self, teacher: nn.Module, accuracy: Accuracy | None, reporter: Reporter) -> tuple[Baseline, ...]:
+        if accuracy is None or self.val is None or not self.recipe.store.baselines:
+            return ()
+        return measure_baselines(
+            teacher,
+            self.val,
+            self.config,
+            self.recipe.data,
+            accuracy,
+            device=self.accelerator.device,
+            reporter=reporter,
+        )
 
     def _teacher_notes(self) -> tuple[str, ...]:
         """What a reader of the report must know where the student learned from another model."""
@@ -326,12 +357,13 @@ def _settle(recipe: Recipe, attempt: Any) -> _Settled:
     """Find model, plan and teacher, and what of them is compared, each step by `attempt`."""
     source = attempt(resolve, recipe.model)
     model = attempt(empty_model, source) if source else None
+    attempt(check_store, recipe.store, recipe.distill)
     teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
     found: Any = None
     config: Any = None
     comparison = None
     if model is not None:
-        found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
+        found = attempt(make_plan, model, recipe.plan, name=recipe.model.model, store=recipe.store.store)
         config = attempt(data_config, model, recipe.model)
     if model is not None and found and config:
         found = with_macs(found, model, config["input_size"])

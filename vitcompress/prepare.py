@@ -12,7 +12,7 @@ import torch
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data import ImageSet
 from vitcompress.errors import RecipeError
-from vitcompress.recipe import Recipe
+from vitcompress.recipe import STORES_IN_LOOP, DistillRecipe, Recipe, StoreRecipe
 
 
 def missing_images(
@@ -30,6 +30,23 @@ def missing_images(
     if recipe.gates.max_drop is not None and (val is None or val.labels is None):
         faults.append(("--max-drop needs labelled images.", "Give --val-data DIR with class folders."))
     return faults
+
+
+def check_store(recipe: StoreRecipe, distill: DistillRecipe) -> None:
+    """Make sure that there is something to train with, where the training shall know how weights are stored.
+
+    Raises:
+        RecipeError: there is not.
+    """
+    if recipe.qat_fraction and recipe.store not in STORES_IN_LOOP:
+        raise RecipeError(
+            f"--qat-fraction {recipe.qat_fraction:g}: --store {recipe.store} quantises nothing.",
+            hint=f"Give --store {' or '.join(STORES_IN_LOOP)}, or leave it out.",
+        )
+    if recipe.qat_fraction and distill.steps == 0:
+        raise RecipeError(
+            f"--qat-fraction {recipe.qat_fraction:g}: --steps 0 trains nothing.", hint="Give a length, or leave it out."
+        )
 
 
 def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:

@@ -22,6 +22,7 @@ from vitcompress.errors import nearest
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
 TRANSFORMS = ("heads", "mlp")  # the default
+STORES_IN_LOOP = ("int8", "int4")  # those that a training can be told of
 LOSSES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -285,6 +286,23 @@ class DistillRecipe:
 
 
 @dataclass(frozen=True, config=_CONFIG)
+class StoreRecipe:
+    """How the file holds the weights."""
+
+    store: Annotated[
+        Literal["source", "fp32", "fp16", "bf16", "int8", "int4"],
+        Field(description="How the file holds its numbers: as the source does, or in fewer bits."),
+    ] = "source"
+    qat_fraction: Annotated[
+        float,
+        Field(ge=0, le=1, description="Last share of the training that computes with int8 or int4 matrices already."),
+    ] = 0.0
+    baselines: Annotated[
+        bool, Field(description="Measure the whole source in fp16, int8 and int4 too, to compare with.")
+    ] = True
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class RunRecipe:
     """Where and how reproducibly it runs."""
 
@@ -315,6 +333,7 @@ class Recipe:
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
     teacher: TeacherRecipe = dataclasses.field(default_factory=TeacherRecipe)
     distill: DistillRecipe = dataclasses.field(default_factory=DistillRecipe)
+    store: StoreRecipe = dataclasses.field(default_factory=StoreRecipe)
     run: RunRecipe = dataclasses.field(default_factory=RunRecipe)
     gates: GateRecipe = dataclasses.field(default_factory=GateRecipe)
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from vitcompress.initialize.regression import Moments, regress, roots
 
-
 ROUNDS = 32
 
 

@@ -15,13 +15,14 @@ from vitcompress.plan.sizes import size_of
 from vitcompress.recipe import PlanRecipe
 
 
-def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
+def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str, store: str = "source") -> Plan:
     """Decide what `model`'s blocks share and what their layers are made of.
 
     Args:
         model: the teacher, on any device; meta will do.
         recipe: groups, biases, factors, widths and transformations asked for.
         name: what the user called the model, for messages.
+        store: how the file holds the student, a key of `STORES`.
 
     Returns:
         A plan whose sizes are those of the student that `apply_plan` builds.
@@ -56,11 +57,16 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
     ]
     faults += _faults_of_factors(model, groups, recipe, name)
     raise_faults(PlanError, faults)
-    return plan_of(model, family, groups, recipe.transforms, recipe.token_kernel)
+    return plan_of(model, family, groups, recipe.transforms, recipe.token_kernel, store)
 
 
 def plan_of(
-    model: nn.Module, family: Family, groups: Sequence[Group], transforms: tuple[str, ...], token_kernel: int
+    model: nn.Module,
+    family: Family,
+    groups: Sequence[Group],
+    transforms: tuple[str, ...],
+    token_kernel: int,
+    store: str = "source",
 ) -> Plan:
     """The plan of groups that are known to fit.
 
@@ -70,21 +76,27 @@ def plan_of(
         groups: every block of the model, each in one.
         transforms: of every block.
         token_kernel: of the token convolution.
+        store: how the file holds the student, a key of `STORES`.
     """
-    size = size_of(model, family, groups, transforms, token_kernel)
+    size = size_of(model, family, groups, transforms, token_kernel, store)
     return Plan(family.name, tuple(groups), transforms, token_kernel, size)
 
 
-def measured_on(plan: Plan, model: nn.Module) -> Plan:
+def measured_on(plan: Plan, model: nn.Module, store: str = "source") -> Plan:
     """The same plan with the sizes of `model`, of the same blocks but another head or image size.
 
     Args:
         plan: of a model with the same blocks.
         model: nothing shared in it yet, on any device; meta will do.
+        store: how the file holds the student, a key of `STORES`.
     """
-    return replace(
-        plan, size=size_of(model, family_named(plan.family), plan.groups, plan.transforms, plan.token_kernel)
-    )
+    return plan_of(model, family_named(plan.family), plan.groups, plan.transforms, plan.token_kernel, store)
+
+
+def weighed(plan: Plan, student_bytes: int) -> Plan:
+    """The same plan with the bytes that its student came to take, where that is known."""
+    ratio = round(plan.size.teacher_bytes / student_bytes, 4)
+    return replace(plan, size=replace(plan.size, student_bytes=student_bytes, bytes_ratio=ratio))
 
 
 def layer_shapes(family: Family, block: nn.Module) -> Mapping[str, tuple[int, int]]:

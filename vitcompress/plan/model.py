@@ -53,8 +53,9 @@ class Group:
 class Size:
     """Parameters, bytes and multiply-accumulates of teacher and student.
 
-    Bytes are those of parameters and persistent buffers in the type they are held in, each shared tensor once; a
-    file adds a header of some kilobytes. Multiply-accumulates are those of one image; None: not counted.
+    Bytes are those of parameters and persistent buffers, each shared tensor once: of the teacher in the type they are
+    held in, of the student as its file stores them. The file adds a header of some kilobytes. Multiply-accumulates
+    are those of one image; None: not counted.
     """
 
     teacher_params: int

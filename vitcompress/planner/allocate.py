@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Choice:
     last: int
     params: int
     cost: float
-    key: object
+    key: Any
 
 
 def allocate(choices: Sequence[Choice], num_blocks: int, budget: int) -> tuple[list[Choice], float] | None:

@@ -119,7 +119,7 @@ def candidates(measured: Measured, budget: int, token_kernel: int, transforms: t
         picked = allocate(choices, len(shapes.blocks), blocks - saved_at_least)
         if picked is None:
             continue
-        groups = tuple(group for choice in picked[0] for group in _groups_of(choice))
+        groups = tuple(merged(*choice.key) for choice in picked[0])
         plan = plan_of(shapes.model, shapes.family, groups, transforms, token_kernel)
         found.setdefault(repr(groups), Candidate(", ".join(kinds), plan, picked[1]))
     return sorted(found.values(), key=lambda candidate: candidate.predicted)
@@ -133,7 +133,7 @@ def smallest(measured: Measured, token_kernel: int, transforms: tuple[str, ...])
     for end in range(1, len(shapes.blocks) + 1):
         ending = [c for c in choices if c.last == end]
         best.append(min(((best[c.first][0] + c.params, [*best[c.first][1], c]) for c in ending), key=lambda t: t[0]))
-    groups = [group for choice in best[-1][1] for group in _groups_of(choice)]
+    groups = [merged(*choice.key) for choice in best[-1][1]]
     return plan_of(shapes.model, shapes.family, groups, transforms, token_kernel)
 
 
@@ -261,14 +261,7 @@ def _part(option: Option) -> str:
 
 
 def _untouched(choice: Choice) -> bool:
-    attention, mlp = choice.key  # type: ignore[misc]
-    return bool(attention.kind == mlp.kind == "keep")
-
-
-def _groups_of(choice: Choice) -> list[Group]:
-    """The group of a choice; of a run that shares nothing after all, each block for itself."""
-    attention, mlp = choice.key  # type: ignore[misc]
-    return [merged(attention, mlp)]
+    return all(option.kind == "keep" for option in choice.key)
 
 
 __all__ = ["KINDS", "Candidate", "Family", "Measured", "build", "candidates", "divergence", "measure", "smallest"]

@@ -77,7 +77,7 @@ def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator
 
     skipped = [model.get_submodule(name) for name in blocks[: blocks.index(first)]]
     for block in skipped:
-        block.forward = lambda x, *rest, **named: x  # type: ignore[method-assign]
+        block.forward = lambda x, *rest, **named: x
     handle = model.get_submodule(first).register_forward_pre_hook(enter, with_kwargs=True)
     try:
         yield entry
