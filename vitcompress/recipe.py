@@ -22,6 +22,7 @@ from vitcompress.errors import nearest
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
 TRANSFORMS = ("heads", "mlp")  # the default
+KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
 STORES_IN_LOOP = ("int8", "int4")  # those that a training can be told of
 LOSSES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
 
@@ -143,6 +144,39 @@ class PlanRecipe:
             raise ValueError(f"--token-kernel {self.token_kernel}: must be odd, to be centred on a patch")
         if len(set(self.transforms)) < len(self.transforms):
             raise ValueError("--transforms names a transformation twice")
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class TargetRecipe:
+    """What the plan is searched for, where it is not given."""
+
+    target_ratio: Annotated[
+        float | None, Field(gt=1, description="Search the best plan with this many times fewer parameters.")
+    ] = None
+    target_size: Annotated[
+        Annotated[int, Field(gt=0)] | None,
+        BeforeValidator(_bytes),
+        Field(description="Search the best plan, and store, for a file no larger than this, like 20MB."),
+    ] = None
+    target_drop: Annotated[
+        float | None,
+        Field(gt=0, description="Search the smallest plan that is no more points worse than this before training."),
+    ] = None
+    kinds: Annotated[
+        tuple[Literal["narrow", "low_rank", "share", "adapter", "basis"], ...],
+        Words,
+        Field(min_length=1, description="What the search may do: narrow, low_rank, share, adapter, basis."),
+    ] = KINDS  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        given = [f for f in ("target_ratio", "target_size", "target_drop") if getattr(self, f) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join('--' + f.replace('_', '-') for f in given)} exclude each other")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is a target."""
+        return (self.target_ratio, self.target_size, self.target_drop) != (None, None, None)
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -329,6 +363,7 @@ class Recipe:
 
     model: ModelRecipe
     plan: PlanRecipe = dataclasses.field(default_factory=PlanRecipe)
+    target: TargetRecipe = dataclasses.field(default_factory=TargetRecipe)
     start: StartRecipe = dataclasses.field(default_factory=StartRecipe)
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
     teacher: TeacherRecipe = dataclasses.field(default_factory=TeacherRecipe)

@@ -15,7 +15,6 @@ from vitcompress.families import Family, Widths, full_widths
 from vitcompress.plan import Group, group_params, layer_shapes
 
 PARTS = ("attn", "mlp")
-KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
 HIDDEN_SHARES = (0.75, 0.5, 0.33, 0.2, 0.1)
 HEAD_SHARES = (0.75, 0.5, 0.33, 0.2, 0.1)
 RANK_SHARES = (0.5, 0.35, 0.22, 0.12, 0.06)

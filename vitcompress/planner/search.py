@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.families import Family, Widths, family_of
+from vitcompress.families import Widths, family_of
 from vitcompress.initialize import start_student
 from vitcompress.plan import Group, Plan, plan_of
 from vitcompress.planner.allocate import Choice, allocate, frontier
-from vitcompress.planner.options import KINDS, PARTS, Option, Shapes, merged, run_options, single_options
+from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
 from vitcompress.planner.sensitivity import CHUNK_IMAGES, Sensitivity
 from vitcompress.source import clone
 from vitcompress.surgery import apply_plan
@@ -262,6 +262,3 @@ def _part(option: Option) -> str:
 
 def _untouched(choice: Choice) -> bool:
     return all(option.kind == "keep" for option in choice.key)
-
-
-__all__ = ["KINDS", "Candidate", "Family", "Measured", "build", "candidates", "divergence", "measure", "smallest"]
