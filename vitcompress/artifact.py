@@ -153,11 +153,7 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
     path = Path(path)
     with _opened(path) as file:
         manifest, tensors = _checked(path, file)  # before anything is built from what the header says
-        try:
-            model = empty_model(Source(**manifest.source))
-            apply_plan(model, manifest.plan)
-        except (VitcompressError, AttributeError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: its plan does not fit its model: {error}") from error
+        model = empty_student(path, manifest)
         expected = {name: (t.dtype, tuple(t.shape)) for name, t in donor_tensors(model).items()}
         stored = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
         wrong = [name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name)]
@@ -166,6 +162,24 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
         fill(model, tensors)
     model.pretrained_cfg = _pretrained_cfg(model, manifest)  # type: ignore[assignment]
     return model.eval()
+
+
+def empty_student(path: Path, manifest: Manifest) -> nn.Module:
+    """The model that a manifest describes, without its weights.
+
+    Args:
+        path: of the artifact, for messages.
+        manifest: that was read from it.
+
+    Raises:
+        ArtifactError: its plan does not fit its model.
+    """
+    try:
+        model = empty_model(Source(**manifest.source))
+        apply_plan(model, manifest.plan)
+    except (VitcompressError, AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: its plan does not fit its model: {error}") from error
+    return model
 
 
 def _pretrained_cfg(model: nn.Module, manifest: Manifest) -> dict[str, Any]:
