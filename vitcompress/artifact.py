@@ -162,17 +162,31 @@ def load(path: str | os.PathLike[str], *, keep_quantized: bool = False) -> nn.Mo
     path = Path(path)
     with _opened(path) as file:
         manifest, tensors = _checked(path, file)  # before anything is built from what the header says
-        try:
-            model = empty_model(Source(**manifest.source))
-            apply_plan(model, manifest.plan)
-        except (VitcompressError, AttributeError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: its plan does not fit its model: {error}") from error
+        model = empty_student(path, manifest)
         wrong = _misfits(model, tensors, manifest.store)
         if wrong:
             raise ArtifactError(f"{path}: tensors that are not those of its plan: {shorten(wrong)}.")
         fill(model, tensors, manifest.store, quantized=keep_quantized)
     model.pretrained_cfg = _pretrained_cfg(model, manifest)  # type: ignore[assignment]
     return model.eval()
+
+
+def empty_student(path: Path, manifest: Manifest) -> nn.Module:
+    """The model that a manifest describes, without its weights.
+
+    Args:
+        path: of the artifact, for messages.
+        manifest: that was read from it.
+
+    Raises:
+        ArtifactError: its plan does not fit its model.
+    """
+    try:
+        model = empty_model(Source(**manifest.source))
+        apply_plan(model, manifest.plan)
+    except (VitcompressError, AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: its plan does not fit its model: {error}") from error
+    return model
 
 
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor], store: str) -> list[str]:

@@ -370,6 +370,8 @@ def _settle(recipe: Recipe, attempt: Any) -> _Settled:
         blocks = family_named(found.family).block_names(model)
         attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
         if teacher or not recipe.teacher.teacher:
-            student = Candidate(source.name, model, config["input_size"])
-            comparison = attempt(compare, student, teacher.candidate if teacher else student, recipe.distill)
+            built = clone(model)
+            apply_plan(built, found)
+            student, own = (Candidate(source.name, each, config["input_size"]) for each in (built, model))
+            comparison = attempt(compare, student, teacher.candidate if teacher else own, recipe.distill)
     return _Settled(source, model, found, config, teacher, comparison)

@@ -21,7 +21,7 @@ from vitcompress.errors import nearest
 
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
-TRANSFORMS = ("heads", "mlp")  # the default
+TRANSFORMS = ("heads", "mlp")  # the default where blocks share whole matrices
 KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
 STORES_IN_LOOP = ("int8", "int4")  # those that a training can be told of
 LOSSES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
@@ -124,10 +124,13 @@ class PlanRecipe:
     share_biases: Annotated[bool, Field(description="Share the biases of the shared layers too, as published.")] = False
     share_tables: Annotated[bool, Field(description="Share relative position bias tables too, as published.")] = False
     transforms: Annotated[
-        tuple[Literal["heads", "mlp", "rpe"], ...],
+        tuple[Literal["heads", "mlp", "rpe"], ...] | None,
         Words,
-        Field(description="Transformations of each block: heads, mlp, rpe (plain ViTs), like heads,mlp; or none."),
-    ] = TRANSFORMS  # type: ignore[assignment]
+        Field(
+            description="Transformations of each block: heads, mlp, rpe (plain ViTs), or none. "
+            f"Default: {','.join(TRANSFORMS)} where blocks share whole matrices, else none."
+        ),
+    ] = None
     token_kernel: Annotated[int, Field(ge=1, description="k of the k×k token convolution (mlp), odd.")] = 3
 
     def __post_init__(self) -> None:
@@ -142,7 +145,7 @@ class PlanRecipe:
             raise ValueError("--pattern and --groups exclude each other")
         if self.token_kernel % 2 == 0:
             raise ValueError(f"--token-kernel {self.token_kernel}: must be odd, to be centred on a patch")
-        if len(set(self.transforms)) < len(self.transforms):
+        if self.transforms is not None and len(set(self.transforms)) < len(self.transforms):
             raise ValueError("--transforms names a transformation twice")
 
 
@@ -187,7 +190,7 @@ class StartRecipe:
         Literal["first", "mean", "calibrated"],
         Field(description="Start of the shared weights: the group's first block, its mean, or the least-squares fit."),
     ] = "first"
-    calibration_images: Annotated[int, Field(ge=1, description="Images for --start calibrated.")] = 256
+    calibration_images: Annotated[int, Field(ge=1, description="Images that starts are fitted to.")] = 256
 
 
 @dataclass(frozen=True, config=_CONFIG)

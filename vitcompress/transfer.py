@@ -46,6 +46,7 @@ from vitcompress.quantized_layers import quantising
 from vitcompress.recipe import Recipe
 from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
 from vitcompress.source import Source, build_model, empty_model, sha256_of
+from vitcompress.surgery import apply_plan
 from vitcompress.teacher import Teacher, find_teacher
 from vitcompress.training import check_student
 from vitcompress.trainlog import DivergedError, TrainLog
@@ -259,7 +260,7 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
             config["input_size"][0],
             *((img_size, img_size) if img_size else config["input_size"][1:]),
         )
-        lesson = attempt(_settle, path.name, source, teacher, recipe, images, classes, config, parent.plan.family)
+        lesson = attempt(_settle, path.name, source, teacher, recipe, images, classes, config, parent.plan)
     raise_faults(RecipeError, faults)
     assert lesson is not None  # else there was a fault
     empty = empty_model(source)
@@ -272,7 +273,7 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
 
 def _settle(
     name: str, source: Source, teacher: Teacher | None, recipe: Recipe, images: ImageSet, classes: tuple[str, ...],
-    config: dict[str, Any], family: str,
+    config: dict[str, Any], plan: Plan,
 ) -> Lesson:  # fmt: skip
     """Settle what the student learns, and make sure that it can.
 
@@ -282,12 +283,13 @@ def _settle(
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
     model = empty_model(source)
+    apply_plan(model, plan)
     student = Candidate(name, model, config["input_size"])
     attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
     comparison = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
     if comparison is not None:
         recipe = _with_losses(recipe, comparison.losses)
-        attempt(check_student, model, family_named(family).block_names(model), recipe.distill, name=name)
+        attempt(check_student, model, family_named(plan.family).block_names(model), recipe.distill, name=name)
     raise_faults(RecipeError, faults)
     taught = teacher is not None and any(LOSSES[name].teacher for name in comparison.losses)
     return Lesson(recipe, images, config, comparison, teacher.name if teacher and taught else None)

@@ -12,7 +12,7 @@ from vitcompress.families import Family, Widths, family_named, family_of, full_w
 from vitcompress.plan.grouping import Kind, group_blocks
 from vitcompress.plan.model import Group, Plan
 from vitcompress.plan.sizes import size_of
-from vitcompress.recipe import PlanRecipe
+from vitcompress.recipe import TRANSFORMS, PlanRecipe
 
 
 def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str, store: str = "source") -> Plan:
@@ -50,14 +50,15 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str, store: str = "
         for block, names in shared.items()
     }
     groups = tuple(_group(model, family, blocks, shared[blocks[0]], recipe) for blocks in group_blocks(recipe, kinds))
+    transforms = _transforms(family, groups) if recipe.transforms is None else recipe.transforms
     faults = [
         (f"--transforms {transform}: {fault}.", "Leave it out of --transforms.")
-        for transform in recipe.transforms
+        for transform in transforms
         if (fault := _transform_fault(family, transform, model, list(shared), name))
     ]
-    faults += _faults_of_factors(model, groups, recipe, name)
+    faults += _faults_of_factors(model, groups, transforms, recipe, name)
     raise_faults(PlanError, faults)
-    return plan_of(model, family, groups, recipe.transforms, recipe.token_kernel, store)
+    return plan_of(model, family, groups, transforms, recipe.token_kernel, store)
 
 
 def plan_of(
@@ -126,8 +127,14 @@ def _group(
     return Group(blocks, shared, ranks, tuple(ranks) if recipe.basis else (), widths)
 
 
+def _transforms(family: Family, groups: Sequence[Group]) -> tuple[str, ...]:
+    """The transformations where none are asked for: they tell blocks apart that share whole matrices, and no others."""
+    shares = any(len(group.blocks) > 1 and any(map(family.weights.fullmatch, group.shared)) for group in groups)
+    return TRANSFORMS if shares else ()
+
+
 def _faults_of_factors(
-    model: nn.Module, groups: Sequence[Group], recipe: PlanRecipe, name: str
+    model: nn.Module, groups: Sequence[Group], transforms: Sequence[str], recipe: PlanRecipe, name: str
 ) -> list[tuple[str, str]]:
     """Why factors and widths cannot be as asked, as `(message, hint)` pairs."""
     faults = []
@@ -151,7 +158,7 @@ def _faults_of_factors(
             f"--width {recipe.width:g}: the blocks of {name} have neither a plain MLP nor plain attention.",
             "Leave it out.",
         ))  # fmt: skip
-    if "rpe" in recipe.transforms and any(group.widths.qk for group in groups):
+    if "rpe" in transforms and any(group.widths.qk for group in groups):
         faults.append(("--transforms rpe: its table has as many channels as a head, which --width takes away.",
                        "Leave one of them out."))  # fmt: skip
     return faults
