@@ -184,13 +184,36 @@ def finetune(
 
 
 @app.command()
-@takes("model", "plan", "store", without=("qat_fraction", "baselines"))
-def plan(flags: dict[str, Any], preset: PresetOption = None, as_json: JsonOption = False) -> None:
-    """Show what would be shared and how many parameters remain; loads no weights."""
-    resolved = compose.build(flags, preset=preset, family_name=_family_name)
+@takes("model", "plan", "target", "store", without=("qat_fraction", "baselines"))
+def plan(
+    flags: dict[str, Any],
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|built-in", help="Images to measure on what each option costs, or to search a target's plan on."
+        ),
+    ] = None,
+    calibration_images: Annotated[int | None, typer.Option(min=1, help="Images of them that are used.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device to measure on.")] = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what would be shared and how many parameters remain; loads weights only to measure or to search."""
+    built_in = str(calibrate) == "built-in"  # those of a built-in model, which need no folder
+    more = {"data": None if built_in else calibrate, "calibration_images": calibration_images, "device": device}
+    typed = {**flags, **{name: value for name, value in more.items() if value is not None}}
+    resolved = compose.build(typed, preset=preset, family_name=_family_name)
     from vitcompress import pipeline, report
 
-    found = pipeline.plan(resolved.model, resolved.plan, resolved.store.store)
+    if calibrate is not None and not resolved.target.is_given:
+        options = pipeline.sensitivities(resolved, reporter=Reporter(quiet=quiet))
+        _print_json(options) if as_json else report.print_options(options, resolved.model.model, Console())
+        return
+    if resolved.target.is_given:
+        found = pipeline.search(resolved, reporter=Reporter(quiet=quiet))
+    else:
+        found = pipeline.plan(resolved.model, resolved.plan, resolved.store.kind)
     if as_json:
         _print_json(report.to_json(found))
     else:
@@ -302,5 +325,5 @@ def _exit_on(missed: list[str]) -> None:
         raise typer.Exit(EXIT_GATE)
 
 
-def _print_json(tree: dict[str, Any]) -> None:
+def _print_json(tree: dict[str, Any] | list[dict[str, Any]]) -> None:
     typer.echo(json.dumps(tree, indent=2))

@@ -327,9 +327,12 @@ class StoreRecipe:
     """How the file holds the weights."""
 
     store: Annotated[
-        Literal["source", "fp32", "fp16", "bf16", "int8", "int4"],
-        Field(description="How the file holds its numbers: as the source does, or in fewer bits."),
-    ] = "source"
+        Literal["source", "fp32", "fp16", "bf16", "int8", "int4"] | None,
+        Field(
+            description="How the file holds its numbers: source (as the source does; the default) or in fewer bits. "
+            "With --target-size, the search chooses."
+        ),
+    ] = None
     qat_fraction: Annotated[
         float,
         Field(ge=0, le=1, description="Last share of the training that computes with int8 or int4 matrices already."),
@@ -337,6 +340,11 @@ class StoreRecipe:
     baselines: Annotated[
         bool, Field(description="Measure the whole source in fp16, int8 and int4 too, to compare with.")
     ] = True
+
+    @property
+    def kind(self) -> str:
+        """The store, where nothing else chooses it."""
+        return self.store or "source"
 
 
 @dataclass(frozen=True, config=_CONFIG)

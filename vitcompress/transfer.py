@@ -87,7 +87,7 @@ def finetune(
     before = None if job.num_classes else job.measure(student, None, reporter)
     try:
         how = job.lesson.recipe.store
-        with quantising(student, how.store, how.qat_fraction) as quantise:
+        with quantising(student, how.kind, how.qat_fraction) as quantise:
             log = train(
                 student, teacher, job.lesson, blocks=family_named(job.plan.family).block_names(student),
                 matrices=job.plan.matrices, fade=quantise, accelerator=job.accelerator, reporter=reporter,
@@ -144,7 +144,7 @@ class _Job:
     ) -> Report:  # fmt: skip
         """Round, evaluate, write and verify; returns the report that went into the file."""
         device, config = self.accelerator.device, self.lesson.config
-        stored = Stored.of(student, self.plan, self.lesson.recipe.store.store)
+        stored = Stored.of(student, self.plan, self.lesson.recipe.store.kind)
         stored.round(student)
         accuracy = self.measure(student, teacher, reporter)
         whole = build_model(self.source).to(device).eval()  # how fast it is does not hang on its weights
@@ -237,7 +237,7 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
     teacher = attempt(find_teacher, asked) if asked.teacher else None
     if parent is None:
         raise_faults(RecipeError, faults)
-    if recipe.store.store == "source":  # the file is its own source
+    if recipe.store.kind == "source":  # the file is its own source
         recipe = replace(recipe, store=replace(recipe.store, store=parent.store))
     attempt(check_store, recipe.store, recipe.distill)
     old = Source(**parent.source)
@@ -264,7 +264,7 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
     raise_faults(RecipeError, faults)
     assert lesson is not None  # else there was a fault
     empty = empty_model(source)
-    plan = with_macs(measured_on(parent.plan, empty, recipe.store.store), empty, lesson.config["input_size"])
+    plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, lesson.config["input_size"])
     return _Job(
         lesson, out, command, parent, _lineage(path, parent), source, plan,
         num_classes, classes, val, teacher, asked.teacher is None, Accelerator(cpu=recipe.run.device == "cpu"),

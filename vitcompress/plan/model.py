@@ -78,6 +78,7 @@ class Plan:
         groups: every block of the model, each in one group, by their first blocks.
         transforms: names of the transformations of every block.
         token_kernel: k of the token convolution, in patches.
+        why: what a search chose it from, one line each; empty where it was given.
         size: parameters, bytes and, once the student has been built, multiply-accumulates before and after.
     """
 
@@ -86,6 +87,7 @@ class Plan:
     transforms: tuple[str, ...]
     token_kernel: int
     size: Size
+    why: tuple[str, ...] = ()
 
     @property
     def matrices(self) -> frozenset[str]:

@@ -39,6 +39,24 @@ class Option:
     cost: float = float("nan")
     dial: int = 0
 
+    @property
+    def part(self) -> str:
+        """Attention or MLP: the one that the group has otherwise; empty where there is none."""
+        if self.group.widths != Widths():
+            return "mlp" if self.group.widths.hidden else "attn"
+        names = [*self.group.shared, *self.group.ranks]
+        return names[0].split(".")[0] if names else ""
+
+    def row(self) -> dict[str, Any]:
+        """What was measured, as plain JSON values."""
+        widths = self.group.widths
+        of = [name for name in ("hidden", "qk", "v") if getattr(widths, name)]
+        kind = f"{self.kind} {of[0]}" if of else self.kind
+        return {
+            "kind": kind, "blocks": list(self.group.blocks), "part": self.part, "dial": self.dial,
+            "saved_params": self.saved_params, "cost": self.cost,
+        }  # fmt: skip
+
 
 def merged(attention: Option, mlp: Option) -> Group:
     """The group whose attention is made one way and whose MLP another.

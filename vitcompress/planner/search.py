@@ -184,7 +184,7 @@ def _choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice]:
         parts = {part: [shapes.keep(blocks, part)] for part in PARTS}
         for kind in kinds:
             for part in PARTS:
-                same = [o for o in options if o.kind == kind and _part(o) == part]
+                same = [o for o in options if o.kind == kind and o.part == part]
                 parts[part] += _marks(shapes, same) if len(same) > 1 else same
         yield from _crossed(shapes, first, first + len(blocks), parts["attn"], parts["mlp"])
 
@@ -249,15 +249,7 @@ def _dialled(shapes: Shapes, like: Option, dial: int) -> Option:
     widths = Widths(*(w and dial for w in (group.widths.hidden, group.widths.qk, group.widths.v)))
     ranks = dict.fromkeys(group.ranks, dial)
     made = {"shared": group.shared, "ranks": ranks, "bases": group.bases, "widths": widths}
-    return shapes.option(like.kind, group.blocks, _part(like), dial, **made)
-
-
-def _part(option: Option) -> str:
-    """Attention or MLP."""
-    if option.group.widths != Widths():
-        return "mlp" if option.group.widths.hidden else "attn"
-    names = [*option.group.shared, *option.group.ranks]
-    return names[0].split(".")[0] if names else ""
+    return shapes.option(like.kind, group.blocks, like.part, dial, **made)
 
 
 def _untouched(choice: Choice) -> bool:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vitcompress.errors import PlanError
 from vitcompress.initialize import start_student
 from vitcompress.plan import Group, Plan, measured_on, plan_of
-from vitcompress.planner.options import describe
 from vitcompress.planner.search import Candidate, Measured, build, candidates, divergence, measure, smallest
 from vitcompress.planner.sensitivity import CHUNK_IMAGES
 from vitcompress.quantize import STORES
@@ -42,6 +41,14 @@ class Found:
     store: str
     tried: tuple[Candidate, ...]
     measured: Measured
+
+    def reasons(self) -> tuple[str, ...]:
+        """What the plan was chosen from, one line each, best first."""
+        return tuple(
+            f"{c.name}: {c.plan.size.student_params:,} parameters, {c.predicted:.3f} nats predicted, "
+            + ("not built" if math.isnan(c.cost) else f"{c.cost:.3f} as started")
+            for c in self.tried
+        )
 
 
 @dataclass(frozen=True)
@@ -203,15 +210,3 @@ def _started(plan: Plan, search: Search) -> nn.Module:
     apply_plan(student, plan)
     start_student(student, search.teacher, plan, lambda: search.fitted.split(CHUNK_IMAGES), "first")
     return student.eval()
-
-
-def reasons(found: Found) -> tuple[str, ...]:
-    """Why this plan, one line each."""
-    lines = [
-        f"{c.name}: predicted {c.predicted:.3f} nats"
-        + ("" if math.isnan(c.cost) else f", {c.cost:.3f} as started")
-        + f", {c.plan.size.student_params:,} parameters"
-        for c in found.tried
-    ]
-    numbers = {block: number for number, block in enumerate(found.measured.shapes.blocks)}
-    return (*lines, *(describe(group, numbers) for group in found.plan.groups))

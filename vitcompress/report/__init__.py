@@ -2,7 +2,7 @@
 
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.model import SCHEMA_VERSION, Baseline, Parent, Report, from_json, to_json
-from vitcompress.report.render import print_accuracy, print_plan, print_report, to_markdown, to_svg
+from vitcompress.report.render import print_accuracy, print_options, print_plan, print_report, to_markdown, to_svg
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -12,6 +12,7 @@ __all__ = [
     "from_json",
     "missed_gates",
     "print_accuracy",
+    "print_options",
     "print_plan",
     "print_report",
     "to_json",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -55,6 +56,21 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     for row in size_rows(plan.size):
         sizes.add_row(*row)
     console.print(sizes)
+
+
+def print_options(options: Sequence[Mapping[str, Any]], name: str, console: Console) -> None:
+    """Print what each option would cost, as `pipeline.sensitivities` gives it: a line per blocks, part and kind."""
+    lines: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for option in options:
+        numbers = [block.rpartition("blocks.")[2] for block in option["blocks"]]
+        blocks = option["blocks"][0].rpartition("blocks.")[0] + "–".join(dict.fromkeys((numbers[0], numbers[-1])))
+        lines.setdefault((blocks, option["part"], option["kind"]), []).append(option)
+    table = Table("blocks", "part", "kind", "width or rank: nats of KL per image, parameters saved")
+    for (blocks, part, kind), found in lines.items():
+        marks = (f"{o['dial'] or 'whole'}: {o['cost']:.3g}, −{o['saved_params']:,}" for o in found)
+        table.add_row(blocks, part, kind, " · ".join(marks))
+    console.print(f"{name}: what each option alone does to the predictions", style="bold", markup=False)
+    console.print(table)
 
 
 def print_accuracy(accuracy: Accuracy, console: Console) -> None:
