@@ -93,7 +93,7 @@ def distill(
             total = torch.stack(list(found.values())).sum()
             accelerator.backward(total)
             norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            run.record({"loss": total, **found}, norm, lr=recipe.lr * factor, images=len(images))
+            run.record({"loss": total, **found}, norm, lr=recipe.peak_lr * factor, images=len(images))
             for optimizer in updates:
                 optimizer.step()
                 optimizer.zero_grad()

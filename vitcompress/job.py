@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from vitcompress import artifact
 from vitcompress.baselines import measure_baselines
 from vitcompress.calibration import calibration_batches, drawn
 from vitcompress.classes import known_classes
-from vitcompress.compare import Candidate, Comparison, compare
+from vitcompress.compare import Candidate, Comparison, compare, has_classes
 from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_sets
@@ -25,6 +26,7 @@ from vitcompress.families import family_named
 from vitcompress.initialize import needs_images, start_student
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, make_plan
+from vitcompress.planner.sensitivity import divergence, divergence_of_chance
 from vitcompress.planning import Planning
 from vitcompress.prepare import bundle_of, check_device, check_out, check_store, check_target, missing_images
 from vitcompress.produce import (
@@ -44,9 +46,11 @@ from vitcompress.report import SCHEMA_VERSION, Baseline, Report, to_json
 from vitcompress.source import Source, clone, data_config, empty_model, resolve, sha256_of
 from vitcompress.surgery import apply_plan
 from vitcompress.teacher import Teacher, find_teacher
-from vitcompress.training import check_student
+from vitcompress.training import check_student, lr_for_start
 from vitcompress.trainlog import TrainLog
 from vitcompress.views import Views
+
+JUDGED_IMAGES = 128  # of the calibration images, to tell how far a start is
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,17 @@ class Job:
         chosen = drawn(self.train, self.recipe.start.calibration_images, seed=self.recipe.run.seed)
         device = next(teacher.parameters()).device
         return (batch.to(device) for batch in calibration_batches(chosen, self.config, self.recipe.data))
+
+    def tuned(self, student: nn.Module, source: nn.Module, reporter: Reporter) -> Job:
+        """The same job with a learning rate that fits its start, where none was given."""
+        recipe = self.recipe.distill
+        if recipe.lr is not None or recipe.steps == 0 or not has_classes(source):
+            return self
+        images = torch.cat(list(self._calibration(source)))[:JUDGED_IMAGES]
+        far, chance = divergence(student.eval(), source, images), divergence_of_chance(source, images)
+        lr = lr_for_start(far, chance, self.recipe.data.batch_size)
+        reporter.say(f"start: {far:.3f} nats from {self.source.name} ({chance:.2f} would be chance): --lr {lr:.2g}")
+        return replace(self, recipe=replace(self.recipe, distill=replace(recipe, lr=lr)))
 
     def distill(self, student: nn.Module, source: nn.Module, reporter: Reporter) -> TrainLog:
         """Train the student, in place, to do what the teacher does: the source, if no other is named."""

@@ -135,6 +135,7 @@ def compress(
     student = clone(teacher)
     apply_plan(student, job.plan)
     job.start(student, teacher)
+    job = job.tuned(student, teacher, reporter)
     try:
         log = job.distill(student, teacher, reporter)
     except DivergedError as error:

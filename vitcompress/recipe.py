@@ -21,6 +21,7 @@ from vitcompress.errors import nearest
 
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
+DEFAULT_LR = 5e-4
 TRANSFORMS = ("heads", "mlp")  # the default where blocks share whole matrices
 KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
 STORES_IN_LOOP = ("int8", "int4")  # those that a training can be told of
@@ -263,7 +264,10 @@ class DistillRecipe:
         Literal["adamw", "muon"],
         Field(description="adamw; or muon for the blocks' matrices and adamw for the rest (long runs, far starts)."),
     ] = "adamw"
-    lr: Annotated[float, Field(gt=0, description="Peak learning rate of AdamW.")] = 5e-4
+    lr: Annotated[
+        float | None,
+        Field(gt=0, description="Peak learning rate of AdamW; default: by how far the start is from the source."),
+    ] = None
     matrix_lr: Annotated[float, Field(gt=0, description="Peak learning rate of Muon.")] = 0.02
     weight_decay: Annotated[
         float, Field(ge=0, description="Weight decay of matrices; vectors and transformations have none.")
@@ -320,6 +324,11 @@ class DistillRecipe:
             raise ValueError("--loss: every weight is zero, so there is nothing to learn")
         if self.label_smoothing and not self.loss.get("labels"):
             raise ValueError(f"--label-smoothing {self.label_smoothing:g}: there is no labels loss to smooth")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate, where nothing else chooses it."""
+        return self.lr or DEFAULT_LR
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -136,8 +136,8 @@ class Run:
                 p.copy_(value)
         self.student.eval()
         error = DivergedError(
-            f"The training is not finite after step {self.steps} (--lr {self.recipe.lr:g}).",
-            hint=f"Try --lr {self.recipe.lr / 10:g}.",
+            f"The training is not finite after step {self.steps} (--lr {self.recipe.peak_lr:g}).",
+            hint=f"Try --lr {self.recipe.peak_lr / 10:g}.",
         )
         error.log = self.log()
         raise error

@@ -99,6 +99,7 @@ class Plan:
                 ".base" if name.removesuffix(".weight") in group.ranks else ".weight",
             )
             for group in self.groups
+            if len(group.blocks) > 1
             for name in group.shared
             if name.endswith(".weight")
         )

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families import Widths, family_of
@@ -22,7 +20,7 @@ from vitcompress.initialize import start_student
 from vitcompress.plan import Group, Plan, plan_of
 from vitcompress.planner.allocate import Choice, allocate, frontier
 from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
-from vitcompress.planner.sensitivity import CHUNK_IMAGES, Sensitivity
+from vitcompress.planner.sensitivity import CHUNK_IMAGES, Sensitivity, divergence
 from vitcompress.source import clone
 from vitcompress.surgery import apply_plan
 
@@ -150,15 +148,6 @@ def build(candidate: Candidate, teacher: nn.Module, images: Tensor, held_out: Te
     apply_plan(student, candidate.plan)
     start_student(student, teacher, candidate.plan, lambda: images.split(CHUNK_IMAGES), "first")
     return replace(candidate, cost=divergence(student.eval(), teacher, held_out))
-
-
-def divergence(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
-    """KL(teacher ‖ student) of their predictions, nats per image."""
-    with torch.inference_mode():
-        chunks = images.split(CHUNK_IMAGES)
-        p = torch.cat([F.log_softmax(teacher(x).float(), -1) for x in chunks])
-        q = torch.cat([F.log_softmax(student(x).float(), -1) for x in chunks])
-    return float(F.kl_div(q, p, reduction="batchmean", log_target=True))
 
 
 def _choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice]:

@@ -37,7 +37,7 @@ class Sensitivity:
             for name, kept in self.inputs.items():
                 hook = partial(_keep, kept)
                 stack.callback(teacher.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True).remove)
-            self.expected = torch.cat([F.log_softmax(teacher(x), -1) for x in images.split(CHUNK_IMAGES)])
+            self.expected = log_probs(teacher, images)
 
     def cost(self, group: Group) -> float:
         """KL of the teacher's predictions and those it has with `group` made otherwise, nats per image."""
@@ -85,3 +85,22 @@ def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator
         handle.remove()
         for block in skipped:
             del block.forward
+
+
+def divergence(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
+    """KL(teacher ‖ student) of their predictions, nats per image."""
+    expected = log_probs(teacher, images)
+    return float(F.kl_div(log_probs(student, images), expected, reduction="batchmean", log_target=True))
+
+
+def divergence_of_chance(teacher: nn.Module, images: Tensor) -> float:
+    """KL of the teacher's predictions and their mean: what a student that knows nothing of the image would have."""
+    expected = log_probs(teacher, images)
+    mean = expected.exp().mean(0).log().expand_as(expected)
+    return float(F.kl_div(mean, expected, reduction="batchmean", log_target=True))
+
+
+def log_probs(model: nn.Module, images: Tensor) -> Tensor:
+    """Logarithms of the predicted probabilities, `[B, K]`, of images `[B, C, H, W]`."""
+    with torch.inference_mode():
+        return torch.cat([F.log_softmax(model(x).float(), -1) for x in images.split(CHUNK_IMAGES)])

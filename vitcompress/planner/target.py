@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from vitcompress.errors import PlanError
 from vitcompress.initialize import start_student
 from vitcompress.plan import Group, Plan, measured_on, plan_of
-from vitcompress.planner.search import Candidate, Measured, build, candidates, divergence, measure, smallest
-from vitcompress.planner.sensitivity import CHUNK_IMAGES
+from vitcompress.planner.search import Candidate, Measured, build, candidates, measure, smallest
+from vitcompress.planner.sensitivity import CHUNK_IMAGES, divergence
 from vitcompress.quantize import STORES
 from vitcompress.recipe import TargetRecipe
 from vitcompress.source import clone
