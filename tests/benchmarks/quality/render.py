@@ -11,6 +11,7 @@ from tests.benchmarks.quality.record import Record, Row, summarise
 from vitcompress import artifact
 
 _COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#999999")  # Okabe and Ito's
+POINTS_SHOWN = 30.0  # of top-1, below the best
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
@@ -77,6 +78,8 @@ def _place(row: Row) -> tuple[float, int]:
 def figure(records: Iterable[Record], model: str, steps: int | None = None) -> str:
     """Bytes against top-1, a line per method, bars from the worst seed to the best; SVG.
 
+    What is far below the best is left to the table: a random start would press all others into one line.
+
     Args:
         records: of any models.
         model: to be shown.
@@ -104,10 +107,17 @@ def figure(records: Iterable[Record], model: str, steps: int | None = None) -> s
                 linestyle=("-", "--")[number // len(_COLOURS) % 2], linewidth=1,
             )  # fmt: skip
         axes.set_xscale("log")
+        ticks = [step * 10.0**power for power in range(-3, 5) for step in (1, 2, 5)]
+        left, right = axes.get_xlim()
+        axes.set_xticks([tick for tick in ticks if left <= tick <= right])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xticks([], minor=True)
+        best = max((row.mean for method in rows.values() for row in method), default=0.0)
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], best - POINTS_SHOWN))
         axes.set_xlabel("size of the tensors (MB, logarithmic)")
         axes.set_ylabel("top-1 (%)")
         axes.set_title(f"{model}: size against top-1", parse_math=False, fontsize=11)
-        axes.grid(color="#e0e0e0", linewidth=0.8, which="both")
+        axes.grid(color="#e0e0e0", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         if rows:
             drawn.legend(loc="outside right upper", fontsize=9)
