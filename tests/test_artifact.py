@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 import shutil
@@ -21,9 +22,11 @@ from tests.conftest import listing
 from tests.tiny import ARGS, VARIANTS, compressed, images, tiny
 from vitcompress import artifact
 from vitcompress.errors import ArtifactError
-from vitcompress.plan import Plan
-from vitcompress.recipe import ModelRecipe
+from vitcompress.plan import Plan, make_plan
+from vitcompress.quantize import STORES
+from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.source import data_config, sha256_of
+from vitcompress.stored import round_to, stored_tensors
 
 
 def manifest_of(teacher: nn.Module, plan: Plan, variant: str, **model_args: Any) -> artifact.Manifest:
@@ -131,7 +134,7 @@ def test_a_loaded_model_tells_timm_its_data_config(tmp_path: Path) -> None:
 def test_the_header_holds_everything_under_a_version(made: Path) -> None:
     with safe_open(made / "mini.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()["vitcompress"])
-    assert header["format_version"] == 1
+    assert header["format_version"] == 2
     assert header["report"] == json.loads((made / "mini.report.json").read_text())
     assert header["source"]["model_args"]["embed_dim"] == 24
     assert header["recipe"]["plan"]["share"] == 2
@@ -175,7 +178,7 @@ HARM: dict[str, Callable[[bytes], bytes]] = {
     "other-model": lambda data: data.replace(b'\\"depth\\": 4', b'\\"depth\\": 5'),
     "no-json": lambda data: data.replace(b'\\"format_version\\"', b'\\"format_version\\ '),
     "no-digest": lambda data: data.replace(b'\\"sha256\\"', b'\\"sha255\\"'),
-    "format-of-the-future": lambda data: data.replace(b'\\"format_version\\": 1', b'\\"format_version\\": 2'),
+    "format-of-the-future": lambda data: data.replace(b'\\"format_version\\": 2', b'\\"format_version\\": 3'),
 }
 READERS: dict[str, Callable[[Path], object]] = {"load": vitcompress.load, "read_manifest": artifact.read_manifest}
 
@@ -210,9 +213,9 @@ def test_a_whole_file_of_a_future_format_asks_for_an_upgrade(
     reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as future:
-        future.setattr(artifact, "FORMAT_VERSION", 2)
+        future.setattr(artifact, "FORMAT_VERSION", 3)
         write_student(tmp_path / "m.safetensors")
-    with pytest.raises(ArtifactError, match="format 2") as caught:
+    with pytest.raises(ArtifactError, match="format 3") as caught:
         READERS[reader](tmp_path / "m.safetensors")
     assert "upgrade" in caught.value.hint
 
@@ -297,3 +300,97 @@ def test_a_copied_file_loads_anywhere(mini: Path, tmp_path: Path, monkeypatch: p
     shutil.copy(mini, tmp_path / "elsewhere" / "x.bin")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert vitcompress.load("x.bin").num_classes == 5
+
+
+# --- stores
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_file_holds_the_bytes_planned_and_gives_the_rounded_student_back(
+    variant: str, store: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    teacher = tiny(variant)
+    student, _ = compressed(teacher, share=3)
+    plan = make_plan(teacher, PlanRecipe(share=3), name="tiny", store=store)
+    write_stored(path, student, plan, variant, store)
+    (header_bytes,) = struct.unpack("<Q", path.read_bytes()[:8])
+    assert path.stat().st_size - 8 - header_bytes == plan.size.student_bytes
+    assert plan.size.teacher_bytes == sum(t.numel() * t.element_size() for t in teacher.state_dict().values())
+    x = images(student)
+    with torch.inference_mode():
+        assert torch.equal(vitcompress.load(path)(x), student(x))
+        assert torch.equal(vitcompress.load(path, keep_quantized=True)(x), student(x))
+    assert all(p.dtype == torch.float32 for p in vitcompress.load(path).parameters())
+
+
+@pytest.mark.parametrize("store", ["int8", "int4"])
+def test_a_quantised_file_names_codes_and_scales_once_per_group(store: str, tmp_path: Path) -> None:
+    student, plan = compressed(tiny(), share=2)
+    write_stored(tmp_path / "m.safetensors", student, plan, "vit", store)
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert {name for name in stored if "attn.qkv.weight" in name} == {
+        f"blocks.{i}.attn.qkv.weight{end}" for i in (0, 2) for end in ("", ".scale")
+    }
+    assert stored["blocks.0.attn.qkv.weight"].dtype == {"int8": torch.int8, "int4": torch.uint8}[store]
+    for name in ("pos_embed", "norm.weight", "blocks.1.attn.mix_logits.weight", "blocks.0.mlp.token_conv.weight"):
+        assert stored[name].dtype == torch.float16
+    blocks: Any = vitcompress.load(tmp_path / "m.safetensors", keep_quantized=True).get_submodule("blocks")
+    assert blocks[0].attn.qkv.stored_weight is blocks[1].attn.qkv.stored_weight
+
+
+def test_a_student_that_was_not_rounded_does_not_verify(tmp_path: Path) -> None:
+    student, plan = compressed(tiny(), share=2)
+    stored = stored_tensors(student, "int8")
+    manifest = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int8")
+    with pytest.raises(ArtifactError, match="logits differ"):
+        artifact.write(tmp_path / "m.safetensors", student, manifest, images(student), stored=stored)
+
+
+def test_what_float16_cannot_hold_is_stored_as_float32(tmp_path: Path) -> None:
+    student, plan = compressed(tiny(), share=2)
+    with torch.no_grad():
+        student.get_parameter("norm.bias")[0] = 1e5
+    write_stored(tmp_path / "m.safetensors", student, plan, "vit", "int8")
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        assert file.get_tensor("norm.bias").dtype == torch.float32
+        assert file.get_tensor("norm.weight").dtype == torch.float16
+    assert float(vitcompress.load(tmp_path / "m.safetensors").get_parameter("norm.bias").detach()[0]) == 1e5
+
+
+def test_tensors_of_another_store_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, plan = compressed(tiny(), share=2)
+    monkeypatch.setattr(artifact, "verify", lambda *models: None)
+    monkeypatch.setattr(artifact, "load", lambda path: student)
+    manifest = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int4")
+    stored = stored_tensors(student, "int8")
+    artifact.write(tmp_path / "m.safetensors", student, manifest, images(student), stored=stored)
+    monkeypatch.undo()
+    with pytest.raises(ArtifactError, match=r"not those of its plan: blocks\.0\.attn\.proj\.weight"):
+        vitcompress.load(tmp_path / "m.safetensors")
+
+
+def test_a_file_of_format_1_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it was written before there were stores: without the field, and under that number."""
+    to_json = artifact._to_json
+    with monkeypatch.context() as past:
+        past.setattr(artifact, "FORMAT_VERSION", 1)
+        past.setattr(artifact, "_to_json", lambda m: {k: v for k, v in to_json(m).items() if k != "store"})
+        student, _ = write_student(tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        header = json.loads(file.metadata()["vitcompress"])
+    assert header["format_version"] == 1
+    assert "store" not in header
+    assert artifact.read_manifest(tmp_path / "m.safetensors").store == "source"
+    with torch.inference_mode():
+        assert torch.equal(vitcompress.load(tmp_path / "m.safetensors")(images(student)), student(images(student)))
+
+
+def write_stored(path: Path, student: nn.Module, plan: Plan, variant: str, store: str) -> None:
+    """Round `student`, in place, and write it."""
+    stored = stored_tensors(student, store)
+    round_to(student, stored, store)
+    manifest = dataclasses.replace(manifest_of(tiny(variant), plan, variant), store=store)
+    artifact.write(path, student, manifest, images(student), stored=stored)

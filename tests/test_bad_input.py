@@ -481,10 +481,10 @@ def test_an_artifact_of_the_future_asks_for_an_upgrade(
 ) -> None:
     path = tmp_path / "mini.safetensors"
     with monkeypatch.context() as future:
-        future.setattr(f"vitcompress.{version}", 2)
+        future.setattr(f"vitcompress.{version}", 3)
         assert vitcompress("compress", *teacher, "--steps", 0, "--quiet", "--out", path).code == 0
     more = ["--min-ratio", 1] if command == "check" else []
-    mistake(vitcompress(command, path, *more), "2; this vitcompress reads", "upgrade")
+    mistake(vitcompress(command, path, *more), "3; this vitcompress reads", "upgrade")
 
 
 def test_a_check_without_a_gate_says_so(mini: Path, vitcompress: Vitcompress) -> None:

@@ -12,8 +12,10 @@ from vitcompress.errors import RecipeError
 from vitcompress.families import Tap, family_of
 from vitcompress.families.base import tap_qkv
 from vitcompress.losses import LOSSES, Given
-from vitcompress.recipe import DistillRecipe
-from vitcompress.source import Source, empty_model
+from vitcompress.plan import make_plan
+from vitcompress.recipe import DistillRecipe, PlanRecipe
+from vitcompress.source import Source, clone, empty_model
+from vitcompress.surgery import apply_plan
 from vitcompress.taps import TokenSubset
 
 from .test_families import ROWS, Row
@@ -188,6 +190,28 @@ def test_every_family_can_be_compared_without_its_weights(row: Row) -> None:
             compare(candidate, candidate, asked)
     else:
         assert all(compare(candidate, candidate, asked).student.qkv)
+
+
+@pytest.mark.parametrize("transforms", [(), ("heads",)], ids=["plain", "mixed"])
+@pytest.mark.parametrize("width", [0.5, 0.99])
+def test_narrow_heads_have_no_relations_to_compare(width: float, transforms: tuple[str, ...]) -> None:
+    """At 0.99 as many channels are left, but they are mixtures of the teacher's."""
+    teacher = vit()
+    narrow = clone(teacher.model)
+    apply_plan(narrow, make_plan(narrow, PlanRecipe(share=1, width=width, transforms=transforms), name="vit"))  # type: ignore[arg-type]
+    student = Candidate("student", narrow, SIZE)
+    assert compare(student, teacher, DistillRecipe()).losses == {"logits": 1.0, "hidden": 1.0, "hidden_relation": 0.1}
+    with pytest.raises(RecipeError, match="--loss attention: blocks of student have no q, k and v") as error:
+        compare(student, teacher, DistillRecipe(loss={"attention": 1.0}))
+    assert "--width" in error.value.hint
+
+
+def test_factors_are_compared_as_the_matrices_they_are() -> None:
+    teacher = vit()
+    factored = clone(teacher.model)
+    apply_plan(factored, make_plan(factored, PlanRecipe(share=2, adapter_rank=2), name="vit"))
+    student = Candidate("student", factored, SIZE)
+    assert compare(student, teacher, DistillRecipe()).losses == compare(teacher, teacher, DistillRecipe()).losses
 
 
 HEADLESS = {"num_classes": 0}

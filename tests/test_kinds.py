@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from tests.tiny import compressed, images, tiny
-from vitcompress.artifact import donor_tensors
 from vitcompress.errors import PlanError
 from vitcompress.factored import FactoredLinear
 from vitcompress.families import Widths, narrow_block
 from vitcompress.families.vit import VIT
-from vitcompress.plan import make_plan
+from vitcompress.plan import make_plan, measured_on
+from vitcompress.quantize import STORES, num_bytes
 from vitcompress.recipe import PlanRecipe
 from vitcompress.source import clone
+from vitcompress.stored import stored_tensors
 from vitcompress.surgery import apply_plan
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -44,7 +45,8 @@ def test_the_plan_counts_what_is_built(variant: str, kind: str, transforms: tupl
     student = clone(teacher)
     apply_plan(student, plan)
     assert sum(p.numel() for p in student.parameters()) == plan.size.student_params
-    assert sum(t.numel() * t.element_size() for t in donor_tensors(student).values()) == plan.size.student_bytes
+    for store in STORES:
+        assert num_bytes(stored_tensors(student, store)) == measured_on(plan, teacher, store).size.student_bytes, store
     assert plan.size.student_params < plan.size.teacher_params
     assert torch.isfinite(student(images(teacher))).all()
 

@@ -47,7 +47,15 @@ def test_default_transformations_keep_the_ratio() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "recipe", [{"share": 1}, {"share": 2}, {"share": 3, "share_biases": True}, {"share": 4, "transforms": ()}], ids=str
+    "recipe",
+    [
+        {"share": 1},
+        {"share": 1, "transforms": ("heads", "mlp")},
+        {"share": 2},
+        {"share": 3, "share_biases": True},
+        {"share": 4, "transforms": ()},
+    ],
+    ids=str,
 )
 def test_plan_counts_what_is_built(variant: str, recipe: dict[str, Any]) -> None:
     student, plan = compressed(tiny(variant), **recipe)
@@ -120,3 +128,24 @@ def test_blocks_that_cannot_share(name: str, fault: str) -> None:
         pytest.skip("this timm has no such model")
     with pytest.raises(PlanError, match=fault):
         make_plan(empty_model(resolve(ModelRecipe(name))), PlanRecipe(), name=name)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"share": 2}, ("heads", "mlp")),
+        ({"share": 2, "adapter_rank": 2}, ("heads", "mlp")),
+        ({"share": 2, "width": 0.5}, ("heads", "mlp")),
+        ({"share": 1}, ()),
+        ({"share": 1, "width": 0.5}, ()),
+        ({"share": 4, "basis": 2, "matrices": False}, ()),
+        ({"share": 4, "basis": 2, "matrices": False, "share_biases": True}, ()),
+        ({"share": 1, "transforms": ("mlp",)}, ("mlp",)),
+        ({"share": 2, "transforms": ()}, ()),
+    ],
+    ids=str,
+)
+def test_blocks_that_share_no_whole_matrix_have_no_transformations_unless_asked_for(
+    recipe: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    assert make_plan(tiny(), PlanRecipe(**recipe), name="tiny").transforms == expected

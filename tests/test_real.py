@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import vitcompress
 from tests.conftest import Vitcompress
 from vitcompress import artifact
+from vitcompress.quantize import decode_int8, encode_int8
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "deit_tiny.safetensors").is_file(), reason="../shared/data is not here")
@@ -50,3 +52,30 @@ def test_the_same_seed_gives_the_same_tensors(optimizer: str, tmp_path: Path, vi
 
 def load(path: Path) -> dict[str, torch.Tensor]:
     return vitcompress.load(path).state_dict()
+
+
+@needs_data
+@pytest.mark.parametrize(("store", "drop"), [("int8", 0.5), pytest.param("int4", 2.0, marks=pytest.mark.slow)])
+def test_deit_tiny_bears_fewer_bits(store: str, drop: float, tmp_path: Path, vitcompress: Vitcompress) -> None:
+    """Nothing shared, nothing trained: the student is the teacher stored so, and its file is as good as that."""
+    out = tmp_path / "mini.safetensors"
+    words = ["--checkpoint", DATA / "deit_tiny.safetensors", "--data", DATA / "imagenet-compatible", "--quiet"]
+    words += ["--share", 1, "--transforms", "none", "--steps", 0, "--store", store, "--num-workers", 0]
+    ended = vitcompress("compress", "deit_tiny", *words, "--device", "cpu", "--max-drop", drop, "--out", out)
+    assert ended.code == 0, ended.err
+    report = artifact.read_manifest(out).report
+    assert report["accuracy"]["teacher_top1"] == pytest.approx(86.0, abs=0.5)
+    baseline = next(row for row in report["baselines"] if row["name"] == f"teacher {store}")
+    assert baseline["top1"] == report["accuracy"]["student_top1"]
+    assert baseline["bytes"] == report["size"]["student_bytes"]
+
+
+@needs_data
+def test_int8_is_plain_rounding_row_by_row() -> None:
+    """Written down once more, on real weights."""
+    weights = load_file(DATA / "deit_tiny.safetensors")
+    for name in ("blocks.0.attn.qkv.weight", "blocks.11.mlp.fc2.weight", "head.weight"):
+        rows = weights[name].float()
+        scale = rows.abs().amax(1, keepdim=True) / 127
+        found = decode_int8(*encode_int8(rows), tuple(rows.shape))
+        torch.testing.assert_close(found, (rows / scale).round() * scale)

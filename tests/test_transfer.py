@@ -23,6 +23,7 @@ from vitcompress.plan import Plan, make_plan, measured_on
 from vitcompress.recipe import PlanRecipe
 from vitcompress.report import Parent, Report, from_json
 from vitcompress.source import Source, build_model, empty_model
+from vitcompress.stored import donor_tensors, fill
 from vitcompress.surgery import apply_plan
 
 FAST = ("--batch-size", 6, "--num-workers", 0, "--device", "cpu", "--quiet")
@@ -86,11 +87,11 @@ def test_another_size_and_head_are_those_that_the_file_will_be_built_with(row: s
     rebuilt = empty_model(Source(**json.loads(json.dumps(vars(target)))))  # as a header gives it back
     measured = measured_on(plan, rebuilt)
     apply_plan(rebuilt, plan)
-    shapes = {name: tuple(t.shape) for name, t in artifact.donor_tensors(rebuilt).items()}
-    assert {name: tuple(t.shape) for name, t in artifact.donor_tensors(student).items()} == shapes
+    shapes = {name: tuple(t.shape) for name, t in donor_tensors(rebuilt).items()}
+    assert {name: tuple(t.shape) for name, t in donor_tensors(student).items()} == shapes
     assert sum(p.numel() for p in student.parameters()) == measured.size.student_params
     x = torch.randn(2, 3, BIGGER[row], BIGGER[row])
-    artifact.fill(rebuilt, artifact.donor_tensors(student))
+    fill(rebuilt, donor_tensors(student))
     assert torch.equal(rebuilt.eval()(x), student(x))
     assert student(x).shape == (2, 3)
 

@@ -1,6 +1,7 @@
 """What is in the file?  One .safetensors: each shared tensor once, under its donor's name, and JSON in the header.
 
-    {"vitcompress": {format_version, source, plan, data_config, recipe, report, versions, classes, lineage, sha256}}
+    {"vitcompress": {format_version, source, plan, data_config, recipe, report, versions, classes, lineage, store,
+                     sha256}}
 
 The digest covers the rest of the JSON and every tensor, so an altered file is known for one. Loading runs the same
 `apply_plan` that compression ran, on an empty model, then fills the tensors in: no code, no network, no teacher.
@@ -27,10 +28,12 @@ from torch import Tensor, nn
 
 from vitcompress.errors import ArtifactError, VitcompressError, shorten
 from vitcompress.plan import Plan
+from vitcompress.quantize import STORES
 from vitcompress.source import Source, empty_model, sha256_of
+from vitcompress.stored import fill, layout, stored_tensors
 from vitcompress.surgery import apply_plan
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1, which is still read, has no store: every tensor is as the model holds it
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Manifest:
         versions: of the packages that made it.
         classes: names of the classes, in order; empty where they are not known.
         lineage: the files it was made from, oldest first, each with its `name`, `sha256` and `command`.
+        store: how the tensors are held, a key of `STORES`.
     """
 
     source: Mapping[str, Any]
@@ -58,13 +62,7 @@ class Manifest:
     versions: Mapping[str, str]
     classes: tuple[str, ...] = ()
     lineage: tuple[Mapping[str, str], ...] = ()
-
-
-def donor_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without aliases: each shared parameter once, under its donor's name."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    aliases = every.keys() - dict(model.named_parameters()).keys()
-    return {name: t for name, t in model.state_dict().items() if name not in aliases}
+    store: str = "source"
 
 
 @contextmanager
@@ -92,7 +90,14 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def write(path: Path, student: nn.Module, manifest: Manifest, probe: Tensor) -> None:
+def write(
+    path: Path,
+    student: nn.Module,
+    manifest: Manifest,
+    probe: Tensor,
+    *,
+    stored: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write `student` to `path`, and make sure that what was written is the student.
 
     The file is loaded afresh before it takes its place; on a mismatch the old file stays.
@@ -102,12 +107,14 @@ def write(path: Path, student: nn.Module, manifest: Manifest, probe: Tensor) -> 
         student: on any device, in eval mode.
         manifest: what goes into the header.
         probe: images `[B, C, H, W]` to compare the logits on.
+        stored: what the student was rounded to, of the manifest's store; None where that rounds nothing.
 
     Raises:
         ArtifactError: the folder cannot be written to, or the file does not give the student back.
     """
     tree = {"format_version": FORMAT_VERSION, **_to_json(manifest)}
-    tensors = {name: t.cpu().contiguous() for name, t in donor_tensors(student).items()}
+    stored = stored_tensors(student, manifest.store) if stored is None else stored
+    tensors = {name: t.detach().cpu().contiguous() for name, t in stored.items()}
     with replacing(path) as beside:
         try:
             text = json.dumps({**tree, "sha256": _digest(tree, tensors)}, sort_keys=True)
@@ -139,13 +146,15 @@ def verify(loaded: nn.Module, student: nn.Module, probe: Tensor) -> None:
         raise ArtifactError(f"The file written does not give the student back: logits differ by {worst:g}.")
 
 
-def load(path: str | os.PathLike[str]) -> nn.Module:
+def load(path: str | os.PathLike[str], *, keep_quantized: bool = False) -> nn.Module:
     """Load a compressed model: an `nn.Module` in eval mode on CPU, its parameters truly shared.
 
     Needs no network, no teacher and no further argument. `pretrained_cfg` of the model is timm's data config.
 
     Args:
         path: a file that `vitcompress compress` wrote.
+        keep_quantized: keep int8 and int4 matrices so in memory, each decoded when its layer runs: the same outputs
+            from less memory, to run and not to train. By default, and where there are none, all numbers are floating.
 
     Raises:
         ArtifactError: missing, cut short, altered, of a newer format, or not an artifact.
@@ -153,19 +162,42 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
     path = Path(path)
     with _opened(path) as file:
         manifest, tensors = _checked(path, file)  # before anything is built from what the header says
-        try:
-            model = empty_model(Source(**manifest.source))
-            apply_plan(model, manifest.plan)
-        except (VitcompressError, AttributeError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: its plan does not fit its model: {error}") from error
-        expected = {name: (t.dtype, tuple(t.shape)) for name, t in donor_tensors(model).items()}
-        stored = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
-        wrong = [name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name)]
+        model = empty_student(path, manifest)
+        wrong = _misfits(model, tensors, manifest.store)
         if wrong:
-            raise ArtifactError(f"{path}: tensors that are not those of its plan: {shorten(sorted(wrong))}.")
-        fill(model, tensors)
+            raise ArtifactError(f"{path}: tensors that are not those of its plan: {shorten(wrong)}.")
+        fill(model, tensors, manifest.store, quantized=keep_quantized)
     model.pretrained_cfg = _pretrained_cfg(model, manifest)  # type: ignore[assignment]
     return model.eval()
+
+
+def empty_student(path: Path, manifest: Manifest) -> nn.Module:
+    """The model that a manifest describes, without its weights.
+
+    Args:
+        path: of the artifact, for messages.
+        manifest: that was read from it.
+
+    Raises:
+        ArtifactError: its plan does not fit its model.
+    """
+    try:
+        model = empty_model(Source(**manifest.source))
+        apply_plan(model, manifest.plan)
+    except (VitcompressError, AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: its plan does not fit its model: {error}") from error
+    return model
+
+
+def _misfits(model: nn.Module, tensors: Mapping[str, Tensor], store: str) -> list[str]:
+    """Names of tensors that are missing, that nothing asks for, or of another type or shape, in order."""
+    expected = layout(model, store)
+    fits = {
+        name
+        for name, (dtypes, shape) in expected.items()
+        if name in tensors and tensors[name].dtype in dtypes and tuple(tensors[name].shape) == shape
+    }
+    return sorted((expected.keys() | tensors.keys()) - fits)
 
 
 def _pretrained_cfg(model: nn.Module, manifest: Manifest) -> dict[str, Any]:
@@ -185,45 +217,6 @@ def read_manifest(path: Path) -> Manifest:
     """
     with _opened(path) as file:
         return _checked(path, file)[0]
-
-
-def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put `tensors` in the place of the model's parameters and buffers, in place, sharing as they are shared.
-
-    Buffers that no state dict holds (position indices, shift masks) are computed anew, as timm does it.
-
-    Args:
-        model: parameters and buffers may be on the meta device.
-        tensors: by donor's names.
-
-    Raises:
-        ArtifactError: a buffer is left without values.
-    """
-    new: dict[int, nn.Parameter] = {
-        id(p): nn.Parameter(tensors[name], requires_grad=p.requires_grad) for name, p in model.named_parameters()
-    }
-    for prefix, module in model.named_modules():
-        for leaf, p in module._parameters.items():
-            if p is not None:
-                module._parameters[leaf] = new[id(p)]
-        for leaf in module._buffers:
-            name = f"{prefix}.{leaf}" if prefix else leaf
-            if name in tensors:
-                module._buffers[leaf] = tensors[name]
-    _compute_buffers(model)
-
-
-def _compute_buffers(model: nn.Module) -> None:
-    """Give values to the buffers that are still on the meta device, in place."""
-    for module in model.modules():
-        empty = {leaf: t for leaf, t in module._buffers.items() if t is not None and t.is_meta}
-        module._buffers.update({leaf: torch.empty_like(t, device="cpu") for leaf, t in empty.items()})
-        if empty and not hasattr(module, "init_non_persistent_buffers"):
-            raise ArtifactError(
-                f"{type(module).__name__} cannot compute its buffers {shorten(empty)}.", hint="A newer timm may."
-            )
-        if empty:
-            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 @contextmanager
@@ -247,9 +240,9 @@ def _checked(path: Path, file: Any) -> tuple[Manifest, dict[str, Tensor]]:
     tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     try:
         tree = json.loads(metadata["vitcompress"])
-        if tree["format_version"] != FORMAT_VERSION:
+        if tree["format_version"] not in range(1, FORMAT_VERSION + 1):
             raise ArtifactError(
-                f"{path} is of format {tree['format_version']}; this vitcompress reads format {FORMAT_VERSION}.",
+                f"{path} is of format {tree['format_version']}; this vitcompress reads formats 1 to {FORMAT_VERSION}.",
                 hint="pip install --upgrade vitcompress",
             )
         if tree.pop("sha256", None) != _digest(tree, tensors):
@@ -257,6 +250,8 @@ def _checked(path: Path, file: Any) -> tuple[Manifest, dict[str, Tensor]]:
         del tree["format_version"]
         for name in ("classes", "lineage"):  # files from before these fields have neither
             tree[name] = tuple(tree.get(name, ()))
+        if tree.get("store", "source") not in STORES:
+            raise ValueError(f"no store is called {tree['store']}")
         return Manifest(plan=TypeAdapter(Plan).validate_python(tree.pop("plan")), **tree), tensors
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path}: its header cannot be understood: {str(error).splitlines()[0]}.") from error

@@ -70,7 +70,9 @@ def user_errors() -> Iterator[None]:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def takes(*stages: str, only: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(
+    *stages: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the flags of a recipe's stages; it gets those that were typed as `flags`.
 
     Every flag defaults to None, so that one that was not typed leaves the recipe file's value alone.
@@ -78,8 +80,13 @@ def takes(*stages: str, only: tuple[str, ...] = ()) -> Callable[[Callable[..., N
     Args:
         stages: of `vitcompress.recipe.Recipe`.
         only: names of the fields to take; all where empty.
+        without: names of fields not to take.
     """
-    chosen = [option for option in recipes.options(*stages) if not only or option.name in only]
+    chosen = [
+        option
+        for option in recipes.options(*stages)
+        if (not only or option.name in only) and option.name not in without
+    ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
@@ -155,7 +162,7 @@ def compress(
 
 
 @app.command()
-@takes("data", "teacher", "distill", "run", "gates")
+@takes("data", "teacher", "distill", "store", "run", "gates", without=("baselines",))
 def finetune(
     file: FileArgument,
     out: Annotated[Path, typer.Option(help="The file to write; its reports are written beside it.")],
@@ -177,13 +184,36 @@ def finetune(
 
 
 @app.command()
-@takes("model", "plan")
-def plan(flags: dict[str, Any], preset: PresetOption = None, as_json: JsonOption = False) -> None:
-    """Show what would be shared and how many parameters remain; loads no weights."""
-    resolved = compose.build(flags, preset=preset, family_name=_family_name)
+@takes("model", "plan", "target", "store", without=("qat_fraction", "baselines"))
+def plan(
+    flags: dict[str, Any],
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|built-in", help="Images to measure on what each option costs, or to search a target's plan on."
+        ),
+    ] = None,
+    calibration_images: Annotated[int | None, typer.Option(min=1, help="Images of them that are used.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device to measure on.")] = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what would be shared and how many parameters remain; loads weights only to measure or to search."""
+    built_in = str(calibrate) == "built-in"  # those of a built-in model, which need no folder
+    more = {"data": None if built_in else calibrate, "calibration_images": calibration_images, "device": device}
+    typed = {**flags, **{name: value for name, value in more.items() if value is not None}}
+    resolved = compose.build(typed, preset=preset, family_name=_family_name)
     from vitcompress import pipeline, report
 
-    found = pipeline.plan(resolved.model, resolved.plan)
+    if calibrate is not None and not resolved.target.is_given:
+        options = pipeline.sensitivities(resolved, reporter=Reporter(quiet=quiet))
+        _print_json(options) if as_json else report.print_options(options, resolved.model.model, Console())
+        return
+    if resolved.target.is_given:
+        found = pipeline.search(resolved, reporter=Reporter(quiet=quiet))
+    else:
+        found = pipeline.plan(resolved.model, resolved.plan, resolved.store.kind)
     if as_json:
         _print_json(report.to_json(found))
     else:
@@ -295,5 +325,5 @@ def _exit_on(missed: list[str]) -> None:
         raise typer.Exit(EXIT_GATE)
 
 
-def _print_json(tree: dict[str, Any]) -> None:
+def _print_json(tree: dict[str, Any] | list[dict[str, Any]]) -> None:
     typer.echo(json.dumps(tree, indent=2))

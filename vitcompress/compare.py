@@ -29,7 +29,7 @@ class Candidate:
 
     Attributes:
         name: what the user calls it.
-        model: on the meta device.
+        model: on the meta device; a student's as its plan makes it.
         input_size: (channels, rows, columns) of its images.
     """
 
@@ -100,7 +100,7 @@ def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Co
     note says so.
 
     Args:
-        student: the model to be compressed; sharing and transformations change no shape.
+        student: the model that learns.
         teacher: may be the same.
         recipe: losses, layers and relation heads asked for.
 
@@ -260,7 +260,8 @@ def _sides(
         if not all(qkv):
             raise RecipeError(
                 f"--loss attention: blocks of {candidate.name} have no q, k and v that can be read.",
-                hint="Leave it out of the losses.",
+                hint="Leave it out of the losses: heads that --width made narrow have other channels than the "
+                "teacher's, and some models other layers.",
             )
         full = (tuple(tap.inside(block) for tap in taps) for block, taps in zip(blocks, qkv, strict=False))
         sides.append(Side(blocks, tuple(full)))

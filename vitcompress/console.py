@@ -6,7 +6,7 @@ All of it goes to stderr: stdout is for results.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -38,10 +38,21 @@ class Reporter:
         self.console.print(text, markup=False, emoji=False)
 
     @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[float], None]]:
+        """Show how far something has come until the context ends; to be told the share that is done, 0–1."""
+        if not self.console.is_terminal:
+            lines = _Lines(self.console, what)
+            yield lines.count
+            return
+        with Progress(TextColumn(what), BarColumn(), TimeRemainingColumn(), console=self.console) as progress:
+            task = progress.add_task(what, total=1.0)
+            yield lambda done: progress.update(task, completed=done)
+
+    @contextmanager
     def training(self) -> Iterator[Ticker]:
         """Show the progress of a training run until the context ends."""
         if not self.console.is_terminal:
-            yield _Lines(self.console)
+            yield _Lines(self.console, "distil")
             return
         columns = (
             TextColumn("distil"),
@@ -65,17 +76,19 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, what: str) -> None:
+        self.console, self.what = console, what
         self.start = self.last = time.monotonic()
 
     def step(self, *, done: float, loss: float, images_per_second: float) -> None:
+        self.count(done, f"loss {loss:.3f}  {images_per_second:.0f} images/s")
+
+    def count(self, done: float, text: str = "") -> None:
+        """Print one line now and then."""
         now = time.monotonic()
         if now - self.last < SECONDS_BETWEEN_LINES and done < 1:
             return
         self.last = now
         left = (now - self.start) * (1 - done) / done if done else float("nan")
-        self.console.print(
-            f"distil {100 * done:3.0f} %  loss {loss:.3f}  {images_per_second:.0f} images/s  {left:.0f} s left",
-            markup=False,
-        )
+        parts = [f"{self.what} {100 * done:3.0f} %", text, f"{left:.0f} s left"]
+        self.console.print("  ".join(filter(None, parts)), markup=False)

@@ -30,6 +30,8 @@ class FactoredLinear(nn.Linear):
         ours.
     """
 
+    holds_matrices = True  # for those who quantise
+
     def __init__(self, linear: nn.Linear, rank: int, *, whole: bool) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -38,11 +40,6 @@ class FactoredLinear(nn.Linear):
         self.base = linear.weight if whole else None
         self.up = nn.Parameter(torch.zeros(self.out_features, rank, device=like.device, dtype=like.dtype))
         self.down = nn.Parameter(torch.zeros(rank, self.in_features, device=like.device, dtype=like.dtype))
-
-    @staticmethod
-    def num_params(shape: tuple[int, int], rank: int) -> tuple[int, int]:
-        """Parameters of `up` and of `down` beside a matrix `[out, in]`."""
-        return shape[0] * rank, rank * shape[1]
 
     @property
     def rank(self) -> int:

@@ -6,59 +6,76 @@ Recipe → Plan → student → TrainLog → Report → artifact
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
 
 from vitcompress import artifact
 from vitcompress.classes import known_classes
-from vitcompress.compare import Candidate, Comparison, compare, has_classes
-from vitcompress.compose import to_dict
+from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_sets, validation_folder
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
-from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed
-from vitcompress.fading import fading
-from vitcompress.families import family_named, family_of
-from vitcompress.initialize import needs_images, start_student
+from vitcompress.evaluate import Accuracy, evaluate_pair
+from vitcompress.families import family_of
+from vitcompress.job import prepare_job, settle
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, make_plan
-from vitcompress.prepare import bundle_of, check_device, check_out, missing_images
-from vitcompress.produce import (
-    Lesson,
-    described,
-    load_adapted,
-    measure,
-    notes_on,
-    train,
-    versions,
-    write_result,
-)
+from vitcompress.prepare import bundle_of
 from vitcompress.recipe import DataRecipe, ModelRecipe, PlanRecipe, Recipe
-from vitcompress.report import SCHEMA_VERSION, Report, to_json
-from vitcompress.source import Source, clone, data_config, empty_model, load_teacher, resolve, sha256_of
+from vitcompress.report import Report
+from vitcompress.source import clone, data_config, empty_model, load_teacher, resolve, sha256_of
 from vitcompress.surgery import apply_plan
-from vitcompress.teacher import Teacher, find_teacher
-from vitcompress.training import check_student
-from vitcompress.trainlog import DivergedError, TrainLog
-from vitcompress.views import Views, check_readable, evaluation_loader, random_views
+from vitcompress.trainlog import DivergedError
+from vitcompress.views import evaluation_loader, random_views
 
 
-def plan(model: ModelRecipe, recipe: PlanRecipe) -> Plan:
+def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
     """Decide what would be shared; loads no weights.
 
     Args:
         model: the teacher.
         recipe: what to share.
+        store: how the file would hold the student.
     """
     empty = empty_model(resolve(model))
-    found = make_plan(empty, recipe, name=model.model)
+    found = make_plan(empty, recipe, name=model.model, store=store)
     return with_macs(found, empty, data_config(empty, model)["input_size"])
+
+
+def search(recipe: Recipe, *, reporter: Reporter | None = None) -> Plan:
+    """Find the best plan for a recipe's target; loads the teacher's weights and measures on training images.
+
+    Args:
+        recipe: model, target, images and device.
+        reporter: told how it goes; silent by default.
+
+    Raises:
+        VitcompressError: the recipe has faults, or the target is out of reach.
+    """
+    job = prepare_job(recipe, None, "")
+    teacher = load_teacher(job.source).to(job.accelerator.device)
+    return job.planned(teacher, reporter or Reporter(quiet=True)).plan
+
+
+def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[dict[str, Any]]:
+    """What each way of making each part of the model smaller would cost, measured one by one.
+
+    Args:
+        recipe: model, kinds of options, images and device.
+        reporter: told how it goes; silent by default.
+
+    Returns:
+        A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none), `saved_params` and
+        `cost`, nats of KL per image.
+    """
+    job = prepare_job(recipe, None, "")
+    teacher = load_teacher(job.source).to(job.accelerator.device)
+    measured = job.planning(teacher, reporter or Reporter(quiet=True)).measure()
+    return [option.row() for option in measured.rows()]
 
 
 def family_name(model: ModelRecipe) -> str:
@@ -84,7 +101,7 @@ def dry_run(recipe: Recipe) -> tuple[Plan, tuple[str, ...]]:
     """
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
-    settled = _settle(recipe, attempt)
+    settled = settle(recipe, attempt)
     if settled.config:
         attempt(random_views, settled.config, recipe.data)
     raise_faults(RecipeError, faults)
@@ -109,10 +126,12 @@ def compress(
         VitcompressError: before any weight is loaded where the recipe shows it; nothing is written then.
     """
     reporter = reporter or Reporter(quiet=True)
-    job = _prepare(recipe, Path(out), command)
+    job = prepare_job(recipe, Path(out), command)
     set_seed(recipe.run.seed)
-    reporter.say(f"{job.source.name}: {job.plan.size.teacher_params:,} → {job.plan.size.student_params:,} parameters")
     teacher = load_teacher(job.source)
+    if recipe.target.is_given:
+        job = job.planned(teacher.to(job.accelerator.device), reporter)
+    reporter.say(f"{job.source.name}: {job.plan.size.teacher_params:,} → {job.plan.size.student_params:,} parameters")
     student = clone(teacher)
     apply_plan(student, job.plan)
     job.start(student, teacher)
@@ -182,162 +201,3 @@ def _images_to_evaluate(recipe: DataRecipe, manifest: artifact.Manifest, num_cla
     if images is None:
         raise DataError("There are no images to evaluate on.", hint="Give --data DIR.")
     return images
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A recipe that has been checked, with what it names found."""
-
-    recipe: Recipe
-    out: Path
-    command: str
-    source: Source
-    plan: Plan
-    config: dict[str, Any]
-    train: ImageSet | None
-    val: ImageSet | None
-    teacher: Teacher | None
-    comparison: Comparison
-    accelerator: Accelerator
-
-    def start(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Set the student's starting weights, in place."""
-        start_student(student, teacher, self.plan, self._calibration, self.recipe.start.start)
-
-    def _calibration(self) -> Any:
-        assert self.train is not None  # _prepare saw to it
-        count = min(len(self.train), self.recipe.start.calibration_images)
-        chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.recipe.run.seed))[:count]
-        recipe = replace(self.recipe.data, batch_size=min(32, self.recipe.data.batch_size))
-        seen = 0
-        for batch in evaluation_loader(self.train.subset(chosen.tolist(), "calibration"), self.config, recipe):
-            check_readable(batch, skip=recipe.skip_bad_images)
-            if len(batch.labels):
-                seen += len(batch.labels)
-                yield batch.images
-        if seen == 0:
-            raise DataError(f"{self.train.name}: not one calibration image could be read.")
-
-    def distill(self, student: nn.Module, source: nn.Module, reporter: Reporter) -> TrainLog:
-        """Train the student, in place, to do what the teacher does: the source, if no other is named."""
-        student.to(self.accelerator.device)  # before the source's matrices are laid beside it
-        teacher = load_adapted(self.teacher, self.config, self.comparison) if self.teacher else source
-        with fading(student, source, self.plan, self.recipe.distill.fade) as fade:
-            return train(
-                student, teacher, self._lesson(), blocks=family_named(self.plan.family).block_names(source),
-                matrices=self.plan.matrices, fade=fade, accelerator=self.accelerator, reporter=reporter,
-            )  # fmt: skip
-
-    def _lesson(self) -> Lesson:
-        name = self.teacher.name if self.teacher else self.source.name
-        return Lesson(self.recipe, self.train, self.config, self.comparison, name)
-
-    def finish(self, student: nn.Module, teacher: nn.Module, log: TrainLog, out: Path, reporter: Reporter) -> Report:
-        """Evaluate, write and verify; returns the report that went into the file."""
-        device = self.accelerator.device
-        accuracy = measure(
-            student, teacher, self.val, self.config, self.recipe.data, device=device, reporter=reporter
-        )  # fmt: skip
-        report = Report(
-            schema_version=SCHEMA_VERSION,
-            model=self.source.name,
-            family=self.plan.family,
-            groups=tuple(len(group.blocks) for group in self.plan.groups),
-            transforms=self.plan.transforms,
-            size=self.plan.size,
-            accuracy=accuracy,
-            speed=measure_speed(student, teacher, self.config["input_size"], device=device),
-            train=log,
-            data=self.train.name if self.train and log.steps else None,
-            versions=versions(),
-            command=self.command,
-            notes=notes_on(self.plan) + (self._teacher_notes() if log.steps else ()),
-        )
-        manifest = artifact.Manifest(
-            source=described(self.source),
-            source_sha256=sha256_of(teacher.state_dict()),
-            plan=self.plan,
-            data_config=self.config,
-            recipe=to_dict(self.recipe),
-            report=to_json(report),
-            versions=report.versions,
-            classes=tuple(self.source.pretrained_cfg.get("label_names", ()))
-            or (self.train.classes if self.train else ()),
-        )
-        write_result(out, student, manifest, report, reporter)
-        return report
-
-    def _teacher_notes(self) -> tuple[str, ...]:
-        """What a reader of the report must know where the student learned from another model."""
-        if self.teacher is None:
-            return self.comparison.notes
-        taught = f"The student learned from {self.teacher.name}; it is compared with {self.source.name} all the same."
-        return (taught, *self.comparison.notes)
-
-
-def _prepare(recipe: Recipe, out: Path, command: str) -> _Job:
-    """Check a recipe and find what it names, before any weight is loaded.
-
-    Raises:
-        VitcompressError: every fault that can be told by looking, at once.
-    """
-    faults: list[tuple[str, str]] = []
-    attempt = attempting(faults)
-    attempt(check_out, out, {"--checkpoint": recipe.model.checkpoint})
-    attempt(check_device, recipe.run.device)
-    if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
-        faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
-    settled = _settle(recipe, attempt)
-    source, model, config = settled.source, settled.model, settled.config
-    train = val = None
-    if model is not None and hasattr(model, "num_classes"):
-        sets = attempt(
-            open_sets, recipe.data, bundle=bundle_of(source.name), num_classes=model.num_classes,
-            seed=recipe.run.seed, classes=known_classes((), source.pretrained_cfg, model.num_classes),
-        )  # fmt: skip
-        train, val = sets or (None, None)
-        if sets is not None:
-            fitted = settled.plan is not None and needs_images(settled.plan, recipe.start.start)
-            faults += missing_images(recipe, train, val, fitted=fitted)
-        if config and train is not None:
-            attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
-    raise_faults(RecipeError, faults)
-    accelerator = Accelerator(cpu=recipe.run.device == "cpu")
-    assert settled.comparison is not None  # else there was a fault
-    recipe = replace(recipe, distill=replace(recipe.distill, loss=dict(settled.comparison.losses)))
-    return _Job(
-        recipe, out, command, source, settled.plan, config, train, val, settled.teacher, settled.comparison, accelerator
-    )
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """What a recipe's names stand for, without weights and images; None where there is a fault."""
-
-    source: Any
-    model: Any
-    plan: Any
-    config: Any
-    teacher: Any
-    comparison: Any
-
-
-def _settle(recipe: Recipe, attempt: Any) -> _Settled:
-    """Find model, plan and teacher, and what of them is compared, each step by `attempt`."""
-    source = attempt(resolve, recipe.model)
-    model = attempt(empty_model, source) if source else None
-    teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
-    found: Any = None
-    config: Any = None
-    comparison = None
-    if model is not None:
-        found = attempt(make_plan, model, recipe.plan, name=recipe.model.model)
-        config = attempt(data_config, model, recipe.model)
-    if model is not None and found and config:
-        found = with_macs(found, model, config["input_size"])
-        blocks = family_named(found.family).block_names(model)
-        attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
-        if teacher or not recipe.teacher.teacher:
-            student = Candidate(source.name, model, config["input_size"])
-            comparison = attempt(compare, student, teacher.candidate if teacher else student, recipe.distill)
-    return _Settled(source, model, found, config, teacher, comparison)

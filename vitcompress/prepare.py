@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data import ImageSet
-from vitcompress.errors import RecipeError
-from vitcompress.recipe import Recipe
+from vitcompress.errors import RecipeError, raise_faults
+from vitcompress.recipe import STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
+
+_TARGETS = ("target_ratio", "target_size", "target_drop")
 
 
 def missing_images(
@@ -23,13 +26,31 @@ def missing_images(
     if train is None and recipe.distill.steps != 0:
         faults.append(("Distillation needs training images.", "Give --data DIR, or --steps 0 to convert only."))
     if train is None and fitted:
-        what = "--start calibrated" if recipe.start.start == "calibrated" else "The start of factors and narrow blocks"
+        what = "The search for a plan" if recipe.target.is_given else "The start of factors and narrow blocks"
+        what = "--start calibrated" if recipe.start.start == "calibrated" else what
         faults.append((f"{what} needs images.", "Give --data DIR, or share whole matrices with --start first."))
     if (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
         faults.append(("--loss labels needs labelled images.", "Give --data DIR with class folders."))
     if recipe.gates.max_drop is not None and (val is None or val.labels is None):
         faults.append(("--max-drop needs labelled images.", "Give --val-data DIR with class folders."))
     return faults
+
+
+def check_store(recipe: StoreRecipe, distill: DistillRecipe) -> None:
+    """Make sure that there is something to train with, where the training shall know how weights are stored.
+
+    Raises:
+        RecipeError: there is not.
+    """
+    if recipe.qat_fraction and recipe.kind not in STORES_IN_LOOP:
+        raise RecipeError(
+            f"--qat-fraction {recipe.qat_fraction:g}: --store {recipe.kind} quantises nothing.",
+            hint=f"Give --store {' or '.join(STORES_IN_LOOP)}, or leave it out.",
+        )
+    if recipe.qat_fraction and distill.steps == 0:
+        raise RecipeError(
+            f"--qat-fraction {recipe.qat_fraction:g}: --steps 0 trains nothing.", hint="Give a length, or leave it out."
+        )
 
 
 def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
@@ -77,3 +98,24 @@ def bundle_of(model: str, classes: tuple[str, ...] = ()) -> Bundle | None:
     """
     own = not classes or classes == FASHION_VIT.pretrained_cfg["label_names"]
     return FASHION_VIT if model == FASHION_VIT.name and own else None
+
+
+def check_target(recipe: Recipe, model: torch.nn.Module) -> None:
+    """Make sure that a plan that is searched for is not given as well, and that there are classes to search by.
+
+    Raises:
+        RecipeError: every fault at once.
+    """
+    if not recipe.target.is_given:
+        return
+    free = PlanRecipe(transforms=recipe.plan.transforms, token_kernel=recipe.plan.token_kernel)
+    given = [f.name for f in dataclasses.fields(PlanRecipe) if getattr(recipe.plan, f.name) != getattr(free, f.name)]
+    target = next(f"--{n.replace('_', '-')}" for n in _TARGETS if getattr(recipe.target, n) is not None)
+    faults = [
+        (f"--{name.replace('_', '-')} and {target} exclude each other.", "The search decides what is shared.")
+        for name in given
+    ]
+    if not getattr(model, "num_classes", 0):
+        faults.append((f"{target} needs a model with classes: options are weighed by its predictions.",
+                       "Give --share, --width or --adapter-rank."))  # fmt: skip
+    raise_faults(RecipeError, faults)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.compare import Comparison, has_classes
@@ -24,10 +24,12 @@ from vitcompress.distill import distill
 from vitcompress.errors import DataError
 from vitcompress.evaluate import Accuracy, evaluate_pair
 from vitcompress.mixing import Mixing
-from vitcompress.plan import Plan
+from vitcompress.plan import Plan, weighed
+from vitcompress.quantize import num_bytes
 from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, Recipe
 from vitcompress.report import Report, to_json, to_markdown, to_svg
 from vitcompress.source import Source
+from vitcompress.stored import round_to, stored_tensors
 from vitcompress.teacher import Teacher, adapt_inputs
 from vitcompress.trainlog import DivergedError, TrainLog
 from vitcompress.views import evaluation_loader, training_loader
@@ -183,14 +185,40 @@ def measure(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A student as its file holds it.
+
+    Attributes:
+        tensors: what the file holds, by name.
+        plan: with the bytes that they take.
+        store: how they are held.
+    """
+
+    tensors: Mapping[str, Tensor]
+    plan: Plan
+    store: str
+
+    @classmethod
+    def of(cls, student: nn.Module, plan: Plan, store: str) -> Stored:
+        """What a file holds of `student`, which is left as it is."""
+        tensors = stored_tensors(student, store)
+        return cls(tensors, weighed(plan, num_bytes(tensors)), store)
+
+    def round(self, student: nn.Module) -> None:
+        """Set the student's parameters to what the file gives back, in place: what is measured is what is stored."""
+        round_to(student, self.tensors, self.store)
+
+
 def write_result(
-    out: Path, student: nn.Module, manifest: artifact.Manifest, report: Report, reporter: Reporter
+    out: Path, student: nn.Module, stored: Stored, manifest: artifact.Manifest, report: Report, reporter: Reporter
 ) -> None:
     """Write a verified artifact, and beside it its two reports and their picture, where there is one to draw.
 
     Args:
         out: the artifact.
-        student: in eval mode.
+        student: in eval mode, rounded to `stored`.
+        stored: what the artifact holds of it.
         manifest: what the artifact says of itself.
         report: the same as in the manifest.
         reporter: told of it.
@@ -198,7 +226,7 @@ def write_result(
     # noise does to compare outputs on, and is always at hand
     size = manifest.data_config["input_size"]
     probe = torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
-    artifact.write(out, student, manifest, probe)
+    artifact.write(out, student, manifest, probe, stored=stored.tensors)
     _write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
     picture, svg = picture_of(out), to_svg(report)
     if svg is not None:

@@ -21,7 +21,9 @@ from vitcompress.errors import nearest
 
 DEFAULT_SHARE = 2
 DEFAULT_STEPS = 500
-TRANSFORMS = ("heads", "mlp")  # the default
+TRANSFORMS = ("heads", "mlp")  # the default where blocks share whole matrices
+KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
+STORES_IN_LOOP = ("int8", "int4")  # those that a training can be told of
 LOSSES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -122,10 +124,13 @@ class PlanRecipe:
     share_biases: Annotated[bool, Field(description="Share the biases of the shared layers too, as published.")] = False
     share_tables: Annotated[bool, Field(description="Share relative position bias tables too, as published.")] = False
     transforms: Annotated[
-        tuple[Literal["heads", "mlp", "rpe"], ...],
+        tuple[Literal["heads", "mlp", "rpe"], ...] | None,
         Words,
-        Field(description="Transformations of each block: heads, mlp, rpe (plain ViTs), like heads,mlp; or none."),
-    ] = TRANSFORMS  # type: ignore[assignment]
+        Field(
+            description="Transformations of each block: heads, mlp, rpe (plain ViTs), or none. "
+            f"Default: {','.join(TRANSFORMS)} where blocks share whole matrices, else none."
+        ),
+    ] = None
     token_kernel: Annotated[int, Field(ge=1, description="k of the k×k token convolution (mlp), odd.")] = 3
 
     def __post_init__(self) -> None:
@@ -140,8 +145,41 @@ class PlanRecipe:
             raise ValueError("--pattern and --groups exclude each other")
         if self.token_kernel % 2 == 0:
             raise ValueError(f"--token-kernel {self.token_kernel}: must be odd, to be centred on a patch")
-        if len(set(self.transforms)) < len(self.transforms):
+        if self.transforms is not None and len(set(self.transforms)) < len(self.transforms):
             raise ValueError("--transforms names a transformation twice")
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class TargetRecipe:
+    """What the plan is searched for, where it is not given."""
+
+    target_ratio: Annotated[
+        float | None, Field(gt=1, description="Search the best plan with this many times fewer parameters.")
+    ] = None
+    target_size: Annotated[
+        Annotated[int, Field(gt=0)] | None,
+        BeforeValidator(_bytes),
+        Field(description="Search the best plan, and store, for a file no larger than this, like 20MB."),
+    ] = None
+    target_drop: Annotated[
+        float | None,
+        Field(gt=0, description="Search the smallest plan that is no more points worse than this before training."),
+    ] = None
+    kinds: Annotated[
+        tuple[Literal["narrow", "low_rank", "share", "adapter", "basis"], ...],
+        Words,
+        Field(min_length=1, description="What the search may do: narrow, low_rank, share, adapter, basis."),
+    ] = KINDS  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        given = [f for f in ("target_ratio", "target_size", "target_drop") if getattr(self, f) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join('--' + f.replace('_', '-') for f in given)} exclude each other")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is a target."""
+        return (self.target_ratio, self.target_size, self.target_drop) != (None, None, None)
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -152,7 +190,7 @@ class StartRecipe:
         Literal["first", "mean", "calibrated"],
         Field(description="Start of the shared weights: the group's first block, its mean, or the least-squares fit."),
     ] = "first"
-    calibration_images: Annotated[int, Field(ge=1, description="Images for --start calibrated.")] = 256
+    calibration_images: Annotated[int, Field(ge=1, description="Images that starts are fitted to.")] = 256
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -285,6 +323,31 @@ class DistillRecipe:
 
 
 @dataclass(frozen=True, config=_CONFIG)
+class StoreRecipe:
+    """How the file holds the weights."""
+
+    store: Annotated[
+        Literal["source", "fp32", "fp16", "bf16", "int8", "int4"] | None,
+        Field(
+            description="How the file holds its numbers: source (as the source does; the default) or in fewer bits. "
+            "With --target-size, the search chooses."
+        ),
+    ] = None
+    qat_fraction: Annotated[
+        float,
+        Field(ge=0, le=1, description="Last share of the training that computes with int8 or int4 matrices already."),
+    ] = 0.0
+    baselines: Annotated[
+        bool, Field(description="Measure the whole source in fp16, int8 and int4 too, to compare with.")
+    ] = True
+
+    @property
+    def kind(self) -> str:
+        """The store, where nothing else chooses it."""
+        return self.store or "source"
+
+
+@dataclass(frozen=True, config=_CONFIG)
 class RunRecipe:
     """Where and how reproducibly it runs."""
 
@@ -311,10 +374,12 @@ class Recipe:
 
     model: ModelRecipe
     plan: PlanRecipe = dataclasses.field(default_factory=PlanRecipe)
+    target: TargetRecipe = dataclasses.field(default_factory=TargetRecipe)
     start: StartRecipe = dataclasses.field(default_factory=StartRecipe)
     data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
     teacher: TeacherRecipe = dataclasses.field(default_factory=TeacherRecipe)
     distill: DistillRecipe = dataclasses.field(default_factory=DistillRecipe)
+    store: StoreRecipe = dataclasses.field(default_factory=StoreRecipe)
     run: RunRecipe = dataclasses.field(default_factory=RunRecipe)
     gates: GateRecipe = dataclasses.field(default_factory=GateRecipe)
 

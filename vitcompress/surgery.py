@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -25,16 +26,27 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
         PlanError: the plan does not fit the model.
     """
     family = family_named(plan.family)
-    for group in plan.groups:  # first of all: transformations may rename the paths that the rest goes by
-        for name in group.blocks:
-            narrow_block(model.get_submodule(name), group.widths, family.narrow_attention)
-        tie_group(model, group)
-        factorise_group(model, group, family)
+    apply_groups(model, plan.groups, family)  # first of all: transformations may rename the paths that this goes by
     for group in plan.groups:
         for name in group.blocks:
             for transform, built in family.transforms.items():  # in the family's order: one may build on another
                 if transform in plan.transforms:
                     built.insert(model, model.get_submodule(name), plan.token_kernel)
+
+
+def apply_groups(model: nn.Module, groups: Iterable[Group], family: Family) -> None:
+    """Make the blocks of some groups narrow, shared and factored as the groups say, in place.
+
+    Args:
+        model: its blocks are the teacher's still.
+        groups: of blocks of the model.
+        family: of the model.
+    """
+    for group in groups:
+        for name in group.blocks:
+            narrow_block(model.get_submodule(name), group.widths, family.narrow_attention)
+        tie_group(model, group)
+        factorise_group(model, group, family)
 
 
 def tie_group(model: nn.Module, group: Group) -> None:

@@ -16,7 +16,7 @@ from vitcompress import artifact
 from vitcompress.compare import Candidate
 from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.recipe import ModelRecipe, TeacherRecipe
-from vitcompress.source import Source, data_config, empty_model, load_teacher, resolve
+from vitcompress.source import data_config, empty_model, load_teacher, resolve
 
 _FLAGS = {"MODEL ": "--teacher ", "--checkpoint": "--teacher-checkpoint", "--model-arg": "--teacher-arg"}
 
@@ -88,7 +88,7 @@ def _from_artifact(path: Path, recipe: TeacherRecipe) -> Teacher:
             hint="Leave out --teacher-checkpoint and --teacher-arg.",
         )
     manifest = artifact.read_manifest(path)
-    model = empty_model(Source(**manifest.source))
+    model = artifact.empty_student(path, manifest)
     return Teacher(path.name, model, manifest.data_config, lambda: artifact.load(path), manifest.classes)
 
 

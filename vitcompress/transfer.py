@@ -30,11 +30,23 @@ from vitcompress.lessons import config_of, images_to_learn, new_head, settle_los
 from vitcompress.losses import LOSSES
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, measured_on
-from vitcompress.prepare import check_device, check_out
-from vitcompress.produce import Lesson, described, load_adapted, measure, notes_on, train, versions, write_result
+from vitcompress.prepare import check_device, check_out, check_store
+from vitcompress.produce import (
+    Lesson,
+    Stored,
+    described,
+    load_adapted,
+    measure,
+    notes_on,
+    train,
+    versions,
+    write_result,
+)
+from vitcompress.quantized_layers import quantising
 from vitcompress.recipe import Recipe
 from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
 from vitcompress.source import Source, build_model, empty_model, sha256_of
+from vitcompress.surgery import apply_plan
 from vitcompress.teacher import Teacher, find_teacher
 from vitcompress.training import check_student
 from vitcompress.trainlog import DivergedError, TrainLog
@@ -74,10 +86,12 @@ def finetune(
     adapt_student(student, job.plan, num_classes=job.num_classes, img_size=img_size)
     before = None if job.num_classes else job.measure(student, None, reporter)
     try:
-        log = train(
-            student, teacher, job.lesson, blocks=family_named(job.plan.family).block_names(student),
-            matrices=job.plan.matrices, fade=lambda done: None, accelerator=job.accelerator, reporter=reporter,
-        )  # fmt: skip
+        how = job.lesson.recipe.store
+        with quantising(student, how.kind, how.qat_fraction) as quantise:
+            log = train(
+                student, teacher, job.lesson, blocks=family_named(job.plan.family).block_names(student),
+                matrices=job.plan.matrices, fade=quantise, accelerator=job.accelerator, reporter=reporter,
+            )  # fmt: skip
     except DivergedError as error:
         kept = job.out.with_name(f"{job.out.stem}.last-good{job.out.suffix}")
         job.finish(student, teacher, before, error.log, kept, reporter)
@@ -128,8 +142,10 @@ class _Job:
         self, student: nn.Module, teacher: nn.Module | None, before: Accuracy | None, log: TrainLog, out: Path,
         reporter: Reporter,
     ) -> Report:  # fmt: skip
-        """Evaluate, write and verify; returns the report that went into the file."""
+        """Round, evaluate, write and verify; returns the report that went into the file."""
         device, config = self.accelerator.device, self.lesson.config
+        stored = Stored.of(student, self.plan, self.lesson.recipe.store.kind)
+        stored.round(student)
         accuracy = self.measure(student, teacher, reporter)
         whole = build_model(self.source).to(device).eval()  # how fast it is does not hang on its weights
         report = Report(
@@ -138,7 +154,7 @@ class _Job:
             family=self.plan.family,
             groups=tuple(len(group.blocks) for group in self.plan.groups),
             transforms=self.plan.transforms,
-            size=self.plan.size,
+            size=stored.plan.size,
             accuracy=accuracy,
             speed=measure_speed(student.to(device).eval(), whole, config["input_size"], device=device),
             train=log,
@@ -148,23 +164,25 @@ class _Job:
             notes=(*notes_on(self.plan), *self._own_notes(log)),
             before=before,
             lineage=self.lineage,
+            store=stored.store,
         )
-        write_result(out, student, self._manifest(report), report, reporter)
+        write_result(out, student, stored, self._manifest(report, stored), report, reporter)
         return report
 
-    def _manifest(self, report: Report) -> artifact.Manifest:
+    def _manifest(self, report: Report, stored: Stored) -> artifact.Manifest:
         same = self.num_classes is None and self.source.model_args == self.parent.source["model_args"]
         return replace(
             self.parent,
             source=described(self.source),
             source_sha256=self.parent.source_sha256 if same else "",
-            plan=self.plan,
+            plan=stored.plan,
             data_config=self.lesson.config,
             recipe=to_dict(self.lesson.recipe),
             report=to_json(report),
             versions=report.versions,
             classes=self.classes,
             lineage=tuple(to_json(parent) for parent in self.lineage),
+            store=stored.store,
         )
 
     def _own_notes(self, log: TrainLog) -> tuple[str, ...]:
@@ -219,6 +237,9 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
     teacher = attempt(find_teacher, asked) if asked.teacher else None
     if parent is None:
         raise_faults(RecipeError, faults)
+    if recipe.store.kind == "source":  # the file is its own source
+        recipe = replace(recipe, store=replace(recipe.store, store=parent.store))
+    attempt(check_store, recipe.store, recipe.distill)
     old = Source(**parent.source)
     old_classes: int = empty_model(old).num_classes  # type: ignore[assignment]
     known = known_classes(parent.classes, old.pretrained_cfg, old_classes)
@@ -239,11 +260,11 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
             config["input_size"][0],
             *((img_size, img_size) if img_size else config["input_size"][1:]),
         )
-        lesson = attempt(_settle, path.name, source, teacher, recipe, images, classes, config, parent.plan.family)
+        lesson = attempt(_settle, path.name, source, teacher, recipe, images, classes, config, parent.plan)
     raise_faults(RecipeError, faults)
     assert lesson is not None  # else there was a fault
     empty = empty_model(source)
-    plan = with_macs(measured_on(parent.plan, empty), empty, lesson.config["input_size"])
+    plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, lesson.config["input_size"])
     return _Job(
         lesson, out, command, parent, _lineage(path, parent), source, plan,
         num_classes, classes, val, teacher, asked.teacher is None, Accelerator(cpu=recipe.run.device == "cpu"),
@@ -252,7 +273,7 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
 
 def _settle(
     name: str, source: Source, teacher: Teacher | None, recipe: Recipe, images: ImageSet, classes: tuple[str, ...],
-    config: dict[str, Any], family: str,
+    config: dict[str, Any], plan: Plan,
 ) -> Lesson:  # fmt: skip
     """Settle what the student learns, and make sure that it can.
 
@@ -262,12 +283,13 @@ def _settle(
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
     model = empty_model(source)
+    apply_plan(model, plan)
     student = Candidate(name, model, config["input_size"])
     attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
     comparison = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
     if comparison is not None:
         recipe = _with_losses(recipe, comparison.losses)
-        attempt(check_student, model, family_named(family).block_names(model), recipe.distill, name=name)
+        attempt(check_student, model, family_named(plan.family).block_names(model), recipe.distill, name=name)
     raise_faults(RecipeError, faults)
     taught = teacher is not None and any(LOSSES[name].teacher for name in comparison.losses)
     return Lesson(recipe, images, config, comparison, teacher.name if teacher and taught else None)

@@ -55,9 +55,12 @@ def tap_qkv(block: nn.Module) -> tuple[Tap, ...]:
 
     Returns:
         One tap that gives q, k and v side by side, `[B, N, 3·C]`; or three, in this order, that give `[B, N, C]` each;
-        or none where the block has none, or queries of another width than keys. For windows, B counts windows.
+        or none where the block has none, or queries of another width than keys, or narrow heads, whose channels are
+        mixtures of the teacher's. For windows, B counts windows.
     """
     attn = getattr(block, "attn", None)
+    if getattr(attn, "narrow_heads", False):
+        return ()
     if isinstance(getattr(attn, "qkv", None), nn.Linear):
         return (Tap("attn.qkv", holder="attn", read=read_fused),)
     layers = [getattr(attn, name, None) for name in ("q_proj", "k_proj", "v_proj")]

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from timm.layers import Mlp
+from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 Width = Annotated[int, Field(ge=1)]
@@ -116,7 +116,12 @@ def _plain_mlp(mlp: Any) -> bool:
 
 
 def _plain_attention(attn: Any) -> bool:
-    """Whether queries, keys and values are linear in the input, with nothing per channel between their products."""
+    """Whether queries, keys and values are linear in the input, with nothing per channel between their products.
+
+    timm's own, exactly: others (differential attention) look alike and compute something else.
+    """
+    if type(attn) is not Attention:
+        return False
     parts = [getattr(attn, name, None) for name in ("q_norm", "k_norm", "norm")]
     if getattr(attn, "gate", None) is not None or any(
         not isinstance(part, (nn.Identity, type(None))) for part in parts

@@ -41,6 +41,7 @@ class NarrowAttention(nn.Module):
     def __init__(self, attn: Attention) -> None:
         super().__init__()
         take_over(self, attn)
+        self.narrow_heads = True  # taken over with the rest where heads are mixed
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Attend over tokens `[B, N, C]`; the shape is kept."""

@@ -7,16 +7,19 @@ walk     narrow blocks and factors of single blocks, one after the other as they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
-from vitcompress.initialize.factors import start_factors
-from vitcompress.initialize.walk import start_in_order
+from vitcompress.families import Family, layers_called
+from vitcompress.initialize.factors import fit_factors, start_factors
+from vitcompress.initialize.regression import Moments
+from vitcompress.initialize.walk import BlockInputs, convert_block, run_block, start_in_order
 from vitcompress.initialize.whole import STARTS
-from vitcompress.plan import Plan
+from vitcompress.plan import Group, Plan
 
-__all__ = ["STARTS", "needs_images", "start_student"]
+__all__ = ["STARTS", "BlockInputs", "needs_images", "start_group", "start_student"]
 
 
 def needs_images(plan: Plan, method: str) -> bool:
@@ -40,3 +43,33 @@ def start_student(
     if needs_images(plan, "first"):
         start_factors(student, teacher, plan, images())
         start_in_order(student, teacher, plan, images())
+
+
+def start_group(
+    student: nn.Module, teacher: nn.Module, group: Group, family: Family, inputs: Mapping[str, BlockInputs]
+) -> None:
+    """Set the start of one group alone, for the inputs that its blocks have in the teacher, in place.
+
+    Args:
+        student: has the group, and may have the teacher's own modules elsewhere.
+        teacher: in eval mode.
+        group: of the student.
+        family: of the teacher.
+        inputs: of the group's blocks in the teacher.
+    """
+    with torch.no_grad(), layers_called(student), layers_called(teacher):
+        if len(group.blocks) == 1:
+            convert_block(
+                student.get_submodule(group.donor), teacher.get_submodule(group.donor), group, family,
+                inputs[group.donor],
+            )  # fmt: skip
+        elif group.ranks:
+            moments: dict[str, Moments] = {}
+            for block in group.blocks:
+                own = {layer: Moments() for layer in group.ranks}
+                for args, kwargs in inputs[block]:
+                    taken, _, _ = run_block(teacher.get_submodule(block), args[0], args[1:], kwargs, inputs=tuple(own))
+                    for layer, found in own.items():
+                        found.add(taken[layer])
+                moments.update({f"{block}.{layer}": found for layer, found in own.items()})
+            fit_factors(student, teacher, family, group, moments)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitcompress.factored import FactoredLinear
 from vitcompress.families import Family, family_named, layers_called
-from vitcompress.initialize.regression import Moments, low_rank, regress, roots, with_ridge
+from vitcompress.initialize.regression import Moments, leading, low_rank, regress, roots, with_ridge
 from vitcompress.plan import Group, Plan
 
 ROUNDS = 6
@@ -41,9 +41,24 @@ def start_factors(student: nn.Module, teacher: nn.Module, plan: Plan, images: It
     moments = input_moments(teacher, groups, images)
     family = family_named(plan.family)
     for group in groups:
-        for layer, rank in group.ranks.items():
-            inputs = {block: moments[f"{block}.{layer}"] for block in group.blocks}
-            _start_layer(student, teacher, family, group, layer, rank, inputs)
+        fit_factors(student, teacher, family, group, moments)
+
+
+def fit_factors(
+    student: nn.Module, teacher: nn.Module, family: Family, group: Group, moments: Mapping[str, Moments]
+) -> None:
+    """Set the factors of one group of several blocks, and the matrices that they are added to, in place.
+
+    Args:
+        student: its shared matrices are where the rounds begin.
+        teacher: whose layers they are fitted to.
+        family: of the teacher.
+        group: of the student's plan.
+        moments: of the inputs of the group's layers in the teacher, by the layers' full names.
+    """
+    for layer, rank in group.ranks.items():
+        inputs = {block: moments[f"{block}.{layer}"] for block in group.blocks}
+        _start_layer(student, teacher, family, group, layer, rank, inputs)
 
 
 def input_moments(teacher: nn.Module, groups: Iterable[Group], images: Iterable[Tensor]) -> dict[str, Moments]:
@@ -125,8 +140,8 @@ def _bases(
 def _read(residues: Mapping[str, Tensor], moments: Mapping[str, Tensor], rank: int) -> Iterator[tuple[Tensor, Tensor]]:
     """W_i ≈ U_i S: the inputs that matter to all blocks' layers."""
     root, inverse = roots(torch.stack(list(moments.values())).mean(0))
-    stacked = torch.cat(list(residues.values())) @ root
-    basis = torch.linalg.svd(stacked, full_matrices=False)[2][:rank] @ inverse
+    gram = torch.stack([residue.T @ residue for residue in residues.values()]).sum(0)
+    basis = leading(root @ gram @ root, rank).T @ inverse
     for block, residue in residues.items():
         seen = moments[block] @ basis.T
         yield torch.linalg.solve(basis @ seen, (residue @ seen).T).T, basis
@@ -136,7 +151,6 @@ def _written(
     residues: Mapping[str, Tensor], moments: Mapping[str, Tensor], rank: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """W_i ≈ S U_i: the directions of the stream that all blocks' layers write to."""
-    outputs = torch.cat([residue @ roots(moments[block])[0] for block, residue in residues.items()], dim=1)
-    basis = torch.linalg.svd(outputs, full_matrices=False)[0][:, :rank]
+    basis = leading(torch.stack([r @ moments[block] @ r.T for block, r in residues.items()]).sum(0), rank)
     for residue in residues.values():
         yield basis, basis.T @ residue

@@ -84,6 +84,17 @@ def low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Ten
     Source: Wang et al. 2024, arXiv:2403.07378, Sec. 3.1; reduced-rank regression, Izenman 1975.
     """
     root, inverse = roots(covariance)
-    u, s, vt = torch.linalg.svd(weight @ root, full_matrices=False)
-    scale = s[:rank].sqrt()  # both factors get the same share, so that one learning rate fits both
-    return u[:, :rank] * scale, scale[:, None] * (vt[:rank] @ inverse)
+    seen = weight @ root
+    basis = leading(seen.T @ seen, rank)
+    up = seen @ basis
+    scale = up.norm(dim=0).clamp(min=torch.finfo(up.dtype).tiny).sqrt()  # both factors get the same share of the size,
+    return up / scale, scale[:, None] * (basis.T @ inverse)  # so that one learning rate fits both
+
+
+def leading(gram: Tensor, rank: int) -> Tensor:
+    """The eigenvectors `[D, r]` of a Gram matrix's largest eigenvalues, largest first.
+
+    As good as a singular value decomposition in float64, and many times faster for tall stacks.
+    """
+    vectors: Tensor = torch.linalg.eigh(gram)[1]
+    return vectors[:, -rank:].flip(1)

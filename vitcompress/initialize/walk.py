@@ -25,6 +25,9 @@ from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
 from vitcompress.initialize.regression import Moments, low_rank, regress
 from vitcompress.plan import Group, Plan
 
+BlockInputs = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
+"""Arguments and keyword arguments of a block, per batch."""
+
 CORRECTION = 0.5
 CHUNK_IMAGES = 32
 
@@ -77,7 +80,7 @@ class _Stream:
             self.inside = self.after = None
             return
         before = x if self.after is None else self.after
-        found = [_run(own, chunk, given, named, inputs=("norm2",)) for chunk in before.split(CHUNK_IMAGES)]
+        found = [run_block(own, chunk, given, named, inputs=("norm2",)) for chunk in before.split(CHUNK_IMAGES)]
         self.inside = torch.cat([inputs["norm2"] for inputs, _, _ in found])
         self.after = torch.cat([output for _, _, output in found])
 
@@ -95,18 +98,22 @@ def _convert(
     """Forward pre-hook of the student's block: set its layers, for the input that it is about to see."""
     x, rest = given[0], given[1:]
     stream.step(own, x, rest, named)
-    if group is None:
-        return
-    job = _Conversion(block, own, x, rest, named, stream)
-    if group.widths.qk is not None or group.widths.v is not None:
-        job.narrow_attention()
-    layers = list(group.ranks)
-    for layer in [name for name in layers if name.startswith("attn")]:
-        job.factorise(layer, writes=bool(family.writes.fullmatch(layer)))
-    if group.widths.hidden is not None:
-        job.narrow_mlp()
-    for layer in [name for name in layers if not name.startswith("attn")]:
-        job.factorise(layer, writes=bool(family.writes.fullmatch(layer)))
+    if group is not None:
+        _Conversion(block, own, x, rest, named, stream).make(group, family)
+
+
+def convert_block(block: nn.Module, own: nn.Module, group: Group, family: Family, inputs: BlockInputs) -> None:
+    """Set a narrow or factored block alone, for the inputs that it has in the teacher, in place.
+
+    Args:
+        block: the student's.
+        own: the teacher's.
+        group: of this one block.
+        family: of the teacher.
+        inputs: of the block.
+    """
+    x = torch.cat([args[0] for args, _ in inputs])
+    _Conversion(block, own, x, inputs[0][0][1:], inputs[0][1], _Stream()).make(group, family)
 
 
 class _Conversion:
@@ -116,6 +123,17 @@ class _Conversion:
         self, block: Any, own: Any, x: Tensor, rest: Sequence[Any], named: Mapping[str, Any], stream: _Stream
     ) -> None:
         self.block, self.own, self.x, self.rest, self.named, self.stream = block, own, x, rest, named, stream
+
+    def make(self, group: Group, family: Family) -> None:
+        """Set every layer of the block that is other than the teacher's, in the order in which they run."""
+        if group.widths.qk is not None or group.widths.v is not None:
+            self.narrow_attention()
+        for layer in [name for name in group.ranks if name.startswith("attn")]:
+            self.factorise(layer, writes=bool(family.writes.fullmatch(layer)))
+        if group.widths.hidden is not None:
+            self.narrow_mlp()
+        for layer in [name for name in group.ranks if not name.startswith("attn")]:
+            self.factorise(layer, writes=bool(family.writes.fullmatch(layer)))
 
     def narrow_attention(self) -> None:
         q, k, attended = Moments(), Moments(), Moments()
@@ -190,10 +208,10 @@ class _Conversion:
             yield part, self.x[part]
 
     def _run(self, block: nn.Module, x: Tensor, **taps: tuple[str, ...]) -> Any:
-        return _run(block, x, self.rest, self.named, **taps)
+        return run_block(block, x, self.rest, self.named, **taps)
 
 
-def _run(
+def run_block(
     block: nn.Module,
     x: Tensor,
     rest: Sequence[Any],

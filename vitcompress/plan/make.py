@@ -12,16 +12,17 @@ from vitcompress.families import Family, Widths, family_named, family_of, full_w
 from vitcompress.plan.grouping import Kind, group_blocks
 from vitcompress.plan.model import Group, Plan
 from vitcompress.plan.sizes import size_of
-from vitcompress.recipe import PlanRecipe
+from vitcompress.recipe import TRANSFORMS, PlanRecipe
 
 
-def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
+def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str, store: str = "source") -> Plan:
     """Decide what `model`'s blocks share and what their layers are made of.
 
     Args:
         model: the teacher, on any device; meta will do.
         recipe: groups, biases, factors, widths and transformations asked for.
         name: what the user called the model, for messages.
+        store: how the file holds the student, a key of `STORES`.
 
     Returns:
         A plan whose sizes are those of the student that `apply_plan` builds.
@@ -49,18 +50,24 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str) -> Plan:
         for block, names in shared.items()
     }
     groups = tuple(_group(model, family, blocks, shared[blocks[0]], recipe) for blocks in group_blocks(recipe, kinds))
+    transforms = _transforms(family, groups) if recipe.transforms is None else recipe.transforms
     faults = [
         (f"--transforms {transform}: {fault}.", "Leave it out of --transforms.")
-        for transform in recipe.transforms
+        for transform in transforms
         if (fault := _transform_fault(family, transform, model, list(shared), name))
     ]
-    faults += _faults_of_factors(model, groups, recipe, name)
+    faults += _faults_of_factors(model, groups, transforms, recipe, name)
     raise_faults(PlanError, faults)
-    return plan_of(model, family, groups, recipe.transforms, recipe.token_kernel)
+    return plan_of(model, family, groups, transforms, recipe.token_kernel, store)
 
 
 def plan_of(
-    model: nn.Module, family: Family, groups: Sequence[Group], transforms: tuple[str, ...], token_kernel: int
+    model: nn.Module,
+    family: Family,
+    groups: Sequence[Group],
+    transforms: tuple[str, ...],
+    token_kernel: int,
+    store: str = "source",
 ) -> Plan:
     """The plan of groups that are known to fit.
 
@@ -70,21 +77,27 @@ def plan_of(
         groups: every block of the model, each in one.
         transforms: of every block.
         token_kernel: of the token convolution.
+        store: how the file holds the student, a key of `STORES`.
     """
-    size = size_of(model, family, groups, transforms, token_kernel)
+    size = size_of(model, family, groups, transforms, token_kernel, store)
     return Plan(family.name, tuple(groups), transforms, token_kernel, size)
 
 
-def measured_on(plan: Plan, model: nn.Module) -> Plan:
+def measured_on(plan: Plan, model: nn.Module, store: str = "source") -> Plan:
     """The same plan with the sizes of `model`, of the same blocks but another head or image size.
 
     Args:
         plan: of a model with the same blocks.
         model: nothing shared in it yet, on any device; meta will do.
+        store: how the file holds the student, a key of `STORES`.
     """
-    return replace(
-        plan, size=size_of(model, family_named(plan.family), plan.groups, plan.transforms, plan.token_kernel)
-    )
+    return plan_of(model, family_named(plan.family), plan.groups, plan.transforms, plan.token_kernel, store)
+
+
+def weighed(plan: Plan, student_bytes: int) -> Plan:
+    """The same plan with the bytes that its student came to take, where that is known."""
+    ratio = round(plan.size.teacher_bytes / student_bytes, 4)
+    return replace(plan, size=replace(plan.size, student_bytes=student_bytes, bytes_ratio=ratio))
 
 
 def layer_shapes(family: Family, block: nn.Module) -> Mapping[str, tuple[int, int]]:
@@ -114,8 +127,14 @@ def _group(
     return Group(blocks, shared, ranks, tuple(ranks) if recipe.basis else (), widths)
 
 
+def _transforms(family: Family, groups: Sequence[Group]) -> tuple[str, ...]:
+    """The transformations where none are asked for: they tell blocks apart that share whole matrices, and no others."""
+    shares = any(len(group.blocks) > 1 and any(map(family.weights.fullmatch, group.shared)) for group in groups)
+    return TRANSFORMS if shares else ()
+
+
 def _faults_of_factors(
-    model: nn.Module, groups: Sequence[Group], recipe: PlanRecipe, name: str
+    model: nn.Module, groups: Sequence[Group], transforms: Sequence[str], recipe: PlanRecipe, name: str
 ) -> list[tuple[str, str]]:
     """Why factors and widths cannot be as asked, as `(message, hint)` pairs."""
     faults = []
@@ -139,7 +158,7 @@ def _faults_of_factors(
             f"--width {recipe.width:g}: the blocks of {name} have neither a plain MLP nor plain attention.",
             "Leave it out.",
         ))  # fmt: skip
-    if "rpe" in recipe.transforms and any(group.widths.qk for group in groups):
+    if "rpe" in transforms and any(group.widths.qk for group in groups):
         faults.append(("--transforms rpe: its table has as many channels as a head, which --width takes away.",
                        "Leave one of them out."))  # fmt: skip
     return faults

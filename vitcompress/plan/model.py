@@ -53,8 +53,9 @@ class Group:
 class Size:
     """Parameters, bytes and multiply-accumulates of teacher and student.
 
-    Bytes are those of parameters and persistent buffers in the type they are held in, each shared tensor once; a
-    file adds a header of some kilobytes. Multiply-accumulates are those of one image; None: not counted.
+    Bytes are those of parameters and persistent buffers, each shared tensor once: of the teacher in the type they are
+    held in, of the student as its file stores them. The file adds a header of some kilobytes. Multiply-accumulates
+    are those of one image; None: not counted.
     """
 
     teacher_params: int
@@ -77,6 +78,7 @@ class Plan:
         groups: every block of the model, each in one group, by their first blocks.
         transforms: names of the transformations of every block.
         token_kernel: k of the token convolution, in patches.
+        why: what a search chose it from, one line each; empty where it was given.
         size: parameters, bytes and, once the student has been built, multiply-accumulates before and after.
     """
 
@@ -85,6 +87,7 @@ class Plan:
     transforms: tuple[str, ...]
     token_kernel: int
     size: Size
+    why: tuple[str, ...] = ()
 
     @property
     def matrices(self) -> frozenset[str]:

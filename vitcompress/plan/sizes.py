@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from vitcompress.factored import FactoredLinear
 from vitcompress.families import Family, narrowed_shapes
 from vitcompress.plan.model import Group, Size
+from vitcompress.quantize import STORES, encode, is_matrix, matrix_names, num_bytes, stored_bytes
 
 
 def size_of(
-    model: nn.Module, family: Family, groups: Sequence[Group], transforms: Sequence[str], token_kernel: int
+    model: nn.Module,
+    family: Family,
+    groups: Sequence[Group],
+    transforms: Sequence[str],
+    token_kernel: int,
+    store: str = "source",
 ) -> Size:
     """Count what is left and what is added.
 
@@ -24,24 +29,27 @@ def size_of(
         groups: every block of the model, each in one.
         transforms: of every block.
         token_kernel: of the token convolution.
+        store: how the file holds the student, a key of `STORES`.
     """
     teacher_params = sum(p.numel() for p in model.parameters())
-    teacher_bytes = sum(t.numel() * t.element_size() for t in model.state_dict(keep_vars=True).values())
-    student_params, student_bytes = teacher_params, teacher_bytes
+    teacher_bytes = sum(stored_bytes(model, "source").values())
+    each = stored_bytes(model, store)
+    matrices = matrix_names(model)
+    student_params, student_bytes = teacher_params, sum(each.values())
     for group in groups:
         for position, name in enumerate(group.blocks):
             block: Any = model.get_submodule(name)
-            itemsize = next(block.parameters()).element_size()
-            for p in block.parameters():
+            for leaf, p in block.named_parameters():
                 student_params -= p.numel()
-                student_bytes -= p.numel() * p.element_size()
-            for count, size in _kept(family, block, group, donor=position == 0):
-                student_params += count
-                student_bytes += count * size
+                student_bytes -= each[f"{name}.{leaf}"]
+            for leaf, t, is_factor in _kept(family, block, group, donor=position == 0):
+                student_params += t.numel()
+                matrix = is_factor or f"{name}.{leaf}" in matrices
+                student_bytes += _bytes_of(t, store, matrix=matrix)
             for transform in transforms:
                 added = family.transforms[transform].num_params(model, block, token_kernel)
                 student_params += added
-                student_bytes += added * itemsize
+                student_bytes += added * (STORES[store].dtype or next(block.parameters()).dtype).itemsize
     return Size(
         teacher_params=teacher_params,
         student_params=student_params,
@@ -52,8 +60,32 @@ def size_of(
     )
 
 
-def _kept(family: Family, block: Any, group: Group, *, donor: bool) -> Iterator[tuple[int, int]]:
-    """What a block of `group` stores of its own, as (parameters, bytes each); the donor stores what is shared too."""
+def group_params(model: nn.Module, family: Family, group: Group) -> int:
+    """Parameters that the blocks of `group` store, without transformations.
+
+    Args:
+        model: the teacher; meta will do.
+        family: of the model.
+        group: of its blocks.
+    """
+    return sum(
+        t.numel()
+        for position, name in enumerate(group.blocks)
+        for _, t, _ in _kept(family, model.get_submodule(name), group, donor=position == 0)
+    )
+
+
+def _bytes_of(t: Tensor, store: str, *, matrix: bool) -> int:
+    """Bytes of a parameter in a file, with its scales."""
+    matrices = ["t"] if matrix and is_matrix(t) else []
+    return num_bytes(encode({"t": t}, store, matrices=matrices, parameters=["t"]))
+
+
+def _kept(family: Family, block: Any, group: Group, *, donor: bool) -> Iterator[tuple[str, Tensor, bool]]:
+    """What a block of `group` stores of its own: the teacher's name, a tensor like it on meta, and whether a factor.
+
+    The donor stores what is shared too.
+    """
     shapes = narrowed_shapes(block, group.widths)
     for name, p in block.named_parameters():
         layer, _, leaf = name.rpartition(".")
@@ -61,10 +93,11 @@ def _kept(family: Family, block: Any, group: Group, *, donor: bool) -> Iterator[
         if layer in shapes:
             shape = shapes[layer] if leaf == "weight" else shapes[layer][:1]
         if leaf == "weight" and layer in group.ranks:
-            up, down = FactoredLinear.num_params((shape[0], shape[1]), group.ranks[layer])
+            rank = group.ranks[layer]
+            up, down = (torch.empty(s, device="meta", dtype=p.dtype) for s in ((shape[0], rank), (rank, shape[1])))
             basis, own = (up, down) if family.writes.fullmatch(layer) else (down, up)
-            yield own, p.element_size()
+            yield name, own, True
             if donor or layer not in group.bases:
-                yield basis, p.element_size()
+                yield name, basis, True
         if (leaf != "weight" or group.whole(layer)) and (donor or name not in group.shared):
-            yield prod(shape), p.element_size()
+            yield name, torch.empty(shape, device="meta", dtype=p.dtype), False

@@ -1,16 +1,18 @@
 """What came out?  `Report` holds every number that a user is shown; the renderings only lay it out."""
 
 from vitcompress.report.gates import missed_gates
-from vitcompress.report.model import SCHEMA_VERSION, Parent, Report, from_json, to_json
-from vitcompress.report.render import print_accuracy, print_plan, print_report, to_markdown, to_svg
+from vitcompress.report.model import SCHEMA_VERSION, Baseline, Parent, Report, from_json, to_json
+from vitcompress.report.render import print_accuracy, print_options, print_plan, print_report, to_markdown, to_svg
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Baseline",
     "Parent",
     "Report",
     "from_json",
     "missed_gates",
     "print_accuracy",
+    "print_options",
     "print_plan",
     "print_report",
     "to_json",

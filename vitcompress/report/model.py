@@ -32,6 +32,29 @@ class Parent:
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Baseline:
+    """What the teacher comes to without sharing and without training, in fewer bits alone.
+
+    Attributes:
+        name: how it is stored, like `teacher int8`.
+        params: all of the teacher's.
+        bytes: of its tensors as stored.
+        top1: percent; None where the images have no labels.
+        top1_drop: from the teacher as it is, in points.
+        agreement: with it, percent; None where the images have labels, or the model has no classes.
+        feature_cosine: the same of a model without classes, −1–1.
+    """
+
+    name: str
+    params: int
+    bytes: int
+    top1: float | None
+    top1_drop: float | None
+    agreement: float | None
+    feature_cosine: float | None
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Report:
     """What went in, what came out, and how it was made.
 
@@ -51,6 +74,8 @@ class Report:
         notes: what the numbers do not say.
         before: the student before it was fine-tuned; None where it was not, or could not be measured.
         lineage: the files it was made from, oldest first.
+        store: how the file holds the student.
+        baselines: the whole teacher in fewer bits, on the same images; empty where they were not measured.
     """
 
     schema_version: int
@@ -68,6 +93,8 @@ class Report:
     notes: tuple[str, ...] = ()
     before: Accuracy | None = None
     lineage: tuple[Parent, ...] = ()
+    store: str = "source"
+    baselines: tuple[Baseline, ...] = ()
 
 
 def to_json(value: Any) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def points_of(report: Report) -> list[Point]:
     points = [Point("student", size.student_bytes, accuracy.student_top1, "student")]
     if not report.lineage or report.train.teacher == report.model:
         points.insert(0, Point("teacher", size.teacher_bytes, accuracy.teacher_top1, "teacher"))
+    points += [Point(row.name, row.bytes, row.top1, "baseline") for row in report.baselines]
     return [point for point in points if point.top1 is not None]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,6 +31,13 @@ def print_report(report: Report, console: Console) -> None:
     for row in rows(report):
         table.add_row(*row)
     console.print(table)
+    if report.baselines:
+        compared = Table(*baseline_columns(report)[:1])
+        for column in baseline_columns(report)[1:]:
+            compared.add_column(column, justify="right")
+        for cells in baseline_rows(report):
+            compared.add_row(*cells)
+        console.print(compared)
     for line in remarks(report):
         console.print(line, markup=False, emoji=False, highlight=False)
 
@@ -50,6 +58,21 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     console.print(sizes)
 
 
+def print_options(options: Sequence[Mapping[str, Any]], name: str, console: Console) -> None:
+    """Print what each option would cost, as `pipeline.sensitivities` gives it: a line per blocks, part and kind."""
+    lines: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for option in options:
+        numbers = [block.rpartition("blocks.")[2] for block in option["blocks"]]
+        blocks = option["blocks"][0].rpartition("blocks.")[0] + "–".join(dict.fromkeys((numbers[0], numbers[-1])))
+        lines.setdefault((blocks, option["part"], option["kind"]), []).append(option)
+    table = Table("blocks", "part", "kind", "width or rank: nats of KL per image, parameters saved")
+    for (blocks, part, kind), found in lines.items():
+        marks = (f"{o['dial'] or 'whole'}: {o['cost']:.3g}, −{o['saved_params']:,}" for o in found)
+        table.add_row(blocks, part, kind, " · ".join(marks))
+    console.print(f"{name}: what each option alone does to the predictions", style="bold", markup=False)
+    console.print(table)
+
+
 def print_accuracy(accuracy: Accuracy, console: Console) -> None:
     """Print what was measured on one set of images."""
     table = Table("", "teacher", "student", "change")
@@ -67,9 +90,15 @@ def to_markdown(report: Report, *, picture: str | None = None) -> str:
         picture: name of the file beside the page that `to_svg` was written to; None where there is none.
     """
     return _TEMPLATES.get_template("report.md.j2").render(
-        report=report, sharing=_sharing(report.groups), rows=rows(report), remarks=remarks(report),
-        picture=picture and quote(picture), shown=alt_text(points_of(report)),
-    )  # fmt: skip
+        report=report,
+        sharing=_sharing(report.groups),
+        rows=rows(report),
+        remarks=remarks(report),
+        columns=baseline_columns(report),
+        baselines=baseline_rows(report),
+        picture=picture and quote(picture),
+        shown=alt_text(points_of(report)),
+    )
 
 
 def to_svg(report: Report) -> str | None:
@@ -133,6 +162,44 @@ def _accuracy_rows(accuracy: Accuracy) -> list[Row]:
     if accuracy.feature_cosine is not None:
         found.append(("cosine similarity of features", "", f"{accuracy.feature_cosine:.4f}", ""))
     return found
+
+
+def baseline_columns(report: Report) -> list[str]:
+    """Heads of the table that sets the student beside its teacher in fewer bits."""
+    return ["", "parameters", "tensors", _MEASURES[_measure_of(report)], "change"]
+
+
+def baseline_rows(report: Report) -> list[tuple[str, ...]]:
+    """The student, and the teacher in fewer bits, on the same images; nothing where that was not measured."""
+    if not report.baselines or report.accuracy is None:
+        return []
+    size, found, measure = report.size, report.accuracy, _measure_of(report)
+    own = {"top1": found.student_top1, "agreement": found.agreement, "feature_cosine": found.feature_cosine}
+    name = "student" if report.store == "source" else f"student {report.store}"
+    every = [(name, size.student_params, size.student_bytes, own[measure], found.top1_drop)]
+    every += [(b.name, b.params, b.bytes, getattr(b, measure), b.top1_drop) for b in report.baselines]
+    return [
+        (
+            name,
+            f"{params:,}",
+            megabytes(num_bytes),
+            "–" if value is None else f"{value:.4f}" if measure == "feature_cosine" else _percent(value),
+            "" if drop is None else f"{-drop:+.2f} points",
+        )
+        for name, params, num_bytes, value, drop in every
+    ]
+
+
+_MEASURES = {
+    "top1": "top-1",
+    "agreement": "agreement with the teacher",
+    "feature_cosine": "cosine similarity of features",
+}
+
+
+def _measure_of(report: Report) -> str:
+    """The field of a baseline that its images and its model give."""
+    return next((name for b in report.baselines for name in _MEASURES if getattr(b, name) is not None), "top1")
 
 
 def _percent(value: float | None) -> str:

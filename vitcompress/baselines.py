@@ -1,0 +1,73 @@
+"""Was the training worth it?  The whole teacher in fewer bits, which costs no training, on the same images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitcompress.compare import has_classes
+from vitcompress.console import Reporter
+from vitcompress.data import ImageSet
+from vitcompress.evaluate import Accuracy, evaluate_pair
+from vitcompress.quantize import num_bytes
+from vitcompress.recipe import DataRecipe
+from vitcompress.report import Baseline
+from vitcompress.source import clone
+from vitcompress.stored import round_to, stored_tensors
+from vitcompress.views import evaluation_loader
+
+BASELINES = ("fp16", "int8", "int4")
+
+
+def measure_baselines(
+    teacher: nn.Module,
+    images: ImageSet,
+    config: dict[str, Any],
+    recipe: DataRecipe,
+    accuracy: Accuracy,
+    *,
+    device: torch.device,
+    reporter: Reporter,
+) -> tuple[Baseline, ...]:
+    """Evaluate the teacher in fewer bits, by the functions that store the student.
+
+    Args:
+        teacher: in eval mode, on `device`; not changed. One copy of it is held at a time.
+        images: that the student was evaluated on.
+        config: timm's data config of the student.
+        recipe: batch size and workers.
+        accuracy: of the student and the teacher on these images.
+        device: where to run.
+        reporter: told of it.
+    """
+    found = []
+    for store in BASELINES:
+        reporter.say(f"evaluating the teacher in {store}")
+        rounded = clone(teacher)
+        stored = stored_tensors(rounded, store)
+        round_to(rounded, stored, store)
+        size = num_bytes(stored)
+        del stored
+        # labels say how good it is; where there are none, the teacher as it is must run again to compare with
+        measured = evaluate_pair(
+            rounded, None if accuracy.teacher_top1 is not None else teacher,
+            evaluation_loader(images, config, recipe), name=images.name, device=device,
+            skip_bad_images=recipe.skip_bad_images, features=not has_classes(rounded),
+        )  # fmt: skip
+        found.append(_baseline(f"teacher {store}", rounded, size, measured, accuracy))
+    return tuple(found)
+
+
+def _baseline(name: str, model: nn.Module, size: int, measured: Accuracy, accuracy: Accuracy) -> Baseline:
+    top1, whole = measured.student_top1, accuracy.teacher_top1
+    return Baseline(
+        name=name,
+        params=sum(p.numel() for p in model.parameters()),
+        bytes=size,
+        top1=top1,
+        top1_drop=None if top1 is None or whole is None else round(whole - top1, 4),
+        agreement=measured.agreement,
+        feature_cosine=measured.feature_cosine,
+    )

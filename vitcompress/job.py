@@ -1,0 +1,277 @@
+"""What is there to do, once a recipe has been checked?  Its plan, start, training, and what is written of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vitcompress import artifact
+from vitcompress.baselines import measure_baselines
+from vitcompress.calibration import calibration_batches, drawn
+from vitcompress.classes import known_classes
+from vitcompress.compare import Candidate, Comparison, compare
+from vitcompress.compose import to_dict
+from vitcompress.console import Reporter
+from vitcompress.data import ImageSet, open_sets
+from vitcompress.errors import RecipeError, attempting, raise_faults
+from vitcompress.evaluate import Accuracy, measure_speed
+from vitcompress.fading import fading
+from vitcompress.families import family_named
+from vitcompress.initialize import needs_images, start_student
+from vitcompress.macs import with_macs
+from vitcompress.plan import Plan, make_plan
+from vitcompress.planning import Planning
+from vitcompress.prepare import bundle_of, check_device, check_out, check_store, check_target, missing_images
+from vitcompress.produce import (
+    Lesson,
+    Stored,
+    described,
+    load_adapted,
+    measure,
+    notes_on,
+    train,
+    versions,
+    write_result,
+)
+from vitcompress.quantized_layers import quantising
+from vitcompress.recipe import PlanRecipe, Recipe
+from vitcompress.report import SCHEMA_VERSION, Baseline, Report, to_json
+from vitcompress.source import Source, clone, data_config, empty_model, resolve, sha256_of
+from vitcompress.surgery import apply_plan
+from vitcompress.teacher import Teacher, find_teacher
+from vitcompress.training import check_student
+from vitcompress.trainlog import TrainLog
+from vitcompress.views import Views
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe that has been checked, with what it names found."""
+
+    recipe: Recipe
+    out: Path
+    command: str
+    source: Source
+    plan: Plan
+    config: dict[str, Any]
+    train: ImageSet | None
+    val: ImageSet | None
+    teacher: Teacher | None
+    comparison: Comparison
+    accelerator: Accelerator
+
+    def planning(self, teacher: nn.Module, reporter: Reporter) -> Planning:
+        """What a plan for the target is searched for with."""
+        assert self.train is not None  # prepare_job saw to it
+        return Planning(teacher, self.source.name, self.recipe, self.train, self.config, reporter)
+
+    def planned(self, teacher: nn.Module, reporter: Reporter) -> Job:
+        """The same job with the plan that is found for its target."""
+        found = self.planning(teacher, reporter).find()
+        for line in found.plan.why:
+            reporter.say(line)
+        empty = empty_model(self.source)
+        plan = with_macs(found.plan, empty, self.config["input_size"])
+        comparison = _compared(self.source, empty, plan, self.teacher, self.recipe, self.config)
+        store = replace(self.recipe.store, store=found.store)  # type: ignore[arg-type]
+        recipe = replace(_with_losses(self.recipe, comparison), store=store)
+        return replace(self, recipe=recipe, plan=plan, comparison=comparison)
+
+    def start(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Set the student's starting weights, in place."""
+        start_student(student, teacher, self.plan, lambda: self._calibration(teacher), self.recipe.start.start)
+
+    def _calibration(self, teacher: nn.Module) -> Iterator[Tensor]:
+        assert self.train is not None  # prepare_job saw to it
+        chosen = drawn(self.train, self.recipe.start.calibration_images, seed=self.recipe.run.seed)
+        device = next(teacher.parameters()).device
+        return (batch.to(device) for batch in calibration_batches(chosen, self.config, self.recipe.data))
+
+    def distill(self, student: nn.Module, source: nn.Module, reporter: Reporter) -> TrainLog:
+        """Train the student, in place, to do what the teacher does: the source, if no other is named."""
+        student.to(self.accelerator.device)  # before the source's matrices are laid beside it
+        teacher = load_adapted(self.teacher, self.config, self.comparison) if self.teacher else source
+        how = self.recipe.store
+        with (
+            fading(student, source, self.plan, self.recipe.distill.fade) as fade,
+            quantising(student, how.kind, how.qat_fraction) as quantise,
+        ):
+
+            def follow(done: float) -> None:
+                fade(done)
+                quantise(done)
+
+            return train(
+                student, teacher, self._lesson(), blocks=family_named(self.plan.family).block_names(source),
+                matrices=self.plan.matrices, fade=follow, accelerator=self.accelerator, reporter=reporter,
+            )  # fmt: skip
+
+    def _lesson(self) -> Lesson:
+        name = self.teacher.name if self.teacher else self.source.name
+        return Lesson(self.recipe, self.train, self.config, self.comparison, name)
+
+    def finish(self, student: nn.Module, teacher: nn.Module, log: TrainLog, out: Path, reporter: Reporter) -> Report:
+        """Round, evaluate, write and verify; returns the report that went into the file."""
+        device = self.accelerator.device
+        stored = Stored.of(student, self.plan, self.recipe.store.kind)
+        stored.round(student)
+        accuracy = measure(
+            student, teacher, self.val, self.config, self.recipe.data, device=device, reporter=reporter
+        )  # fmt: skip
+        report = Report(
+            schema_version=SCHEMA_VERSION,
+            model=self.source.name,
+            family=self.plan.family,
+            groups=tuple(len(group.blocks) for group in self.plan.groups),
+            transforms=self.plan.transforms,
+            size=stored.plan.size,
+            accuracy=accuracy,
+            speed=measure_speed(student, teacher, self.config["input_size"], device=device),
+            train=log,
+            data=self.train.name if self.train and log.steps else None,
+            versions=versions(),
+            command=self.command,
+            notes=notes_on(self.plan) + (self._teacher_notes() if log.steps else ()),
+            store=stored.store,
+            baselines=self._baselines(teacher, accuracy, reporter),
+        )
+        manifest = artifact.Manifest(
+            source=described(self.source),
+            source_sha256=sha256_of(teacher.state_dict()),
+            plan=stored.plan,
+            data_config=self.config,
+            recipe=to_dict(self.recipe),
+            report=to_json(report),
+            versions=report.versions,
+            classes=tuple(self.source.pretrained_cfg.get("label_names", ()))
+            or (self.train.classes if self.train else ()),
+            store=stored.store,
+        )
+        write_result(out, student, stored, manifest, report, reporter)
+        return report
+
+    def _baselines(self, teacher: nn.Module, accuracy: Accuracy | None, reporter: Reporter) -> tuple[Baseline, ...]:
+        if accuracy is None or self.val is None or not self.recipe.store.baselines:
+            return ()
+        return measure_baselines(
+            teacher,
+            self.val,
+            self.config,
+            self.recipe.data,
+            accuracy,
+            device=self.accelerator.device,
+            reporter=reporter,
+        )
+
+    def _teacher_notes(self) -> tuple[str, ...]:
+        """What a reader of the report must know where the student learned from another model."""
+        if self.teacher is None:
+            return self.comparison.notes
+        taught = f"The student learned from {self.teacher.name}; it is compared with {self.source.name} all the same."
+        return (taught, *self.comparison.notes)
+
+
+def prepare_job(recipe: Recipe, out: Path | None, command: str) -> Job:
+    """Check a recipe and find what it names, before any weight is loaded.
+
+    Args:
+        recipe: what to do.
+        out: where to write; None where nothing is written.
+        command: what was typed.
+
+    Raises:
+        VitcompressError: every fault that can be told by looking, at once.
+    """
+    faults: list[tuple[str, str]] = []
+    attempt = attempting(faults)
+    if out is not None:
+        attempt(check_out, out, {"--checkpoint": recipe.model.checkpoint})
+    attempt(check_device, recipe.run.device)
+    if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
+        faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
+    settled = settle(recipe, attempt)
+    source, model, config = settled.source, settled.model, settled.config
+    train = val = None
+    if model is not None and hasattr(model, "num_classes"):
+        sets = attempt(
+            open_sets, recipe.data, bundle=bundle_of(source.name), num_classes=model.num_classes,
+            seed=recipe.run.seed, classes=known_classes((), source.pretrained_cfg, model.num_classes),
+        )  # fmt: skip
+        train, val = sets or (None, None)
+        if sets is not None:
+            fitted = recipe.target.is_given or bool(settled.plan and needs_images(settled.plan, recipe.start.start))
+            faults += missing_images(recipe, train, val, fitted=fitted)
+        if config and train is not None:
+            attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
+    raise_faults(RecipeError, faults)
+    accelerator = Accelerator(cpu=recipe.run.device == "cpu")
+    assert settled.comparison is not None  # else there was a fault
+    return Job(
+        recipe if recipe.target.is_given else _with_losses(recipe, settled.comparison),
+        out or Path(),
+        command,
+        source,
+        settled.plan,
+        config,
+        train,
+        val,
+        settled.teacher,
+        settled.comparison,
+        accelerator,
+    )
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a recipe's names stand for, without weights and images; None where there is a fault."""
+
+    source: Any
+    model: Any
+    plan: Any
+    config: Any
+    teacher: Any
+    comparison: Any
+
+
+def settle(recipe: Recipe, attempt: Any) -> Settled:
+    """Find model, plan and teacher, and what of them is compared, each step by `attempt`."""
+    source = attempt(resolve, recipe.model)
+    model = attempt(empty_model, source) if source else None
+    attempt(check_store, recipe.store, recipe.distill)
+    teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
+    found: Any = None
+    config: Any = None
+    comparison = None
+    if model is not None:
+        attempt(check_target, recipe, model)
+        # where a plan is searched for, one that shares nothing stands in for it till there are weights
+        asked = PlanRecipe(share=1, transforms=()) if recipe.target.is_given else recipe.plan
+        found = attempt(make_plan, model, asked, name=recipe.model.model, store=recipe.store.kind)
+        config = attempt(data_config, model, recipe.model)
+    if model is not None and found and config:
+        found = with_macs(found, model, config["input_size"])
+        blocks = family_named(found.family).block_names(model)
+        attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
+        if teacher or not recipe.teacher.teacher:
+            comparison = attempt(_compared, source, model, found, teacher, recipe, config)
+    return Settled(source, model, found, config, teacher, comparison)
+
+
+def _compared(
+    source: Source, model: nn.Module, plan: Plan, teacher: Teacher | None, recipe: Recipe, config: dict[str, Any]
+) -> Comparison:
+    """What of student and teacher is compared; the student as its plan makes it of the empty `model`."""
+    built = clone(model)
+    apply_plan(built, plan)
+    student, own = (Candidate(source.name, each, config["input_size"]) for each in (built, model))
+    return compare(student, teacher.candidate if teacher else own, recipe.distill)
+
+
+def _with_losses(recipe: Recipe, comparison: Comparison) -> Recipe:
+    """The recipe with its losses written out."""
+    return replace(recipe, distill=replace(recipe.distill, loss=dict(comparison.losses)))

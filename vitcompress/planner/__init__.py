@@ -1,0 +1,1 @@
+"""Which plan is best for a target?  See `search`."""

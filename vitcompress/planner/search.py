@@ -1,0 +1,256 @@
+"""Which plan is best for a target?  Options are measured one by one, put together exactly, and the best few are built.
+
+measure   what every option costs alone                      `sensitivity`
+allocate  the cheapest sum of options within the budget      `allocate`: of all kinds together, and of each alone
+build     the start of each of these, and its real cost      costs add up only nearly, and kinds differ in that
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitcompress.families import Widths, family_of
+from vitcompress.initialize import start_student
+from vitcompress.plan import Group, Plan, plan_of
+from vitcompress.planner.allocate import Choice, allocate, frontier
+from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
+from vitcompress.planner.sensitivity import CHUNK_IMAGES, Sensitivity
+from vitcompress.source import clone
+from vitcompress.surgery import apply_plan
+
+MARKS = 24
+"""Settings per scale that the allocation chooses from, between those that were measured."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way of reaching the target.
+
+    Attributes:
+        name: the kinds of options that it was put together from.
+        plan: what it is.
+        predicted: sum of its options' costs, nats per image.
+        cost: that of its start on images that it was not fitted to, nats per image; nan where it was not built.
+    """
+
+    name: str
+    plan: Plan
+    predicted: float
+    cost: float = math.nan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A teacher whose options are measured.
+
+    Attributes:
+        shapes: of the teacher's blocks.
+        singles: options of one block, by block and scale.
+        runs: options of several blocks together.
+    """
+
+    shapes: Shapes
+    singles: Mapping[tuple[str, str], Sequence[Option]]
+    runs: Sequence[Option]
+
+    def rows(self) -> Iterator[Option]:
+        """Every option that was measured."""
+        for options in self.singles.values():
+            yield from options
+        yield from self.runs
+
+
+def measure(
+    teacher: nn.Module, images: Tensor, kinds: Sequence[str], *, name: str, tell: Callable[[float], None]
+) -> Measured:
+    """Measure what every option costs.
+
+    Args:
+        teacher: in eval mode; not changed.
+        images: for calibration, `[B, C, H, W]`, on the teacher's device.
+        kinds: of options, of `KINDS`.
+        name: what the user called the teacher.
+        tell: told the share that is done, 0–1.
+    """
+    family = family_of(teacher, name)
+    shapes = Shapes(teacher, family, family.block_names(teacher), kinds)
+    singles = [(block, scale, option) for block in shapes.blocks for scale, option in single_options(shapes, block)]
+    runs = list(run_options(shapes))
+    bench = Sensitivity(teacher, family, images)
+    total, done = max(1, len(singles) + len(runs)), 0
+    measured: dict[tuple[str, str], list[Option]] = defaultdict(list)
+    found: list[Option] = []
+    for block, scale, option in singles:
+        measured[block, scale].append(replace(option, cost=bench.cost(option.group)))
+        tell((done := done + 1) / total)
+    for option in runs:
+        found.append(replace(option, cost=bench.cost(option.group)))
+        tell((done := done + 1) / total)
+    return Measured(shapes, measured, found)
+
+
+def candidates(measured: Measured, budget: int, token_kernel: int, transforms: tuple[str, ...]) -> list[Candidate]:
+    """The cheapest plans within a budget, of all kinds together and of each kind alone; cheapest first.
+
+    Args:
+        measured: the options.
+        budget: most parameters of the whole student.
+        token_kernel: of the token convolution.
+        transforms: of every block.
+    """
+    shapes = measured.shapes
+    untouched = [Group((block,), ()) for block in shapes.blocks]
+    plain = plan_of(shapes.model, shapes.family, untouched, transforms, token_kernel).size
+    saved_at_least = plain.student_params - budget
+    found: dict[str, Candidate] = {}
+    mixes = [tuple(shapes.kinds), *((kind,) for kind in shapes.kinds)] if len(shapes.kinds) > 1 else [shapes.kinds]
+    for kinds in mixes:
+        choices = list(_choices(measured, kinds))
+        # the allocation counts what is kept: parameters of the blocks
+        blocks = sum(c.params for c in choices if c.last - c.first == 1 and _untouched(c))
+        picked = allocate(choices, len(shapes.blocks), blocks - saved_at_least)
+        if picked is None:
+            continue
+        groups = tuple(merged(*choice.key) for choice in picked[0])
+        plan = plan_of(shapes.model, shapes.family, groups, transforms, token_kernel)
+        found.setdefault(repr(groups), Candidate(", ".join(kinds), plan, picked[1]))
+    return sorted(found.values(), key=lambda candidate: candidate.predicted)
+
+
+def smallest(measured: Measured, token_kernel: int, transforms: tuple[str, ...]) -> Plan:
+    """The plan with the fewest parameters that the options allow."""
+    shapes = measured.shapes
+    choices = list(_choices(measured, shapes.kinds))
+    best: list[tuple[int, list[Choice]]] = [(0, [])]
+    for end in range(1, len(shapes.blocks) + 1):
+        ending = [c for c in choices if c.last == end]
+        best.append(min(((best[c.first][0] + c.params, [*best[c.first][1], c]) for c in ending), key=lambda t: t[0]))
+    groups = [merged(*choice.key) for choice in best[-1][1]]
+    return plan_of(shapes.model, shapes.family, groups, transforms, token_kernel)
+
+
+def build(candidate: Candidate, teacher: nn.Module, images: Tensor, held_out: Tensor) -> Candidate:
+    """The candidate with the cost of its start, and the start with it.
+
+    Args:
+        candidate: any.
+        teacher: in eval mode.
+        images: for calibration, `[B, C, H, W]`.
+        held_out: others, to measure on.
+    """
+    student = clone(teacher)
+    apply_plan(student, candidate.plan)
+    start_student(student, teacher, candidate.plan, lambda: images.split(CHUNK_IMAGES), "first")
+    return replace(candidate, cost=divergence(student.eval(), teacher, held_out))
+
+
+def divergence(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
+    """KL(teacher ‖ student) of their predictions, nats per image."""
+    with torch.inference_mode():
+        chunks = images.split(CHUNK_IMAGES)
+        p = torch.cat([F.log_softmax(teacher(x).float(), -1) for x in chunks])
+        q = torch.cat([F.log_softmax(student(x).float(), -1) for x in chunks])
+    return float(F.kl_div(q, p, reduction="batchmean", log_target=True))
+
+
+def _choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice]:
+    """Every way worth having of making every run of blocks as one group, of some kinds."""
+    shapes = measured.shapes
+    for number, block in enumerate(shapes.blocks):
+        attention = [shapes.keep([block], "attn")]
+        scales = {scale: _marks(shapes, options) for (b, scale), options in measured.singles.items() if b == block}
+        if "narrow" in kinds:
+            attention = _both(shapes, attention + scales.get("attn.qk", []), attention + scales.get("attn.v", []))
+        if "low_rank" in kinds:
+            attention += scales.get("attn.rank", [])
+        mlp = [shapes.keep([block], "mlp")]
+        mlp += scales.get("mlp.hidden", []) if "narrow" in kinds else []
+        mlp += scales.get("mlp.rank", []) if "low_rank" in kinds else []
+        yield from _crossed(shapes, number, number + 1, attention, mlp)
+    by_run: dict[tuple[str, ...], list[Option]] = defaultdict(list)
+    for option in measured.runs:
+        if option.kind in kinds:
+            by_run[option.group.blocks].append(option)
+    for blocks, options in by_run.items():
+        first = list(shapes.blocks).index(blocks[0])
+        parts = {part: [shapes.keep(blocks, part)] for part in PARTS}
+        for kind in kinds:
+            for part in PARTS:
+                same = [o for o in options if o.kind == kind and o.part == part]
+                parts[part] += _marks(shapes, same) if len(same) > 1 else same
+        yield from _crossed(shapes, first, first + len(blocks), parts["attn"], parts["mlp"])
+
+
+def _crossed(
+    shapes: Shapes, first: int, last: int, attention: Sequence[Option], mlp: Sequence[Option]
+) -> Iterator[Choice]:
+    """The best pairs of an option for the attention and one for the MLP."""
+    total = -sum(shapes.option("keep", [block], "").saved_params for block in shapes.blocks[first:last])
+    total += sum(
+        p.numel() for block in shapes.blocks[first:last] for p in shapes.model.get_submodule(block).parameters()
+    )
+    pairs = [
+        Choice(first, last, total - a.saved_params - m.saved_params, a.cost + m.cost, (a, m))
+        for a in _best(attention)
+        for m in _best(mlp)
+        if not (last - first > 1 and a.kind == m.kind == "keep")
+    ]
+    yield from frontier(pairs)
+
+
+def _best(options: Sequence[Option]) -> list[Option]:
+    """The options that no other beats in both what they save and what they cost."""
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda o: (-o.saved_params, o.cost)):
+        if not kept or option.cost < kept[-1].cost:
+            kept.append(option)
+    return kept
+
+
+def _both(shapes: Shapes, qk: Sequence[Option], v: Sequence[Option]) -> list[Option]:
+    """Attentions with fewer channels of both kinds."""
+    return [
+        Option(
+            "keep" if a.kind == b.kind == "keep" else "narrow",
+            replace(a.group, widths=Widths(None, a.group.widths.qk, b.group.widths.v)),
+            a.saved_params + b.saved_params,
+            a.cost + b.cost,
+        )
+        for a in qk
+        for b in v
+    ]
+
+
+def _marks(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
+    """Options between those measured, their costs by interpolation of the logarithm."""
+    if len(options) < 2:
+        return list(options)
+    ordered = sorted(options, key=lambda option: option.dial)
+    dials = [option.dial for option in ordered]
+    # what keeps more costs no more; noise of the measurement says otherwise now and then
+    costs = np.minimum.accumulate([max(option.cost, 1e-6) for option in ordered])
+    marks = sorted({round(m) for m in np.linspace(dials[0], dials[-1], MARKS)})
+    made = [_dialled(shapes, ordered[-1], mark) for mark in marks]
+    between = np.exp(np.interp(marks, dials, np.log(costs)))
+    return [replace(option, cost=float(cost)) for option, cost in zip(made, between, strict=True)]
+
+
+def _dialled(shapes: Shapes, like: Option, dial: int) -> Option:
+    """An option of the same kind with another width or rank."""
+    group = like.group
+    widths = Widths(*(w and dial for w in (group.widths.hidden, group.widths.qk, group.widths.v)))
+    ranks = dict.fromkeys(group.ranks, dial)
+    made = {"shared": group.shared, "ranks": ranks, "bases": group.bases, "widths": widths}
+    return shapes.option(like.kind, group.blocks, like.part, dial, **made)
+
+
+def _untouched(choice: Choice) -> bool:
+    return all(option.kind == "keep" for option in choice.key)

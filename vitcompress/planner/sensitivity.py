@@ -1,0 +1,87 @@
+"""What does each option cost?  It is built into the teacher alone, and the change of its predictions is measured."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitcompress.families import Family
+from vitcompress.initialize import start_group
+from vitcompress.plan import Group
+from vitcompress.surgery import apply_groups
+
+CHUNK_IMAGES = 32
+
+
+class Sensitivity:
+    """The teacher on calibration images, ready to be tried with some of its blocks made otherwise.
+
+    Args:
+        teacher: in eval mode; not changed.
+        family: of the teacher.
+        images: `[B, C, H, W]`, on the teacher's device.
+    """
+
+    def __init__(self, teacher: nn.Module, family: Family, images: Tensor) -> None:
+        self.teacher, self.family, self.images = teacher, family, images
+        self.blocks = family.block_names(teacher)
+        self.inputs: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {name: [] for name in self.blocks}
+        with torch.no_grad(), ExitStack() as stack:
+            for name, kept in self.inputs.items():
+                hook = partial(_keep, kept)
+                stack.callback(teacher.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True).remove)
+            self.expected = torch.cat([F.log_softmax(teacher(x), -1) for x in images.split(CHUNK_IMAGES)])
+
+    def cost(self, group: Group) -> float:
+        """KL of the teacher's predictions and those it has with `group` made otherwise, nats per image."""
+        first = group.blocks[0]
+        student = _with_copies(self.teacher, group.blocks)
+        apply_groups(student, [group], self.family)
+        start_group(student, self.teacher, group, self.family, self.inputs)
+        with torch.no_grad(), _entered_at(student, self.blocks, first) as entry:
+            found = []
+            for chunk, given in zip(self.images.split(CHUNK_IMAGES), self.inputs[first], strict=True):
+                entry[0] = given
+                found.append(F.log_softmax(student(chunk), -1))
+        return float(F.kl_div(torch.cat(found), self.expected, reduction="batchmean", log_target=True))
+
+
+def _keep(kept: list[Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook: note what a block is given."""
+    kept.append((args, kwargs))
+
+
+def _with_copies(teacher: nn.Module, blocks: Sequence[str]) -> nn.Module:
+    """A model that has copies of the named blocks and the teacher's own modules elsewhere."""
+    own = {id(p): p for p in (*teacher.parameters(), *teacher.buffers())}
+    for name in blocks:
+        for t in (*teacher.get_submodule(name).parameters(), *teacher.get_submodule(name).buffers()):
+            own.pop(id(t), None)
+    return copy.deepcopy(teacher, own)
+
+
+@contextmanager
+def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator[list[Any]]:
+    """Let `model` skip the blocks before `first`, and give that block what the list yielded holds, in place."""
+    entry: list[Any] = [None]
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return entry[0]
+
+    skipped = [model.get_submodule(name) for name in blocks[: blocks.index(first)]]
+    for block in skipped:
+        block.forward = lambda x, *rest, **named: x
+    handle = model.get_submodule(first).register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        yield entry
+    finally:
+        handle.remove()
+        for block in skipped:
+            del block.forward

@@ -1,0 +1,212 @@
+"""How is a target reached?  A ratio or a size is a budget to search within; a drop is a budget to look for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from vitcompress.errors import PlanError
+from vitcompress.initialize import start_student
+from vitcompress.plan import Group, Plan, measured_on, plan_of
+from vitcompress.planner.search import Candidate, Measured, build, candidates, divergence, measure, smallest
+from vitcompress.planner.sensitivity import CHUNK_IMAGES
+from vitcompress.quantize import STORES
+from vitcompress.recipe import TargetRecipe
+from vitcompress.source import clone
+from vitcompress.stored import round_to, stored_tensors
+from vitcompress.surgery import apply_plan
+
+MEASURING_IMAGES = 64
+BUILT = 3
+DROP_ROUNDS = 7
+_SIZE_ROUNDS = 12
+_COMPARED_STORES = ("source", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The plan that reaches a target best.
+
+    Attributes:
+        plan: it.
+        store: how its file holds the weights.
+        tried: what it was chosen from, best first.
+        measured: the options.
+    """
+
+    plan: Plan
+    store: str
+    tried: tuple[Candidate, ...]
+    measured: Measured
+
+    def reasons(self) -> tuple[str, ...]:
+        """What the plan was chosen from, one line each, best first."""
+        return tuple(
+            f"{c.name}: {c.plan.size.student_params:,} parameters, {c.predicted:.3f} nats predicted, "
+            + ("not built" if math.isnan(c.cost) else f"{c.cost:.3f} as started")
+            for c in self.tried
+        )
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search is given.
+
+    Attributes:
+        teacher: in eval mode; not changed.
+        name: what the user called it.
+        images: for calibration, `[B, C, H, W]`, on the teacher's device: a quarter is kept to choose on.
+        store: how the file holds the weights; None: to be chosen, where a size is the target.
+        token_kernel: of the token convolution.
+        transforms: of every block.
+        header_bytes: `(plan) -> int`; what a file of the plan has beside its tensors, at most.
+        drop: `(student) -> points`; how much worse than the teacher a student is.
+        tell: told the share of the measuring that is done, 0–1.
+        say: told a line now and then.
+    """
+
+    teacher: nn.Module
+    name: str
+    images: Tensor
+    store: str | None
+    token_kernel: int
+    transforms: tuple[str, ...]
+    header_bytes: Callable[[Plan], int]
+    drop: Callable[[nn.Module], float]
+    tell: Callable[[float], None]
+    say: Callable[[str], None]
+
+    @property
+    def fitted(self) -> Tensor:
+        """The images that starts are fitted to."""
+        return self.images[: max(1, 3 * len(self.images) // 4)]
+
+    @property
+    def held_out(self) -> Tensor:
+        """The images that starts are compared on; the same where there is but one."""
+        return self.images[len(self.fitted) :] if len(self.images) > 1 else self.images
+
+    def measure(self, kinds: Sequence[str]) -> Measured:
+        """Measure every option of some kinds."""
+        return measure(self.teacher, self.fitted[:MEASURING_IMAGES], kinds, name=self.name, tell=self.tell)
+
+
+def reach(target: TargetRecipe, search: Search) -> Found:
+    """Find the best plan for a target.
+
+    Args:
+        target: one of ratio, size and drop.
+        search: what is searched.
+
+    Raises:
+        PlanError: it is out of reach, with what is not.
+    """
+    measured = search.measure(target.kinds)
+    if target.target_drop is not None:
+        return _within_drop(measured, search, target.target_drop)
+    if target.target_size is not None:
+        return _within_bytes(measured, search, target.target_size)
+    assert target.target_ratio is not None  # one of the three
+    params = sum(p.numel() for p in search.teacher.parameters())
+    tried = _best(measured, search, math.floor(params / target.target_ratio))
+    if not tried:
+        most = smallest(measured, search.token_kernel, search.transforms).size.params_ratio
+        raise PlanError(
+            f"--target-ratio {target.target_ratio:g} is out of reach of {search.name}.",
+            hint=f"At most --target-ratio {math.floor(most * 100) / 100:g}, of {', '.join(target.kinds)}.",
+        )
+    return Found(tried[0].plan, search.store or "source", tuple(tried), measured)
+
+
+def _best(measured: Measured, search: Search, budget: int) -> list[Candidate]:
+    """The candidates within a budget, the few most promising of them built; best first."""
+    found = candidates(measured, budget, search.token_kernel, search.transforms)
+    built = [build(candidate, search.teacher, search.fitted, search.held_out) for candidate in found[:BUILT]]
+    return sorted(built, key=lambda candidate: candidate.cost) + found[BUILT:]
+
+
+def _within_bytes(measured: Measured, search: Search, limit: int) -> Found:
+    """The best plan whose file is no larger than `limit`, with the store that costs least on the way."""
+    stores = [search.store] if search.store else _COMPARED_STORES
+    options = []
+    for store in stores:
+        budget = _budget(measured, search, store, limit)
+        planned = candidates(measured, budget, search.token_kernel, search.transforms) if budget else []
+        if planned:
+            options.append((planned[0].predicted + _cost_of(store, search), budget, store))
+    if not options:
+        store = search.store or _COMPARED_STORES[-1]
+        least = _file_bytes(smallest(measured, search.token_kernel, search.transforms), search, store)
+        raise PlanError(
+            f"--target-size {limit:,} bytes is out of reach of {search.name}.",
+            hint=f"At least --target-size {math.ceil(least / 1000)}kB, stored as {store}.",
+        )
+    _, budget, store = min(options)
+    tried = [replace(c, plan=measured_on(c.plan, search.teacher, store)) for c in _best(measured, search, budget)]
+    return Found(tried[0].plan, store, tuple(tried), measured)
+
+
+def _budget(measured: Measured, search: Search, store: str, limit: int) -> int:
+    """The most parameters whose file, as planned, is no larger than `limit`; 0 where there are none."""
+    low, high = 0, sum(p.numel() for p in search.teacher.parameters())
+    if _file_bytes(_untouched(search, measured), search, store) <= limit:
+        return high
+    for _ in range(_SIZE_ROUNDS):
+        middle = (low + high) // 2
+        planned = candidates(measured, middle, search.token_kernel, search.transforms)
+        fits = [_file_bytes(c.plan, search, store) <= limit for c in planned]
+        low, high = (middle, high) if fits and all(fits) else (low, middle) if fits else (middle, high)
+    planned = candidates(measured, low, search.token_kernel, search.transforms)
+    return low if planned and all(_file_bytes(c.plan, search, store) <= limit for c in planned) else 0
+
+
+def _untouched(search: Search, measured: Measured) -> Plan:
+    groups = [Group((block,), ()) for block in measured.shapes.blocks]
+    return plan_of(search.teacher, measured.shapes.family, groups, search.transforms, search.token_kernel)
+
+
+def _file_bytes(plan: Plan, search: Search, store: str) -> int:
+    """The most that a file of the plan takes."""
+    return measured_on(plan, search.teacher, store).size.student_bytes + search.header_bytes(plan)
+
+
+def _cost_of(store: str, search: Search) -> float:
+    """What storing the teacher's own weights like that does to its predictions, nats per image."""
+    if STORES[store].codec is None:
+        return 0.0
+    stored = clone(search.teacher)
+    round_to(stored, stored_tensors(stored, store), store)
+    return divergence(stored.eval(), search.teacher, search.held_out)
+
+
+def _within_drop(measured: Measured, search: Search, limit: float) -> Found:
+    """The smallest plan whose start is not worse than the teacher by more than `limit` points."""
+    params = sum(p.numel() for p in search.teacher.parameters())
+    least = smallest(measured, search.token_kernel, search.transforms).size.student_params
+    low, high = math.log(least / params), 0.0  # of the share that is kept
+    found: Found | None = None
+    for _ in range(DROP_ROUNDS):
+        share = math.exp((low + high) / 2)
+        tried = _best(measured, search, math.floor(params * share))
+        drop = search.drop(_started(tried[0].plan, search)) if tried else math.inf
+        search.say(f"{1 / share:.2f} times smaller: {drop:.2f} points worse before training")
+        if drop <= limit:
+            high, found = math.log(share), Found(tried[0].plan, search.store or "source", tuple(tried), measured)
+        else:
+            low = math.log(share)
+    if found is None:
+        raise PlanError(
+            f"--target-drop {limit:g}: nothing smaller than {search.name} is as good before training.",
+            hint="Allow more, or give --target-ratio and let the training make up for it.",
+        )
+    return found
+
+
+def _started(plan: Plan, search: Search) -> nn.Module:
+    student = clone(search.teacher)
+    apply_plan(student, plan)
+    start_student(student, search.teacher, plan, lambda: search.fitted.split(CHUNK_IMAGES), "first")
+    return student.eval()
