@@ -10,17 +10,16 @@ import pytest
 import torch
 
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.quality import run
-from tests.benchmarks.quality.measure import Comparison, Schedule, score
-from tests.benchmarks.quality.methods import METHODS, Case, UnfitError, largest, missing_modules, share_for
+from tests.benchmarks.quality.measure import Comparison, Schedule, score, training_recipe
+from tests.benchmarks.quality.methods import METHODS, Case, UnfitError, keep_stored, largest, share_for
 from tests.benchmarks.quality.record import Record, Results, summarise
 from tests.benchmarks.quality.render import figure, replace_section, table
 from tests.benchmarks.quality.subjects import Batches, Labelled, Sets, Subject, draw_views, taught
 from tests.tiny import images, tiny
+from vitcompress.source import clone
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 TINY = Subject("tiny", ("2",), (1e-3, 2e-3), full_steps=2, fast_steps=1, batch_size=4)
-HERE = [name for name in METHODS if not missing_modules([name])]
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def case(teacher: torch.nn.Module, ratio: str = "2") -> Case:
 
 
 @pytest.mark.parametrize("ratio", ["1.5", "smallest"])
-@pytest.mark.parametrize("name", [name for name in HERE if not METHODS[name].whole])
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].whole])
 def test_a_student_is_within_the_budget_and_its_plan_has_counted_it(
     name: str, ratio: str, teacher: torch.nn.Module
 ) -> None:
@@ -184,11 +183,23 @@ def test_rendering_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert path.read_text().splitlines() == lines
 
 
-def test_a_method_that_cannot_be_had_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    lacking = dataclasses.replace(METHODS["first"], needs="vitcompress.nonsense")
-    monkeypatch.setitem(METHODS, "first", lacking)
-    with pytest.raises(SystemExit, match=r"first needs vitcompress\.nonsense, which is not there.*--methods narrow"):
-        run(["--methods", "first", "narrow"])
+def test_options_for_shared_matrices_are_left_out_where_there_are_none(teacher: torch.nn.Module) -> None:
+    options = {"optimizer": "muon", "fade": 0.6}
+    for name, optimizer in (("shared", "muon"), ("narrow", "adamw"), ("bases", "adamw"), ("fewer-blocks", "adamw")):
+        start = METHODS[name].build(case(teacher, "1.2"))
+        recipe = training_recipe(METHODS[name], start, options, lr=1e-3, steps=1)
+        assert (recipe.optimizer, recipe.matrix_lr) == (optimizer, 0.01)
+
+
+def test_fewer_bits_take_fewer_bytes_and_change_little(teacher: torch.nn.Module) -> None:
+    found = {}
+    for store in ("source", "int8", "int4"):
+        student = clone(teacher)
+        size = keep_stored(student, store)
+        found[store] = size, (student(images(teacher)) - teacher(images(teacher))).abs().max().item()
+    assert found["source"] == (4 * sum(p.numel() for p in teacher.parameters()), 0.0)
+    assert found["source"][0] > found["int8"][0] > found["int4"][0]
+    assert 0 < found["int8"][1] < found["int4"][1]
 
 
 def test_a_benchmark_without_options_refuses_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.quality.measure import Comparison, Schedule
-from tests.benchmarks.quality.methods import METHODS, missing_modules
+from tests.benchmarks.quality.methods import METHODS
 from tests.benchmarks.quality.record import Results
 from tests.benchmarks.quality.render import table, write
 from tests.benchmarks.quality.subjects import SUBJECTS, Subject, load
@@ -33,7 +33,6 @@ def run(arguments: Sequence[str] = ()) -> str:
         arguments: what was typed after the benchmark's name.
     """
     asked = _parser().parse_args(list(arguments))
-    _check(asked)
     torch.set_num_threads(asked.threads)
     results = Results(asked.results)
     models = asked.model or (list(SUBJECTS) if asked.full else list(FAST_MODELS))
@@ -65,15 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder of the table and the figures; docs of the full form")
     parser.add_argument("--render-only", action="store_true", help="run nothing")
     return parser
-
-
-def _check(asked: argparse.Namespace) -> None:
-    """Stop before any work where a method needs what is not there."""
-    missing = {} if asked.render_only else missing_modules(asked.methods)
-    if missing:
-        faults = "; ".join(f"{name} needs {module}, which is not there" for name, module in missing.items())
-        others = " ".join(name for name in asked.methods if name not in missing)
-        raise SystemExit(f"--methods: {faults}. Without them: --methods {others}")
 
 
 def _is_there(subject: Subject) -> bool:

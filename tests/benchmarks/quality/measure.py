@@ -214,14 +214,14 @@ def training_recipe(
 
     Args:
         method: with its losses.
-        start: a student without shared matrices has nothing for Muon to update.
-        options: that the product brings for the model.
+        start: with its plan.
+        options: that the product brings for the model; they are for blocks that share whole matrices, and are left out
+            where a plan does anything else: what is narrow or factored has no matrices to fade out or for Muon.
         lr: peak learning rate of AdamW; Muon's keeps its proportion to it.
         steps: of training.
     """
-    recipe = DistillRecipe(steps=steps, loss=dict(method.losses), lr=lr, **options)
-    if recipe.optimizer == "muon" and not (start.plan and start.plan.matrices):
-        return replace(recipe, optimizer="adamw")
+    plain = start.plan is not None and all(group.is_plain and group.shared for group in start.plan.groups)
+    recipe = DistillRecipe(steps=steps, loss=dict(method.losses), lr=lr, **(options if plain else {}))
     return replace(recipe, matrix_lr=MUON_OVER_ADAMW * lr)
 
 

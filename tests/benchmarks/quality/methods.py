@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from vitcompress.errors import PlanError
 from vitcompress.families import family_of
 from vitcompress.initialize import start_student
 from vitcompress.plan import Plan, make_plan
-from vitcompress.recipe import PlanRecipe
+from vitcompress.planner.target import Search, reach
+from vitcompress.quantize import num_bytes
+from vitcompress.recipe import PlanRecipe, TargetRecipe
 from vitcompress.source import clone
+from vitcompress.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 from vitcompress.transforms import HeadMix
 from vitcompress.views import seeded
@@ -82,11 +84,10 @@ class Method:
         build: makes the student.
         about: what it is, for the reader of the table.
         losses: weights of the losses it trains by; nothing where it does not train.
-        ours: whether it trains with the options that the product brings for the model.
+        ours: whether it trains with the options that the product brings for the model, where they fit its plan.
         whole: whether it keeps all of the teacher's parameters: there is one for all ratios then.
         random: whether the start depends on the seed.
-        store: how its weights are stored in the end; empty as they are.
-        needs: the module of the product that it needs.
+        store: how its weights are stored in the end.
     """
 
     build: Build
@@ -95,8 +96,7 @@ class Method:
     ours: bool = False
     whole: bool = False
     random: bool = False
-    store: str = ""
-    needs: str = ""
+    store: str = "source"
 
 
 def started(case: Case, plan: Plan, start: str = "first") -> Start:
@@ -186,8 +186,16 @@ def narrow(case: Case) -> Start:
 
 def planned(case: Case) -> Start:
     """What the product's planner makes of the budget."""
-    search = import_module("vitcompress.planner").search
-    return started(case, search(case.teacher, case.calibration.split(32), budget_params=case.budget_params))
+    params = sum(p.numel() for p in case.teacher.parameters())
+    search = Search(
+        teacher=case.teacher, name=case.name, images=case.calibration, store="source",
+        token_kernel=PlanRecipe().token_kernel, transforms=PlanRecipe().transforms or (), header_bytes=lambda plan: 0,
+        drop=lambda student: 0.0, tell=lambda done: None, say=lambda line: None,
+    )  # fmt: skip
+    try:
+        return started(case, reach(TargetRecipe(target_ratio=params / case.budget_params), search).plan)
+    except PlanError as error:
+        raise UnfitError(f"out of the planner's reach: {error.hint.lower()}") from error
 
 
 def fewer_blocks(case: Case) -> Start:
@@ -224,7 +232,7 @@ METHODS: Mapping[str, Method] = {
     "residuals": Method(residuals, "ours, half as many shared matrices, each block with a residual (`--adapter-rank`)"),
     "bases": Method(bases, "ours, one basis per stage (`--no-matrices --basis`)"),
     "narrow": Method(narrow, "ours, narrow blocks (`--share 1 --width`)"),
-    "planned": Method(planned, "ours, as the planner chooses", ours=True, needs="vitcompress.planner"),
+    "planned": Method(planned, "ours, as the planner chooses", ours=True),
     "low-rank": Method(low_rank, "whitened low rank, nothing shared (`--no-matrices --adapter-rank`)"),
     "fewer-blocks": Method(fewer_blocks, "the teacher cut to fewer whole blocks"),
     "int8": Method(
@@ -234,16 +242,9 @@ METHODS: Mapping[str, Method] = {
         as_it_is, "the teacher in int4, not trained", losses={}, whole=True, store="int4"
     ),
     "planned-int8": Method(
-        planned, "ours, as the planner chooses, in int8", ours=True, store="int8", needs="vitcompress.planner"
+        planned, "ours, as the planner chooses, in int8", ours=True, store="int8"
     ),
 }  # fmt: skip
-
-
-def missing_modules(names: Sequence[str]) -> dict[str, str]:
-    """The methods that need a module which this checkout does not have, and which."""
-    wanted = [(name, METHODS[name].needs) for name in names]
-    wanted += [(name, "vitcompress.quantize") for name in names if METHODS[name].store]
-    return {name: module for name, module in wanted if module and find_spec(module) is None}
 
 
 def keep_stored(model: nn.Module, store: str) -> int:
@@ -251,19 +252,11 @@ def keep_stored(model: nn.Module, store: str) -> int:
 
     Args:
         model: any.
-        store: `int8` or `int4`; empty for the weights as they are.
+        store: a key of `STORES`.
     """
-    state = model.state_dict()
-    aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
-    tensors = {name: t for name, t in state.items() if name not in aliases}
-    if not store:
-        return sum(t.numel() * t.element_size() for t in tensors.values())
-    quantize = import_module("vitcompress.quantize")
-    parameters = dict(model.named_parameters()).keys()
-    held = quantize.encode(tensors, store, matrices=quantize.matrix_names(model), parameters=parameters)
-    for name, value in quantize.decode(held, tensors, store).items():
-        tensors[name].copy_(value)
-    return int(quantize.num_bytes(held))
+    stored = stored_tensors(model, store)
+    round_to(model, stored, store)
+    return num_bytes(stored)
 
 
 def share_for(teacher: nn.Module, name: str, ratio: str) -> tuple[int, int]:
