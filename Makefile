@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
 
-.PHONY: demo test test-slow check lint fix bench clean
+.PHONY: demo test test-slow check lint fix bench bench-quality clean
 
 demo: $(STAMP)  ## compress the built-in model on the built-in images, offline, and print the report
 	@mkdir -p $(DEMO)
@@ -30,6 +30,11 @@ fix: $(STAMP)  ## format, and mend what the linter can
 
 bench: $(STAMP)  ## what is measured rather than asserted
 	$(BIN)/python -m tests.benchmarks
+
+# The full form takes hours; started again it goes on where it stopped, and it writes its tables into docs/:
+#   .venv/bin/python -m tests.benchmarks quality --full
+bench-quality: $(STAMP)  ## every method at equal size, images and steps, on the built-in model; into build/
+	$(BIN)/python -m tests.benchmarks quality
 
 clean:
 	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks` runs every benchmark, `… NAME` some of them, `… --list` none."""
+"""`python -m tests.benchmarks` runs every benchmark, `… NAME` some of them, `… --list` none; some have options."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import pkgutil
 import sys
 from importlib import import_module
+from inspect import signature
 
 from tests import benchmarks
 
@@ -16,14 +17,19 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--list", action="store_true", help="name them and run none")
     parser.add_argument("names", nargs="*", metavar="NAME", help="one of: " + ", ".join(names))
-    asked = parser.parse_args(arguments)
+    given = (index for index, word in enumerate(arguments) if index and word.startswith("-") and word != "--list")
+    cut = next(given, len(arguments))  # from there on they are options of a benchmark
+    asked, options = parser.parse_args(arguments[:cut]), arguments[cut:]
     unknown = [name for name in asked.names if name not in names]
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(names)}")
-    for name in asked.names or names:
-        module = import_module(f"tests.benchmarks.{name}")
+    modules = {name: import_module(f"tests.benchmarks.{name}") for name in asked.names or names}
+    if options and (len(modules) > 1 or not all(signature(module.run).parameters for module in modules.values())):
+        parser.error(f"unrecognized arguments: {' '.join(options)}; options are of one benchmark that has some")
+    for name, module in modules.items():
         title = (module.__doc__ or name).partition("\n")[0]
-        sys.stdout.write(f"{name}: {title}\n" if asked.list else f"## {title}\n\n{module.run()}\n\n")
+        found = "" if asked.list else module.run(options) if options else module.run()
+        sys.stdout.write(f"{name}: {title}\n" if asked.list else f"## {title}\n\n{found}\n\n")
 
 
 if __name__ == "__main__":
