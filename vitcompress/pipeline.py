@@ -252,6 +252,7 @@ class _Job:
             versions=versions(),
             command=self.command,
             notes=notes_on(self.plan) + (self._teacher_notes() if log.steps else ()),
+            made_of=self.plan.groups,
         )
         manifest = artifact.Manifest(
             source=described(self.source),

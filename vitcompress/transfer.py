@@ -149,6 +149,7 @@ class _Job:
             notes=(*notes_on(self.plan), *self._own_notes(log)),
             before=before,
             lineage=self.lineage,
+            made_of=self.plan.groups,
         )
         write_result(out, student, self._manifest(report), report, reporter)
         return report

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from vitcompress.errors import ArtifactError
 from vitcompress.evaluate import Accuracy, Speed
-from vitcompress.plan import Size
+from vitcompress.plan import Group, Size
 from vitcompress.trainlog import TrainLog
 
 SCHEMA_VERSION = 1
@@ -51,6 +51,7 @@ class Report:
         notes: what the numbers do not say.
         before: the student before it was fine-tuned; None where it was not, or could not be measured.
         lineage: the files it was made from, oldest first.
+        made_of: the groups in full, with the ranks and widths of their layers; empty in reports from before these.
     """
 
     schema_version: int
@@ -68,6 +69,7 @@ class Report:
     notes: tuple[str, ...] = ()
     before: Accuracy | None = None
     lineage: tuple[Parent, ...] = ()
+    made_of: tuple[Group, ...] = ()
 
 
 def to_json(value: Any) -> dict[str, Any]:
