@@ -48,7 +48,14 @@ def test_default_transformations_keep_the_ratio() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     "recipe",
-    [{"share": 1}, {"share": 1, "transforms": ("heads", "mlp")}, {"share": 2}, {"share": 3, "share_biases": True}, {"share": 4, "transforms": ()}], ids=str
+    [
+        {"share": 1},
+        {"share": 1, "transforms": ("heads", "mlp")},
+        {"share": 2},
+        {"share": 3, "share_biases": True},
+        {"share": 4, "transforms": ()},
+    ],
+    ids=str,
 )
 def test_plan_counts_what_is_built(variant: str, recipe: dict[str, Any]) -> None:
     student, plan = compressed(tiny(variant), **recipe)
