@@ -133,6 +133,24 @@ def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
     assert muon.param_groups[0]["lr"] == 0.03
 
 
+@pytest.mark.parametrize(
+    ("recipe", "taken"),
+    [
+        ({"share": 4, "basis": 3, "matrices": False}, set()),
+        ({"share": 4, "basis": 3}, {"attn.qkv.base", "mlp.fc2.base"}),
+    ],
+    ids=["factors alone", "factors on matrices"],
+)
+def test_muon_leaves_factors_to_adamw(recipe: dict[str, Any], taken: set[str]) -> None:
+    student, plan = compressed(tiny(), **recipe)
+    found = optimizers(student, DistillRecipe(optimizer="muon"), plan.matrices)
+    assert len(found) == (2 if taken else 1)
+    trained = [id(p) for optimizer in found for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in student.parameters())
+    first = {id(p) for group in found[0].param_groups for p in group["params"]}
+    assert all(id(student.get_parameter(f"blocks.0.{name}")) in first for name in taken)
+
+
 def test_muon_orthogonalises_the_step() -> None:
     """One step from zero momentum moves a matrix by nearly orthogonal rows, whatever the gradient's scale."""
     weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.float64))
