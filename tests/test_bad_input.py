@@ -77,6 +77,26 @@ FAST = ("--steps", 1, "--batch-size", 4, "--num-workers", 0, "--device", "cpu")
         (["vit_tiny", "--groups", ""], ["--groups"]),
         (["vit_tiny", "--share", "2", "--groups", "0-5,6-11"], ["--share and --groups exclude each other"]),
         (["vit_tiny", "--transforms", "magic"], ["--transforms", "magic"]),
+        (
+            ["vit_tiny", "--adapter-rank", "193"],
+            ["--adapter-rank 193", "rank 192 at most", "At most --adapter-rank 192"],
+        ),
+        (["vit_tiny", "--basis", "193", "--no-matrices"], ["--basis 193", "rank 192 at most"]),
+        (["vit_tiny", "--adapter-rank", "0"], ["--adapter-rank 0"]),
+        (["vit_tiny", "--basis", "-1"], ["--basis -1"]),
+        (["vit_tiny", "--share", "1", "--adapter-rank", "2"], ["--adapter-rank 2", "nothing to add", "--no-matrices"]),
+        (["vit_tiny", "--share", "1", "--basis", "2"], ["--basis 2", "nothing to add"]),
+        (["vit_tiny", "--no-matrices"], ["--no-matrices needs --adapter-rank or --basis"]),
+        (["vit_tiny", "--no-matrices", "--width", "0.5"], ["--no-matrices needs"]),
+        (["vit_tiny", "--adapter-rank", "2", "--basis", "2"], ["--adapter-rank and --basis exclude each other"]),
+        (["vit_tiny", "--adapter-rank", "2", "--width", "0.5"], ["--adapter-rank and --width exclude each other"]),
+        (["vit_tiny", "--width", "0"], ["--width 0"]),
+        (["vit_tiny", "--width", "1"], ["--width 1"]),
+        (["vit_tiny", "--width", "nan"], ["--width"]),
+        (["vit_tiny", "--width", "0.5", "--transforms", "rpe"], ["--transforms rpe", "--width"]),
+        (["eva02_base_patch14_224", "--width", "0.5"], ["--width 0.5", "neither a plain MLP nor plain attention"]),
+        (["vit_tiny", "--pattern", "magic"], ["--pattern magic"]),
+        (["vit_tiny", "--pattern", "cycle", "--groups", "0-5,6-11"], ["--pattern and --groups exclude each other"]),
         (["vit_tiny", "--token-kernel", "4"], ["--token-kernel 4", "odd"]),
         (["vit_tiny", "--model-arg", "depth"], ["--model-arg", "key=value"]),
         (["vit_tiny", "--model-arg", "img_size=[1"], ["--model-arg", "img_size"]),
@@ -140,6 +160,26 @@ def test_training_without_images_says_so(out: Path, vitcompress: Vitcompress, te
     mistake(vitcompress("compress", *teacher, "--out", out), "training images", "--data DIR", "--steps 0")
     words = ["--steps", 0, "--start", "calibrated"]
     mistake(vitcompress("compress", *teacher, *words, "--out", out), "--start calibrated needs images")
+
+
+@pytest.mark.parametrize(
+    "kind", [["--adapter-rank", 2], ["--share", 1, "--basis", 2, "--no-matrices"], ["--share", 1, "--width", 0.5]]
+)
+def test_factors_and_narrow_blocks_without_images_to_fit_them_to_say_so(
+    kind: list[object], out: Path, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], spoilt: Path
+) -> None:
+    words = ["compress", *teacher, *kind, "--steps", 0, "--num-workers", 0, "--out", out]
+    mistake(vitcompress(*words), "The start of factors and narrow blocks needs images", "--data DIR")
+    (tmp_path / "empty").mkdir()
+    mistake(vitcompress(*words, "--data", tmp_path / "empty"), tmp_path / "empty")
+    mistake(vitcompress(*words, "--data", spoilt / "train"), spoilt / "train/cat/1.png", "--skip-bad-images")
+
+
+def test_relations_of_narrow_heads_are_refused(
+    out: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
+) -> None:
+    words = ["--share", 1, "--width", 0.5, "--loss", "attention=1", "--data", images, "--out", out]
+    mistake(vitcompress("compress", *teacher, *words), "--loss attention", "Leave it out", "--width")
 
 
 def test_a_gate_on_accuracy_without_labels_says_so_before_any_work(

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from vitcompress.initialize.whole import start_mean
 from vitcompress.recipe import DistillRecipe
 from vitcompress.training import optimizers, set_lr
 
+from .test_families import ROWS, build
+from .test_families import images as row_images
 from .tiny import VARIANTS, compressed, images, tiny
 
 
@@ -27,6 +30,45 @@ def test_at_first_every_block_does_what_it_did(variant: str, share_biases: bool)
     with fading(student, teacher, plan, 0.5) as step:
         step(0.0)
         torch.testing.assert_close(student(x), teacher(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"share": 2, "adapter_rank": 2},
+        {"share": 2, "basis": 2},
+        {"share": 4, "basis": 3, "matrices": False},
+        {"share": 1, "adapter_rank": 3, "matrices": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("row", ["vit", "deit3", "swin", "swin v2", "beit", "eva", "dinov3"])
+def test_factors_fade_in_from_the_whole_matrices(row: str, recipe: dict[str, Any]) -> None:
+    teacher, x = build(ROWS[row]), row_images(ROWS[row])
+    student, plan = compressed(teacher, **recipe, transforms=())
+    with torch.no_grad(), fading(student, teacher, plan, 0.5) as step:
+        step(0.0)
+        expected = teacher(x)
+        torch.testing.assert_close(student(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        step(0.5)
+        faded = student(x)
+        assert not torch.allclose(faded, expected, rtol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(student(x), faded)
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_narrow_layers_do_not_fade(share: int) -> None:
+    teacher = tiny("qk-norm")  # only its MLP is narrowed; its attention is shared, and fades
+    student, plan = compressed(teacher, share=share, width=0.5, transforms=())
+    with fading(student, teacher, plan, 0.5) as step:
+        step(0.0)
+        faded = {name for name, module in student.named_modules() if "forward" in vars(module)}
+        assert faded == {f"blocks.{i}.attn.{layer}" for i in range(4) for layer in ("qkv", "proj")}
+        assert torch.isfinite(student(images(teacher))).all()
+    student, plan = compressed(tiny(), share=share, width=0.5, transforms=())
+    with fading(student, teacher, plan, 0.5):
+        assert not any("forward" in vars(module) for module in student.modules())
 
 
 def test_in_the_end_nothing_is_left() -> None:
@@ -89,6 +131,24 @@ def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
     assert taken | rest == set(names.values())
     assert not taken & rest
     assert muon.param_groups[0]["lr"] == 0.03
+
+
+@pytest.mark.parametrize(
+    ("recipe", "taken"),
+    [
+        ({"share": 4, "basis": 3, "matrices": False}, set()),
+        ({"share": 4, "basis": 3}, {"attn.qkv.base", "mlp.fc2.base"}),
+    ],
+    ids=["factors alone", "factors on matrices"],
+)
+def test_muon_leaves_factors_to_adamw(recipe: dict[str, Any], taken: set[str]) -> None:
+    student, plan = compressed(tiny(), **recipe)
+    found = optimizers(student, DistillRecipe(optimizer="muon"), plan.matrices)
+    assert len(found) == (2 if taken else 1)
+    trained = [id(p) for optimizer in found for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in student.parameters())
+    first = {id(p) for group in found[0].param_groups for p in group["params"]}
+    assert all(id(student.get_parameter(f"blocks.0.{name}")) in first for name in taken)
 
 
 def test_muon_orthogonalises_the_step() -> None:

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from vitcompress.errors import ArtifactError
 from vitcompress.evaluate import Accuracy, Speed
-from vitcompress.plan import Size
+from vitcompress.families import Widths
+from vitcompress.plan import Group, Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report import Parent, Report, from_json, missed_gates, print_report, to_json, to_markdown, to_svg
 from vitcompress.report.picture import Point, alt_text, draw, points_of
@@ -44,7 +45,7 @@ def test_json_is_the_report() -> None:
     assert from_json(tree) == REPORT
     assert set(tree) == {
         "schema_version", "model", "family", "groups", "transforms", "size", "accuracy", "speed", "train", "data",
-        "versions", "command", "notes", "before", "lineage", "store", "baselines",
+        "versions", "command", "notes", "before", "lineage", "store", "baselines", "made_of",
     }  # fmt: skip
     assert set(tree["size"]) == {
         "teacher_params", "student_params", "params_ratio", "teacher_bytes", "student_bytes", "bytes_ratio",
@@ -153,3 +154,18 @@ def test_names_of_any_kind_and_points_in_one_place_can_be_drawn() -> None:
     points = [Point(name, 1_000_000, 90.0, "baseline") for name in names]
     assert draw(points, "$title_1").startswith("<?xml")
     assert "]" not in alt_text(points)
+
+
+def test_the_report_says_what_layers_are_made_of() -> None:
+    residual = Group(("blocks.0", "blocks.2"), ("attn.qkv.weight",), {"attn.qkv": 4}, ("attn.qkv",))
+    product = Group(("blocks.1",), (), {"attn.qkv": 8, "mlp.fc1": 8}, widths=Widths(hidden=48, qk=16, v=12))
+    report = replace(REPORT, groups=(2, 1), made_of=(residual, product))
+    assert from_json(json.loads(json.dumps(to_json(report)))) == report
+    for text in (shown(report), to_markdown(report)):
+        assert "3 blocks in groups of 2+1, taken in turn" in text
+        assert "2 of 3 blocks: residuals of rank 4 with a basis of the group added to the matrices of attn.qkv." in text
+        assert "1 of 3 blocks: products of rank 8 in the place of the matrices of attn.qkv, mlp.fc1." in text
+        assert "narrow, 48 hidden neurons, 16 channels of queries and keys per head, 12 channels of values" in text
+    tree = to_json(REPORT)
+    del tree["made_of"]  # a report from before
+    assert from_json(tree) == REPORT

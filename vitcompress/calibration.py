@@ -27,7 +27,7 @@ def drawn(images: ImageSet, count: int, *, seed: int, after: int = 0) -> ImageSe
         after: how many of the order to leave out, for they were drawn before.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    return images.subset(order[after : after + count], "calibration")
+    return images.subset(order[after : after + count], images.name)
 
 
 def calibration_batches(images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe) -> Iterator[Tensor]:
@@ -49,4 +49,4 @@ def calibration_batches(images: ImageSet, config: Mapping[str, Any], recipe: Dat
             seen += len(batch.labels)
             yield batch.images
     if seen == 0:
-        raise DataError("Not one calibration image could be read.")
+        raise DataError(f"{images.name}: not one calibration image could be read.")

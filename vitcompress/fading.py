@@ -2,8 +2,9 @@
 
     block i computes with   W + β · (W_i − W₀)        β: 1 ──────╲______ 0 at `--fade` of the training
 
-W is its group's shared matrix, W₀ where that started, and W_i the block's own matrix in the source. At β = 1 every
-block does what it did in the source; at β = 0 the sharing is complete, and nothing of this is left in the student.
+W is its group's shared matrix, or what factors make of it, W₀ where that started, and W_i the block's own matrix in the
+source. At β = 1 every block does what it did in the source; at β = 0 the sharing is complete, and nothing of this is
+left in the student. Narrow layers cannot fade: their neurons and channels are others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.families import layers_called
+from vitcompress.families import layers_called, narrowed_shapes
 from vitcompress.plan import Plan
 
 
@@ -55,7 +56,8 @@ def fading(student: nn.Module, source: nn.Module, plan: Plan, share: float) -> I
         if share:
             stack.enter_context(layers_called(student))
             for group in plan.groups:
-                layers = {name.rpartition(".")[0] for name in group.shared}
+                layers = {name.rpartition(".")[0] for name in group.shared} | set(group.ranks)
+                layers -= set(narrowed_shapes(source.get_submodule(group.donor), group.widths))
                 for path in (f"{block}.{layer}" for block in group.blocks for layer in sorted(layers)):
                     layer = student.get_submodule(path)
                     if isinstance(layer, nn.Linear):
@@ -75,7 +77,7 @@ def _fade(layer: nn.Linear, own: nn.Linear, beta: list[float]) -> None:
 
     def forward(x: Tensor) -> Tensor:
         if not beta[0]:
-            return F.linear(x, layer.weight, layer.bias)
+            return type(layer).forward(layer, x)  # factors one after the other
         return F.linear(
             x,
             layer.weight.add(weight, alpha=beta[0]),

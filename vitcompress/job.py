@@ -151,6 +151,7 @@ class Job:
             data=self.train.name if self.train and log.steps else None,
             versions=versions(),
             command=self.command,
+            made_of=self.plan.groups,
             notes=notes_on(self.plan) + (self._teacher_notes() if log.steps else ()),
             store=stored.store,
             baselines=self._baselines(teacher, accuracy, reporter),

@@ -45,7 +45,7 @@ def parameter_groups(student: nn.Module, recipe: DistillRecipe) -> list[dict[str
 
 
 def optimizers(student: nn.Module, recipe: DistillRecipe, matrices: Collection[str]) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters; or Muon for the blocks' matrices and AdamW for the rest.
+    """AdamW for all parameters; or Muon for the blocks' whole matrices and AdamW for the rest, factors among it.
 
     Muon updates by the orthogonalised momentum of each matrix. It gains much where shared matrices have far to go, and
     costs little: only the matrices that are left are orthogonalised.
@@ -59,7 +59,7 @@ def optimizers(student: nn.Module, recipe: DistillRecipe, matrices: Collection[s
     """
     groups = parameter_groups(student, recipe)
     mine = [p for name, p in student.named_parameters() if name in matrices and p.ndim == 2]
-    if recipe.optimizer == "adamw" or not mine:
+    if recipe.optimizer == "adamw" or not mine:  # none where all layers are made of factors alone
         return [torch.optim.AdamW(groups, lr=recipe.peak_lr)]
     taken = {id(p) for p in mine}
     rest = [{**group, "params": [p for p in group["params"] if id(p) not in taken]} for group in groups]

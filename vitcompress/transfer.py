@@ -165,6 +165,7 @@ class _Job:
             before=before,
             lineage=self.lineage,
             store=stored.store,
+            made_of=self.plan.groups,
         )
         write_result(out, student, stored, self._manifest(report, stored), report, reporter)
         return report

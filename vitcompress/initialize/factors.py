@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitcompress.factored import FactoredLinear
 from vitcompress.families import Family, family_named, layers_called
-from vitcompress.initialize.regression import Moments, leading, low_rank, regress, roots, with_ridge
+from vitcompress.initialize.regression import Moments, leading, low_rank, regress, roots
 from vitcompress.plan import Group, Plan
 
 ROUNDS = 6
@@ -90,7 +90,9 @@ def _start_layer(
 ) -> None:
     """Set one layer of all of a group's blocks."""
     weights = {b: teacher.get_submodule(f"{b}.{layer}").weight.detach().double() for b in group.blocks}  # type: ignore[operator]
-    moments = {block: with_ridge(torch.as_tensor(found.xx / found.count)) for block, found in inputs.items()}
+    own_bias = getattr(student.get_submodule(f"{group.donor}.{layer}"), "bias", None) is not None
+    own_bias = own_bias and f"{layer}.bias" not in group.shared  # it takes up the mean, so only the rest counts
+    moments = {block: found.covariance() if own_bias else found.second() for block, found in inputs.items()}
     whole = group.whole(layer)
     solve = partial(
         _bases if layer in group.bases else _adapters, rank=rank, writes=bool(family.writes.fullmatch(layer))
@@ -111,7 +113,7 @@ def _start_layer(
             made.down.copy_(down)
             if whole:
                 made.base.copy_(base)  # type: ignore[union-attr]
-            if made.bias is not None and f"{layer}.bias" not in group.shared:
+            if own_bias:
                 own: Any = teacher.get_submodule(f"{block}.{layer}")
                 made.bias.copy_(own.bias.double() + (weights[block] - base - up @ down) @ inputs[block].mean)
 

@@ -44,13 +44,14 @@ def choose_neurons(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
     return kept
 
 
-def narrow_mlp(mlp: Any, own: Any, hidden: Moments) -> None:
+def narrow_mlp(mlp: Any, own: Any, hidden: Moments, scale: Tensor) -> None:
     """Set a narrow MLP, in place.
 
     Args:
         mlp: timm's `Mlp`, narrow.
         own: the block's in the teacher.
-        hidden: of the teacher's hidden activations, with the outputs wanted as targets.
+        hidden: of the teacher's hidden activations, with what the stream should get as targets.
+        scale: of the outputs on their way to the stream, `[C]`, nowhere zero.
     """
     covariance, cross = hidden.covariance(), hidden.cross()
     kept = choose_neurons(covariance, regress(covariance, cross), mlp.fc1.out_features)
@@ -58,8 +59,8 @@ def narrow_mlp(mlp: Any, own: Any, hidden: Moments) -> None:
     with torch.no_grad():
         mlp.fc1.weight.copy_(own.fc1.weight[kept])
         mlp.fc1.bias.copy_(own.fc1.bias[kept])
-        mlp.fc2.weight.copy_(weight)
-        mlp.fc2.bias.copy_(hidden.mean_target - weight @ hidden.mean[kept])
+        mlp.fc2.weight.copy_(weight / scale[:, None])
+        mlp.fc2.bias.copy_((hidden.mean_target - weight @ hidden.mean[kept]) / scale)
 
 
 def narrow_heads(attn: Any, own: Any, q: Moments, k: Moments, attended: Moments) -> None:
@@ -75,7 +76,7 @@ def narrow_heads(attn: Any, own: Any, q: Moments, k: Moments, attended: Moments)
     heads = attn.num_heads
     widths = [attn.qkv.out_features // heads, attn.proj.in_features // heads]
     qk, v = (widths[0] - widths[1]) // 2, widths[1]
-    maps = [[], [], []]  # type: list[list[Tensor]]
+    maps: list[list[Tensor]] = [[], [], []]
     dim = own.proj.in_features // heads
     for head in range(heads):
         part = slice(head * dim, (head + 1) * dim)
@@ -95,9 +96,15 @@ def narrow_heads(attn: Any, own: Any, q: Moments, k: Moments, attended: Moments)
         attn.qkv.bias.copy_(torch.cat([maps[i][h] @ bias[i, h] for i in range(3) for h in range(heads)]))
 
 
-def fit_layer(layer: Any, inputs: Moments) -> None:
-    """Set a linear layer to the best prediction of its targets, in place."""
+def fit_layer(layer: Any, inputs: Moments, scale: Tensor) -> None:
+    """Set a linear layer to the best prediction of its targets, in place.
+
+    Args:
+        layer: with a bias.
+        inputs: with what the stream should get as targets.
+        scale: of the outputs on their way to the stream, `[C]`, nowhere zero.
+    """
     weight = regress(inputs.covariance(), inputs.cross())
     with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.copy_(inputs.mean_target - weight @ inputs.mean)
+        layer.weight.copy_(weight / scale[:, None])
+        layer.bias.copy_((inputs.mean_target - weight @ inputs.mean) / scale)

@@ -28,14 +28,14 @@ class Moments:
             x: inputs `[..., D]`.
             y: targets `[..., O]`; None where only the inputs matter.
         """
-        x = x.detach().flatten(0, -2)
+        x = x.detach().flatten(0, -2).double()  # in float32 a large mean leaves nothing of small deviations from it
         self.count += len(x)
-        self.x = self.x + x.sum(0).double()
-        self.xx = self.xx + (x.T @ x).double()  # float32 within a batch, float64 over all of them
+        self.x = self.x + x.sum(0)
+        self.xx = self.xx + x.T @ x
         if y is not None:
-            y = y.detach().flatten(0, -2)
-            self.y = self.y + y.sum(0).double()
-            self.yx = self.yx + (y.T @ x).double()
+            y = y.detach().flatten(0, -2).double()
+            self.y = self.y + y.sum(0)
+            self.yx = self.yx + y.T @ x
 
     @property
     def mean(self) -> Tensor:
@@ -52,6 +52,10 @@ class Moments:
         centred: Tensor = self.xx / self.count - self.mean.outer(self.mean)
         return with_ridge(centred)
 
+    def second(self) -> Tensor:
+        """E[x xᵀ], `[D, D]`, with the ridge: what counts where no bias takes up the mean."""
+        return with_ridge(torch.as_tensor(self.xx / self.count))
+
     def cross(self) -> Tensor:
         """Covariance of targets and inputs, `[O, D]`."""
         return self.yx / self.count - self.mean_target.outer(self.mean)
@@ -59,7 +63,7 @@ class Moments:
 
 def with_ridge(covariance: Tensor) -> Tensor:
     """A covariance `[D, D]` that can be inverted."""
-    ridge = RIDGE * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).tiny)
+    ridge = RIDGE * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).eps)  # all may be zero
     return covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 

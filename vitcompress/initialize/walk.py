@@ -20,7 +20,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitcompress.factored import FactoredLinear
-from vitcompress.families import Family, Widths, family_named, layers_called
+from vitcompress.families import Family, Widths, family_named, layers_called, narrowed_shapes
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
 from vitcompress.initialize.regression import Moments, low_rank, regress
 from vitcompress.plan import Group, Plan
@@ -41,7 +41,8 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
         student: as `apply_plan` built it; the groups that are started otherwise are started.
         teacher: in eval mode, on the student's device.
         plan: the student's.
-        images: calibration batches `[B, C, H, W]`; held together with one layer of activations.
+        images: calibration batches `[B, C, H, W]`; held together, with four states of the stream; all else is
+            computed in chunks of them.
 
     Source: ours; the order is that of Frantar and Alistarh 2022, arXiv:2208.11580, Sec. 4.
     """
@@ -55,12 +56,13 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
         stack.enter_context(layers_called(teacher))
         stream = _Stream()
         for name in family.block_names(teacher):
-            block, own = student.get_submodule(name), teacher.get_submodule(name)
-            hook = partial(_convert, own=own, group=groups.get(name), family=family, stream=stream)
-            stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            block: Any = student.get_submodule(name)
+            own = teacher.get_submodule(name)
+            block.forward = partial(_convert, block, own=own, group=groups.get(name), family=family, stream=stream)
+            stack.callback(delattr, block, "forward")  # the class's is back
         student(torch.cat(list(images)))
     for group in groups.values():
-        _copy_biases(student, group)
+        _copy_biases(student, teacher, group)
 
 
 def _begins_here(group: Group) -> bool:
@@ -87,19 +89,19 @@ class _Stream:
 
 def _convert(
     block: nn.Module,
-    given: tuple[Any, ...],
-    named: dict[str, Any],
-    *,
+    x: Tensor,
+    *rest: Any,
     own: nn.Module,
     group: Group | None,
     family: Family,
     stream: _Stream,
-) -> None:
-    """Forward pre-hook of the student's block: set its layers, for the input that it is about to see."""
-    x, rest = given[0], given[1:]
+    **named: Any,
+) -> Tensor:
+    """Forward pass of the student's block that first sets its layers, for the input that it sees."""
     stream.step(own, x, rest, named)
     if group is not None:
         _Conversion(block, own, x, rest, named, stream).make(group, family)
+    return torch.cat([run_block(block, chunk, rest, named)[2] for chunk in x.split(CHUNK_IMAGES)])
 
 
 def convert_block(block: nn.Module, own: nn.Module, group: Group, family: Family, inputs: BlockInputs) -> None:
@@ -144,7 +146,7 @@ class _Conversion:
             k.add(parts[1])
             attended.add(inputs["attn.proj"])
         narrow_heads(self.block.attn, self.own.attn, q, k, attended)
-        fit_layer(self.block.attn.proj, self._written("attn.proj"))
+        fit_layer(self.block.attn.proj, self._written("attn.proj"), self._scale("attn.proj")[0])
 
     def narrow_mlp(self) -> None:
         mlp, moments = self.own.mlp, Moments()
@@ -152,20 +154,24 @@ class _Conversion:
             inputs, _, _ = self._run(self.block, chunk, inputs=("mlp.fc1", *self._between))
             hidden = mlp.act(mlp.fc1(inputs["mlp.fc1"]))
             moments.add(hidden, self._wanted("mlp.fc2", part, mlp.fc2(hidden), inputs.get("norm2")))
-        narrow_mlp(self.block.mlp, mlp, moments)
+        narrow_mlp(self.block.mlp, mlp, moments, self._scale("mlp.fc2")[0])
 
     def factorise(self, layer: str, *, writes: bool) -> None:
         moments = self._written(layer) if writes else self._read(layer)
         made: FactoredLinear = self.block.get_submodule(layer)
         own = self.own.get_submodule(layer)
-        covariance = moments.covariance()
-        weight = regress(covariance, moments.cross()) if writes else own.weight.detach().double()
+        centred = made.bias is not None  # else nothing takes up the mean
+        covariance = moments.covariance() if centred else moments.second()
+        weight = own.weight.detach().double()
+        scale = self._scale(layer)[0] if writes else torch.ones_like(weight[:, 0])
+        if writes:
+            weight = regress(covariance, moments.cross() if centred else torch.as_tensor(moments.yx / moments.count))
         up, down = low_rank(weight, covariance, made.rank)
-        made.up.copy_(up)
+        made.up.copy_(up / scale[:, None])
         made.down.copy_(down)
-        if made.bias is not None:
+        if centred:
             mean = moments.mean_target if writes else weight @ moments.mean + own.bias.double()
-            made.bias.copy_(mean - up @ (down @ moments.mean))
+            made.bias.copy_((mean - up @ (down @ moments.mean)) / scale)
 
     def _read(self, layer: str) -> Moments:
         """Inputs of a layer that reads the stream."""
@@ -190,13 +196,28 @@ class _Conversion:
         return moments
 
     def _wanted(self, layer: str, part: slice, written: Tensor, before: Tensor | None) -> Tensor:
-        """Between what the teacher's layer would write here and what brings the stream to the teacher's."""
-        attention = layer.startswith("attn")
-        goal = self.stream.inside if attention else self.stream.after
+        """What the stream should get: between what the teacher's layer would write and what brings it to the teacher's.
+
+        Channels that LayerScale keeps from the stream cannot bring it anywhere.
+        """
+        scale, open_ = self._scale(layer)
+        written = written * scale.to(written.dtype)
+        goal = self.stream.inside if layer.startswith("attn") else self.stream.after
         if goal is None or before is None:
             return written
-        scale = getattr(self.own.ls1 if attention else self.own.ls2, "gamma", 1.0)
-        return torch.lerp(written, (goal[part] - before) / scale, CORRECTION)
+        return torch.where(open_, torch.lerp(written, goal[part] - before, CORRECTION), written)
+
+    def _scale(self, layer: str) -> tuple[Tensor, Tensor]:
+        """LayerScale after a layer that writes, `[C]`, nowhere zero, and where it lets something through."""
+        gamma = None
+        if type(self.own) is Block:
+            gamma = getattr(self.own.ls1 if layer.startswith("attn") else self.own.ls2, "gamma", None)
+        if gamma is None:
+            gamma = torch.ones_like(self.own.get_submodule(layer).weight[:, 0])
+        gamma = gamma.detach().double()
+        floor = 1e-3 * gamma.abs().mean()
+        open_ = gamma.abs() > floor
+        return torch.where(open_, gamma, torch.where(floor > 0, floor, 1.0)), open_
 
     @property
     def _between(self) -> tuple[str, ...]:
@@ -219,7 +240,7 @@ def run_block(
     inputs: tuple[str, ...] = (),
     outputs: tuple[str, ...] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Run a block without its own hooks, and keep inputs and outputs of the named modules inside it."""
+    """Run a block as its class does, and keep inputs and outputs of the named modules inside it."""
     taken: dict[str, Tensor] = {}
     given: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -229,16 +250,16 @@ def run_block(
         for name in outputs:
             hook = block.get_submodule(name).register_forward_hook(lambda m, i, o, n=name: given.__setitem__(n, o))
             stack.callback(hook.remove)
-        result = block.forward(x, *rest, **named)
+        result = type(block).forward(block, x, *rest, **named)
     return taken, given, result
 
 
-def _copy_biases(student: nn.Module, group: Group) -> None:
+def _copy_biases(student: nn.Module, teacher: nn.Module, group: Group) -> None:
     """Let the other blocks of a narrow group begin with the biases that were fitted to its first, in place."""
     donor = student.get_submodule(group.donor)
     with torch.no_grad():
         for block in group.blocks[1:]:
-            for layer in {name.rpartition(".")[0] for name in group.shared}:
+            for layer in narrowed_shapes(teacher.get_submodule(block), group.widths):
                 bias = getattr(student.get_submodule(f"{block}.{layer}"), "bias", None)
                 if bias is not None:
                     bias.copy_(donor.get_submodule(layer).bias)

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from vitcompress.errors import ArtifactError
 from vitcompress.evaluate import Accuracy, Speed
-from vitcompress.plan import Size
+from vitcompress.plan import Group, Size
 from vitcompress.trainlog import TrainLog
 
 SCHEMA_VERSION = 1
@@ -76,6 +76,7 @@ class Report:
         lineage: the files it was made from, oldest first.
         store: how the file holds the student.
         baselines: the whole teacher in fewer bits, on the same images; empty where they were not measured.
+        made_of: the groups in full, with the ranks and widths of their layers; empty in reports from before these.
     """
 
     schema_version: int
@@ -95,6 +96,7 @@ class Report:
     lineage: tuple[Parent, ...] = ()
     store: str = "source"
     baselines: tuple[Baseline, ...] = ()
+    made_of: tuple[Group, ...] = ()
 
 
 def to_json(value: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitcompress.evaluate import Accuracy
-from vitcompress.plan import Plan, Size
+from vitcompress.plan import Group, Plan, Size
 from vitcompress.report.model import Report
 from vitcompress.report.picture import alt_text, draw, points_of
 
@@ -24,7 +24,7 @@ _TEMPLATES = Environment(
 
 def print_report(report: Report, console: Console) -> None:
     """Print the report as a table."""
-    _title(console, report.model, report.groups)
+    _title(console, report.model, report.groups, report.made_of)
     table = Table("")
     for column in ("teacher", "student", "change"):
         table.add_column(column, justify="right")
@@ -44,14 +44,16 @@ def print_report(report: Report, console: Console) -> None:
 
 def print_plan(plan: Plan, name: str, console: Console) -> None:
     """Print what shares with what, and what remains."""
-    _title(console, name, [len(group.blocks) for group in plan.groups])
+    _title(console, name, [len(group.blocks) for group in plan.groups], plan.groups)
     table = Table("group", "donor", "blocks")
     for number, group in enumerate(plan.groups):
         table.add_row(str(number), group.donor, ", ".join(block.rpartition(".")[2] for block in group.blocks))
     console.print(table)
-    shared = sorted({name for group in plan.groups if len(group.blocks) > 1 for name in group.shared})
+    shared = sorted({name for group in plan.groups if len(group.blocks) > 1 for name in _shared(group)})
     console.print(f"shared in each group: {', '.join(shared) or 'nothing'}", markup=False, highlight=False)
     console.print(f"own in each block:    {', '.join(['everything else', *plan.transforms])}", highlight=False)
+    for line in kinds(plan.groups):
+        console.print(line, markup=False, highlight=False)
     sizes = Table("", "teacher", "student", "change")
     for row in size_rows(plan.size):
         sizes.add_row(*row)
@@ -91,7 +93,7 @@ def to_markdown(report: Report, *, picture: str | None = None) -> str:
     """
     return _TEMPLATES.get_template("report.md.j2").render(
         report=report,
-        sharing=_sharing(report.groups),
+        sharing=_sharing(report.groups, report.made_of),
         rows=rows(report),
         remarks=remarks(report),
         columns=baseline_columns(report),
@@ -208,7 +210,7 @@ def _percent(value: float | None) -> str:
 
 def remarks(report: Report) -> list[str]:
     """The sentences under the table."""
-    lines = []
+    lines = kinds(report.made_of)
     if report.accuracy:
         lines.append(_accuracy_remark(report.accuracy))
     if report.train.steps:
@@ -242,13 +244,59 @@ def _accuracy_remark(accuracy: Accuracy) -> str:
     return text
 
 
-def _title(console: Console, name: str, groups: Sequence[int]) -> None:
+def kinds(groups: Sequence[Group]) -> list[str]:
+    """What layers are made of, where they are not whole matrices of the teacher's widths: a sentence for each kind."""
+    found: dict[str, int] = {}
+    for group in groups:
+        for text in (*_factors(group), *_widths(group)):
+            found[text] = found.get(text, 0) + len(group.blocks)
+    total = sum(len(group.blocks) for group in groups)
+    return [
+        f"{'Each block' if count == total else f'{count} of {total} blocks'}: {text}." for text, count in found.items()
+    ]
+
+
+def _factors(group: Group) -> list[str]:
+    """The layers that have factors, by what they are added to, whose they are, and their rank."""
+    alike: dict[tuple[bool, bool, int], list[str]] = {}
+    for layer, rank in group.ranks.items():
+        shared = layer in group.bases and len(group.blocks) > 1
+        alike.setdefault((group.whole(layer), shared, rank), []).append(layer)
+    return [
+        f"{'residuals' if whole else 'products'} of rank {rank}{' with a basis of the group' if shared else ''}"
+        f" {'added to the matrices' if whole else 'in the place of the matrices'} of {', '.join(layers)}"
+        for (whole, shared, rank), layers in alike.items()
+    ]
+
+
+def _widths(group: Group) -> list[str]:
+    """How wide the MLP and the heads of a narrow block are."""
+    widths = group.widths
+    parts = {"hidden neurons": widths.hidden, "channels of queries and keys per head": widths.qk,
+             "channels of values per head": widths.v}  # fmt: skip
+    given = [f"{count} {name}" for name, count in parts.items() if count is not None]
+    return [f"narrow, {', '.join(given)}"] if given else []
+
+
+def _shared(group: Group) -> list[str]:
+    """Names, inside a block, of what all blocks of a group use; a basis is one of a layer's two factors."""
+    bases = [f"{layer} (basis)" for layer in group.bases]
+    return [*group.shared, *bases]
+
+
+def _title(console: Console, name: str, groups: Sequence[int], made_of: Sequence[Group]) -> None:
     """The line above a table; a name may hold what rich would take for markup."""
-    console.print(f"{name}: {_sharing(groups)}", style="bold", markup=False, emoji=False, highlight=False)
+    console.print(f"{name}: {_sharing(groups, made_of)}", style="bold", markup=False, emoji=False, highlight=False)
 
 
-def _sharing(groups: Sequence[int]) -> str:
-    """`12 blocks in groups of 5+5+2`."""
+def _sharing(groups: Sequence[int], made_of: Sequence[Group] = ()) -> str:
+    """`12 blocks in groups of 5+5+2`, and whether other groups' blocks run between a group's own."""
+    numbers = [[int(block.rpartition(".")[2]) for block in group.blocks] for group in made_of]
+    in_turn = any(last - first >= len(of) for of in numbers for first, last in [(of[0], of[-1])])
+    return _groups(groups) + (", taken in turn" if in_turn else "")
+
+
+def _groups(groups: Sequence[int]) -> str:
     if len(groups) > 1 and len(set(groups)) == 1:
         return f"{sum(groups)} blocks in {len(groups)} groups of {groups[0]}"
     return (
