@@ -15,10 +15,9 @@ from vitcompress.families import Family, Widths, full_widths
 from vitcompress.plan import Group, group_params, layer_shapes
 
 PARTS = ("attn", "mlp")
-HIDDEN_SHARES = (0.75, 0.5, 0.33, 0.2, 0.1)
-HEAD_SHARES = (0.75, 0.5, 0.33, 0.2, 0.1)
-RANK_SHARES = (0.5, 0.35, 0.22, 0.12, 0.06)
-RUN_LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+WIDTH_SHARES = {"hidden": (0.85, 0.55, 0.28, 0.1), "qk": (0.6, 0.3, 0.12), "v": (0.85, 0.55, 0.28, 0.1)}
+RANK_SHARES = (0.45, 0.2, 0.07)  # above a half, factors have more parameters than a square matrix
+RUN_LENGTHS = (2, 3, 4, 6, 12, 24, 48)
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,10 @@ def single_options(shapes: Shapes, block: str) -> Iterator[tuple[str, Option]]:
     """Options of one block alone, each with the name of the scale that it is a mark of: `attn.v`, `mlp.hidden`, …"""
     full = full_widths(shapes.model.get_submodule(block), shapes.family.narrow_attention)
     if "narrow" in shapes.kinds:
-        for scale, width, shares in (
-            ("hidden", full.hidden, HIDDEN_SHARES), ("qk", full.qk, HEAD_SHARES), ("v", full.v, HEAD_SHARES),
-        ):  # fmt: skip
+        for scale, shares in WIDTH_SHARES.items():
+            width = getattr(full, scale)
             for share in shares if width else ():
-                count = max(1, round(share * width))  # type: ignore[operator]
+                count = max(1, round(share * width))
                 part = "mlp" if scale == "hidden" else "attn"
                 yield f"{part}.{scale}", shapes.option("narrow", [block], part, count, widths=Widths(**{scale: count}))
     for part in PARTS if "low_rank" in shapes.kinds else ():

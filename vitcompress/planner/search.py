@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
-from vitcompress.families import Widths, family_of
+from vitcompress.families import Widths, family_of, full_widths
 from vitcompress.initialize import start_student
 from vitcompress.plan import Group, Plan, plan_of
 from vitcompress.planner.allocate import Choice, allocate, frontier
@@ -67,13 +67,20 @@ class Measured:
 
 
 def measure(
-    teacher: nn.Module, images: Tensor, kinds: Sequence[str], *, name: str, tell: Callable[[float], None]
+    teacher: nn.Module,
+    fitted: Tensor,
+    judged: Tensor,
+    kinds: Sequence[str],
+    *,
+    name: str,
+    tell: Callable[[float], None],
 ) -> Measured:
     """Measure what every option costs.
 
     Args:
         teacher: in eval mode; not changed.
-        images: for calibration, `[B, C, H, W]`, on the teacher's device.
+        fitted: images that options are fitted to, `[B, C, H, W]`, on the teacher's device.
+        judged: others, that their costs are measured on.
         kinds: of options, of `KINDS`.
         name: what the user called the teacher.
         tell: told the share that is done, 0–1.
@@ -82,7 +89,7 @@ def measure(
     shapes = Shapes(teacher, family, family.block_names(teacher), kinds)
     singles = [(block, scale, option) for block in shapes.blocks for scale, option in single_options(shapes, block)]
     runs = list(run_options(shapes))
-    bench = Sensitivity(teacher, family, images)
+    bench = Sensitivity(teacher, family, fitted, judged)
     total, done = max(1, len(singles) + len(runs)), 0
     measured: dict[tuple[str, str], list[Option]] = defaultdict(list)
     found: list[Option] = []
@@ -226,10 +233,21 @@ def _marks(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
     dials = [option.dial for option in ordered]
     # what keeps more costs no more; noise of the measurement says otherwise now and then
     costs = np.minimum.accumulate([max(option.cost, 1e-6) for option in ordered])
-    marks = sorted({round(m) for m in np.linspace(dials[0], dials[-1], MARKS)})
+    full = _full_width(shapes, ordered[-1])
+    marks = sorted({round(m) for m in np.linspace(dials[0], max(full - 1, dials[-1]), MARKS)})
     made = [_dialled(shapes, ordered[-1], mark) for mark in marks]
     between = np.exp(np.interp(marks, dials, np.log(costs)))
+    if full > dials[-1]:  # beyond the widest that was measured the cost falls to nothing, at the teacher's width
+        between *= np.interp(marks, [dials[-1], full], [1.0, 0.0])
     return [replace(option, cost=float(cost)) for option, cost in zip(made, between, strict=True)]
+
+
+def _full_width(shapes: Shapes, option: Option) -> int:
+    """The teacher's width on the scale that a narrow option is a mark of; 0 for options of other kinds."""
+    widths = option.group.widths
+    block = shapes.model.get_submodule(option.group.donor)
+    full = full_widths(block, shapes.family.narrow_attention)
+    return next((getattr(full, n) for n in ("hidden", "qk", "v") if getattr(widths, n)), 0)
 
 
 def _dialled(shapes: Shapes, like: Option, dial: int) -> Option:

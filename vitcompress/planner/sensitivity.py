@@ -18,6 +18,7 @@ from vitcompress.plan import Group
 from vitcompress.surgery import apply_groups
 
 CHUNK_IMAGES = 32
+Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Sensitivity:
@@ -26,18 +27,26 @@ class Sensitivity:
     Args:
         teacher: in eval mode; not changed.
         family: of the teacher.
-        images: `[B, C, H, W]`, on the teacher's device.
+        fitted: images that options are fitted to, `[B, C, H, W]`, on the teacher's device.
+        judged: others, that their costs are measured on.
     """
 
-    def __init__(self, teacher: nn.Module, family: Family, images: Tensor) -> None:
-        self.teacher, self.family, self.images = teacher, family, images
+    def __init__(self, teacher: nn.Module, family: Family, fitted: Tensor, judged: Tensor) -> None:
+        self.teacher, self.family, self.judged = teacher, family, judged
         self.blocks = family.block_names(teacher)
-        self.inputs: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {name: [] for name in self.blocks}
+        self.inputs, _ = self._watched(fitted)
+        self.entries, self.expected = self._watched(judged)
+
+    def _watched(self, images: Tensor) -> tuple[dict[str, list[Given]], Tensor]:
+        """What the teacher's blocks are given for some images, in chunks, and its predictions."""
+        inputs: dict[str, list[Given]] = {name: [] for name in self.blocks}
         with torch.no_grad(), ExitStack() as stack:
-            for name, kept in self.inputs.items():
+            for name, kept in inputs.items():
                 hook = partial(_keep, kept)
-                stack.callback(teacher.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True).remove)
-            self.expected = log_probs(teacher, images)
+                stack.callback(
+                    self.teacher.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True).remove
+                )
+            return inputs, log_probs(self.teacher, images)
 
     def cost(self, group: Group) -> float:
         """KL of the teacher's predictions and those it has with `group` made otherwise, nats per image."""
@@ -47,7 +56,7 @@ class Sensitivity:
         start_group(student, self.teacher, group, self.family, self.inputs)
         with torch.no_grad(), _entered_at(student, self.blocks, first) as entry:
             found = []
-            for chunk, given in zip(self.images.split(CHUNK_IMAGES), self.inputs[first], strict=True):
+            for chunk, given in zip(self.judged.split(CHUNK_IMAGES), self.entries[first], strict=True):
                 entry[0] = given
                 found.append(F.log_softmax(student(chunk), -1))
         return float(F.kl_div(torch.cat(found), self.expected, reduction="batchmean", log_target=True))

@@ -19,7 +19,8 @@ from vitcompress.source import clone
 from vitcompress.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 
-MEASURING_IMAGES = 64
+FEWEST_IMAGES = 32
+FITTED_TOKENS = 12_000  # enough for regressions on a few thousand neurons
 BUILT = 3
 DROP_ROUNDS = 7
 _SIZE_ROUNDS = 12
@@ -91,7 +92,9 @@ class Search:
 
     def measure(self, kinds: Sequence[str]) -> Measured:
         """Measure every option of some kinds."""
-        return measure(self.teacher, self.fitted[:MEASURING_IMAGES], kinds, name=self.name, tell=self.tell)
+        fitted = self.fitted[: max(FEWEST_IMAGES, math.ceil(FITTED_TOKENS / _num_tokens(self.teacher)))]
+        judged = self.held_out[:FEWEST_IMAGES]
+        return measure(self.teacher, fitted, judged, kinds, name=self.name, tell=self.tell)
 
 
 def reach(target: TargetRecipe, search: Search) -> Found:
@@ -210,3 +213,8 @@ def _started(plan: Plan, search: Search) -> nn.Module:
     apply_plan(student, plan)
     start_student(student, search.teacher, plan, lambda: search.fitted.split(CHUNK_IMAGES), "first")
     return student.eval()
+
+
+def _num_tokens(model: nn.Module) -> int:
+    """Tokens of an image, roughly: patches of the grid."""
+    return int(getattr(model.patch_embed, "num_patches", 196))
