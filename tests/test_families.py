@@ -20,6 +20,7 @@ from vitcompress import artifact
 from vitcompress.errors import ModelError, PlanError
 from vitcompress.families import FAMILIES, Family, family_named, family_of
 from vitcompress.initialize import STARTS
+from vitcompress.macs import macs_of, with_macs
 from vitcompress.plan import Plan, make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.short_names import SHORT_NAMES
@@ -98,6 +99,12 @@ ROWS = {
     ),
 }  # fmt: skip
 
+KINDS: dict[str, dict[str, Any]] = {
+    "adapters in turn": {"share": 2, "pattern": "cycle", "adapter_rank": 2, "share_biases": True},
+    "bases": {"share": 4, "basis": 5, "matrices": False},
+    "narrow and shared": {"share": 2, "width": 0.5, "share_biases": True, "share_tables": True},
+}
+
 each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
@@ -173,6 +180,40 @@ def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
     assert [(n, b.shape) for n, b in loaded.named_buffers()] == [(n, b.shape) for n, b in student.named_buffers()]
     for name, t in donor_tensors(loaded).items():
         assert torch.equal(t, stored[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@each
+def test_every_kind_of_plan_is_what_is_built_and_stored(row: Row, kind: str, tmp_path: Path) -> None:
+    """Parameters, bytes and multiply-accumulates as the plan has them; the file gives the student back."""
+    teacher, x = build(row), images(row)
+    with torch.device("meta"):
+        empty = timm.create_model(row.architecture, **row.args)
+    try:
+        plan = planned(empty, **KINDS[kind])
+    except PlanError as error:
+        assert ("narrow" in kind, "neither a plain MLP" in str(error)) == (True, True)  # noqa: PT017 - not of all
+        return
+    plan = with_macs(plan, empty, (3, *row.image))
+    student = student_of(teacher, plan)
+    randomise(student)
+    student.eval()
+    manifest = artifact.Manifest(
+        source={"name": "tiny", "architecture": row.architecture, "model_args": dict(row.args), "pretrained_cfg": {}},
+        source_sha256="", plan=plan, data_config={}, recipe={}, report={}, versions={},
+    )  # fmt: skip
+    path = tmp_path / "mini.safetensors"
+    artifact.write(path, student, manifest, x)
+    stored = load_file(path)
+    assert artifact.read_manifest(path).plan == plan
+    assert plan.size.student_params == sum(p.numel() for p in student.parameters())
+    assert plan.size.student_bytes == sum(t.numel() * t.element_size() for t in stored.values())
+    assert plan.size.student_macs == macs_of(student, (3, *row.image))
+    loaded = artifact.load(path)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), student(x))
+    assert sum(p.numel() for p in loaded.parameters()) == plan.size.student_params
+    assert plan.size.student_params < plan.size.teacher_params
 
 
 @each

@@ -166,6 +166,7 @@ def test_the_report_says_what_layers_are_made_of() -> None:
         assert "2 of 3 blocks: residuals of rank 4 with a basis of the group added to the matrices of attn.qkv." in text
         assert "1 of 3 blocks: products of rank 8 in the place of the matrices of attn.qkv, mlp.fc1." in text
         assert "narrow, 48 hidden neurons, 16 channels of queries and keys per head, 12 channels of values" in text
+    assert "12 blocks that share nothing" in to_markdown(replace(REPORT, groups=(1,) * 12))
     tree = to_json(REPORT)
     del tree["made_of"]  # a report from before
     assert from_json(tree) == REPORT

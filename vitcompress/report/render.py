@@ -297,6 +297,8 @@ def _sharing(groups: Sequence[int], made_of: Sequence[Group] = ()) -> str:
 
 
 def _groups(groups: Sequence[int]) -> str:
+    if len(groups) > 1 and set(groups) == {1}:
+        return f"{len(groups)} blocks that share nothing"
     if len(groups) > 1 and len(set(groups)) == 1:
         return f"{sum(groups)} blocks in {len(groups)} groups of {groups[0]}"
     return (
