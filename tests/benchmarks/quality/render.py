@@ -37,10 +37,10 @@ def table(records: Iterable[Record], model: str, steps: int | None = None) -> st
     if trained:
         seeds = max(len(row.top1) for row in rows)
         notes.append(
-            f"{trained[0].steps} steps of {trained[0].batch_size} images; mean over {seeds} seed{'s' * (seeds > 1)}, "
-            "spread the largest minus the smallest; each method by the best of the same learning rates, found at the "
-            "first seed on images held out of training. Sizes are those of shared matrices, and no other method "
-            "may have more parameters."
+            f"{trained[0].steps} steps of {trained[0].batch_size} images; {seeds} seed{'s' * (seeds > 1)}: the mean, "
+            "and as spread the largest minus the smallest; each method by the best of the same learning rates, found "
+            "at the first seed on images held out of training. Sizes are those of shared matrices, and no other "
+            "method may have more parameters."
         )
     few = [row for row in rows if row.record.steps and len(row.top1) < max(len(row.top1) for row in rows)]
     notes += [f"{_size(row.record)}, {row.record.method}: {len(row.top1)} seed(s) only." for row in few]

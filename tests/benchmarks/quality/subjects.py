@@ -60,7 +60,7 @@ class Subject:
 
 SUBJECTS: Mapping[str, Subject] = {
     "fashion_vit": Subject(
-        "fashion_vit", ("2", "3", "5", "smallest"), (1e-4, 5e-4, 2e-3), full_steps=700, fast_steps=45, batch_size=64,
+        "fashion_vit", ("2", "3", "5", "smallest"), (1e-4, 5e-4, 2e-3), full_steps=700, fast_steps=40, batch_size=64,
         crop_min=FASHION_VIT.recipe["data"]["crop_min"],
         ours={name: FASHION_VIT.recipe["distill"][name] for name in ("optimizer", "fade")},
     ),
