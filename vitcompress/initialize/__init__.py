@@ -8,6 +8,7 @@ walk     narrow blocks and factors of single blocks, one after the other as they
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,12 @@ def start_student(
 
 
 def start_group(
-    student: nn.Module, teacher: nn.Module, group: Group, family: Family, inputs: Mapping[str, BlockInputs]
+    student: nn.Module,
+    teacher: nn.Module,
+    group: Group,
+    family: Family,
+    inputs: Mapping[str, BlockInputs],
+    seen: dict[Any, Any],
 ) -> None:
     """Set the start of one group alone, for the inputs that its blocks have in the teacher, in place.
 
@@ -56,20 +62,21 @@ def start_group(
         group: of the student.
         family: of the teacher.
         inputs: of the group's blocks in the teacher.
+        seen: moments of the same inputs that were taken for other ways of making the same part of the same block, by
+            block; those that are new are added.
     """
     with torch.no_grad(), layers_called(student), layers_called(teacher):
         if len(group.blocks) == 1:
             convert_block(
                 student.get_submodule(group.donor), teacher.get_submodule(group.donor), group, family,
-                inputs[group.donor],
+                inputs[group.donor], seen.setdefault(group.donor, {}),
             )  # fmt: skip
         elif group.ranks:
-            moments: dict[str, Moments] = {}
             for block in group.blocks:
-                own = {layer: Moments() for layer in group.ranks}
-                for args, kwargs in inputs[block]:
+                own = {layer: Moments() for layer in group.ranks if f"{block}.{layer}" not in seen}
+                for args, kwargs in inputs[block] if own else ():
                     taken, _, _ = run_block(teacher.get_submodule(block), args[0], args[1:], kwargs, inputs=tuple(own))
                     for layer, found in own.items():
                         found.add(taken[layer])
-                moments.update({f"{block}.{layer}": found for layer, found in own.items()})
-            fit_factors(student, teacher, family, group, moments)
+                seen.update({f"{block}.{layer}": found for layer, found in own.items()})
+            fit_factors(student, teacher, family, group, seen)

@@ -100,11 +100,13 @@ def _convert(
     """Forward pass of the student's block that first sets its layers, for the input that it sees."""
     stream.step(own, x, rest, named)
     if group is not None:
-        _Conversion(block, own, x, rest, named, stream).make(group, family)
+        _Conversion(block, own, x, rest, named, stream, {}).make(group, family)
     return torch.cat([run_block(block, chunk, rest, named)[2] for chunk in x.split(CHUNK_IMAGES)])
 
 
-def convert_block(block: nn.Module, own: nn.Module, group: Group, family: Family, inputs: BlockInputs) -> None:
+def convert_block(
+    block: nn.Module, own: nn.Module, group: Group, family: Family, inputs: BlockInputs, seen: dict[Any, Any]
+) -> None:
     """Set a narrow or factored block alone, for the inputs that it has in the teacher, in place.
 
     Args:
@@ -113,18 +115,27 @@ def convert_block(block: nn.Module, own: nn.Module, group: Group, family: Family
         group: of this one block.
         family: of the teacher.
         inputs: of the block.
+        seen: moments of the same inputs, from other ways of making the same part; those that are new are added.
     """
     x = torch.cat([args[0] for args, _ in inputs])
-    _Conversion(block, own, x, inputs[0][0][1:], inputs[0][1], _Stream()).make(group, family)
+    _Conversion(block, own, x, inputs[0][0][1:], inputs[0][1], _Stream(), seen).make(group, family)
 
 
 class _Conversion:
     """One block, with the inputs it gets in the student and in the teacher."""
 
     def __init__(
-        self, block: Any, own: Any, x: Tensor, rest: Sequence[Any], named: Mapping[str, Any], stream: _Stream
+        self,
+        block: Any,
+        own: Any,
+        x: Tensor,
+        rest: Sequence[Any],
+        named: Mapping[str, Any],
+        stream: _Stream,
+        seen: dict[Any, Any],
     ) -> None:
         self.block, self.own, self.x, self.rest, self.named, self.stream = block, own, x, rest, named, stream
+        self.seen = seen  # moments that do not depend on how wide the part is made
 
     def make(self, group: Group, family: Family) -> None:
         """Set every layer of the block that is other than the teacher's, in the order in which they run."""
@@ -138,6 +149,13 @@ class _Conversion:
             self.factorise(layer, writes=bool(family.writes.fullmatch(layer)))
 
     def narrow_attention(self) -> None:
+        q, k, attended = self.seen.get("heads") or self._heads()
+        self.seen["heads"] = q, k, attended
+        narrow_heads(self.block.attn, self.own.attn, q, k, attended)
+        fit_layer(self.block.attn.proj, self._written("attn.proj"), self._scale("attn.proj")[0])
+
+    def _heads(self) -> tuple[Moments, Moments, Moments]:
+        """Queries, keys, and values after the attention maps, of the teacher's heads."""
         q, k, attended = Moments(), Moments(), Moments()
         for _, chunk in self._chunks():
             inputs, outputs, _ = self._run(self.own, chunk, inputs=("attn.proj",), outputs=("attn.qkv",))
@@ -145,16 +163,20 @@ class _Conversion:
             q.add(parts[0])
             k.add(parts[1])
             attended.add(inputs["attn.proj"])
-        narrow_heads(self.block.attn, self.own.attn, q, k, attended)
-        fit_layer(self.block.attn.proj, self._written("attn.proj"), self._scale("attn.proj")[0])
+        return q, k, attended
 
     def narrow_mlp(self) -> None:
+        self.seen["hidden"] = moments = self.seen.get("hidden") or self._hidden()
+        narrow_mlp(self.block.mlp, self.own.mlp, moments, self._scale("mlp.fc2")[0])
+
+    def _hidden(self) -> Moments:
+        """What the teacher's neurons say, with what the MLP should write."""
         mlp, moments = self.own.mlp, Moments()
         for part, chunk in self._chunks():
             inputs, _, _ = self._run(self.block, chunk, inputs=("mlp.fc1", *self._between))
             hidden = mlp.act(mlp.fc1(inputs["mlp.fc1"]))
             moments.add(hidden, self._wanted("mlp.fc2", part, mlp.fc2(hidden), inputs.get("norm2")))
-        narrow_mlp(self.block.mlp, mlp, moments, self._scale("mlp.fc2")[0])
+        return moments
 
     def factorise(self, layer: str, *, writes: bool) -> None:
         moments = self._written(layer) if writes else self._read(layer)

@@ -35,6 +35,7 @@ class Sensitivity:
         self.teacher, self.family, self.judged = teacher, family, judged
         self.blocks = family.block_names(teacher)
         self.inputs, _ = self._watched(fitted)
+        self.seen: dict[Any, Any] = {}
         self.entries, self.expected = self._watched(judged)
 
     def _watched(self, images: Tensor) -> tuple[dict[str, list[Given]], Tensor]:
@@ -53,7 +54,7 @@ class Sensitivity:
         first = group.blocks[0]
         student = _with_copies(self.teacher, group.blocks)
         apply_groups(student, [group], self.family)
-        start_group(student, self.teacher, group, self.family, self.inputs)
+        start_group(student, self.teacher, group, self.family, self.inputs, self.seen)
         with torch.no_grad(), _entered_at(student, self.blocks, first) as entry:
             found = []
             for chunk, given in zip(self.judged.split(CHUNK_IMAGES), self.entries[first], strict=True):
