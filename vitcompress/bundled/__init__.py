@@ -50,6 +50,6 @@ FASHION_VIT = Bundle(
     images=HERE / "fashion_mnist.npz",
     recipe={
         "data": {"batch_size": 64, "crop_min": 0.85},
-        "distill": {"steps": 700, "optimizer": "muon", "lr": 2e-3, "fade": 0.6},
+        "distill": {"steps": 700, "optimizer": "muon", "fade": 0.6},
     },
 )  # fmt: skip
