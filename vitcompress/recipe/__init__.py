@@ -1,0 +1,33 @@
+"""What did the user ask for?  One frozen dataclass per stage: the same recipe as CLI flags, as YAML and as JSON.
+
+A field is declared once, here: its default, its bounds and its help are those of the flag, of the YAML key and of the
+reference.  `vitcompress.cli` makes the flags from these classes.
+"""
+
+from vitcompress.recipe.stages import STAGES, GateRecipe, Option, Recipe, options
+from vitcompress.recipe.student import (
+    DEFAULT_SHARE,
+    KINDS,
+    STORES_IN_LOOP,
+    TRANSFORMS,
+    ModelRecipe,
+    PlanRecipe,
+    StartRecipe,
+    StoreRecipe,
+    TargetRecipe,
+)
+from vitcompress.recipe.training import (
+    DEFAULT_LR,
+    DEFAULT_STEPS,
+    LOSSES,
+    DataRecipe,
+    DistillRecipe,
+    RunRecipe,
+    TeacherRecipe,
+)
+
+__all__ = [
+    "DEFAULT_LR", "DEFAULT_SHARE", "DEFAULT_STEPS", "KINDS", "LOSSES", "STAGES", "STORES_IN_LOOP", "TRANSFORMS",
+    "DataRecipe", "DistillRecipe", "GateRecipe", "ModelRecipe", "Option", "PlanRecipe", "Recipe", "RunRecipe",
+    "StartRecipe", "StoreRecipe", "TargetRecipe", "TeacherRecipe", "options",
+]  # fmt: skip

@@ -1,0 +1,95 @@
+"""Everything that decides what comes out: the stages in their order, and each option of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from vitcompress.recipe.student import ModelRecipe, PlanRecipe, StartRecipe, StoreRecipe, TargetRecipe
+from vitcompress.recipe.training import DataRecipe, DistillRecipe, RunRecipe, TeacherRecipe
+from vitcompress.recipe.values import CONFIG, Bytes
+
+
+@dataclass(frozen=True, config=CONFIG)
+class GateRecipe:
+    """What the result must reach; a missed gate ends with exit code 3."""
+
+    max_drop: Annotated[float | None, Field(description="Largest drop of top-1, in points.")] = None
+    min_ratio: Annotated[float | None, Field(gt=0, description="Smallest ratio of parameters, before to after.")] = None
+    max_size: Annotated[
+        Annotated[int, Field(gt=0)] | None,
+        Bytes,
+        Field(description="Largest file, like 40MB or 38MiB."),
+    ] = None
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Recipe:
+    """Everything that decides what comes out."""
+
+    model: ModelRecipe
+    plan: PlanRecipe = dataclasses.field(default_factory=PlanRecipe)
+    target: TargetRecipe = dataclasses.field(default_factory=TargetRecipe)
+    start: StartRecipe = dataclasses.field(default_factory=StartRecipe)
+    data: DataRecipe = dataclasses.field(default_factory=DataRecipe)
+    teacher: TeacherRecipe = dataclasses.field(default_factory=TeacherRecipe)
+    distill: DistillRecipe = dataclasses.field(default_factory=DistillRecipe)
+    store: StoreRecipe = dataclasses.field(default_factory=StoreRecipe)
+    run: RunRecipe = dataclasses.field(default_factory=RunRecipe)
+    gates: GateRecipe = dataclasses.field(default_factory=GateRecipe)
+
+
+STAGES: Mapping[str, Any] = get_type_hints(Recipe)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One field of a stage, as the command line needs it.
+
+    Attributes:
+        stage: name of the stage.
+        name: name of the field.
+        cli_type: what the command line collects; the recipe checks and converts it.
+        shown_default: what stands in its place where it is not given; empty where the help says it.
+        help: one sentence.
+    """
+
+    stage: str
+    name: str
+    cli_type: Any
+    shown_default: str
+    help: str
+
+
+def options(*stages: str) -> Iterator[Option]:
+    """Every field of the named stages, in order of declaration."""
+    for stage in stages:
+        hints = get_type_hints(STAGES[stage], include_extras=True)
+        for field in dataclasses.fields(STAGES[stage]):
+            kind, *metadata = get_args(hints[field.name])
+            help_text = next(m.description for m in metadata if getattr(m, "description", None))
+            parsed = any(isinstance(m, BeforeValidator) for m in metadata)
+            yield Option(stage, field.name, _cli_type(kind, parsed=parsed), _shown_default(field), help_text)
+
+
+def _cli_type(kind: Any, *, parsed: bool) -> Any:
+    """What the command line collects for a field of type `kind`: text where the recipe parses it."""
+    plain = next((k for k in get_args(kind) if k is not type(None)), kind) if type(None) in get_args(kind) else kind
+    if get_origin(plain) is dict:
+        return list[str]
+    return plain if plain in (bool, int, float, Path) and not parsed else str
+
+
+def _shown_default(field: Any) -> str:
+    default = field.default_factory() if callable(field.default_factory) else field.default
+    if default in (None, False, {}) or default is dataclasses.MISSING or isinstance(default, FieldInfo):
+        return ""
+    if isinstance(default, dict):
+        return " ".join(f"{key}={value:g}" for key, value in default.items())
+    return ",".join(default) if isinstance(default, tuple) else str(default)

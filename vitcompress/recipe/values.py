@@ -1,0 +1,50 @@
+"""How is what was typed read?  Lists, pairs and sizes, the same from flags and from YAML."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict
+
+CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _words(value: Any) -> Any:
+    """`a,b` or `none` as a tuple of words."""
+    if isinstance(value, str):
+        return () if value.strip() in ("", "none") else tuple(word.strip() for word in value.split(","))
+    return value
+
+
+def _mapping(value: Any) -> Any:
+    """`key=value` strings as a mapping; each value is read as YAML (`16`, `0.5`, `true`, `[14, 14]`)."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    pairs = {}
+    for item in value:
+        key, equals, text = str(item).partition("=")
+        if not equals or not key:
+            raise ValueError(f"{item!r} is not of the form key=value")
+        try:
+            pairs[key.strip().replace("-", "_")] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{item!r}: {text!r} cannot be read as YAML") from error
+    return pairs
+
+
+def _bytes(value: Any) -> Any:
+    """`40MB` (10⁶), `40MiB` (2²⁰) or a bare number of bytes as an integer."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?)(i?)B?\s*", value)
+    if found is None:
+        raise ValueError(f"{value!r} is not a size like 40MB or 38MiB")
+    power = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}[found[2]]
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+Words = BeforeValidator(_words)
+Pairs = BeforeValidator(_mapping)
+Bytes = BeforeValidator(_bytes)
