@@ -120,7 +120,7 @@ def candidates(measured: Measured, budget: int, token_kernel: int, transforms: t
     for kinds in mixes:
         choices = list(_choices(measured, kinds))
         # the allocation counts what is kept: parameters of the blocks
-        blocks = sum(c.params for c in choices if c.last - c.first == 1 and _untouched(c))
+        blocks = sum(p.numel() for block in shapes.blocks for p in shapes.model.get_submodule(block).parameters())
         picked = allocate(choices, len(shapes.blocks), blocks - saved_at_least)
         if picked is None:
             continue
@@ -143,7 +143,7 @@ def smallest(measured: Measured, token_kernel: int, transforms: tuple[str, ...])
 
 
 def build(candidate: Candidate, teacher: nn.Module, images: Tensor, held_out: Tensor) -> Candidate:
-    """The candidate with the cost of its start, and the start with it.
+    """The candidate with the cost of its start.
 
     Args:
         candidate: any.
@@ -189,8 +189,7 @@ def _crossed(
     shapes: Shapes, first: int, last: int, attention: Sequence[Option], mlp: Sequence[Option]
 ) -> Iterator[Choice]:
     """The best pairs of an option for the attention and one for the MLP."""
-    total = -sum(shapes.option("keep", [block], "").saved_params for block in shapes.blocks[first:last])
-    total += sum(
+    total = sum(
         p.numel() for block in shapes.blocks[first:last] for p in shapes.model.get_submodule(block).parameters()
     )
     pairs = [
@@ -226,7 +225,7 @@ def _both(shapes: Shapes, qk: Sequence[Option], v: Sequence[Option]) -> list[Opt
 
 
 def _marks(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
-    """Options between those measured, their costs by interpolation of the logarithm."""
+    """Options measured and between those measured, their costs by interpolation of the logarithm."""
     if len(options) < 2:
         return list(options)
     ordered = sorted(options, key=lambda option: option.dial)
@@ -234,7 +233,7 @@ def _marks(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
     # what keeps more costs no more; noise of the measurement says otherwise now and then
     costs = np.minimum.accumulate([max(option.cost, 1e-6) for option in ordered])
     full = _full_width(shapes, ordered[-1])
-    marks = sorted({round(m) for m in np.linspace(dials[0], max(full - 1, dials[-1]), MARKS)})
+    marks = sorted({*dials, *(round(m) for m in np.linspace(dials[0], max(full - 1, dials[-1]), MARKS))})
     made = [_dialled(shapes, ordered[-1], mark) for mark in marks]
     between = np.exp(np.interp(marks, dials, np.log(costs)))
     if full > dials[-1]:  # beyond the widest that was measured the cost falls to nothing, at the teacher's width
@@ -257,7 +256,3 @@ def _dialled(shapes: Shapes, like: Option, dial: int) -> Option:
     ranks = dict.fromkeys(group.ranks, dial)
     made = {"shared": group.shared, "ranks": ranks, "bases": group.bases, "widths": widths}
     return shapes.option(like.kind, group.blocks, like.part, dial, **made)
-
-
-def _untouched(choice: Choice) -> bool:
-    return all(option.kind == "keep" for option in choice.key)
