@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.test_families import ROWS
@@ -23,10 +23,10 @@ from tests.tiny import images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.families import family_of
 from vitcompress.initialize import start_group
-from vitcompress.plan import Group, Plan, plan_of
+from vitcompress.plan import Group, plan_of
 from vitcompress.planner.allocate import BUCKETS, Choice, allocate, frontier
 from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
-from vitcompress.planner.search import Measured, _marks, candidates, measure, smallest
+from vitcompress.planner.search import Measured, _marks, candidates, smallest
 from vitcompress.planner.sensitivity import Sensitivity, divergence
 from vitcompress.planner.target import Search, reach
 from vitcompress.recipe import KINDS, TargetRecipe
@@ -277,7 +277,7 @@ def test_transformations_count_towards_the_ratio(roomy: nn.Module) -> None:
 @pytest.mark.parametrize("store", [None, "source", "int8"])
 def test_a_size_is_kept_and_made_use_of(store: str | None, roomy: nn.Module) -> None:
     limit = 150_000
-    found = reach(TargetRecipe(target_size=limit), search_of(roomy, store=store))
+    found = reach(TargetRecipe(target_size=limit, kinds=("narrow", "low_rank")), search_of(roomy, store=store))
     assert 0.9 * limit <= found.plan.size.student_bytes + 1000 <= limit
     assert found.store == store or store is None
 
@@ -286,9 +286,10 @@ def test_a_size_is_kept_and_made_use_of(store: str | None, roomy: nn.Module) -> 
 @pytest.mark.parametrize("store", [None, "source"])
 def test_a_size_out_of_reach_names_one_that_is_not(store: str | None, roomy: nn.Module) -> None:
     with pytest.raises(PlanError, match="--target-size 2,000 bytes is out of reach") as error:
-        reach(TargetRecipe(target_size=2000), search_of(roomy, store=store))
+        reach(TargetRecipe(target_size=2000, kinds=("narrow", "share")), search_of(roomy, store=store))
     least = error.value.hint.split("--target-size ")[1].split(",")[0]
-    found = reach(TargetRecipe(target_size=least), search_of(roomy, store=store))  # type: ignore[arg-type]
+    again = TargetRecipe(target_size=least, kinds=("narrow", "share"))  # type: ignore[arg-type]
+    found = reach(again, search_of(roomy, store=store))
     assert found.plan.size.student_bytes + 1000 <= int(least.removesuffix("kB")) * 1000
 
 
@@ -299,11 +300,11 @@ def test_a_drop_is_looked_for_on_students_as_they_start(roomy: nn.Module) -> Non
     def drop(student: nn.Module) -> float:
         return 100 * (1 - num_params(student) / num_params(roomy))
 
-    found = reach(TargetRecipe(target_drop=40), search_of(roomy, drop=drop, say=lines.append))
+    found = reach(TargetRecipe(target_drop=40, kinds=("narrow",)), search_of(roomy, drop=drop, say=lines.append))
     assert 60 <= 100 / found.plan.size.params_ratio <= 64
     assert all("points worse before training" in line for line in lines)
     with pytest.raises(PlanError, match=r"--target-drop 0\.5: nothing smaller than tiny") as error:
-        reach(TargetRecipe(target_drop=0.5), search_of(roomy, drop=lambda student: 1.0))
+        reach(TargetRecipe(target_drop=0.5, kinds=("narrow",)), search_of(roomy, drop=lambda student: 1.0))
     assert "--target-ratio" in error.value.hint
 
 
@@ -363,9 +364,7 @@ def test_the_file_is_no_larger_than_asked_for_with_the_longest_report(
     assert out.stat().st_size >= 0.85 * 300_000
 
 
-def test_plan_searches_for_a_target_and_shows_why(
-    roomy_flags: list[str], flat: Path, vitcompress: Vitcompress
-) -> None:
+def test_plan_searches_for_a_target_and_shows_why(roomy_flags: list[str], flat: Path, vitcompress: Vitcompress) -> None:
     words = ["plan", *roomy_flags, "--target-ratio", 2, "--calibrate", flat, "--kinds", "narrow,share", "-q"]
     ended = vitcompress(*words, "--calibration-images", 8, "--device", "cpu")
     assert (ended.code, ended.err) == (0, "")

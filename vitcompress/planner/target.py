@@ -166,8 +166,8 @@ def _budget(measured: Measured, search: Search, store: str, limit: int) -> tuple
     """
 
     def predicted(budget: int) -> float:
-        planned = candidates(measured, budget, search.token_kernel, search.transforms)
-        return next((c.predicted for c in planned if _file_bytes(c.plan, search, store) <= limit), math.inf)
+        best = candidates(measured, budget, search.token_kernel, search.transforms)[0]
+        return best.predicted if _file_bytes(best.plan, search, store) <= limit else math.inf
 
     untouched = _untouched(search, measured)
     if _file_bytes(untouched, search, store) <= limit:
