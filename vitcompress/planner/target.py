@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -90,6 +91,11 @@ class Search:
         """The images that starts are compared on; the same where there is but one."""
         return self.images[len(self.fitted) :] if len(self.images) > 1 else self.images
 
+    @cached_property
+    def empty(self) -> nn.Module:
+        """The teacher without its weights, to count bytes on: with them, each count would encode them anew."""
+        return clone(self.teacher).to("meta")
+
     def measure(self, kinds: Sequence[str]) -> Measured:
         """Measure every option of some kinds."""
         fitted = self.fitted[: max(FEWEST_IMAGES, math.ceil(FITTED_TOKENS / _num_tokens(self.teacher)))]
@@ -126,7 +132,7 @@ def reach(target: TargetRecipe, search: Search) -> Found:
 
 def _found(tried: Sequence[Candidate], search: Search, store: str, measured: Measured) -> Found:
     """The best of what was tried, with the bytes that its store takes."""
-    weighed = tuple(replace(c, plan=measured_on(c.plan, search.teacher, store)) for c in tried)
+    weighed = tuple(replace(c, plan=measured_on(c.plan, search.empty, store)) for c in tried)
     return Found(weighed[0].plan, store, weighed, measured)
 
 
@@ -188,7 +194,7 @@ def _untouched(search: Search, measured: Measured) -> Plan:
 
 def _file_bytes(plan: Plan, search: Search, store: str) -> int:
     """The most that a file of the plan takes."""
-    return measured_on(plan, search.teacher, store).size.student_bytes + search.header_bytes(plan, store)
+    return measured_on(plan, search.empty, store).size.student_bytes + search.header_bytes(plan, store)
 
 
 def _cost_of(store: str, search: Search) -> float:
