@@ -592,3 +592,64 @@ def test_no_model_at_all_says_so(out: Path, vitcompress: Vitcompress) -> None:
 def test_the_tiny_model_is_what_these_tests_think(teacher: list[str], vitcompress: Vitcompress, out: Path) -> None:
     assert ARGS["depth"] == 4
     mistake(vitcompress("compress", *teacher, "--share", 5, "--steps", 0, "--out", out), "--share 5", "4 blocks")
+
+
+# --- targets
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--target-ratio", "1"], ["--target-ratio 1"]),
+        (["--target-size", "big"], ["--target-size", "40MB"]),
+        (["--target-drop", "0"], ["--target-drop 0"]),
+        (["--target-ratio", "2", "--kinds", "magic"], ["--kinds", "narrow"]),
+        (["--target-ratio", "2", "--target-drop", "1"], ["--target-ratio and --target-drop exclude each other"]),
+        (["--target-ratio", "2", "--share", "2"], ["--share and --target-ratio exclude", "Leave it out"]),
+        (["--target-size", "9MB", "--width", "0.5"], ["--width and --target-size exclude"]),
+        (["--target-drop", "1", "--adapter-rank", "2"], ["--adapter-rank and --target-drop exclude"]),
+        (["--target-ratio", "2", "--pattern", "cycle"], ["--pattern and --target-ratio exclude"]),
+        (["--target-ratio", "2", "--basis", "2", "--no-matrices"], ["--no-matrices and --target-ratio exclude"]),
+        (["--target-ratio", "2", "--transforms", "rpe"], ["--transforms rpe", "--kinds low_rank,share"]),
+        (["--target-ratio", "2", "--model-arg", "num_classes=0"], ["--target-ratio needs a model with classes"]),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+@pytest.mark.parametrize("command", ["plan", "compress"])
+def test_a_target_that_cannot_be(
+    command: str, words: list[str], named: list[str], out: Path, vitcompress: Vitcompress, flat: Path
+) -> None:
+    rest = ["--out", out, "--steps", 0, "--data", flat] if command == "compress" else ["--calibrate", flat]
+    mistake(vitcompress(command, "vit_tiny", *words, *rest), *named)
+
+
+def test_a_target_without_images_says_which_flag_gives_them(
+    out: Path, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]
+) -> None:
+    mistake(vitcompress("plan", *teacher, "--target-ratio", 2), "search for a plan needs images", "--calibrate DIR")
+    mistake(vitcompress("plan", *teacher, "--calibrate", "built-in"), "Measuring options needs", "--calibrate DIR")
+    words = ["--target-ratio", 2, "--steps", 0, "--out", out]
+    mistake(vitcompress("compress", *teacher, *words), "search for a plan needs images", "--data DIR")
+    (tmp_path / "empty").mkdir()
+    mistake(vitcompress("plan", *teacher, "--calibrate", tmp_path / "empty"), tmp_path / "empty")
+
+
+def test_options_of_a_model_without_classes_are_not_measured(
+    flat: Path, vitcompress: Vitcompress, no_network: None
+) -> None:
+    words = ["--model-arg", "num_classes=0", "--calibrate", flat]
+    mistake(vitcompress("plan", "vit_tiny", *words), "without classes", "Hint:")
+
+
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        (["--target-ratio", 900], ["--target-ratio 900 is out of reach", "At most --target-ratio"]),
+        (["--target-size", "3kB"], ["--target-size 3,000 bytes is out of reach", "At least --target-size"]),
+    ],
+)
+def test_a_target_out_of_reach_names_one_that_is_not(
+    target: list[object], named: list[str], out: Path, vitcompress: Vitcompress, teacher: list[str], flat: Path
+) -> None:
+    words = ["--data", flat, *FAST, "--kinds", "share", "--calibration-images", 4, "--quiet", "--out", out]
+    mistake(vitcompress("compress", *teacher, *target, *words), *named)

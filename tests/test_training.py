@@ -9,11 +9,12 @@ from torch import nn
 from vitcompress import transforms
 from vitcompress.errors import RecipeError
 from vitcompress.families import family_of
-from vitcompress.recipe import DistillRecipe
+from vitcompress.recipe import DEFAULT_LR, DistillRecipe
 from vitcompress.training import (
     check_student,
     copy_parameters,
     lr_factor,
+    lr_for_start,
     parameter_groups,
     running_mean,
     training_student,
@@ -182,3 +183,17 @@ def test_what_a_student_cannot_do(asked: dict[str, Any], message: str) -> None:
 def test_smoothing_needs_labels_to_learn_from_by_default_too() -> None:
     with pytest.raises(RecipeError, match=r"--label-smoothing 0\.1: there is no labels loss to smooth"):
         check_student(tiny(), BLOCKS, DistillRecipe(label_smoothing=0.1), name="tiny")
+
+
+def test_the_learning_rate_of_a_start_in_closed_form() -> None:
+    assert lr_for_start(0.0, 2.0, 16) == pytest.approx(1e-4)
+    assert lr_for_start(2.0, 2.0, 16) == pytest.approx(5e-4)
+    assert lr_for_start(1.0, 2.0, 16) == pytest.approx(1e-4 * 5**0.5)
+    assert lr_for_start(1.0, 2.0, 64) == pytest.approx(2e-4 * 5**0.5)  # noise falls with the root of the batch
+    assert lr_for_start(50.0, 2.0, 16) == pytest.approx(5e-4)  # worse than chance is no further away
+    assert lr_for_start(0.0, 0.0, 16) == pytest.approx(5e-4)  # a teacher that says the same of every image
+
+
+def test_a_typed_learning_rate_wins_over_the_constant() -> None:
+    assert DistillRecipe(lr=3e-4).peak_lr == 3e-4
+    assert DistillRecipe().peak_lr == DEFAULT_LR

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from vitcompress.errors import ArtifactError, VitcompressError, shorten
 from vitcompress.plan import Plan
-from vitcompress.quantize import STORES
+from vitcompress.quantize import STORES, num_bytes
 from vitcompress.source import Source, empty_model, sha256_of
 from vitcompress.stored import fill, layout, stored_tensors
 from vitcompress.surgery import apply_plan
@@ -122,6 +123,23 @@ def write(
         except SafetensorError as error:
             raise ArtifactError(f"{path}: cannot be written: {error}.") from error
         verify(load(beside), student, probe)
+
+
+def header_bytes(student: nn.Module, manifest: Manifest) -> int:
+    """Bytes of a file beside its tensors, or a few more: their list, the manifest and its digest.
+
+    Args:
+        student: meta will do.
+        manifest: what would go into the header.
+    """
+    tree = {"format_version": FORMAT_VERSION, **_to_json(manifest), "sha256": "0" * 64}
+    stored = stored_tensors(student, manifest.store)
+    end = num_bytes(stored)  # no place is longer than the last, in whichever order they come
+    tensors = {
+        name: {"dtype": "BF16", "shape": list(t.shape), "data_offsets": [end, end]} for name, t in stored.items()
+    }
+    whole = {"__metadata__": {"vitcompress": json.dumps(tree, sort_keys=True)}, **tensors}
+    return 8 + 8 * math.ceil(len(json.dumps(whole, separators=(",", ":"))) / 8)
 
 
 def verify(loaded: nn.Module, student: nn.Module, probe: Tensor) -> None:

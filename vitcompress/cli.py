@@ -300,7 +300,10 @@ def _show_dry_run(resolved: recipes.Recipe) -> None:
     from vitcompress import pipeline, report
 
     found, notes = pipeline.dry_run(resolved)
-    report.print_plan(found, resolved.model.model, Console())
+    if found is None:
+        typer.echo(f"{resolved.model.model}: the plan is searched for when it runs, on its weights and images.")
+    else:
+        report.print_plan(found, resolved.model.model, Console())
     for note in notes:
         typer.echo(note)
     typer.echo(yaml.safe_dump(compose.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)

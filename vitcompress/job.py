@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vitcompress import artifact
-from vitcompress.baselines import measure_baselines
+from vitcompress.baselines import BASELINES, measure_baselines
 from vitcompress.calibration import calibration_batches, drawn
 from vitcompress.classes import known_classes
 from vitcompress.compare import Candidate, Comparison, compare, has_classes
@@ -20,7 +21,7 @@ from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.errors import RecipeError, attempting, raise_faults
-from vitcompress.evaluate import Accuracy, measure_speed
+from vitcompress.evaluate import Accuracy, Speed, measure_speed
 from vitcompress.fading import fading
 from vitcompress.families import family_named
 from vitcompress.initialize import needs_images, start_student
@@ -28,7 +29,15 @@ from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, make_plan
 from vitcompress.planner.sensitivity import divergence, divergence_of_chance
 from vitcompress.planning import Planning
-from vitcompress.prepare import bundle_of, check_device, check_out, check_store, check_target, missing_images
+from vitcompress.prepare import (
+    bundle_of,
+    check_device,
+    check_measurable,
+    check_out,
+    check_store,
+    check_target,
+    missing_images,
+)
 from vitcompress.produce import (
     Lesson,
     Stored,
@@ -36,21 +45,27 @@ from vitcompress.produce import (
     load_adapted,
     measure,
     notes_on,
+    num_steps,
     train,
     versions,
     write_result,
 )
 from vitcompress.quantized_layers import quantising
-from vitcompress.recipe import PlanRecipe, Recipe
+from vitcompress.recipe import KINDS, PlanRecipe, Recipe
 from vitcompress.report import SCHEMA_VERSION, Baseline, Report, to_json
 from vitcompress.source import Source, clone, data_config, empty_model, resolve, sha256_of
 from vitcompress.surgery import apply_plan
 from vitcompress.teacher import Teacher, find_teacher
 from vitcompress.training import check_student, lr_for_start
-from vitcompress.trainlog import TrainLog
+from vitcompress.trainlog import MOST_POINTS, TrainLog
 from vitcompress.views import Views
 
 JUDGED_IMAGES = 128  # of the calibration images, to tell how far a start is
+
+# what a header is counted with before there are numbers
+_LONG_COUNT, _LONG_NUMBER, _LONG_ROUNDED = 10**12, 1.2345678901234567e-05, -12345.678912
+_LONG_LINE, _MOST_LINES = 120 * "-", len(KINDS) + 1
+_SPARE_BYTES = 1024  # for notes on what a plan leaves of the losses
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,38 @@ class Job:
     def planning(self, teacher: nn.Module, reporter: Reporter) -> Planning:
         """What a plan for the target is searched for with."""
         assert self.train is not None  # prepare_job saw to it
-        return Planning(teacher, self.source.name, self.recipe, self.train, self.config, reporter)
+        empty = empty_model(self.source)
+        bound = partial(self._header_bytes, empty)
+        return Planning(teacher, self.source.name, self.recipe, self.train, self.config, reporter, bound)
+
+    def _header_bytes(self, empty: nn.Module, plan: Plan, store: str) -> int:
+        """The most that the header of a plan's file takes: with every number as long as numbers get."""
+        student = clone(empty)
+        apply_plan(student, plan)
+        job = replace(self, plan=replace(plan, why=(_LONG_LINE,) * _MOST_LINES))
+        size = replace(job.plan.size, teacher_macs=_LONG_COUNT, student_macs=_LONG_COUNT, macs_ratio=_LONG_NUMBER)
+        stored = Stored({}, replace(job.plan, size=size), store)
+        losses = dict.fromkeys((*self.comparison.losses, *(self.recipe.distill.loss or {})), _LONG_NUMBER)
+        point = dict.fromkeys(("step", "lr", "loss", *losses), _LONG_ROUNDED)
+        steps = num_steps(self._lesson())
+        points = (point,) * (MOST_POINTS if steps is None else min(steps, MOST_POINTS))
+        name = (self.teacher or self.source).name
+        counts, times = (_LONG_COUNT,) * 3, dict.fromkeys(("1", "32"), _LONG_NUMBER)
+        log = TrainLog(*counts, _LONG_NUMBER, _LONG_NUMBER, points, name, losses) if points else TrainLog()
+        accuracy: Accuracy | None = None
+        baselines: tuple[Baseline, ...] = ()
+        if self.val is not None:
+            number = _LONG_NUMBER
+            accuracy = Accuracy(
+                self.val.name, _LONG_COUNT, _LONG_COUNT, number, number, number, number, number, (number, number),
+                number, number, number,
+            )  # fmt: skip
+            baselines = tuple(Baseline(f"teacher {each}", *counts[1:], *[number] * 4) for each in BASELINES)
+        report = job._report(stored, accuracy, Speed(times, times, _LONG_COUNT, _LONG_LINE), log, baselines)
+        distill = replace(self.recipe.distill, lr=_LONG_NUMBER, loss=losses or None)
+        recipe = replace(self.recipe, distill=distill, store=replace(self.recipe.store, store=store))  # type: ignore[arg-type]
+        manifest = replace(job, recipe=recipe)._manifest("0" * 64, stored, report)
+        return artifact.header_bytes(student, manifest) + _SPARE_BYTES
 
     def planned(self, teacher: nn.Module, reporter: Reporter) -> Job:
         """The same job with the plan that is found for its target."""
@@ -138,7 +184,17 @@ class Job:
         accuracy = measure(
             student, teacher, self.val, self.config, self.recipe.data, device=device, reporter=reporter
         )  # fmt: skip
-        report = Report(
+        speed = measure_speed(student, teacher, self.config["input_size"], device=device)
+        report = self._report(stored, accuracy, speed, log, self._baselines(teacher, accuracy, reporter))
+        manifest = self._manifest(sha256_of(teacher.state_dict()), stored, report)
+        write_result(out, student, stored, manifest, report, reporter)
+        return report
+
+    def _report(
+        self, stored: Stored, accuracy: Accuracy | None, speed: Speed, log: TrainLog, baselines: tuple[Baseline, ...]
+    ) -> Report:
+        """What came out."""
+        return Report(
             schema_version=SCHEMA_VERSION,
             model=self.source.name,
             family=self.plan.family,
@@ -146,7 +202,7 @@ class Job:
             transforms=self.plan.transforms,
             size=stored.plan.size,
             accuracy=accuracy,
-            speed=measure_speed(student, teacher, self.config["input_size"], device=device),
+            speed=speed,
             train=log,
             data=self.train.name if self.train and log.steps else None,
             versions=versions(),
@@ -154,11 +210,15 @@ class Job:
             made_of=self.plan.groups,
             notes=notes_on(self.plan) + (self._teacher_notes() if log.steps else ()),
             store=stored.store,
-            baselines=self._baselines(teacher, accuracy, reporter),
+            baselines=baselines,
+            why=self.plan.why,
         )
-        manifest = artifact.Manifest(
+
+    def _manifest(self, source_sha256: str, stored: Stored, report: Report) -> artifact.Manifest:
+        """What the file says of itself."""
+        return artifact.Manifest(
             source=described(self.source),
-            source_sha256=sha256_of(teacher.state_dict()),
+            source_sha256=source_sha256,
             plan=stored.plan,
             data_config=self.config,
             recipe=to_dict(self.recipe),
@@ -168,8 +228,6 @@ class Job:
             or (self.train.classes if self.train else ()),
             store=stored.store,
         )
-        write_result(out, student, stored, manifest, report, reporter)
-        return report
 
     def _baselines(self, teacher: nn.Module, accuracy: Accuracy | None, reporter: Reporter) -> tuple[Baseline, ...]:
         if accuracy is None or self.val is None or not self.recipe.store.baselines:
@@ -192,13 +250,14 @@ class Job:
         return (taught, *self.comparison.notes)
 
 
-def prepare_job(recipe: Recipe, out: Path | None, command: str) -> Job:
+def prepare_job(recipe: Recipe, out: Path | None, command: str, *, measures: bool = False) -> Job:
     """Check a recipe and find what it names, before any weight is loaded.
 
     Args:
         recipe: what to do.
         out: where to write; None where nothing is written.
         command: what was typed.
+        measures: options are measured on images, and nothing is trained.
 
     Raises:
         VitcompressError: every fault that can be told by looking, at once.
@@ -211,6 +270,8 @@ def prepare_job(recipe: Recipe, out: Path | None, command: str) -> Job:
     if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
         faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
     settled = settle(recipe, attempt)
+    if measures and settled.model is not None:
+        attempt(check_measurable, settled.model)
     source, model, config = settled.source, settled.model, settled.config
     train = val = None
     if model is not None and hasattr(model, "num_classes"):
@@ -220,8 +281,9 @@ def prepare_job(recipe: Recipe, out: Path | None, command: str) -> Job:
         )  # fmt: skip
         train, val = sets or (None, None)
         if sets is not None:
-            fitted = recipe.target.is_given or bool(settled.plan and needs_images(settled.plan, recipe.start.start))
-            faults += missing_images(recipe, train, val, fitted=fitted)
+            searched = measures or recipe.target.is_given
+            fitted = searched or bool(settled.plan and needs_images(settled.plan, recipe.start.start))
+            faults += missing_images(recipe, train, val, fitted=fitted, measures=measures)
         if config and train is not None:
             attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
     raise_faults(RecipeError, faults)
@@ -266,7 +328,8 @@ def settle(recipe: Recipe, attempt: Any) -> Settled:
     if model is not None:
         attempt(check_target, recipe, model)
         # where a plan is searched for, one that shares nothing stands in for it till there are weights
-        asked = PlanRecipe(share=1, transforms=()) if recipe.target.is_given else recipe.plan
+        free = PlanRecipe(share=1, transforms=recipe.plan.transforms or (), token_kernel=recipe.plan.token_kernel)
+        asked = free if recipe.target.is_given else recipe.plan
         found = attempt(make_plan, model, asked, name=recipe.model.model, store=recipe.store.kind)
         config = attempt(data_config, model, recipe.model)
     if model is not None and found and config:

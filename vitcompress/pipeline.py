@@ -56,7 +56,7 @@ def search(recipe: Recipe, *, reporter: Reporter | None = None) -> Plan:
     Raises:
         VitcompressError: the recipe has faults, or the target is out of reach.
     """
-    job = prepare_job(recipe, None, "")
+    job = prepare_job(recipe, None, "", measures=True)
     teacher = load_teacher(job.source).to(job.accelerator.device)
     return job.planned(teacher, reporter or Reporter(quiet=True)).plan
 
@@ -72,7 +72,7 @@ def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[d
         A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none), `saved_params` and
         `cost`, nats of KL per image.
     """
-    job = prepare_job(recipe, None, "")
+    job = prepare_job(recipe, None, "", measures=True)
     teacher = load_teacher(job.source).to(job.accelerator.device)
     measured = job.planning(teacher, reporter or Reporter(quiet=True)).measure()
     return [option.row() for option in measured.rows()]
@@ -87,14 +87,15 @@ def family_name(model: ModelRecipe) -> str:
     return family_of(empty_model(resolve(model)), model.model).name
 
 
-def dry_run(recipe: Recipe) -> tuple[Plan, tuple[str, ...]]:
+def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
     """Check all of a recipe that can be told without weights, images and the machine that will run it.
 
     Args:
         recipe: what would be done.
 
     Returns:
-        What would be shared, and what the user should know of the distillation.
+        What would be shared, None where that is searched for once there are weights and images; and what the user
+        should know of the distillation.
 
     Raises:
         VitcompressError: every fault at once.
@@ -105,7 +106,7 @@ def dry_run(recipe: Recipe) -> tuple[Plan, tuple[str, ...]]:
     if settled.config:
         attempt(random_views, settled.config, recipe.data)
     raise_faults(RecipeError, faults)
-    return settled.plan, settled.comparison.notes
+    return None if recipe.target.is_given else settled.plan, settled.comparison.notes
 
 
 def compress(

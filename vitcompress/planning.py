@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,13 +18,9 @@ from vitcompress.plan import Plan
 from vitcompress.planner.search import Measured
 from vitcompress.planner.target import Found, Search, reach
 from vitcompress.recipe import Recipe
-from vitcompress.report import to_json
 from vitcompress.views import evaluation_loader
 
 JUDGED_IMAGES = 1000
-# beside the plan and the list of tensors, a header holds the recipe and the report with its loss curve
-_HEADER_BYTES = 48_000
-_HEADER_BYTES_PER_TENSOR = 140
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,7 @@ class Planning:
         images: the training images.
         config: timm's data config.
         reporter: told how it goes.
+        header_bytes: `(plan, store) -> int`; what a file of the plan has beside its tensors, at most.
     """
 
     teacher: nn.Module
@@ -46,6 +43,7 @@ class Planning:
     images: ImageSet
     config: Mapping[str, Any]
     reporter: Reporter
+    header_bytes: Callable[[Plan, str], int]
 
     def find(self) -> Found:
         """Find the best plan for the recipe's target.
@@ -76,7 +74,7 @@ class Planning:
                 store=self.recipe.store.store,
                 token_kernel=self.recipe.plan.token_kernel,
                 transforms=self.recipe.plan.transforms or (),
-                header_bytes=_header_bytes,
+                header_bytes=self.header_bytes,
                 drop=self._drop,
                 tell=tell,
                 say=self.reporter.say,
@@ -100,10 +98,3 @@ class Planning:
             return found.top1_drop
         assert found.agreement is not None  # there is a teacher, and it has classes
         return 100 - found.agreement
-
-
-def _header_bytes(plan: Plan) -> int:
-    """The most that the header of a plan's file takes: the list of its tensors, the plan and the report."""
-    layers = sum(4 * len(group.blocks) * (2 + len(group.ranks)) for group in plan.groups)
-    written = len(str(to_json(plan)))
-    return _HEADER_BYTES + 2 * written + _HEADER_BYTES_PER_TENSOR * (layers + 40)

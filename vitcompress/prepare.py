@@ -16,19 +16,32 @@ from vitcompress.errors import RecipeError, raise_faults
 from vitcompress.recipe import STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
+_FLAGS = {"matrices": "--no-matrices"}  # where it is not the name of the field
 
 
 def missing_images(
-    recipe: Recipe, train: ImageSet | None, val: ImageSet | None, *, fitted: bool = False
+    recipe: Recipe, train: ImageSet | None, val: ImageSet | None, *, fitted: bool = False, measures: bool = False
 ) -> list[tuple[str, str]]:
-    """What the recipe wants images for and has none, as `(message, hint)` pairs; `fitted`: its start wants them."""
+    """What the recipe wants images for and has none, as `(message, hint)` pairs.
+
+    Args:
+        recipe: what is asked for.
+        train: training images.
+        val: validation images.
+        fitted: the start wants images.
+        measures: options are measured, and nothing is trained.
+    """
+    if measures:
+        what = "The search for a plan" if recipe.target.is_given else "Measuring options"
+        return [] if train else [(f"{what} needs images.", "Give --calibrate DIR.")]
     faults = []
     if train is None and recipe.distill.steps != 0:
         faults.append(("Distillation needs training images.", "Give --data DIR, or --steps 0 to convert only."))
     if train is None and fitted:
         what = "The search for a plan" if recipe.target.is_given else "The start of factors and narrow blocks"
         what = "--start calibrated" if recipe.start.start == "calibrated" else what
-        faults.append((f"{what} needs images.", "Give --data DIR, or share whole matrices with --start first."))
+        other = "--share, which needs none" if recipe.target.is_given else "share whole matrices with --start first"
+        faults.append((f"{what} needs images.", f"Give --data DIR, or {other}."))
     if (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
         faults.append(("--loss labels needs labelled images.", "Give --data DIR with class folders."))
     if recipe.gates.max_drop is not None and (val is None or val.labels is None):
@@ -112,10 +125,28 @@ def check_target(recipe: Recipe, model: torch.nn.Module) -> None:
     given = [f.name for f in dataclasses.fields(PlanRecipe) if getattr(recipe.plan, f.name) != getattr(free, f.name)]
     target = next(f"--{n.replace('_', '-')}" for n in _TARGETS if getattr(recipe.target, n) is not None)
     faults = [
-        (f"--{name.replace('_', '-')} and {target} exclude each other.", "The search decides what is shared.")
+        (f"{_FLAGS.get(name, '--' + name.replace('_', '-'))} and {target} exclude each other.",
+         "Leave it out: the search decides what is shared.")
         for name in given
-    ]
+    ]  # fmt: skip
     if not getattr(model, "num_classes", 0):
         faults.append((f"{target} needs a model with classes: options are weighed by its predictions.",
                        "Give --share, --width or --adapter-rank."))  # fmt: skip
+    if "rpe" in (recipe.plan.transforms or ()) and "narrow" in recipe.target.kinds:
+        others = ",".join(kind for kind in recipe.target.kinds if kind != "narrow") or "share"
+        faults.append(("--transforms rpe: its table has as many channels as a head, which narrow ones have not.",
+                       f"Leave it out, or give --kinds {others}."))  # fmt: skip
     raise_faults(RecipeError, faults)
+
+
+def check_measurable(model: torch.nn.Module) -> None:
+    """Make sure that there are classes: what an option costs is told by the predictions.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    if not getattr(model, "num_classes", 0):
+        raise RecipeError(
+            "Options cannot be measured on a model without classes: they are weighed by its predictions.",
+            hint="Choose among --share, --width and --adapter-rank by compressing with each.",
+        )

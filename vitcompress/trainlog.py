@@ -15,7 +15,7 @@ from vitcompress.errors import DataError, TrainingError
 from vitcompress.recipe import DistillRecipe
 from vitcompress.views import Batch, check_readable
 
-_POINTS = 200  # of the loss curve in the report
+MOST_POINTS = 200  # of the loss curve in the report
 _SNAPSHOT_STEPS = 50
 _BAD_IN_A_ROW = 1000
 
@@ -124,7 +124,7 @@ class Run:
     def _point(self, lr: float) -> None:
         self.curve.append({"step": self.steps, "lr": lr, **{k: v / self.since for k, v in self.sums.items()}})
         self.sums, self.since = {}, 0
-        if len(self.curve) == _POINTS:  # every second point goes, and new ones come half as often
+        if len(self.curve) == MOST_POINTS:  # every second point goes, and new ones come half as often
             self.curve, self.every = self.curve[1::2], 2 * self.every
 
     def check_finite(self, values: Tensor) -> None:

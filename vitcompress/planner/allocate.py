@@ -2,11 +2,13 @@
 
     best[j][b] = min over i < j and the ways of making blocks i … j−1 as one group of  best[i][b − params] + cost
 
-Costs are taken to add up, which they nearly do while they are small.
+Costs are taken to add up, which they nearly do while they are small. What is counted is not the parameters of a choice
+but how many more they are than on the way with the fewest: that way fits whenever anything does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +40,8 @@ class Choice:
 def allocate(choices: Sequence[Choice], num_blocks: int, budget: int) -> tuple[list[Choice], float] | None:
     """The choices, in order of blocks, that cover every block once, fit the budget and cost least; and their cost.
 
-    Parameters are rounded up to 1/4000 of the budget per choice, so the sum never exceeds it.
+    What a choice has more than the fewest is rounded up to 1/4000 of what the budget leaves for that, so the sum never
+    exceeds the budget; it is exact where that is no more than 4000 parameters.
 
     Args:
         choices: of every run of blocks that could be a group.
@@ -48,34 +51,45 @@ def allocate(choices: Sequence[Choice], num_blocks: int, budget: int) -> tuple[l
     Returns:
         None where nothing fits.
     """
-    if budget < num_blocks:
+    fewest = fewest_params(choices, num_blocks)
+    if fewest[num_blocks] > budget:
         return None
-    unit = budget / BUCKETS
-    best = np.full((num_blocks + 1, BUCKETS + 1), np.inf)
+    spare = budget - fewest[num_blocks]
+    buckets = min(BUCKETS, int(spare))
+    unit = spare / buckets if buckets else 1.0
+    choices = [choice for choice in choices if math.isfinite(fewest[choice.first])]
+    needs = [math.ceil((fewest[choice.first] + choice.params - fewest[choice.last]) / unit) for choice in choices]
+    best = np.full((num_blocks + 1, buckets + 1), np.inf)
     best[0, :] = 0.0
-    picked = np.full((num_blocks + 1, BUCKETS + 1), -1, dtype=np.int64)
+    picked = np.full((num_blocks + 1, buckets + 1), -1, dtype=np.int64)
     by_end: Mapping[int, list[int]] = {j: [] for j in range(num_blocks + 1)}
     for number, choice in enumerate(choices):
         by_end[choice.last].append(number)
     for end in range(1, num_blocks + 1):
         for number in by_end[end]:
             choice = choices[number]
-            need = int(np.ceil(choice.params / unit))
-            if need > BUCKETS:
+            need = needs[number]
+            if need > buckets:
                 continue
-            cost = best[choice.first, : BUCKETS + 1 - need] + choice.cost
+            cost = best[choice.first, : buckets + 1 - need] + choice.cost
             better = cost < best[end, need:]
             best[end, need:][better] = cost[better]
             picked[end, need:][better] = number
-    if not np.isfinite(best[num_blocks, BUCKETS]):
-        return None
     chosen: list[Choice] = []
-    end, left = num_blocks, BUCKETS
+    end, left = num_blocks, buckets
     while end:
-        choice = choices[picked[end, left]]
-        chosen.append(choice)
-        end, left = choice.first, left - int(np.ceil(choice.params / unit))
-    return chosen[::-1], float(best[num_blocks, BUCKETS])
+        number = int(picked[end, left])
+        chosen.append(choices[number])
+        end, left = choices[number].first, left - needs[number]
+    return chosen[::-1], float(best[num_blocks, buckets])
+
+
+def fewest_params(choices: Sequence[Choice], num_blocks: int) -> list[float]:
+    """The fewest parameters that blocks 0 … j−1 can have, for each j; infinite where no choices cover them."""
+    fewest = [0.0] + [math.inf] * num_blocks
+    for choice in sorted(choices, key=lambda c: c.last):
+        fewest[choice.last] = min(fewest[choice.last], fewest[choice.first] + choice.params)
+    return fewest
 
 
 def frontier(choices: Sequence[Choice], most: int = 200) -> list[Choice]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -58,6 +58,13 @@ class Measured:
     shapes: Shapes
     singles: Mapping[tuple[str, str], Sequence[Option]]
     runs: Sequence[Option]
+    _choices: dict[tuple[str, ...], list[Choice]] = field(default_factory=dict, compare=False, repr=False)
+
+    def choices(self, kinds: Sequence[str]) -> list[Choice]:
+        """Every choice of some kinds that is worth having; made once, for a search asks again for each budget."""
+        if tuple(kinds) not in self._choices:
+            self._choices[tuple(kinds)] = list(_choices(self, kinds))
+        return self._choices[tuple(kinds)]
 
     def rows(self) -> Iterator[Option]:
         """Every option that was measured."""
@@ -118,9 +125,9 @@ def candidates(measured: Measured, budget: int, token_kernel: int, transforms: t
     found: dict[str, Candidate] = {}
     mixes = [tuple(shapes.kinds), *((kind,) for kind in shapes.kinds)] if len(shapes.kinds) > 1 else [shapes.kinds]
     for kinds in mixes:
-        choices = list(_choices(measured, kinds))
+        choices = measured.choices(kinds)
         # the allocation counts what is kept: parameters of the blocks
-        blocks = sum(c.params for c in choices if c.last - c.first == 1 and _untouched(c))
+        blocks = sum(p.numel() for block in shapes.blocks for p in shapes.model.get_submodule(block).parameters())
         picked = allocate(choices, len(shapes.blocks), blocks - saved_at_least)
         if picked is None:
             continue
@@ -133,7 +140,7 @@ def candidates(measured: Measured, budget: int, token_kernel: int, transforms: t
 def smallest(measured: Measured, token_kernel: int, transforms: tuple[str, ...]) -> Plan:
     """The plan with the fewest parameters that the options allow."""
     shapes = measured.shapes
-    choices = list(_choices(measured, shapes.kinds))
+    choices = measured.choices(shapes.kinds)
     best: list[tuple[int, list[Choice]]] = [(0, [])]
     for end in range(1, len(shapes.blocks) + 1):
         ending = [c for c in choices if c.last == end]
@@ -143,7 +150,7 @@ def smallest(measured: Measured, token_kernel: int, transforms: tuple[str, ...])
 
 
 def build(candidate: Candidate, teacher: nn.Module, images: Tensor, held_out: Tensor) -> Candidate:
-    """The candidate with the cost of its start, and the start with it.
+    """The candidate with the cost of its start.
 
     Args:
         candidate: any.
@@ -189,8 +196,7 @@ def _crossed(
     shapes: Shapes, first: int, last: int, attention: Sequence[Option], mlp: Sequence[Option]
 ) -> Iterator[Choice]:
     """The best pairs of an option for the attention and one for the MLP."""
-    total = -sum(shapes.option("keep", [block], "").saved_params for block in shapes.blocks[first:last])
-    total += sum(
+    total = sum(
         p.numel() for block in shapes.blocks[first:last] for p in shapes.model.get_submodule(block).parameters()
     )
     pairs = [
@@ -226,7 +232,7 @@ def _both(shapes: Shapes, qk: Sequence[Option], v: Sequence[Option]) -> list[Opt
 
 
 def _marks(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
-    """Options between those measured, their costs by interpolation of the logarithm."""
+    """Options measured and between those measured, their costs by interpolation of the logarithm."""
     if len(options) < 2:
         return list(options)
     ordered = sorted(options, key=lambda option: option.dial)
@@ -234,7 +240,7 @@ def _marks(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
     # what keeps more costs no more; noise of the measurement says otherwise now and then
     costs = np.minimum.accumulate([max(option.cost, 1e-6) for option in ordered])
     full = _full_width(shapes, ordered[-1])
-    marks = sorted({round(m) for m in np.linspace(dials[0], max(full - 1, dials[-1]), MARKS)})
+    marks = sorted({*dials, *(round(m) for m in np.linspace(dials[0], max(full - 1, dials[-1]), MARKS))})
     made = [_dialled(shapes, ordered[-1], mark) for mark in marks]
     between = np.exp(np.interp(marks, dials, np.log(costs)))
     if full > dials[-1]:  # beyond the widest that was measured the cost falls to nothing, at the teacher's width
@@ -257,7 +263,3 @@ def _dialled(shapes: Shapes, like: Option, dial: int) -> Option:
     ranks = dict.fromkeys(group.ranks, dial)
     made = {"shared": group.shared, "ranks": ranks, "bases": group.bases, "widths": widths}
     return shapes.option(like.kind, group.blocks, like.part, dial, **made)
-
-
-def _untouched(choice: Choice) -> bool:
-    return all(option.kind == "keep" for option in choice.key)

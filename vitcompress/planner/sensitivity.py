@@ -59,8 +59,8 @@ class Sensitivity:
             found = []
             for chunk, given in zip(self.judged.split(CHUNK_IMAGES), self.entries[first], strict=True):
                 entry[0] = given
-                found.append(F.log_softmax(student(chunk), -1))
-        return float(F.kl_div(torch.cat(found), self.expected, reduction="batchmean", log_target=True))
+                found.append(F.log_softmax(student(chunk).float(), -1))
+        return _kl(torch.cat(found), self.expected)
 
 
 def _keep(kept: list[Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -100,14 +100,19 @@ def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator
 def divergence(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
     """KL(teacher ‖ student) of their predictions, nats per image."""
     expected = log_probs(teacher, images)
-    return float(F.kl_div(log_probs(student, images), expected, reduction="batchmean", log_target=True))
+    return _kl(log_probs(student, images), expected)
 
 
 def divergence_of_chance(teacher: nn.Module, images: Tensor) -> float:
     """KL of the teacher's predictions and their mean: what a student that knows nothing of the image would have."""
     expected = log_probs(teacher, images)
     mean = expected.exp().mean(0).log().expand_as(expected)
-    return float(F.kl_div(mean, expected, reduction="batchmean", log_target=True))
+    return _kl(mean, expected)
+
+
+def _kl(found: Tensor, expected: Tensor) -> float:
+    """KL(expected ‖ found) of logarithms of probabilities, nats per image; rounding does not take it below zero."""
+    return max(0.0, float(F.kl_div(found, expected, reduction="batchmean", log_target=True)))
 
 
 def log_probs(model: nn.Module, images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ class Search:
         store: how the file holds the weights; None: to be chosen, where a size is the target.
         token_kernel: of the token convolution.
         transforms: of every block.
-        header_bytes: `(plan) -> int`; what a file of the plan has beside its tensors, at most.
+        header_bytes: `(plan, store) -> int`; what a file of the plan has beside its tensors, at most.
         drop: `(student) -> points`; how much worse than the teacher a student is.
         tell: told the share of the measuring that is done, 0–1.
         say: told a line now and then.
@@ -75,7 +76,7 @@ class Search:
     store: str | None
     token_kernel: int
     transforms: tuple[str, ...]
-    header_bytes: Callable[[Plan], int]
+    header_bytes: Callable[[Plan, str], int]
     drop: Callable[[nn.Module], float]
     tell: Callable[[float], None]
     say: Callable[[str], None]
@@ -89,6 +90,11 @@ class Search:
     def held_out(self) -> Tensor:
         """The images that starts are compared on; the same where there is but one."""
         return self.images[len(self.fitted) :] if len(self.images) > 1 else self.images
+
+    @cached_property
+    def empty(self) -> nn.Module:
+        """The teacher without its weights, to count bytes on: with them, each count would encode them anew."""
+        return clone(self.teacher).to("meta")
 
     def measure(self, kinds: Sequence[str]) -> Measured:
         """Measure every option of some kinds."""
@@ -121,12 +127,20 @@ def reach(target: TargetRecipe, search: Search) -> Found:
             f"--target-ratio {target.target_ratio:g} is out of reach of {search.name}.",
             hint=f"At most --target-ratio {math.floor(most * 100) / 100:g}, of {', '.join(target.kinds)}.",
         )
-    return Found(tried[0].plan, search.store or "source", tuple(tried), measured)
+    return _found(tried, search, search.store or "source", measured)
 
 
-def _best(measured: Measured, search: Search, budget: int) -> list[Candidate]:
-    """The candidates within a budget, the few most promising of them built; best first."""
-    found = candidates(measured, budget, search.token_kernel, search.transforms)
+def _found(tried: Sequence[Candidate], search: Search, store: str, measured: Measured) -> Found:
+    """The best of what was tried, with the bytes that its store takes."""
+    weighed = tuple(replace(c, plan=measured_on(c.plan, search.empty, store)) for c in tried)
+    return Found(weighed[0].plan, store, weighed, measured)
+
+
+def _best(
+    measured: Measured, search: Search, budget: int, fits: Callable[[Plan], bool] = lambda plan: True
+) -> list[Candidate]:
+    """The candidates within a budget that fit, the few most promising of them built; best first."""
+    found = [c for c in candidates(measured, budget, search.token_kernel, search.transforms) if fits(c.plan)]
     built = [build(candidate, search.teacher, search.fitted, search.held_out) for candidate in found[:BUILT]]
     return sorted(built, key=lambda candidate: candidate.cost) + found[BUILT:]
 
@@ -136,10 +150,9 @@ def _within_bytes(measured: Measured, search: Search, limit: int) -> Found:
     stores = [search.store] if search.store else _COMPARED_STORES
     options = []
     for store in stores:
-        budget = _budget(measured, search, store, limit)
-        planned = candidates(measured, budget, search.token_kernel, search.transforms) if budget else []
-        if planned:
-            options.append((planned[0].predicted + _cost_of(store, search), budget, store))
+        budget, predicted = _budget(measured, search, store, limit)
+        if math.isfinite(predicted):
+            options.append((predicted + _cost_of(store, search), budget, store))
     if not options:
         store = search.store or _COMPARED_STORES[-1]
         least = _file_bytes(smallest(measured, search.token_kernel, search.transforms), search, store)
@@ -148,22 +161,30 @@ def _within_bytes(measured: Measured, search: Search, limit: int) -> Found:
             hint=f"At least --target-size {math.ceil(least / 1000)}kB, stored as {store}.",
         )
     _, budget, store = min(options)
-    tried = [replace(c, plan=measured_on(c.plan, search.teacher, store)) for c in _best(measured, search, budget)]
-    return Found(tried[0].plan, store, tuple(tried), measured)
+    tried = _best(measured, search, budget, lambda plan: _file_bytes(plan, search, store) <= limit)
+    return _found(tried, search, store, measured)
 
 
-def _budget(measured: Measured, search: Search, store: str, limit: int) -> int:
-    """The most parameters whose file, as planned, is no larger than `limit`; 0 where there are none."""
-    low, high = 0, sum(p.numel() for p in search.teacher.parameters())
-    if _file_bytes(_untouched(search, measured), search, store) <= limit:
-        return high
-    for _ in range(_SIZE_ROUNDS):
+def _budget(measured: Measured, search: Search, store: str, limit: int) -> tuple[int, float]:
+    """The most parameters of which a plan's file is no larger than `limit`, and what that plan is predicted to cost.
+
+    The cost is infinite where there is no such plan.
+    """
+
+    def predicted(budget: int) -> float:
+        best = candidates(measured, budget, search.token_kernel, search.transforms)[0]
+        return best.predicted if _file_bytes(best.plan, search, store) <= limit else math.inf
+
+    untouched = _untouched(search, measured)
+    if _file_bytes(untouched, search, store) <= limit:
+        return untouched.size.student_params, 0.0
+    low = smallest(measured, search.token_kernel, search.transforms).size.student_params
+    high, cost = untouched.size.student_params, predicted(low)
+    for _ in range(_SIZE_ROUNDS if math.isfinite(cost) else 0):
         middle = (low + high) // 2
-        planned = candidates(measured, middle, search.token_kernel, search.transforms)
-        fits = [_file_bytes(c.plan, search, store) <= limit for c in planned]
-        low, high = (middle, high) if fits and all(fits) else (low, middle) if fits else (middle, high)
-    planned = candidates(measured, low, search.token_kernel, search.transforms)
-    return low if planned and all(_file_bytes(c.plan, search, store) <= limit for c in planned) else 0
+        found = predicted(middle)
+        low, high, cost = (middle, high, found) if math.isfinite(found) else (low, middle, cost)
+    return low, cost
 
 
 def _untouched(search: Search, measured: Measured) -> Plan:
@@ -173,7 +194,7 @@ def _untouched(search: Search, measured: Measured) -> Plan:
 
 def _file_bytes(plan: Plan, search: Search, store: str) -> int:
     """The most that a file of the plan takes."""
-    return measured_on(plan, search.teacher, store).size.student_bytes + search.header_bytes(plan)
+    return measured_on(plan, search.empty, store).size.student_bytes + search.header_bytes(plan, store)
 
 
 def _cost_of(store: str, search: Search) -> float:
@@ -197,7 +218,7 @@ def _within_drop(measured: Measured, search: Search, limit: float) -> Found:
         drop = search.drop(_started(tried[0].plan, search)) if tried else math.inf
         search.say(f"{1 / share:.2f} times smaller: {drop:.2f} points worse before training")
         if drop <= limit:
-            high, found = math.log(share), Found(tried[0].plan, search.store or "source", tuple(tried), measured)
+            high, found = math.log(share), _found(tried, search, search.store or "source", measured)
         else:
             low = math.log(share)
     if found is None:
@@ -217,4 +238,4 @@ def _started(plan: Plan, search: Search) -> nn.Module:
 
 def _num_tokens(model: nn.Module) -> int:
     """Tokens of an image, roughly: patches of the grid."""
-    return int(getattr(model.patch_embed, "num_patches", 196))
+    return int(getattr(model.patch_embed, "num_patches", None) or 196)

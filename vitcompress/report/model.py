@@ -77,6 +77,7 @@ class Report:
         store: how the file holds the student.
         baselines: the whole teacher in fewer bits, on the same images; empty where they were not measured.
         made_of: the groups in full, with the ranks and widths of their layers; empty in reports from before these.
+        why: what a search chose the plan from, one line each, best first; empty where the plan was given.
     """
 
     schema_version: int
@@ -97,6 +98,7 @@ class Report:
     store: str = "source"
     baselines: tuple[Baseline, ...] = ()
     made_of: tuple[Group, ...] = ()
+    why: tuple[str, ...] = ()
 
 
 def to_json(value: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     shared = sorted({name for group in plan.groups if len(group.blocks) > 1 for name in _shared(group)})
     console.print(f"shared in each group: {', '.join(shared) or 'nothing'}", markup=False, highlight=False)
     console.print(f"own in each block:    {', '.join(['everything else', *plan.transforms])}", highlight=False)
-    for line in kinds(plan.groups):
+    for line in (*kinds(plan.groups), *reasons(plan.why)):
         console.print(line, markup=False, highlight=False)
     sizes = Table("", "teacher", "student", "change")
     for row in size_rows(plan.size):
@@ -210,7 +210,7 @@ def _percent(value: float | None) -> str:
 
 def remarks(report: Report) -> list[str]:
     """The sentences under the table."""
-    lines = kinds(report.made_of)
+    lines = [*kinds(report.made_of), *reasons(report.why)]
     if report.accuracy:
         lines.append(_accuracy_remark(report.accuracy))
     if report.train.steps:
@@ -254,6 +254,11 @@ def kinds(groups: Sequence[Group]) -> list[str]:
     return [
         f"{'Each block' if count == total else f'{count} of {total} blocks'}: {text}." for text, count in found.items()
     ]
+
+
+def reasons(why: Sequence[str]) -> list[str]:
+    """Why a plan was chosen, a sentence for each that was weighed; nothing where it was given."""
+    return [f"{'Chosen' if number == 0 else 'Weighed against'}: {line}." for number, line in enumerate(why)]
 
 
 def _factors(group: Group) -> list[str]:

@@ -189,7 +189,7 @@ def planned(case: Case) -> Start:
     params = sum(p.numel() for p in case.teacher.parameters())
     search = Search(
         teacher=case.teacher, name=case.name, images=case.calibration, store="source",
-        token_kernel=PlanRecipe().token_kernel, transforms=PlanRecipe().transforms or (), header_bytes=lambda plan: 0,
+        token_kernel=PlanRecipe().token_kernel, transforms=PlanRecipe().transforms or (), header_bytes=lambda *_: 0,
         drop=lambda student: 0.0, tell=lambda done: None, say=lambda line: None,
     )  # fmt: skip
     try:
