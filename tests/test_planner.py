@@ -183,7 +183,7 @@ def test_the_cost_of_an_option_is_that_of_the_student_run_whole(name: str) -> No
     for option in options:
         student = clone(teacher)
         apply_groups(student, [option.group], family)
-        start_group(student, teacher, option.group, family, bench.inputs)
+        start_group(student, teacher, option.group, family, bench.inputs, {})
         assert bench.cost(option.group) == pytest.approx(divergence(student, teacher, x[6:]), rel=1e-3, abs=1e-6)
     assert all(torch.equal(t, before[k]) for k, t in teacher.state_dict().items())
     for module in teacher.modules():
@@ -361,7 +361,8 @@ def test_the_file_is_no_larger_than_asked_for_with_the_longest_report(
     assert ended.code == 0, ended
     assert len(json.loads((tmp_path / "m.report.json").read_text())["train"]["loss_curve"]) == 199
     assert out.stat().st_size <= 300_000
-    assert out.stat().st_size >= 0.85 * 300_000
+    if store:  # else the whole model fits in fewer bits
+        assert out.stat().st_size >= 0.85 * 300_000
 
 
 def test_plan_searches_for_a_target_and_shows_why(roomy_flags: list[str], flat: Path, vitcompress: Vitcompress) -> None:
