@@ -623,6 +623,13 @@ def test_a_target_that_cannot_be(
     mistake(vitcompress(command, "vit_tiny", *words, *rest), *named)
 
 
+def test_kinds_without_a_target_are_refused(
+    out: Path, vitcompress: Vitcompress, teacher: list[str], flat: Path
+) -> None:
+    words = ["--kinds", "narrow", "--data", flat, *FAST, "--out", out]
+    mistake(vitcompress("compress", *teacher, *words), "--kinds needs a target", "--target-ratio")
+
+
 def test_a_target_without_images_says_which_flag_gives_them(
     out: Path, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]
 ) -> None:

@@ -269,7 +269,7 @@ def prepare_job(recipe: Recipe, out: Path | None, command: str, *, measures: boo
     attempt(check_device, recipe.run.device)
     if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
         faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
-    settled = settle(recipe, attempt)
+    settled = settle(recipe, attempt, measures=measures)
     if measures and settled.model is not None:
         attempt(check_measurable, settled.model)
     source, model, config = settled.source, settled.model, settled.config
@@ -316,7 +316,7 @@ class Settled:
     comparison: Any
 
 
-def settle(recipe: Recipe, attempt: Any) -> Settled:
+def settle(recipe: Recipe, attempt: Any, *, measures: bool = False) -> Settled:
     """Find model, plan and teacher, and what of them is compared, each step by `attempt`."""
     source = attempt(resolve, recipe.model)
     model = attempt(empty_model, source) if source else None
@@ -326,7 +326,7 @@ def settle(recipe: Recipe, attempt: Any) -> Settled:
     config: Any = None
     comparison = None
     if model is not None:
-        attempt(check_target, recipe, model)
+        attempt(check_target, recipe, model, measures=measures)
         # where a plan is searched for, one that shares nothing stands in for it till there are weights
         free = PlanRecipe(share=1, transforms=recipe.plan.transforms or (), token_kernel=recipe.plan.token_kernel)
         asked = free if recipe.target.is_given else recipe.plan

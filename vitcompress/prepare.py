@@ -13,7 +13,7 @@ import torch
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data import ImageSet
 from vitcompress.errors import RecipeError, raise_faults
-from vitcompress.recipe import STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
+from vitcompress.recipe import KINDS, STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
 _FLAGS = {"matrices": "--no-matrices"}  # where it is not the name of the field
@@ -113,13 +113,20 @@ def bundle_of(model: str, classes: tuple[str, ...] = ()) -> Bundle | None:
     return FASHION_VIT if model == FASHION_VIT.name and own else None
 
 
-def check_target(recipe: Recipe, model: torch.nn.Module) -> None:
+def check_target(recipe: Recipe, model: torch.nn.Module, *, measures: bool = False) -> None:
     """Make sure that a plan that is searched for is not given as well, and that there are classes to search by.
+
+    Args:
+        recipe: what was asked for.
+        model: the teacher, on any device; meta will do.
+        measures: options are only measured.
 
     Raises:
         RecipeError: every fault at once.
     """
     if not recipe.target.is_given:
+        if recipe.target.kinds != KINDS and not measures:
+            raise RecipeError("--kinds needs a target.", hint="Give --target-ratio, --target-size or --target-drop.")
         return
     free = PlanRecipe(transforms=recipe.plan.transforms, token_kernel=recipe.plan.token_kernel)
     given = [f.name for f in dataclasses.fields(PlanRecipe) if getattr(recipe.plan, f.name) != getattr(free, f.name)]

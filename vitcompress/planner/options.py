@@ -6,7 +6,7 @@ A part is the attention or the MLP. Options of both parts of the same blocks go 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -86,7 +86,6 @@ class Shapes:
     family: Family
     blocks: Sequence[str]
     kinds: Sequence[str]
-    _cache: dict[Any, Any] = field(default_factory=dict, compare=False)
 
     def layers(self, block: str, part: str) -> dict[str, tuple[int, int]]:
         """Shapes of the linear layers of a block's part, by their names inside the block."""
@@ -105,7 +104,7 @@ class Shapes:
             for last in range(first + 1, len(self.blocks)):
                 if not self._alike(self.blocks[first], self.blocks[last]):
                     break
-                if last + 1 - first in RUN_LENGTHS:
+                if last + 1 - first in (*RUN_LENGTHS, *_long_runs(self, self.blocks[first])):
                     yield tuple(self.blocks[first : last + 1])
 
     def _alike(self, one: str, other: str) -> bool:
