@@ -510,7 +510,7 @@ def test_something_that_is_no_artifact_is_named(
 
 
 @pytest.mark.parametrize("command", ["report", "check"])
-@pytest.mark.parametrize("version", ["artifact.FORMAT_VERSION", "pipeline.SCHEMA_VERSION"])
+@pytest.mark.parametrize("version", ["artifact.FORMAT_VERSION", "job.SCHEMA_VERSION"])
 def test_an_artifact_of_the_future_asks_for_an_upgrade(
     version: str,
     command: str,

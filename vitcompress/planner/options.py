@@ -5,7 +5,7 @@ A part is the attention or the MLP. Options of both parts of the same blocks go 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,25 +159,3 @@ def _long_runs(shapes: Shapes, block: str) -> set[int]:
     """Lengths of the runs that are worth factors: all blocks of a stage, and half of them."""
     depth = sum(shapes.family.stage(other) == shapes.family.stage(block) for other in shapes.blocks)
     return {depth, depth // 2} - {0, 1}
-
-
-def describe(group: Group, numbers: Mapping[str, int]) -> str:
-    """One line on how a group is made, for people.
-
-    Args:
-        group: of a plan.
-        numbers: of the blocks.
-    """
-    at = [numbers[block] for block in group.blocks]
-    where = f"{at[0]}" if len(at) == 1 else f"{at[0]}-{at[-1]}"
-    made = [
-        f"{name} {value}"
-        for name, value in (("hidden", group.widths.hidden), ("qk", group.widths.qk), ("v", group.widths.v))
-        if value
-    ]
-    for layer, rank in group.ranks.items():
-        kind = "basis" if layer in group.bases else "adapter" if group.whole(layer) else "rank"
-        made.append(f"{layer} {kind} {rank}")
-    if len(group.blocks) > 1 and group.shared:
-        made.append("shares " + " ".join(name.removesuffix(".weight") for name in group.shared))
-    return f"{where}: {', '.join(made) or 'as it was'}"

@@ -16,6 +16,7 @@ from vitcompress.report.model import Report
 from vitcompress.report.picture import alt_text, draw, points_of
 
 Row = tuple[str, str, str, str]
+_MOST_KINDS = 3  # of narrow blocks that are named one by one
 _TEMPLATES = Environment(
     loader=PackageLoader("vitcompress.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     autoescape=False,  # Markdown, not HTML
@@ -45,9 +46,10 @@ def print_report(report: Report, console: Console) -> None:
 def print_plan(plan: Plan, name: str, console: Console) -> None:
     """Print what shares with what, and what remains."""
     _title(console, name, [len(group.blocks) for group in plan.groups], plan.groups)
-    table = Table("group", "donor", "blocks")
+    table = Table("group", "donor", "blocks", *([] if all(group.is_plain for group in plan.groups) else ["made of"]))
     for number, group in enumerate(plan.groups):
-        table.add_row(str(number), group.donor, ", ".join(block.rpartition(".")[2] for block in group.blocks))
+        cells = [str(number), group.donor, ", ".join(block.rpartition(".")[2] for block in group.blocks)]
+        table.add_row(*cells, *([_made_of(group)] if len(table.columns) > len(cells) else []))
     console.print(table)
     shared = sorted({name for group in plan.groups if len(group.blocks) > 1 for name in _shared(group)})
     console.print(f"shared in each group: {', '.join(shared) or 'nothing'}", markup=False, highlight=False)
@@ -156,7 +158,7 @@ def _macs_change(ratio: float | None) -> str:
 def _accuracy_rows(accuracy: Accuracy) -> list[Row]:
     found: list[Row] = []
     if accuracy.student_top1 is not None:
-        change = "" if accuracy.top1_drop is None else f"{-accuracy.top1_drop:+.2f} points"
+        change = "" if accuracy.top1_drop is None else _points(accuracy.top1_drop)
         found.append(("top-1", _percent(accuracy.teacher_top1), _percent(accuracy.student_top1), change))
         found.append(("top-5", _percent(accuracy.teacher_top5), _percent(accuracy.student_top5), ""))
     if accuracy.agreement is not None:
@@ -186,7 +188,7 @@ def baseline_rows(report: Report) -> list[tuple[str, ...]]:
             f"{params:,}",
             megabytes(num_bytes),
             "–" if value is None else f"{value:.4f}" if measure == "feature_cosine" else _percent(value),
-            "" if drop is None else f"{-drop:+.2f} points",
+            "" if drop is None else _points(drop),
         )
         for name, params, num_bytes, value, drop in every
     ]
@@ -202,6 +204,11 @@ _MEASURES = {
 def _measure_of(report: Report) -> str:
     """The field of a baseline that its images and its model give."""
     return next((name for b in report.baselines for name in _MEASURES if getattr(b, name) is not None), "top1")
+
+
+def _points(drop: float) -> str:
+    """A drop as a change of accuracy; none has no sign."""
+    return f"{-drop:+.2f} points" if round(drop, 2) else "0.00 points"
 
 
 def _percent(value: float | None) -> str:
@@ -247,8 +254,12 @@ def _accuracy_remark(accuracy: Accuracy) -> str:
 def kinds(groups: Sequence[Group]) -> list[str]:
     """What layers are made of, where they are not whole matrices of the teacher's widths: a sentence for each kind."""
     found: dict[str, int] = {}
+    narrow = {text for group in groups for text in _widths([group])}
+    if len(narrow) > _MOST_KINDS:  # of a search: one line says more than a dozen
+        together = [group for group in groups if _widths([group])]
+        found = dict.fromkeys(_widths(together), sum(len(group.blocks) for group in together))
     for group in groups:
-        for text in (*_factors(group), *_widths(group)):
+        for text in (*_factors(group), *(_widths([group]) if len(narrow) <= _MOST_KINDS else ())):
             found[text] = found.get(text, 0) + len(group.blocks)
     total = sum(len(group.blocks) for group in groups)
     return [
@@ -274,13 +285,29 @@ def _factors(group: Group) -> list[str]:
     ]
 
 
-def _widths(group: Group) -> list[str]:
-    """How wide the MLP and the heads of a narrow block are."""
-    widths = group.widths
-    parts = {"hidden neurons": widths.hidden, "channels of queries and keys per head": widths.qk,
-             "channels of values per head": widths.v}  # fmt: skip
-    given = [f"{count} {name}" for name, count in parts.items() if count is not None]
+def _widths(groups: Sequence[Group]) -> list[str]:
+    """How wide the MLPs and the heads of narrow blocks are, from the narrowest to the widest."""
+    names = {
+        "hidden": "hidden neurons",
+        "qk": "channels of queries and keys per head",
+        "v": "channels of values per head",
+    }
+    given = []
+    for field, name in names.items():
+        counts = {count for group in groups if (count := getattr(group.widths, field)) is not None}
+        if counts:
+            given.append(f"{'–'.join(dict.fromkeys((str(min(counts)), str(max(counts)))))} {name}")
     return [f"narrow, {', '.join(given)}"] if given else []
+
+
+def _made_of(group: Group) -> str:
+    """A few words on how a group's blocks are made; empty where as the teacher's."""
+    widths = [f"{name} {count}" for name in ("hidden", "qk", "v") if (count := getattr(group.widths, name))]
+    ranks: dict[str, list[str]] = {}
+    for layer, rank in group.ranks.items():
+        kind = "basis" if layer in group.bases else "rank"
+        ranks.setdefault(f"{'+' if group.whole(layer) else ''}{kind} {rank}", []).append(layer)
+    return ", ".join([*widths, *(f"{', '.join(layers)}: {rank}" for rank, layers in ranks.items())])
 
 
 def _shared(group: Group) -> list[str]:
