@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import get_args, get_type_hints
 
 import pytest
@@ -49,9 +48,10 @@ def round_trip(weight: Tensor, store: str) -> Tensor:
 
 def test_the_recipe_offers_every_store() -> None:
     kind, *_ = get_args(get_type_hints(StoreRecipe, include_extras=True)["store"])
-    assert get_args(kind) == tuple(STORES)
+    assert get_args(get_args(kind)[0]) == tuple(STORES)
     assert list(STORES_IN_LOOP) == QUANTISED
-    assert StoreRecipe().store == dataclasses.fields(StoreRecipe)[0].default == "source"
+    assert StoreRecipe().store is None  # --target-size may choose
+    assert StoreRecipe().kind == "source"
 
 
 # --- int8

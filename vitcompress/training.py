@@ -70,7 +70,7 @@ def optimizers(student: nn.Module, recipe: DistillRecipe, matrices: Collection[s
 
 
 def lr_for_start(divergence: float, of_chance: float, batch_size: int) -> float:
-    """Peak learning rate of AdamW for a start: small where little is lost, five times that where all is.
+    """Peak learning rate of AdamW for a start: small where little is lost, ten times that where all is.
 
     Chosen on a small model and on DeiT-Tiny: docs/explanation.md. With the square root of the batch, as noise has it.
 
@@ -82,7 +82,7 @@ def lr_for_start(divergence: float, of_chance: float, batch_size: int) -> float:
     Source: ours; for the square root, Malladi et al. 2022, arXiv:2205.10287.
     """
     lost = min(1.0, divergence / of_chance) if of_chance > 0 else 1.0
-    return float(1e-4 * 5**lost * math.sqrt(batch_size / 16))
+    return float(5e-5 * 10**lost * math.sqrt(batch_size / 16))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
