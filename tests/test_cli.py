@@ -33,6 +33,8 @@ CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu")
 def start(*words: object) -> subprocess.Popen[str]:
     """The console script in a process group of its own, saying something at every step."""
     code = (
+        # a shell's background jobs ignore Ctrl-C, and so would all that they start
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from vitcompress import console; console.SECONDS_BETWEEN_LINES = 0; from vitcompress.cli import main; main()"
     )
     return subprocess.Popen(
