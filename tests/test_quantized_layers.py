@@ -252,7 +252,7 @@ def test_the_quantised_student_is_better_for_it(optimizer: Literal["adamw", "muo
     for fraction in (0.0, 1.0):
         student, _ = compressed(teacher, share=1, transforms=())
         recipe = DistillRecipe(
-            loss={"logits": 1.0, "hidden": 1.0}, lr=3e-4, matrix_lr=1e-3, optimizer=optimizer, ema=ema
+            loss={"logits": 1.0, "hidden": 1.0}, lr=1e-4, matrix_lr=1e-3, optimizer=optimizer, ema=ema
         )
         with quantising(student, "int4", fraction) as step:
             _distil(student, teacher, x, recipe, step)
