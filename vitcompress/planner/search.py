@@ -158,10 +158,15 @@ def build(candidate: Candidate, teacher: nn.Module, images: Tensor, held_out: Te
         images: for calibration, `[B, C, H, W]`.
         held_out: others, to measure on.
     """
+    return replace(candidate, cost=divergence(started(candidate.plan, teacher, images), teacher, held_out))
+
+
+def started(plan: Plan, teacher: nn.Module, images: Tensor) -> nn.Module:
+    """The student of a plan as it starts, fitted to `images`, in eval mode."""
     student = clone(teacher)
-    apply_plan(student, candidate.plan)
-    start_student(student, teacher, candidate.plan, lambda: images.split(CHUNK_IMAGES), "first")
-    return replace(candidate, cost=divergence(student.eval(), teacher, held_out))
+    apply_plan(student, plan)
+    start_student(student, teacher, plan, lambda: images.split(CHUNK_IMAGES), "first")
+    return student.eval()
 
 
 def _choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice]:

@@ -10,15 +10,13 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from vitcompress.errors import PlanError
-from vitcompress.initialize import start_student
 from vitcompress.plan import Group, Plan, measured_on, plan_of
-from vitcompress.planner.search import Candidate, Measured, build, candidates, measure, smallest
-from vitcompress.planner.sensitivity import CHUNK_IMAGES, divergence
+from vitcompress.planner.search import Candidate, Measured, build, candidates, measure, smallest, started
+from vitcompress.planner.sensitivity import divergence
 from vitcompress.quantize import STORES
 from vitcompress.recipe import TargetRecipe
 from vitcompress.source import clone
 from vitcompress.stored import round_to, stored_tensors
-from vitcompress.surgery import apply_plan
 
 FEWEST_IMAGES = 32
 FITTED_TOKENS = 12_000  # enough for regressions on a few thousand neurons
@@ -215,7 +213,7 @@ def _within_drop(measured: Measured, search: Search, limit: float) -> Found:
     for _ in range(DROP_ROUNDS):
         share = math.exp((low + high) / 2)
         tried = _best(measured, search, math.floor(params * share))
-        drop = search.drop(_started(tried[0].plan, search)) if tried else math.inf
+        drop = search.drop(started(tried[0].plan, search.teacher, search.fitted)) if tried else math.inf
         search.say(f"{1 / share:.2f} times smaller: {drop:.2f} points worse before training")
         if drop <= limit:
             high, found = math.log(share), _found(tried, search, search.store or "source", measured)
@@ -227,13 +225,6 @@ def _within_drop(measured: Measured, search: Search, limit: float) -> Found:
             hint="Allow more, or give --target-ratio and let the training make up for it.",
         )
     return found
-
-
-def _started(plan: Plan, search: Search) -> nn.Module:
-    student = clone(search.teacher)
-    apply_plan(student, plan)
-    start_student(student, search.teacher, plan, lambda: search.fitted.split(CHUNK_IMAGES), "first")
-    return student.eval()
 
 
 def _num_tokens(model: nn.Module) -> int:
