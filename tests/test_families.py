@@ -151,6 +151,17 @@ def test_share_1_is_the_teacher(row: Row) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+def written(row: Row, student: nn.Module, plan: Plan, x: torch.Tensor, folder: Path) -> Path:
+    """A file of the student."""
+    manifest = artifact.Manifest(
+        source={"name": "tiny", "architecture": row.architecture, "model_args": dict(row.args), "pretrained_cfg": {}},
+        source_sha256="", plan=plan, data_config={}, recipe={}, report={}, versions={},
+    )  # fmt: skip
+    path = folder / "mini.safetensors"
+    artifact.write(path, student, manifest, x)
+    return path
+
+
 @each
 def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
     teacher, x = build(row), images(row)
@@ -161,12 +172,7 @@ def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
     student = student_of(teacher, plan)
     randomise(student)
     student.eval()
-    manifest = artifact.Manifest(
-        source={"name": "tiny", "architecture": row.architecture, "model_args": dict(row.args), "pretrained_cfg": {}},
-        source_sha256="", plan=plan, data_config={}, recipe={}, report={}, versions={},
-    )  # fmt: skip
-    path = tmp_path / "mini.safetensors"
-    artifact.write(path, student, manifest, x)
+    path = written(row, student, plan, x, tmp_path)
     stored = load_file(path)
     names = {name for name, _ in student.named_parameters()}
     assert plan.size.student_params == sum(p.numel() for p in student.parameters())
@@ -198,12 +204,7 @@ def test_every_kind_of_plan_is_what_is_built_and_stored(row: Row, kind: str, tmp
     student = student_of(teacher, plan)
     randomise(student)
     student.eval()
-    manifest = artifact.Manifest(
-        source={"name": "tiny", "architecture": row.architecture, "model_args": dict(row.args), "pretrained_cfg": {}},
-        source_sha256="", plan=plan, data_config={}, recipe={}, report={}, versions={},
-    )  # fmt: skip
-    path = tmp_path / "mini.safetensors"
-    artifact.write(path, student, manifest, x)
+    path = written(row, student, plan, x, tmp_path)
     stored = load_file(path)
     assert artifact.read_manifest(path).plan == plan
     assert plan.size.student_params == sum(p.numel() for p in student.parameters())

@@ -27,7 +27,7 @@ from vitcompress.families import family_named
 from vitcompress.initialize import needs_images, start_student
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, make_plan
-from vitcompress.planner.sensitivity import divergence, divergence_of_chance
+from vitcompress.planner.sensitivity import divergence_and_chance
 from vitcompress.planning import Planning
 from vitcompress.prepare import (
     bundle_of,
@@ -148,7 +148,7 @@ class Job:
         if recipe.lr is not None or recipe.steps == 0 or not has_classes(source):
             return self
         images = torch.cat(list(self._calibration(source)))[:JUDGED_IMAGES]
-        far, chance = divergence(student.eval(), source, images), divergence_of_chance(source, images)
+        far, chance = divergence_and_chance(student.eval(), source, images)
         lr = lr_for_start(far, chance, self.recipe.data.batch_size)
         reporter.say(f"start: {far:.3f} nats from {self.source.name} ({chance:.2f} would be chance): --lr {lr:.2g}")
         return replace(self, recipe=replace(self.recipe, distill=replace(recipe, lr=lr)))

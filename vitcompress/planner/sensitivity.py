@@ -103,11 +103,11 @@ def divergence(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
     return _kl(log_probs(student, images), expected)
 
 
-def divergence_of_chance(teacher: nn.Module, images: Tensor) -> float:
-    """KL of the teacher's predictions and their mean: what a student that knows nothing of the image would have."""
+def divergence_and_chance(student: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[float, float]:
+    """The divergence, and that of the teacher's mean prediction, which knows nothing of the image."""
     expected = log_probs(teacher, images)
     mean = expected.exp().mean(0).log().expand_as(expected)
-    return _kl(mean, expected)
+    return _kl(log_probs(student, images), expected), _kl(mean, expected)
 
 
 def _kl(found: Tensor, expected: Tensor) -> float:
