@@ -95,8 +95,7 @@ class Shapes:
     def option(self, kind: str, blocks: Sequence[str], part: str, dial: int = 0, **made: Any) -> Option:
         """An option, with what it saves."""
         group = Group(tuple(blocks), **{"shared": (), **made})
-        plain = sum(group_params(self.model, self.family, Group((block,), ())) for block in blocks)
-        return Option(kind, group, plain - group_params(self.model, self.family, group), dial=dial)
+        return Option(kind, group, self.params(blocks) - group_params(self.model, self.family, group), dial=dial)
 
     def runs(self) -> Iterator[tuple[str, ...]]:
         """Consecutive blocks that could share: of one stage, with the same shapes, as many as divide usual depths."""
@@ -110,6 +109,10 @@ class Shapes:
     def _alike(self, one: str, other: str) -> bool:
         a, b = ({n: p.shape for n, p in self.model.get_submodule(x).named_parameters()} for x in (one, other))
         return self.family.stage(one) == self.family.stage(other) and a == b
+
+    def params(self, blocks: Sequence[str]) -> int:
+        """Parameters that the teacher has in some blocks."""
+        return sum(p.numel() for block in blocks for p in self.model.get_submodule(block).parameters())
 
     def keep(self, blocks: Sequence[str], part: str) -> Option:
         """Leave a part alone."""

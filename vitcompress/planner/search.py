@@ -127,8 +127,7 @@ def candidates(measured: Measured, budget: int, token_kernel: int, transforms: t
     for kinds in mixes:
         choices = measured.choices(kinds)
         # the allocation counts what is kept: parameters of the blocks
-        blocks = sum(p.numel() for block in shapes.blocks for p in shapes.model.get_submodule(block).parameters())
-        picked = allocate(choices, len(shapes.blocks), blocks - saved_at_least)
+        picked = allocate(choices, len(shapes.blocks), shapes.params(shapes.blocks) - saved_at_least)
         if picked is None:
             continue
         groups = tuple(merged(*choice.key) for choice in picked[0])
@@ -201,9 +200,7 @@ def _crossed(
     shapes: Shapes, first: int, last: int, attention: Sequence[Option], mlp: Sequence[Option]
 ) -> Iterator[Choice]:
     """The best pairs of an option for the attention and one for the MLP."""
-    total = sum(
-        p.numel() for block in shapes.blocks[first:last] for p in shapes.model.get_submodule(block).parameters()
-    )
+    total = shapes.params(shapes.blocks[first:last])
     pairs = [
         Choice(first, last, total - a.saved_params - m.saved_params, a.cost + m.cost, (a, m))
         for a in _best(attention)
