@@ -32,9 +32,9 @@ def views(channels: int, **recipe: Any) -> Views:
 
 
 def view(found: Views, draw: int) -> torch.Tensor:
-    sample = found[0, draw]
-    assert not isinstance(sample, str)
-    return sample[0]
+    sample = found[0, draw].view
+    assert sample is not None
+    return sample
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -26,7 +26,7 @@ class Steps:
         self.losses: list[float] = []
         self.done: list[float] = []
 
-    def step(self, *, done: float, loss: float, images_per_second: float) -> None:
+    def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
         self.losses.append(loss)
         self.done.append(done)
 
@@ -43,7 +43,7 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
     log = distill(
         student,
         teacher,
-        batches(x, steps),  # type: ignore[arg-type]
+        lambda start: batches(x, steps),
         asked,
         blocks=BLOCKS,
         comparison=compare(Candidate("student", student, size), Candidate("teacher", teacher, size), asked),
@@ -52,6 +52,7 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
         fade=lambda done: None,
         accelerator=Accelerator(cpu=True),
         ticker=ticker,
+        input_size=size,
         num_steps=steps,
     )
     return log, ticker

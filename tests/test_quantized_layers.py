@@ -265,10 +265,10 @@ def test_the_quantised_student_is_better_for_it(ema: float | None) -> None:
 def _distil(student: nn.Module, teacher: nn.Module, x: torch.Tensor, recipe: DistillRecipe, step: Any) -> None:
     size = (x.shape[1], x.shape[2], x.shape[3])
     distill(
-        student, teacher, batches(x, 60), recipe, blocks=BLOCKS,  # type: ignore[arg-type]
+        student, teacher, lambda start: batches(x, 60), recipe, blocks=BLOCKS,
         comparison=compare(Candidate("student", student, size), Candidate("teacher", teacher, size), recipe),
         mixing=Mixing(num_classes=None), matrices=matrix_names(student), fade=step, accelerator=Accelerator(cpu=True),
-        ticker=Steps(), num_steps=60,
+        ticker=Steps(), input_size=size, num_steps=60,
     )  # fmt: skip
 
 

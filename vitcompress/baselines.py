@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+from accelerate import Accelerator
 from torch import nn
 
 from vitcompress.compare import has_classes
@@ -16,7 +16,7 @@ from vitcompress.recipe import DataRecipe
 from vitcompress.report import Baseline
 from vitcompress.source import clone
 from vitcompress.stored import round_to, stored_tensors
-from vitcompress.views import evaluation_loader
+from vitcompress.views import evaluation_loader, share_of
 
 BASELINES = ("fp16", "int8", "int4")
 
@@ -28,18 +28,18 @@ def measure_baselines(
     recipe: DataRecipe,
     accuracy: Accuracy,
     *,
-    device: torch.device,
+    accelerator: Accelerator,
     reporter: Reporter,
 ) -> tuple[Baseline, ...]:
     """Evaluate the teacher in fewer bits, by the functions that store the student.
 
     Args:
-        teacher: in eval mode, on `device`; not changed. One copy of it is held at a time.
+        teacher: in eval mode, on the accelerator's device; not changed. One copy of it is held at a time.
         images: that the student was evaluated on.
         config: timm's data config of the student.
         recipe: batch size and workers.
         accuracy: of the student and the teacher on these images.
-        device: where to run.
+        accelerator: where to run.
         reporter: told of it.
     """
     found = []
@@ -53,8 +53,9 @@ def measure_baselines(
         # labels say how good it is; where there are none, the teacher as it is must run again to compare with
         measured = evaluate_pair(
             rounded, None if accuracy.teacher_top1 is not None else teacher,
-            evaluation_loader(images, config, recipe), name=images.name, device=device,
-            skip_bad_images=recipe.skip_bad_images, features=not has_classes(rounded),
+            evaluation_loader(images, config, recipe, share_of(accelerator)),
+            name=images.name, device=accelerator.device,
+            skip_bad_images=recipe.skip_bad_images, features=not has_classes(rounded), together=accelerator,
         )  # fmt: skip
         found.append(_baseline(f"teacher {store}", rounded, size, measured, accuracy))
     return tuple(found)

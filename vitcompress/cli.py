@@ -14,19 +14,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich.console import Console
 
 import vitcompress
-from vitcompress import compose, shipped
+from vitcompress import compose, interrupts, shipped
 from vitcompress import recipe as recipes
-from vitcompress.console import Reporter
+from vitcompress.console import STARTED, Reporter, is_main
 from vitcompress.errors import RecipeError, VitcompressError
+from vitcompress.interrupts import TerminationError
 
-EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED = 2, 3, 130
+if TYPE_CHECKING:
+    from vitcompress.report import Report
+
+EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 130, 143
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -48,16 +52,19 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, o
 
 def main() -> None:
     """Run the command line."""
+    interrupts.watch()
     with user_errors():
         app()
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a user's mistake into a message, a hint and exit code 2; Ctrl-C into exit code 130."""
+    """Turn a user's mistake into a message, a hint and exit code 2; Ctrl-C into exit code 130, SIGTERM into 143."""
     try:
         yield
     except VitcompressError as error:
+        if not is_main():
+            interrupts.wait_to_be_ended()  # what all processes stumble over is told once, by the main one
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print("Error:", style="bold red", end=" ")
         console.print(str(error), markup=False, emoji=False)
@@ -66,8 +73,16 @@ def user_errors() -> Iterator[None]:
             console.print(error.hint, markup=False, emoji=False)
         sys.exit(EXIT_MISTAKE)
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted; no unfinished file is left behind.")
+        _last_words("Interrupted; no unfinished file is left behind.")
         sys.exit(EXIT_INTERRUPTED)
+    except TerminationError as error:
+        _last_words(f"Terminated. {error}".strip())
+        sys.exit(EXIT_TERMINATED)
+
+
+def _last_words(text: str) -> None:
+    if is_main():
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def takes(
@@ -126,7 +141,13 @@ def root(
     if version:
         typer.echo(vitcompress.__version__)
         raise typer.Exit
-    for name in ("huggingface_hub", "matplotlib", "timm"):  # their retries and notices would stand between our lines
+    for name in (
+        "accelerate",
+        "huggingface_hub",
+        "matplotlib",
+        "timm",
+        "torch.distributed.elastic",
+    ):  # their retries and notices would stand between our lines
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -152,13 +173,14 @@ def compress(
         return
     if out is None:
         raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
-    from vitcompress import pipeline, produce, report
+    from vitcompress import launch, pipeline, produce
 
-    result = pipeline.compress(
-        resolved, out, reporter=Reporter(quiet=quiet), command=produce.command_line(sys.argv[1:])
-    )
-    report.print_report(result, Console())
-    _exit_on(report.missed_gates(result, resolved.gates, file_bytes=out.stat().st_size))
+    if launch.must_start(resolved.run):
+        pipeline.check(resolved, out)
+        sys.exit(launch.start(resolved.run, sys.argv[1:]))
+    command = produce.command_line(sys.argv[1:])
+    result = pipeline.compress(resolved, out, reporter=Reporter(quiet=quiet), command=command, started=STARTED)
+    _conclude(result, resolved.gates, out)
 
 
 @app.command()
@@ -173,14 +195,16 @@ def finetune(
 ) -> None:
     """Teach a file other classes or another image size; what its blocks share stays shared."""
     resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=_family_name)
-    from vitcompress import produce, report, transfer
+    from vitcompress import launch, produce, transfer
 
+    if launch.must_start(resolved.run):
+        transfer.check(file, resolved, out, img_size=img_size)
+        sys.exit(launch.start(resolved.run, sys.argv[1:]))
     command = produce.command_line(sys.argv[1:])
     result = transfer.finetune(
-        file, resolved, out, img_size=img_size, reporter=Reporter(quiet=quiet), command=command
+        file, resolved, out, img_size=img_size, reporter=Reporter(quiet=quiet), command=command, started=STARTED
     )  # fmt: skip
-    report.print_report(result, Console())
-    _exit_on(report.missed_gates(result, resolved.gates, file_bytes=out.stat().st_size))
+    _conclude(result, resolved.gates, out)
 
 
 @app.command()
@@ -319,6 +343,15 @@ def _stored_report(file: Path) -> Any:
     from vitcompress import artifact, report
 
     return report.from_json(artifact.read_manifest(file).report)
+
+
+def _conclude(result: Report, gates: recipes.GateRecipe, out: Path) -> None:
+    """Print a report and hold the file against its gates; of several processes, the main one does."""
+    if is_main():
+        from vitcompress import report
+
+        report.print_report(result, Console())
+        _exit_on(report.missed_gates(result, gates, file_bytes=out.stat().st_size))
 
 
 def _exit_on(missed: list[str]) -> None:

@@ -5,6 +5,7 @@ All of it goes to stderr: stdout is for results.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,24 +15,46 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
+STARTED_VARIABLE = "VITCOMPRESS_STARTED"  # for processes that the command starts
+STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))  # of the command, in seconds since 1970
+
+
+WORTH_SAYING = 0.2  # share of the time spent waiting for images
+
+
+def is_main() -> bool:
+    """Is this the process that prints and writes?  Launchers tell by the environment, before accelerate has looked."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def local_processes() -> int:
+    """How many processes run on this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Ticker(Protocol):
     """Told of every training step."""
 
-    def step(self, *, done: float, loss: float, images_per_second: float) -> None:
-        """Report one step; `done` is the share of the training that is over, 0–1."""
+    def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
+        """Report one step.
+
+        Args:
+            done: share of the training that is over, 0–1.
+            loss: of the step.
+            images_per_second: since the start.
+            waiting: share of the time that went by waiting for images, 0–1.
+        """
 
 
 class Reporter:
-    """Says what is going on, on stderr.
+    """Says what is going on, on stderr; of several processes, the main one alone.
 
     Args:
         quiet: say nothing.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, quiet=quiet or not is_main(), highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -59,7 +82,7 @@ class Reporter:
             BarColumn(),
             TextColumn("{task.percentage:3.0f} %"),
             TextColumn("loss {task.fields[loss]:.3f}"),
-            TextColumn("{task.fields[speed]:.0f} images/s"),
+            TextColumn("{task.fields[speed]:.0f} images/s{task.fields[stall]}"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
@@ -69,10 +92,11 @@ class Reporter:
 class _Bar:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.task: TaskID = progress.add_task("distil", total=1.0, loss=float("nan"), speed=0.0)
+        self.task: TaskID = progress.add_task("distil", total=1.0, loss=float("nan"), speed=0.0, stall="")
 
-    def step(self, *, done: float, loss: float, images_per_second: float) -> None:
-        self.progress.update(self.task, completed=done, loss=loss, speed=images_per_second)
+    def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
+        stall = _stall(waiting)
+        self.progress.update(self.task, completed=done, loss=loss, speed=images_per_second, stall=stall)
 
 
 class _Lines:
@@ -80,8 +104,8 @@ class _Lines:
         self.console, self.what = console, what
         self.start = self.last = time.monotonic()
 
-    def step(self, *, done: float, loss: float, images_per_second: float) -> None:
-        self.count(done, f"loss {loss:.3f}  {images_per_second:.0f} images/s")
+    def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
+        self.count(done, f"loss {loss:.3f}  {images_per_second:.0f} images/s{_stall(waiting)}")
 
     def count(self, done: float, text: str = "") -> None:
         """Print one line now and then."""
@@ -92,3 +116,8 @@ class _Lines:
         left = (now - self.start) * (1 - done) / done if done else float("nan")
         parts = [f"{self.what} {100 * done:3.0f} %", text, f"{left:.0f} s left"]
         self.console.print("  ".join(filter(None, parts)), markup=False)
+
+
+def _stall(waiting: float) -> str:
+    """What to say where the images come too slowly; empty where they do not."""
+    return f" (waiting for images {waiting:.0%} of the time: --num-workers)" if waiting > WORTH_SAYING else ""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vitcompress.errors import DataError
+from vitcompress.processes import gathered
 from vitcompress.views import Batch, check_readable
 
+SPEED_SECONDS = 3.0  # to time latencies in, per batch size
 _FROZEN = ConfigDict(extra="forbid")
 
 
@@ -60,6 +66,7 @@ def evaluate_pair(
     device: torch.device,
     skip_bad_images: bool = False,
     features: bool = False,
+    together: Accelerator | None = None,
 ) -> Accuracy:
     """Run both models over the same images.
 
@@ -71,21 +78,33 @@ def evaluate_pair(
         device: where the models are.
         skip_bad_images: count unreadable images instead of stopping.
         features: the outputs are features and not logits; labels mean nothing then.
+        together: knows the processes that have a part of the batches each, and all get the whole result; None where
+            this process has all.
 
     Raises:
         DataError: an unreadable image, or none that is readable.
     """
-    tally = _FeatureTally() if features else _Tally()
+    tally: _Tally | _FeatureTally = _FeatureTally() if features else _Tally()
+    fault: DataError | None = None
     with torch.inference_mode():
         for batch in batches:
-            tally.skipped += check_readable(batch, skip=skip_bad_images)
+            try:
+                tally.skipped += check_readable(batch, skip=skip_bad_images)
+            except DataError as error:
+                fault = error
+                break
             if len(batch.labels) == 0:
                 continue
             images = batch.images.to(device)
             tally.add(student(images).float().cpu(), teacher(images).float().cpu() if teacher else None, batch.labels)
-    if tally.count == 0:
+    everyone = gathered((tally, fault), together) if together else [(tally, fault)]
+    for _, theirs in everyone:
+        if theirs is not None:
+            raise theirs
+    whole: _Tally | _FeatureTally = functools.reduce(operator.add, (each for each, _ in everyone))
+    if whole.count == 0:
         raise DataError(f"{name}: not one image could be read.")
-    return tally.result(name)
+    return whole.result(name)
 
 
 class _Tally:
@@ -93,10 +112,19 @@ class _Tally:
 
     def __init__(self) -> None:
         self.count = self.skipped = self.agree = 0
-        self.hits: dict[str, int] = {}
+        self.hits: Counter[str] = Counter()
         self.only_teacher = self.only_student = 0
         self.kl = 0.0
         self.labelled = self.paired = False
+
+    def __add__(self, other: _Tally) -> _Tally:
+        both = _Tally()
+        both.hits.update(self.hits)
+        both.hits.update(other.hits)  # not +, which leaves out what is zero
+        both.labelled, both.paired = self.labelled or other.labelled, self.paired or other.paired
+        for name in ("count", "skipped", "agree", "only_teacher", "only_student", "kl"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
 
     def add(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
         self.count += len(labels)
@@ -107,8 +135,8 @@ class _Tally:
             if logits is not None and self.labelled:
                 top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
                 right[who] = top[:, 0]
-                self.hits[f"{who}1"] = self.hits.get(f"{who}1", 0) + int(top[:, 0].sum())
-                self.hits[f"{who}5"] = self.hits.get(f"{who}5", 0) + int(top.sum())
+                self.hits[f"{who}1"] += int(top[:, 0].sum())
+                self.hits[f"{who}5"] += int(top.sum())
         if teacher is not None:
             self.agree += int((student.argmax(1) == teacher.argmax(1)).sum())
             log_p, log_q = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
@@ -146,6 +174,13 @@ class _FeatureTally:
     def __init__(self) -> None:
         self.count = self.skipped = 0
         self.cosine: float | None = None
+
+    def __add__(self, other: _FeatureTally) -> _FeatureTally:
+        both = _FeatureTally()
+        both.count, both.skipped = self.count + other.count, self.skipped + other.skipped
+        cosines = [each.cosine for each in (self, other) if each.cosine is not None]
+        both.cosine = sum(cosines) if cosines else None
+        return both
 
     def add(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
         self.count += len(labels)
@@ -189,7 +224,7 @@ def measure_speed(
     input_size: tuple[int, int, int],
     *,
     device: torch.device,
-    budget_seconds: float = 3.0,
+    budget_seconds: float = SPEED_SECONDS,
 ) -> Speed:
     """Time one forward pass of each model, alternating, at batch 1 and 32.
 

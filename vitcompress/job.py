@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.baselines import BASELINES, measure_baselines
+from vitcompress.budget import finishing_seconds, seconds_to_train
 from vitcompress.calibration import calibration_batches, drawn
+from vitcompress.checkpoints import Checkpoints, run_facts
 from vitcompress.classes import known_classes
 from vitcompress.compare import Candidate, Comparison, compare, has_classes
 from vitcompress.compose import to_dict
@@ -31,13 +34,14 @@ from vitcompress.planner.sensitivity import divergence_and_chance
 from vitcompress.planning import Planning
 from vitcompress.prepare import (
     bundle_of,
-    check_device,
     check_measurable,
     check_out,
+    check_run,
     check_store,
     check_target,
     missing_images,
 )
+from vitcompress.processes import from_main, join
 from vitcompress.produce import (
     Lesson,
     Stored,
@@ -121,20 +125,58 @@ class Job:
         return artifact.header_bytes(student, manifest) + _SPARE_BYTES
 
     def planned(self, teacher: nn.Module, reporter: Reporter) -> Job:
-        """The same job with the plan that is found for its target."""
-        found = self.planning(teacher, reporter).find()
-        for line in found.plan.why:
+        """The same job with the plan that is found for its target; of several processes, by the main one."""
+        main = self.accelerator.is_main_process
+        found = self.planning(teacher, reporter).find() if main else None
+        plan, store = from_main((found.plan, found.store) if found else None, self.accelerator) or (self.plan, "")
+        for line in plan.why:
             reporter.say(line)
-        empty = empty_model(self.source)
-        plan = with_macs(found.plan, empty, self.config["input_size"])
-        comparison = _compared(self.source, empty, plan, self.teacher, self.recipe, self.config)
-        store = replace(self.recipe.store, store=found.store)  # type: ignore[arg-type]
-        recipe = replace(_with_losses(self.recipe, comparison), store=store)
+        return self.with_plan(with_macs(plan, empty_model(self.source), self.config["input_size"]), store)
+
+    def with_plan(self, plan: Plan, store: str) -> Job:
+        """The same job with a plan that was searched for, and the store that it counts on."""
+        comparison = _compared(self.source, empty_model(self.source), plan, self.teacher, self.recipe, self.config)
+        recipe = _with_losses(self.recipe, comparison)
+        recipe = replace(recipe, store=replace(recipe.store, store=store))  # type: ignore[arg-type]
         return replace(self, recipe=recipe, plan=plan, comparison=comparison)
 
-    def start(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Set the student's starting weights, in place."""
-        start_student(student, teacher, self.plan, lambda: self._calibration(teacher), self.recipe.start.start)
+    def begun(
+        self, teacher: nn.Module, checkpoints: Checkpoints | None, reporter: Reporter
+    ) -> tuple[Job, nn.Module]:  # fmt: skip
+        """The job with all settled, and its student before training; or as an interrupted run left them.
+
+        Args:
+            teacher: the source, on the accelerator's device.
+            checkpoints: where an interrupted run left its state; None where none is kept.
+            reporter: told of it.
+        """
+        recipe = self.recipe
+        other = {"teacher.sha256": self.teacher.sha256()} if self.teacher else {}
+        facts = run_facts(
+            to_dict(recipe), self.train, **{"model.sha256": sha256_of(teacher.state_dict())}, **other,
+            num_processes=self.accelerator.num_processes, torch=torch.__version__,
+        )  # fmt: skip
+        settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say) if checkpoints else None
+        job = self
+        if settled is not None:
+            job = job.with_plan(TypeAdapter(Plan).validate_python(settled["plan"]), settled["store"])
+            job = replace(job, recipe=replace(job.recipe, distill=replace(job.recipe.distill, lr=settled["lr"])))
+        elif recipe.target.is_given:
+            job = job.planned(teacher, reporter)
+        size = job.plan.size
+        reporter.say(f"{job.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
+        student = clone(teacher)
+        apply_plan(student, job.plan)
+        trained = settled is not None and checkpoints is not None and checkpoints.newest() is not None
+        if not trained or recipe.distill.fade:  # what fades is the difference from the start
+            start_student(student, teacher, job.plan, lambda: job._calibration(teacher), recipe.start.start)
+        if settled is None:
+            job = job.tuned(student, teacher, reporter)
+            if checkpoints and recipe.distill.steps != 0 and job.accelerator.is_main_process:
+                plan = TypeAdapter(Plan).dump_python(job.plan, mode="json")
+                lr, store = job.recipe.distill.lr, job.recipe.store.store
+                checkpoints.begin(facts, {"plan": plan, "store": store, "lr": lr})
+        return job, student
 
     def _calibration(self, teacher: nn.Module) -> Iterator[Tensor]:
         assert self.train is not None  # prepare_job saw to it
@@ -149,12 +191,22 @@ class Job:
             return self
         images = torch.cat(list(self._calibration(source)))[:JUDGED_IMAGES]
         far, chance = divergence_and_chance(student.eval(), source, images)
-        lr = lr_for_start(far, chance, self.recipe.data.batch_size)
+        lr = from_main(lr_for_start(far, chance, self.recipe.data.batch_size), self.accelerator)
         reporter.say(f"start: {far:.3f} nats from {self.source.name} ({chance:.2f} would be chance): --lr {lr:.2g}")
         return replace(self, recipe=replace(self.recipe, distill=replace(recipe, lr=lr)))
 
-    def distill(self, student: nn.Module, source: nn.Module, reporter: Reporter) -> TrainLog:
-        """Train the student, in place, to do what the teacher does: the source, if no other is named."""
+    def distill(
+        self, student: nn.Module, source: nn.Module, checkpoints: Checkpoints | None, started: float, reporter: Reporter
+    ) -> TrainLog:  # fmt: skip
+        """Train the student, in place, to do what the teacher does: the source, if no other is named.
+
+        Args:
+            student: before training.
+            source: what it was made from.
+            checkpoints: where the state of the training is kept; None where it is not.
+            started: when the command was, in seconds since 1970.
+            reporter: shows how it goes.
+        """
         student.to(self.accelerator.device)  # before the source's matrices are laid beside it
         teacher = load_adapted(self.teacher, self.config, self.comparison) if self.teacher else source
         how = self.recipe.store
@@ -170,25 +222,42 @@ class Job:
             return train(
                 student, teacher, self._lesson(), blocks=family_named(self.plan.family).block_names(source),
                 matrices=self.plan.matrices, fade=follow, accelerator=self.accelerator, reporter=reporter,
+                checkpoints=checkpoints, seconds=self._seconds(student, source, started),
             )  # fmt: skip
+
+    def _seconds(self, student: nn.Module, source: nn.Module, started: float) -> float | None:
+        """How long to train; None where the recipe counts in steps."""
+        minutes = self.recipe.distill.max_minutes
+        if minutes is None:
+            return None
+        student.eval(), source.to(self.accelerator.device).eval()
+        estimate = partial(
+            finishing_seconds, student, source, self.val, self.config, self.recipe.data,
+            baselines=self.recipe.store.baselines, accelerator=self.accelerator,
+        )  # fmt: skip
+        return seconds_to_train(minutes, started, estimate, self.accelerator)
 
     def _lesson(self) -> Lesson:
         name = self.teacher.name if self.teacher else self.source.name
         return Lesson(self.recipe, self.train, self.config, self.comparison, name)
 
     def finish(self, student: nn.Module, teacher: nn.Module, log: TrainLog, out: Path, reporter: Reporter) -> Report:
-        """Round, evaluate, write and verify; returns the report that went into the file."""
-        device = self.accelerator.device
+        """Round, evaluate, write and verify; returns the report that went into the file. The main process writes."""
         stored = Stored.of(student, self.plan, self.recipe.store.kind)
         stored.round(student)
         accuracy = measure(
-            student, teacher, self.val, self.config, self.recipe.data, device=device, reporter=reporter
+            student, teacher, self.val, self.config, self.recipe.data, accelerator=self.accelerator, reporter=reporter
         )  # fmt: skip
-        speed = measure_speed(student, teacher, self.config["input_size"], device=device)
-        report = self._report(stored, accuracy, speed, log, self._baselines(teacher, accuracy, reporter))
-        manifest = self._manifest(sha256_of(teacher.state_dict()), stored, report)
-        write_result(out, student, stored, manifest, report, reporter)
-        return report
+        baselines = self._baselines(teacher, accuracy, reporter)
+        report: Report | None = None
+        if self.accelerator.is_main_process:
+            speed = measure_speed(student, teacher, self.config["input_size"], device=self.accelerator.device)
+            report = self._report(stored, accuracy, speed, log, baselines)
+            manifest = self._manifest(sha256_of(teacher.state_dict()), stored, report)
+            write_result(out, student, stored, manifest, report, reporter)
+        whole = from_main(report, self.accelerator)
+        assert whole is not None  # the main process made it
+        return whole
 
     def _report(
         self, stored: Stored, accuracy: Accuracy | None, speed: Speed, log: TrainLog, baselines: tuple[Baseline, ...]
@@ -238,7 +307,7 @@ class Job:
             self.config,
             self.recipe.data,
             accuracy,
-            device=self.accelerator.device,
+            accelerator=self.accelerator,
             reporter=reporter,
         )
 
@@ -250,7 +319,9 @@ class Job:
         return (taught, *self.comparison.notes)
 
 
-def prepare_job(recipe: Recipe, out: Path | None, command: str, *, measures: bool = False) -> Job:
+def prepare_job(
+    recipe: Recipe, out: Path | None, command: str, *, measures: bool = False, joins: bool = True
+) -> Job:  # fmt: skip
     """Check a recipe and find what it names, before any weight is loaded.
 
     Args:
@@ -258,6 +329,7 @@ def prepare_job(recipe: Recipe, out: Path | None, command: str, *, measures: boo
         out: where to write; None where nothing is written.
         command: what was typed.
         measures: options are measured on images, and nothing is trained.
+        joins: it will run here, with the other processes there are.
 
     Raises:
         VitcompressError: every fault that can be told by looking, at once.
@@ -266,7 +338,7 @@ def prepare_job(recipe: Recipe, out: Path | None, command: str, *, measures: boo
     attempt = attempting(faults)
     if out is not None:
         attempt(check_out, out, {"--checkpoint": recipe.model.checkpoint})
-    attempt(check_device, recipe.run.device)
+    attempt(check_run, recipe)
     if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
         faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
     settled = settle(recipe, attempt, measures=measures)
@@ -287,7 +359,7 @@ def prepare_job(recipe: Recipe, out: Path | None, command: str, *, measures: boo
         if config and train is not None:
             attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
     raise_faults(RecipeError, faults)
-    accelerator = Accelerator(cpu=recipe.run.device == "cpu")
+    accelerator = join(recipe.run, (out or Path()).parent) if joins else Accelerator(cpu=True)
     assert settled.comparison is not None  # else there was a fault
     return Job(
         recipe if recipe.target.is_given else _with_losses(recipe, settled.comparison),

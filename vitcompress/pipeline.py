@@ -6,6 +6,7 @@ Recipe → Plan → student → TrainLog → Report → artifact
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from vitcompress import artifact
+from vitcompress.checkpoints import Checkpoints
 from vitcompress.classes import known_classes
 from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
@@ -25,10 +27,10 @@ from vitcompress.job import prepare_job, settle
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, make_plan
 from vitcompress.prepare import bundle_of
-from vitcompress.recipe import DataRecipe, ModelRecipe, PlanRecipe, Recipe
+from vitcompress.processes import part, tracking
+from vitcompress.recipe import DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
 from vitcompress.report import Report
-from vitcompress.source import clone, data_config, empty_model, load_teacher, resolve, sha256_of
-from vitcompress.surgery import apply_plan
+from vitcompress.source import data_config, empty_model, load_teacher, resolve, sha256_of
 from vitcompress.trainlog import DivergedError
 from vitcompress.views import evaluation_loader, random_views
 
@@ -109,41 +111,59 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
     return None if recipe.target.is_given else settled.plan, settled.comparison.notes
 
 
+def check(recipe: Recipe, out: Path) -> None:
+    """Find every fault that `compress` would, before any weight is loaded, and join no other process.
+
+    Raises:
+        VitcompressError: there are some.
+    """
+    prepare_job(recipe, out, "", joins=False)
+
+
 def compress(
-    recipe: Recipe, out: str | os.PathLike[str], *, reporter: Reporter | None = None, command: str = ""
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    reporter: Reporter | None = None,
+    command: str = "",
+    started: float | None = None,
 ) -> Report:
     """Compress a model: plan, surgery, start, distillation, evaluation, a verified file and its report.
 
     Writes `out`, and beside it `<stem>.report.json`, `<stem>.report.md` and, where two models have a top-1, its picture
-    `<stem>.report.svg`; each replaces an older one only when whole.
+    `<stem>.report.svg`; each replaces an older one only when whole. While it trains it keeps its state in
+    `<stem>.checkpoints`. Where several processes were launched, each of them calls this; the main one writes.
 
     Args:
         recipe: what to do.
         out: the artifact's path; its folder exists.
         reporter: told what is going on; silent by default.
         command: what was typed, for the report.
+        started: when, in seconds since 1970, for `max_minutes`; now by default.
 
     Raises:
         VitcompressError: before any weight is loaded where the recipe shows it; nothing is written then.
     """
+    started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
     job = prepare_job(recipe, Path(out), command)
-    set_seed(recipe.run.seed)
-    teacher = load_teacher(job.source)
-    if recipe.target.is_given:
-        job = job.planned(teacher.to(job.accelerator.device), reporter)
-    reporter.say(f"{job.source.name}: {job.plan.size.teacher_params:,} → {job.plan.size.student_params:,} parameters")
-    student = clone(teacher)
-    apply_plan(student, job.plan)
-    job.start(student, teacher)
-    job = job.tuned(student, teacher, reporter)
-    try:
-        log = job.distill(student, teacher, reporter)
-    except DivergedError as error:
-        kept = job.out.with_name(f"{job.out.stem}.last-good{job.out.suffix}")
-        job.finish(student, teacher, error.log, kept, reporter)
-        raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
-    return job.finish(student, teacher, log, job.out, reporter)
+    set_seed(recipe.run.seed, device_specific=True)
+    with job.accelerator.local_main_process_first():  # one of them fetches, the others find what it fetched
+        teacher = load_teacher(job.source).to(job.accelerator.device)
+    checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
+    job, student = job.begun(teacher, checkpoints, reporter)
+    with tracking(job.accelerator, job.recipe, job.out):
+        try:
+            log = job.distill(student, teacher, checkpoints, started, reporter)
+        except DivergedError as error:
+            kept = job.out.with_name(f"{job.out.stem}.last-good{job.out.suffix}")
+            job.finish(student, teacher, error.log, kept, reporter)
+            raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
+    report = job.finish(student, teacher, log, job.out, reporter)
+    if checkpoints and job.accelerator.is_main_process:
+        checkpoints.discard()
+    part(job.accelerator)
+    return report
 
 
 def evaluate(

@@ -13,6 +13,7 @@ import torch
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data import ImageSet
 from vitcompress.errors import RecipeError, raise_faults
+from vitcompress.launch import num_processes
 from vitcompress.recipe import KINDS, STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
@@ -91,15 +92,33 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
         raise RecipeError(f"--out {out}: the folder {folder} cannot be written to: {error.strerror}.") from error
 
 
-def check_device(device: str) -> None:
-    """Make sure that `device` is there.
+def check_run(recipe: Recipe) -> None:
+    """Make sure that the device is there, and that each step's images can be dealt out to the processes.
 
     Raises:
-        RecipeError: it is not.
+        RecipeError: not so; every fault at once.
     """
+    run, faults = recipe.run, []
     available: dict[str, Any] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if device in available and not available[device]():
-        raise RecipeError(f"--device {device} is not there.", hint="--device auto takes what there is.")
+    if run.device in available and not available[run.device]():
+        faults.append((f"--device {run.device} is not there.", "--device auto takes what there is."))
+    on_gpu = run.device in ("auto", "cuda") and torch.cuda.is_available()
+    if run.precision == "tf32" and not (on_gpu and torch.cuda.get_device_capability()[0] >= 8):
+        faults.append(("--precision tf32 needs a GPU that has it (Ampere or newer).", "Use fp32 or bf16."))
+    if run.resume and run.save_every == "none":
+        faults.append(("--resume: --save-every none keeps no state to go on from.", "Leave one of them out."))
+    if on_gpu and run.num_processes is not None and run.num_processes > torch.cuda.device_count():
+        message = f"--num-processes {run.num_processes}: this machine has {torch.cuda.device_count()} GPUs."
+        faults.append((message, "Leave it out for one process per GPU."))
+    processes, accumulate, batch = num_processes(run), recipe.distill.accumulate, recipe.data.batch_size
+    parts = processes * accumulate
+    each = 2 if recipe.data.mixup or recipe.data.cutmix else 1  # mixing takes images in pairs
+    if batch % (parts * each):
+        into = " x ".join(f"{n} {what}" for n, what in ((processes, "processes"), (accumulate, "parts")) if n > 1)
+        whole = max(1, round(batch / (parts * each))) * parts * each
+        even = ", each even for --mixup and --cutmix" if each == 2 else ""
+        faults.append((f"--batch-size {batch} cannot be cut into {into or 'pairs'}{even}.", f"Try {whole}."))
+    raise_faults(RecipeError, faults)
 
 
 def bundle_of(model: str, classes: tuple[str, ...] = ()) -> Bundle | None:

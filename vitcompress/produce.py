@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vitcompress import artifact
+from vitcompress.checkpoints import Checkpoints
 from vitcompress.compare import Comparison, has_classes
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
 from vitcompress.distill import distill
-from vitcompress.errors import DataError
 from vitcompress.evaluate import Accuracy, evaluate_pair
 from vitcompress.mixing import Mixing
 from vitcompress.plan import Plan, weighed
@@ -32,7 +32,7 @@ from vitcompress.source import Source
 from vitcompress.stored import round_to, stored_tensors
 from vitcompress.teacher import Teacher, adapt_inputs
 from vitcompress.trainlog import DivergedError, TrainLog
-from vitcompress.views import evaluation_loader, training_loader
+from vitcompress.views import Batch, evaluation_loader, share_of, training_loader
 
 PROBE_IMAGES = 8
 
@@ -70,6 +70,8 @@ def train(
     fade: Callable[[float], None],
     accelerator: Accelerator,
     reporter: Reporter,
+    checkpoints: Checkpoints | None = None,
+    seconds: float | None = None,
 ) -> TrainLog:
     """Train the student, in place.
 
@@ -82,19 +84,25 @@ def train(
         fade: told of the share of the training that is over, before each step.
         accelerator: decides device and processes.
         reporter: shows how it goes.
-
-    Raises:
-        DataError: not one image could be read.
+        checkpoints: where the state is kept; None for nowhere.
+        seconds: length in time, where the recipe counts in minutes.
     """
-    steps = num_steps(lesson)
-    if steps == 0 or lesson.images is None:
+    steps, images = num_steps(lesson), lesson.images
+    if steps == 0 or images is None:
         return TrainLog()
-    recipe, seed, minutes = lesson.recipe, lesson.recipe.run.seed, lesson.recipe.distill.max_minutes
+    recipe, seed = lesson.recipe, lesson.recipe.run.seed
+    share = share_of(accelerator, accumulate=recipe.distill.accumulate)
+
+    def batches(start: int) -> Iterable[Batch]:
+        return training_loader(
+            images, lesson.config, recipe.data, seed=seed, num_steps=steps, start=start, share=share
+        )  # fmt: skip
+
     with reporter.training() as ticker, _divergence_of(lesson):
         log = distill(
             student,
             teacher,
-            training_loader(lesson.images, lesson.config, recipe.data, seed=seed, num_steps=steps),
+            batches,
             recipe.distill,
             blocks=blocks,
             comparison=lesson.comparison,
@@ -109,13 +117,14 @@ def train(
             fade=fade,
             accelerator=accelerator,
             ticker=ticker,
+            input_size=lesson.config["input_size"],
             num_steps=steps,
-            seconds=60 * minutes if minutes else None,
+            seconds=seconds,
             seed=seed,
             skip_bad_images=recipe.data.skip_bad_images,
+            checkpoints=checkpoints,
+            compiled=recipe.run.compile,
         )
-    if log.steps == 0:
-        raise DataError(f"{lesson.images.name}: not one image could be read.")
     return lesson.named(log)
 
 
@@ -159,29 +168,30 @@ def measure(
     config: dict[str, Any],
     recipe: DataRecipe,
     *,
-    device: torch.device,
+    accelerator: Accelerator,
     reporter: Reporter,
 ) -> Accuracy | None:
     """Evaluate a student next to its teacher; None where there are no images.
 
     Args:
-        student: moved to `device`, in eval mode from now on.
+        student: moved to the accelerator's device, in eval mode from now on.
         teacher: the same; None where there is none.
         images: to evaluate on.
         config: timm's data config of the student.
         recipe: batch size and workers.
-        device: where to run.
+        accelerator: where to run.
         reporter: told of it.
     """
-    student.to(device).eval()
+    student.to(accelerator.device).eval()
     if teacher is not None:
-        teacher.to(device).eval()
+        teacher.to(accelerator.device).eval()
     if images is None:
         return None
     reporter.say(f"evaluating on {images.name}")
     return evaluate_pair(
-        student, teacher, evaluation_loader(images, config, recipe), name=images.name, device=device,
-        skip_bad_images=recipe.skip_bad_images, features=not has_classes(student),
+        student, teacher, evaluation_loader(images, config, recipe, share_of(accelerator)), name=images.name,
+        device=accelerator.device, together=accelerator, skip_bad_images=recipe.skip_bad_images,
+        features=not has_classes(student),
     )  # fmt: skip
 
 

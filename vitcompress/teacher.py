@@ -16,7 +16,7 @@ from vitcompress import artifact
 from vitcompress.compare import Candidate
 from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.recipe import ModelRecipe, TeacherRecipe
-from vitcompress.source import data_config, empty_model, load_teacher, resolve
+from vitcompress.source import data_config, empty_model, load_teacher, resolve, sha256_of
 
 _FLAGS = {"MODEL ": "--teacher ", "--checkpoint": "--teacher-checkpoint", "--model-arg": "--teacher-arg"}
 
@@ -38,6 +38,10 @@ class Teacher:
     config: Mapping[str, Any]
     load: Callable[[], nn.Module]
     classes: tuple[str, ...] = ()
+
+    def sha256(self) -> str:
+        """Of its weights, which are loaded for it."""
+        return sha256_of(self.load().state_dict())
 
     @property
     def candidate(self) -> Candidate:

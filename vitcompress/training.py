@@ -161,6 +161,26 @@ def training_student(student: nn.Module, blocks: Sequence[str], recipe: DistillR
         student.eval()
 
 
+@contextmanager
+def compiling(student: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
+    """Compile blocks of the student, in place, until the context ends.
+
+    Block by block and not the whole: blocks that are alike are compiled once, and hooks between them go on working.
+
+    Args:
+        student: any model.
+        blocks: names of the blocks to compile; none where nothing is to be compiled.
+    """
+    modules = [student.get_submodule(block) for block in blocks]
+    for module in modules:
+        module.compile()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._compiled_call_impl = None
+
+
 def _drop_paths(block: nn.Module) -> list[str]:
     return [name for name, _ in block.named_modules() if _DROP_PATH.fullmatch(name)]
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import field
+from typing import Any
 
 import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from vitcompress.errors import DataError, TrainingError
+from vitcompress.errors import TrainingError
 from vitcompress.recipe import DistillRecipe
-from vitcompress.views import Batch, check_readable
 
 MOST_POINTS = 200  # of the loss curve in the report
 _SNAPSHOT_STEPS = 50
-_BAD_IN_A_ROW = 1000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -43,6 +45,29 @@ class TrainLog:
     loss_curve: tuple[dict[str, float], ...] = field(default_factory=tuple)
     teacher: str | None = None
     losses: dict[str, float] = field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreed:
+    """What all processes know of a step.
+
+    Attributes:
+        losses: weighted, by name, and their sum as `loss`; means over the step's images.
+        norm: of the gradient.
+        done: share of the training that is over, 0–1.
+        due: the state is to be kept.
+        stop: SIGTERM came to one of them.
+        images: of the step.
+        skipped: unreadable ones that others stand in for.
+    """
+
+    losses: dict[str, float]
+    norm: float
+    done: float
+    due: bool
+    stop: bool
+    images: int
+    skipped: int
 
 
 class DivergedError(TrainingError):
@@ -77,46 +102,57 @@ class Run:
     ) -> None:
         self.recipe, self.student, self.num_steps, self.limit = recipe, student, num_steps, seconds
         self.kept = kept
-        self.start = time.perf_counter()
+        self.start, self.before = time.perf_counter(), 0.0
+        self.waited = 0.0
         self.steps = self.images = self.skipped = 0
         self.sums: dict[str, float] = {}
         self.since, self.every = 0, 1
         self.curve: list[dict[str, float]] = []
         self.good = _copy(kept)
 
-    def done(self) -> float:
-        """Share of the training that is over, 0–1."""
+    def done(self, *, ahead: int = 0) -> float:
+        """Share of the training that is over, 0–1, `ahead` steps from now, or by this process's clock."""
         if self.num_steps is not None:
-            return self.steps / self.num_steps
+            return (self.steps + ahead) / self.num_steps
         return min(1.0, self.seconds() / self.limit) if self.limit else 1.0
 
     def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self.start
+        """Spent training, before an interruption too."""
+        return self.before + time.perf_counter() - self.start
 
     def images_per_second(self) -> float:
         """Since the start."""
         return self.images / self.seconds()
 
-    def count_bad(self, batch: Batch, *, skip: bool) -> None:
-        """Count unreadable images, or stop at them."""
-        self.skipped += check_readable(batch, skip=skip)
-        if self.images == 0 and self.skipped >= _BAD_IN_A_ROW:
-            raise DataError(f"The first {self.skipped:,} training images cannot be read; the last: {batch.bad[-1]}")
+    def waiting(self) -> float:
+        """Share of the time since the start, or since the run was resumed, that went by waiting for images."""
+        return self.waited / max(time.perf_counter() - self.start, 1e-9)
 
-    def record(self, losses: Mapping[str, Tensor], norm: Tensor, *, lr: float, images: int) -> None:
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Count the time of the block as waiting for images."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def record(self, step: Agreed, *, lr: float) -> None:
         """Count a step whose gradients are about to be applied.
+
+        Args:
+            step: what it came to.
+            lr: of AdamW.
 
         Raises:
             DivergedError: the loss or the gradient is not finite.
         """
-        self.check_finite(torch.stack([losses["loss"].detach(), norm.detach()]))
+        self.check_finite(math.isfinite(step.losses["loss"]) and math.isfinite(step.norm))
         if self.steps % _SNAPSHOT_STEPS == 0:
             self.good = _copy(self.kept)
         self.steps += 1
-        self.images += images
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        self.images += step.images
+        self.skipped += step.skipped
+        for name, value in step.losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.since += 1
         if self.since == self.every:
             self._point(lr)
@@ -127,9 +163,9 @@ class Run:
         if len(self.curve) == MOST_POINTS:  # every second point goes, and new ones come half as often
             self.curve, self.every = self.curve[1::2], 2 * self.every
 
-    def check_finite(self, values: Tensor) -> None:
-        """Restore the last good weights and stop, unless every value is finite."""
-        if bool(torch.isfinite(values).all()):
+    def check_finite(self, finite: bool) -> None:
+        """Restore the last good weights and stop, unless what was found is finite."""
+        if finite:
             return
         with torch.no_grad():
             for p, value in zip(self.student.parameters(), self.good, strict=True):
@@ -141,6 +177,19 @@ class Run:
         )
         error.log = self.log()
         raise error
+
+    def counters(self) -> dict[str, Any]:
+        """All that a resumed run goes on from but weights, as JSON has it."""
+        names = ("limit", "steps", "images", "skipped", "sums", "since", "every", "curve")
+        return {"seconds": self.seconds(), **{name: getattr(self, name) for name in names}}
+
+    def go_on(self, counters: Mapping[str, Any], good: Iterable[Tensor]) -> None:
+        """Go on from where another run was, in place."""
+        self.start, self.before = time.perf_counter(), float(counters["seconds"])
+        for name, value in counters.items():
+            if name != "seconds":
+                setattr(self, name, value)
+        self.good = list(good)
 
     def log(self) -> TrainLog:
         """What happened so far."""

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
 from vitcompress import artifact
 from vitcompress.adapt import adapt_student, adapted_source
+from vitcompress.budget import finishing_seconds, seconds_to_train
+from vitcompress.checkpoints import Checkpoints, run_facts
 from vitcompress.classes import known_classes
 from vitcompress.compare import Candidate, Comparison, has_classes
 from vitcompress.compose import to_dict
@@ -30,7 +35,8 @@ from vitcompress.lessons import config_of, images_to_learn, new_head, settle_los
 from vitcompress.losses import LOSSES
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, measured_on
-from vitcompress.prepare import check_device, check_out, check_store
+from vitcompress.prepare import check_out, check_run, check_store
+from vitcompress.processes import from_main, join, part, tracking
 from vitcompress.produce import (
     Lesson,
     Stored,
@@ -43,7 +49,7 @@ from vitcompress.produce import (
     write_result,
 )
 from vitcompress.quantized_layers import quantising
-from vitcompress.recipe import Recipe
+from vitcompress.recipe import Recipe, save_interval
 from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
 from vitcompress.source import Source, build_model, empty_model, sha256_of
 from vitcompress.surgery import apply_plan
@@ -61,6 +67,7 @@ def finetune(
     img_size: int | None = None,
     reporter: Reporter | None = None,
     command: str = "",
+    started: float | None = None,
 ) -> Report:
     """Teach an artifact other classes, or its own on images of another size; what its blocks share stays shared.
 
@@ -74,29 +81,49 @@ def finetune(
         img_size: rows and columns of an image, in pixels; None to keep the size.
         reporter: told what is going on; silent by default.
         command: what was typed, for the report.
+        started: when, in seconds since 1970, for `max_minutes`; now by default.
 
     Raises:
         VitcompressError: before any weight is loaded where that can be told; nothing is written then.
     """
+    started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
     job = _prepare(Path(path), recipe, Path(out), img_size, command)
-    set_seed(recipe.run.seed)
-    job, teacher = _with_teacher(job, reporter)
+    set_seed(recipe.run.seed, device_specific=True)
+    with job.accelerator.local_main_process_first():
+        job, teacher = _with_teacher(job, reporter)
     student = artifact.load(path)
     adapt_student(student, job.plan, num_classes=job.num_classes, img_size=img_size)
+    checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
+    if checkpoints and recipe.distill.steps != 0:
+        job.begin(checkpoints, teacher, reporter)
     before = None if job.num_classes else job.measure(student, None, reporter)
     try:
         how = job.lesson.recipe.store
-        with quantising(student, how.kind, how.qat_fraction) as quantise:
+        with quantising(student, how.kind, how.qat_fraction) as quantise, tracking(job.accelerator, recipe, job.out):
             log = train(
                 student, teacher, job.lesson, blocks=family_named(job.plan.family).block_names(student),
                 matrices=job.plan.matrices, fade=quantise, accelerator=job.accelerator, reporter=reporter,
+                checkpoints=checkpoints, seconds=job.seconds(student, teacher, started),
             )  # fmt: skip
     except DivergedError as error:
         kept = job.out.with_name(f"{job.out.stem}.last-good{job.out.suffix}")
         job.finish(student, teacher, before, error.log, kept, reporter)
         raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
-    return job.finish(student, teacher, before, log, job.out, reporter)
+    report = job.finish(student, teacher, before, log, job.out, reporter)
+    if checkpoints and job.accelerator.is_main_process:
+        checkpoints.discard()
+    part(job.accelerator)
+    return report
+
+
+def check(path: Path, recipe: Recipe, out: Path, *, img_size: int | None = None) -> None:
+    """Find every fault that `finetune` would, before any weight is loaded, and join no other process.
+
+    Raises:
+        VitcompressError: there are some.
+    """
+    _prepare(path, recipe, out, img_size, "", joins=False)
 
 
 @dataclass(frozen=True)
@@ -129,12 +156,38 @@ class _Job:
     accelerator: Accelerator
     notes: tuple[str, ...] = ()
 
+    def begin(self, checkpoints: Checkpoints, teacher: nn.Module | None, reporter: Reporter) -> None:
+        """Make room for the states of a new run, or make sure that the interrupted one is this."""
+        recipe, digests = self.lesson.recipe, {"file.sha256": self.lineage[-1].sha256}
+        if teacher is not None:
+            digests["teacher.sha256"] = sha256_of(teacher.state_dict())
+        facts = run_facts(
+            to_dict(recipe), self.lesson.images, **digests, num_processes=self.accelerator.num_processes,
+            torch=torch.__version__,
+        )  # fmt: skip
+        settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say)
+        if settled is None and self.accelerator.is_main_process:
+            checkpoints.begin(facts, {})
+
+    def seconds(self, student: nn.Module, teacher: nn.Module | None, started: float) -> float | None:
+        """How long to train; None where the recipe counts in steps."""
+        recipe, accelerator = self.lesson.recipe, self.accelerator
+        if recipe.distill.max_minutes is None:
+            return None
+        for model in filter(None, (student, teacher)):
+            model.to(accelerator.device).eval()
+        estimate = partial(
+            finishing_seconds, student, teacher, self.val, self.lesson.config, recipe.data, baselines=False,
+            accelerator=accelerator,
+        )  # fmt: skip
+        return seconds_to_train(recipe.distill.max_minutes, started, estimate, accelerator)
+
     def measure(self, student: nn.Module, teacher: nn.Module | None, reporter: Reporter) -> Accuracy | None:
         """Evaluate the student, next to its teacher where it has one; nothing where there is nothing to measure."""
         if teacher is None and (not has_classes(student) or self.val is None or self.val.labels is None):
             return None
         return measure(
-            student, teacher, self.val, self.lesson.config, self.lesson.recipe.data, device=self.accelerator.device,
+            student, teacher, self.val, self.lesson.config, self.lesson.recipe.data, accelerator=self.accelerator,
             reporter=reporter,
         )  # fmt: skip
 
@@ -142,11 +195,13 @@ class _Job:
         self, student: nn.Module, teacher: nn.Module | None, before: Accuracy | None, log: TrainLog, out: Path,
         reporter: Reporter,
     ) -> Report:  # fmt: skip
-        """Round, evaluate, write and verify; returns the report that went into the file."""
+        """Round, evaluate, write and verify; returns the report that went into the file. The main process writes."""
         device, config = self.accelerator.device, self.lesson.config
         stored = Stored.of(student, self.plan, self.lesson.recipe.store.kind)
         stored.round(student)
         accuracy = self.measure(student, teacher, reporter)
+        if not self.accelerator.is_main_process:
+            return self._of_main(None)
         whole = build_model(self.source).to(device).eval()  # how fast it is does not hang on its weights
         report = Report(
             schema_version=SCHEMA_VERSION,
@@ -168,7 +223,12 @@ class _Job:
             made_of=self.plan.groups,
         )
         write_result(out, student, stored, self._manifest(report, stored), report, reporter)
-        return report
+        return self._of_main(report)
+
+    def _of_main(self, report: Report | None) -> Report:
+        found = from_main(report, self.accelerator)
+        assert found is not None  # the main process made it
+        return found
 
     def _manifest(self, report: Report, stored: Stored) -> artifact.Manifest:
         same = self.num_classes is None and self.source.model_args == self.parent.source["model_args"]
@@ -218,7 +278,9 @@ def _with_teacher(job: _Job, reporter: Reporter) -> tuple[_Job, nn.Module | None
     return job, load_adapted(loaded, job.lesson.config, job.lesson.comparison)
 
 
-def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, command: str) -> _Job:
+def _prepare(
+    path: Path, recipe: Recipe, out: Path, img_size: int | None, command: str, *, joins: bool = True
+) -> _Job:  # fmt: skip
     """Check what was asked for and find what it names, before any weight is loaded.
 
     Raises:
@@ -232,7 +294,7 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
         "--teacher-checkpoint": asked.teacher_checkpoint,
     }
     attempt(check_out, out, {str(path): path, **inputs})
-    attempt(check_device, recipe.run.device)
+    attempt(check_run, recipe)
     attempt(_check_stages, recipe)
     parent = attempt(artifact.read_manifest, path)
     teacher = attempt(find_teacher, asked) if asked.teacher else None
@@ -268,7 +330,8 @@ def _prepare(path: Path, recipe: Recipe, out: Path, img_size: int | None, comman
     plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, lesson.config["input_size"])
     return _Job(
         lesson, out, command, parent, _lineage(path, parent), source, plan,
-        num_classes, classes, val, teacher, asked.teacher is None, Accelerator(cpu=recipe.run.device == "cpu"),
+        num_classes, classes, val, teacher, asked.teacher is None,
+        join(recipe.run, out.parent) if joins else Accelerator(cpu=True),
     )  # fmt: skip
 
 

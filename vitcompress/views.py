@@ -8,22 +8,27 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image, UnidentifiedImageError
 from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vitcompress.console import local_processes
 from vitcompress.data import ImageSet
 from vitcompress.errors import DataError, RecipeError
 from vitcompress.recipe import DataRecipe
 
+Key = tuple[int, int]  # position in the set, number of the draw
 _MODES = {1: "L", 3: "RGB"}
+_MOST_STAND_INS = 100  # images in a row that cannot be read, till a set is taken for one of no images
 
 
 class Batch(NamedTuple):
@@ -40,7 +45,15 @@ class Batch(NamedTuple):
     bad: tuple[str, ...]
 
 
-class Views(Dataset[tuple[Tensor, int] | str]):
+class Sample(NamedTuple):
+    """A view `[C, H, W]`, or None where there is none; its label; and the images that could not be read before it."""
+
+    view: Tensor | None
+    label: int
+    bad: tuple[str, ...]
+
+
+class Views(Dataset[Sample]):
     """Views of the images of a set: `views[index, draw]`, each drawn from a seed of its own.
 
     Args:
@@ -54,23 +67,28 @@ class Views(Dataset[tuple[Tensor, int] | str]):
     def __init__(
         self, images: ImageSet, config: Mapping[str, Any], *, training: bool, recipe: DataRecipe, seed: int
     ) -> None:
-        self.images, self.seed = images, seed
+        self.images, self.training, self.seed = images, training, seed
         channels = config["input_size"][0]
         if channels not in _MODES:
             raise DataError(f"The model takes {channels} channels; images have 1 or 3.")
         self.mode = _MODES[channels]
         self.transform = random_views(config, recipe) if training else create_transform(**config, is_training=False)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """A view; where its image cannot be read, training goes on with the next one that can."""
         position, draw = key
-        index = self.images.indices[position]
-        try:
-            image = _convert(self.images.reader.open(index), self.mode)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            return f"{self.images.reader.where(index)}: {error}"
-        with seeded(self.seed, draw):
-            view: Tensor = self.transform(image)
-        return view, self.images.labels[index] if self.images.labels is not None else -1
+        bad: list[str] = []
+        for offset in range(_MOST_STAND_INS if self.training else 1):
+            index = self.images.indices[(position + offset) % len(self.images)]
+            try:
+                image = _convert(self.images.reader.open(index), self.mode)
+            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                bad.append(f"{self.images.reader.where(index)}: {error}")
+                continue
+            with seeded(self.seed, draw):
+                view: Tensor = self.transform(image)
+            return Sample(view, self.images.labels[index] if self.images.labels is not None else -1, tuple(bad))
+        return Sample(None, -1, tuple(bad))
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
@@ -135,40 +153,85 @@ def seeded(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-class Stream(Sampler[list[tuple[int, int]]]):
+@dataclass(frozen=True)
+class Share:
+    """Which part of every step's images is this process's.
+
+    Attributes:
+        process: its number.
+        num_processes: how many there are.
+        accumulate: batches that it takes its part in.
+    """
+
+    process: int = 0
+    num_processes: int = 1
+    accumulate: int = 1
+
+    def cut(self, keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
+        """Cut a step's images down to the batches of the process.
+
+        Mixing pairs the first image of a batch with its last, the second with the last but one, and so on: where a
+        part has an even number of images, whole pairs go into it, so that the pairs are those of the whole batch.
+        """
+        parts = self.num_processes * self.accumulate
+        size = len(keys) // parts
+        for number in range(self.accumulate):
+            part = number * self.num_processes + self.process
+            if size % 2:
+                yield keys[part * size : (part + 1) * size]
+            else:
+                half, end = size // 2, len(keys) - part * (size // 2)
+                yield [*keys[part * half : (part + 1) * half], *keys[end - half : end]]
+
+
+def share_of(accelerator: Accelerator, *, accumulate: int = 1) -> Share:
+    """The share of the process that asks."""
+    return Share(accelerator.process_index, accelerator.num_processes, accumulate)
+
+
+class Stream(Sampler[list[Key]]):
     """Batches of `(position, draw)`: shuffled passes over the images, end to end, so every batch is full.
 
     Args:
         num_images: N.
-        batch_size: images per batch.
+        batch_size: images per step.
         seed: decides the order; each pass has its own.
-        num_steps: batches; endless where None.
+        num_steps: where it ends; endless where None.
         repeats: draws of an image that follow each other; as many passes then take as many times the steps.
+        start: the first step.
+        share: this process's part of each step.
 
     Source: of repeats, Hoffer et al. 2019, arXiv:1901.09335; the order is that of timm's RepeatAugSampler.
     """
 
-    def __init__(self, num_images: int, batch_size: int, *, seed: int, num_steps: int | None, repeats: int = 1) -> None:
+    def __init__(
+        self, num_images: int, batch_size: int, *, seed: int, num_steps: int | None, repeats: int = 1, start: int = 0,
+        share: Share | None = None,
+    ) -> None:  # fmt: skip
         self.num_images, self.batch_size, self.seed, self.num_steps = num_images, batch_size, seed, num_steps
-        self.repeats = repeats
+        self.repeats, self.start, self.share = repeats, start, share or Share()
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        draws = self._draws()
-        for _ in itertools.count() if self.num_steps is None else range(self.num_steps):
-            yield list(itertools.islice(draws, self.batch_size))
+    def __iter__(self) -> Iterator[list[Key]]:
+        draws = self._draws(self.start * self.batch_size)
+        for _ in itertools.count() if self.num_steps is None else range(self.start, self.num_steps):
+            keys = list(itertools.islice(draws, self.batch_size))
+            yield from map(list, self.share.cut(keys))
 
-    def _draws(self) -> Iterator[tuple[int, int]]:
-        draw = itertools.count()
-        for number in itertools.count():
-            for position in np.random.default_rng([self.seed, number]).permutation(self.num_images).tolist():
-                for _ in range(self.repeats):
-                    yield position, next(draw)
+    def _draws(self, first: int) -> Iterator[Key]:
+        number, before = divmod(first, self.num_images * self.repeats)
+        draw = itertools.count(first)
+        for each in itertools.count(number):
+            order = np.random.default_rng([self.seed, each]).permutation(self.num_images).repeat(self.repeats)
+            for position in order[before:].tolist():
+                yield position, next(draw)
+            before = 0
 
 
 def training_loader(
-    images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, *, seed: int, num_steps: int | None
-) -> DataLoader[Any]:
-    """Random views in shuffled batches of `recipe.batch_size`: `num_steps` of them, or endless.
+    images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, *, seed: int, num_steps: int | None,
+    start: int = 0, share: Share | None = None,
+) -> DataLoader[Any]:  # fmt: skip
+    """Random views in shuffled batches, `recipe.batch_size` images a step: till `num_steps`, or endless.
 
     Args:
         images: what to train on.
@@ -176,37 +239,49 @@ def training_loader(
         recipe: batch size, workers and augmentation.
         seed: decides order and views.
         num_steps: None for an endless loader.
+        start: the first step.
+        share: this process's part of each step.
     """
     views = Views(images, config, training=True, recipe=recipe, seed=seed)
-    stream = Stream(len(images), recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats)
-    return DataLoader(views, batch_sampler=stream, collate_fn=collate, **_workers(recipe, images))
+    stream = Stream(
+        len(images), recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats, start=start, share=share
+    )
+    return _loader(views, stream, recipe)
 
 
-def evaluation_loader(images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe) -> DataLoader[Any]:
+def evaluation_loader(
+    images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, share: Share | None = None
+) -> DataLoader[Any]:
     """Centre crops in order, every image once.
 
     Args:
         images: what to evaluate on.
         config: timm's data config.
         recipe: batch size and workers.
+        share: of several processes, each takes every so many batches.
     """
     views = Views(images, config, training=False, recipe=recipe, seed=0)
     keys = [(position, 0) for position in range(len(images))]
     batches = [keys[i : i + recipe.batch_size] for i in range(0, len(keys), recipe.batch_size)]
-    return DataLoader(views, batch_sampler=batches, collate_fn=collate, **_workers(recipe, images))
+    share = share or Share()
+    return _loader(views, batches[share.process :: share.num_processes], recipe)
 
 
-def _workers(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
-    spare = max(1, min(8, (os.cpu_count() or 2) - 1))
-    number = spare if recipe.num_workers is None else recipe.num_workers
-    return {"num_workers": number, "persistent_workers": False, "pin_memory": torch.cuda.is_available()}
+def _loader(views: Views, batches: Iterable[list[Key]], recipe: DataRecipe) -> DataLoader[Any]:
+    spare = max(1, min(8, (os.cpu_count() or 2) // local_processes() - 1))
+    return DataLoader(
+        views, batch_sampler=batches, collate_fn=collate,
+        num_workers=spare if recipe.num_workers is None else recipe.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or each pass would take one of the student's random numbers
+    )  # fmt: skip
 
 
-def collate(samples: Sequence[tuple[Tensor, int] | str]) -> Batch:
+def collate(samples: Sequence[Sample]) -> Batch:
     """Stack views; names of unreadable images are kept apart."""
-    good = [sample for sample in samples if not isinstance(sample, str)]
+    good = [(sample.view, sample.label) for sample in samples if sample.view is not None]
     images = torch.stack([view for view, _ in good]) if good else torch.empty(0)
-    bad = tuple(sample for sample in samples if isinstance(sample, str))
+    bad = tuple(name for sample in samples for name in sample.bad)
     return Batch(images, torch.tensor([label for _, label in good], dtype=torch.int64), bad)
 
 

@@ -22,12 +22,14 @@ from vitcompress.recipe.training import (
     LOSSES,
     DataRecipe,
     DistillRecipe,
+    Interval,
     RunRecipe,
     TeacherRecipe,
+    save_interval,
 )
 
 __all__ = [
     "DEFAULT_LR", "DEFAULT_SHARE", "DEFAULT_STEPS", "KINDS", "LOSSES", "STAGES", "STORES_IN_LOOP", "TRANSFORMS",
-    "DataRecipe", "DistillRecipe", "GateRecipe", "ModelRecipe", "Option", "PlanRecipe", "Recipe", "RunRecipe",
-    "StartRecipe", "StoreRecipe", "TargetRecipe", "TeacherRecipe", "options",
+    "DataRecipe", "DistillRecipe", "GateRecipe", "Interval", "ModelRecipe", "Option", "PlanRecipe", "Recipe",
+    "RunRecipe", "StartRecipe", "StoreRecipe", "TargetRecipe", "TeacherRecipe", "options", "save_interval",
 ]  # fmt: skip

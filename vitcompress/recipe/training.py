@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,7 @@ class DataRecipe:
         Path | None, Field(description="Text file with a folder name per line, in the order of the model's classes.")
     ] = None
     skip_bad_images: Annotated[bool, Field(description="Count images that cannot be read instead of stopping.")] = False
-    batch_size: Annotated[int, Field(ge=1, description="Images per step.")] = 128
+    batch_size: Annotated[int, Field(ge=1, description="Images per step, of all processes together.")] = 128
     num_workers: Annotated[
         int | None, Field(ge=0, description="Processes that decode images; default: by the number of cores.")
     ] = None
@@ -82,7 +83,10 @@ class DistillRecipe:
         Field(ge=0, description=f"Training steps ({DEFAULT_STEPS} if no length is given); 0 converts only."),
     ] = None
     epochs: Annotated[float | None, Field(gt=0, description="Training length in passes over the images.")] = None
-    max_minutes: Annotated[float | None, Field(gt=0, description="Training length in minutes.")] = None
+    max_minutes: Annotated[
+        float | None,
+        Field(gt=0, description="Length of the whole command in minutes, evaluation and writing included."),
+    ] = None
     optimizer: Annotated[
         Literal["adamw", "muon"],
         Field(description="adamw; or muon for the blocks' matrices and adamw for the rest (long runs, far starts)."),
@@ -101,6 +105,9 @@ class DistillRecipe:
     ] = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1, description="Share of the training spent warming up.")] = 0.1
     clip_norm: Annotated[float, Field(gt=0, description="Largest norm of the gradient.")] = 1.0
+    accumulate: Annotated[
+        int, Field(ge=1, description="Parts that each step's images are taken in: less memory, the same update.")
+    ] = 1
     loss: Annotated[
         dict[str, Annotated[float, Field(ge=0)]] | None,
         Pairs,
@@ -160,3 +167,43 @@ class RunRecipe:
 
     seed: Annotated[int, Field(ge=0, lt=2**32, description="Seed of data order, views and drop path.")] = 0
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Field(description="Device to train on.")] = "auto"
+    num_processes: Annotated[
+        int | None, Field(ge=1, description="Processes to train in, on this machine; default: one per GPU, else one.")
+    ] = None
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16"],
+        Field(description="Of products while training: fp32; tf32 on GPUs that have it; bf16 under autocast."),
+    ] = "fp32"
+    compile: Annotated[bool, Field(description="Compile the blocks (torch.compile): slow to start, then faster.")] = (
+        False
+    )
+    save_every: Annotated[
+        str, Field(description="How often to keep the state of the training: 500 steps, 10m minutes, or none.")
+    ] = "10m"
+    resume: Annotated[
+        bool, Field(description="Go on from the newest state that an interrupted run of the same recipe kept.")
+    ] = False
+    log_with: Annotated[
+        Literal["tensorboard", "wandb"] | None, Field(description="Send loss curves there, through accelerate.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        save_interval(self.save_every)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """How often: one of the two is None."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+
+def save_interval(text: str) -> Interval | None:
+    """`500` steps, `10m` minutes, or `none`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)(m?)\s*", text)
+    if text.strip() == "none":
+        return None
+    if found is None or float(found[1]) <= 0 or not (found[2] or found[1].isdigit()):
+        raise ValueError(f"--save-every {text}: not a number of steps like 500, of minutes like 10m, or none")
+    return Interval(seconds=60 * float(found[1])) if found[2] else Interval(steps=int(found[1]))

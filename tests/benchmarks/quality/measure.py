@@ -188,7 +188,7 @@ class Comparison:
             distill(
                 student,
                 teacher,
-                Batches(sets, self.subject.batch_size, key.seed, key.steps),  # type: ignore[arg-type]
+                lambda start: Batches(sets, self.subject.batch_size, key.seed, key.steps),
                 recipe,
                 blocks=family_of(student, key.model).block_names(student),
                 comparison=comparison,
@@ -197,13 +197,14 @@ class Comparison:
                 fade=step,
                 accelerator=Accelerator(cpu=True),
                 ticker=_Silent(),
+                input_size=sets.input_size,
                 num_steps=key.steps,
                 seed=key.seed,
             )
 
 
 class _Silent:
-    def step(self, *, done: float, loss: float, images_per_second: float) -> None:
+    def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
         """Say nothing."""
 
 

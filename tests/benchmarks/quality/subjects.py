@@ -18,7 +18,7 @@ from vitcompress.data import ImageSet, hold_out, open_sets
 from vitcompress.prepare import bundle_of
 from vitcompress.recipe import DataRecipe, ModelRecipe
 from vitcompress.source import data_config, load_teacher, resolve
-from vitcompress.views import Batch, Stream, Views
+from vitcompress.views import Batch, Stream, Views, collate
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 NUM_CALIBRATION = 256
@@ -141,11 +141,10 @@ def read(images: ImageSet, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Every image of a set as the product evaluates on it, and the labels."""
     views = Views(images, config, training=False, recipe=DataRecipe(), seed=0)
     found = [views[position, 0] for position in range(len(images))]
-    bad = [sample for sample in found if isinstance(sample, str)]
-    if bad:
-        raise OSError(bad[0])
-    good = [sample for sample in found if not isinstance(sample, str)]
-    return torch.stack([view for view, _ in good]), torch.tensor([label for _, label in good])
+    batch = collate(found)
+    if batch.bad:
+        raise OSError(batch.bad[0])
+    return batch.images, batch.labels
 
 
 def taught(teacher: nn.Module, images: Tensor, labels: Tensor) -> Labelled:

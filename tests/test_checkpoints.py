@@ -1,0 +1,267 @@
+"""A run that is cut short anywhere and goes on gives the file of a run that was not, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import Vitcompress
+from vitcompress import checkpoints, trainlog
+from vitcompress.recipe import Interval, save_interval
+
+STEPS = 7
+RECIPES: dict[str, list[object]] = {
+    "plain": ["--share", 2],
+    "drop-path-and-mean": ["--share", 2, "--drop-path", 0.3, "--ema", 0.9],
+    "muon-and-fade": ["--share", 4, "--optimizer", "muon", "--fade", 0.6, "--accumulate", 2],
+    "workers-and-mixup": ["--share", 2, "--num-workers", 2, "--mixup", 0.8],
+    "searched-and-int8": ["--target-ratio", 1.5, "--kinds", "narrow", "--store", "int8", "--qat-fraction", 0.5],
+}
+
+
+class Killed(BaseException):
+    """Nothing catches it, and nothing is tidied up but what a context manager tidies."""
+
+
+@pytest.fixture
+def words(teacher: Sequence[str], flat: Path) -> list[object]:
+    common: list[object] = ["--data", flat, "--batch-size", 4, "--steps", STEPS, "--device", "cpu", "--no-baselines"]
+    return ["compress", *teacher, *common, "--save-every", 2]
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], None]:
+    """Let the training die before its update of a step; returns what lets it live again."""
+    whole = trainlog.Run.record
+
+    def record(self: trainlog.Run, *args: Any, **kwargs: Any) -> None:
+        if self.steps == step:
+            raise Killed
+        whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainlog.Run, "record", record)
+    return lambda: monkeypatch.setattr(trainlog.Run, "record", whole)
+
+
+def same_tensors(a: Path, b: Path) -> bool:
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def curve(path: Path) -> Any:
+    return json.loads(path.with_suffix(".report.json").read_text())["train"]["loss_curve"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(
+    name: str, words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = [] if "--num-workers" in RECIPES[name] else ["--num-workers", 0]
+    asked = [*words, *RECIPES[name], *workers]
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    assert vitcompress(*asked, "--out", whole).code == 0
+    for step in random.Random(name).sample(range(STEPS), 3):  # before the first state, between two, after the last
+        live = kill_at(monkeypatch, step)
+        with pytest.raises(Killed):
+            vitcompress(*asked, "--out", cut)
+        live()
+        assert not cut.exists()
+        ended = vitcompress(*asked, "--out", cut, "--resume")
+        assert ended.code == 0, ended.err
+        assert "going on from" in ended.err
+        assert same_tensors(whole, cut), step
+        assert curve(whole) == curve(cut)
+        assert not list(tmp_path.glob("*.checkpoints"))
+        cut.unlink()
+
+
+def test_only_the_last_two_states_are_kept(
+    words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_at(monkeypatch, STEPS - 1)
+    with pytest.raises(Killed):
+        vitcompress(*words, "--num-workers", 0, "--out", tmp_path / "cut.safetensors")
+    folder = tmp_path / "cut.checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json", "step-00000004", "step-00000006"]
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_state_before(
+    words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*words, "--num-workers", 0]
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    assert vitcompress(*asked, "--out", whole).code == 0
+    write = checkpoints.save_file
+
+    def write_half(tensors: Any, path: Path) -> None:
+        if "00000004" in str(path):
+            path.write_bytes(b"half of it")
+            raise Killed
+        write(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", write_half)
+        with pytest.raises(Killed):
+            vitcompress(*asked, "--out", cut)
+    ended = vitcompress(*asked, "--out", cut, "--resume")
+    assert (ended.code, "step-00000002" in ended.err) == (0, True)
+    assert same_tensors(whole, cut)
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_full_disk_is_a_clear_error_and_the_last_good_state_survives(
+    fault: Exception,
+    words: list[object],
+    tmp_path: Path,
+    vitcompress: Vitcompress,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = [*words, "--num-workers", 0]
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    write = checkpoints.save_file
+
+    def fail(tensors: Any, path: Path) -> None:
+        if "00000004" in str(path):
+            raise fault
+        write(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", fail)
+        ended = vitcompress(*asked, "--out", cut)
+    assert (ended.code, "cannot be written" in ended.err, "--resume" in ended.err) == (2, True, True)
+    assert sorted(path.name for path in (tmp_path / "cut.checkpoints").iterdir()) == ["run.json", "step-00000002"]
+    assert vitcompress(*asked, "--out", cut, "--resume").code == vitcompress(*asked, "--out", whole).code == 0
+    assert same_tensors(whole, cut)
+
+
+def test_another_recipe_or_teacher_or_other_images_are_refused_with_the_differences(
+    words: list[object], images: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "cut.safetensors"
+    live = kill_at(monkeypatch, 5)
+    with pytest.raises(Killed):
+        vitcompress(*words, "--num-workers", 0, "--out", cut)
+    live()
+    changed = ["--lr", 0.01, "--seed", 3, "--data", images, "--model-arg", "qk_norm=True"]
+    ended = vitcompress(*words, *changed[:-2], "--out", cut, "--resume")
+    assert ended.code == 2
+    for line in ("--lr: 0.01, was not given", "--seed: 3, was 0", "training images: 15 images", "--data: "):
+        assert line in ended.err
+    assert "--steps" not in ended.err
+    # where it runs and what is watched may change
+    assert vitcompress(*words, "--num-workers", 1, "--min-ratio", 1, "--out", cut, "--resume").code == 0
+
+
+def test_without_a_state_it_starts_from_the_beginning_and_says_so(
+    words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "cut.safetensors"
+    ended = vitcompress(*words, "--num-workers", 0, "--out", cut, "--resume")
+    assert (ended.code, "starts from the beginning" in ended.err) == (0, True)
+    live = kill_at(monkeypatch, 5)
+    with pytest.raises(Killed):
+        vitcompress(*words, "--num-workers", 0, "--out", cut)
+    live()
+    ended = vitcompress(*words, "--num-workers", 0, "--out", cut)
+    assert (ended.code, "--resume would go on" in ended.err) == (0, True)
+
+
+def test_a_state_that_cannot_be_read_is_named(
+    words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "cut.safetensors"
+    live = kill_at(monkeypatch, 5)
+    with pytest.raises(Killed):
+        vitcompress(*words, "--num-workers", 0, "--out", cut)
+    live()
+    newest = tmp_path / "cut.checkpoints" / "step-00000004"
+    (newest / "optimizer.bin").write_bytes(b"no longer what it was")
+    ended = vitcompress(*words, "--num-workers", 0, "--out", cut, "--resume")
+    assert (ended.code, f"{newest} cannot be read" in ended.err) == (2, True)
+
+
+def test_a_finetuning_goes_on_too(
+    mini: Path, images: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["finetune", mini, "--data", images, "--batch-size", 4, "--steps", STEPS, "--num-workers", 0]
+    asked += ["--device", "cpu", "--save-every", 2, "--loss", "labels=1"]
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    assert vitcompress(*asked, "--out", whole).code == 0
+    live = kill_at(monkeypatch, 5)
+    with pytest.raises(Killed):
+        vitcompress(*asked, "--out", cut)
+    live()
+    ended = vitcompress(*asked, "--out", cut, "--resume")
+    assert (ended.code, "step-00000004" in ended.err) == (0, True)
+    assert same_tensors(whole, cut)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def begin(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vitcompress", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_real_process_goes_on_after_a_real_signal(
+    number: signal.Signals, words: list[object], tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    asked = [*words[: words.index("--steps")], "--steps", 300, *words[words.index("--steps") + 2 :]]
+    asked += ["--num-workers", 0, "--save-every", 3]
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    process = begin(*asked, "--out", cut)
+    wait_for(tmp_path / "cut.checkpoints" / "step-00000003", process)
+    process.send_signal(number)
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert time.monotonic() - start < 20  # seconds on a machine with nothing else to do
+        assert process.returncode == 128 + number
+        assert "Terminated. Its state is in" in errors
+        assert "Traceback" not in errors
+    assert vitcompress(*asked, "--out", cut, "--resume").code == 0
+    assert vitcompress(*asked, "--out", whole).code == 0
+    assert same_tensors(whole, cut)
+
+
+def test_sigterm_where_nothing_trains_ends_at_once(words: list[object], tmp_path: Path) -> None:
+    process = begin(*words[: words.index("--steps")], "--target-ratio", 2, "--out", tmp_path / "a.safetensors")
+    assert process.stderr is not None
+    process.stderr.readline()  # the search has begun
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in errors) == (143, False)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [("500", Interval(steps=500)), ("10m", Interval(seconds=600)), ("0.5m", Interval(seconds=30)), ("none", None)],
+)
+def test_how_often(text: str, interval: Interval | None) -> None:
+    assert save_interval(text) == interval
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "10s", "-3", "m", "0m"])
+def test_no_interval(text: str) -> None:
+    with pytest.raises(ValueError, match="--save-every"):
+        save_interval(text)

@@ -1,0 +1,72 @@
+"""How long may the training take, where the whole command's length is given?  What evaluation and writing leave."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from vitcompress.baselines import BASELINES
+from vitcompress.compare import has_classes
+from vitcompress.data import ImageSet
+from vitcompress.evaluate import SPEED_SECONDS, evaluate_pair
+from vitcompress.processes import from_main
+from vitcompress.recipe import DataRecipe
+from vitcompress.views import evaluation_loader, share_of
+
+_PROBED_IMAGES = 64
+_WRITING_SECONDS = 3.0  # plus what a slow disk takes for the bytes
+_DISK_BYTES_PER_SECOND = 50e6
+_MARGIN = 1.15
+
+
+def seconds_to_train(minutes: float, started: float, finishing: Callable[[], float], accelerator: Accelerator) -> float:
+    """Seconds that are left for the training; some, in any case, so that there is a step.
+
+    Args:
+        minutes: of the whole command.
+        started: when the command did, in seconds since 1970.
+        finishing: seconds that all after the training will take.
+        accelerator: the main process's clock counts.
+    """
+    needed = finishing()
+    return from_main(max(0.001, 60 * minutes - (time.time() - started) - needed), accelerator)
+
+
+def finishing_seconds(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    images: ImageSet | None,
+    config: dict[str, Any],
+    recipe: DataRecipe,
+    *,
+    baselines: bool,
+    accelerator: Accelerator,
+) -> float:
+    """Estimate what evaluation, latencies, baselines and writing will take, from an evaluation of a few images.
+
+    Args:
+        student: in eval mode, on the accelerator's device.
+        teacher: the same; None where there is none.
+        images: to evaluate on; None where there are none.
+        config: timm's data config.
+        recipe: batch size and workers.
+        baselines: the teacher in fewer bits is evaluated too.
+        accelerator: where it runs.
+    """
+    num_bytes = sum(p.numel() * p.element_size() for p in student.parameters())
+    rest = 2 * 2 * SPEED_SECONDS + _WRITING_SECONDS + num_bytes / _DISK_BYTES_PER_SECOND
+    if images is None:
+        return rest
+    few = images.subset(range(min(_PROBED_IMAGES * accelerator.num_processes, len(images))), images.name)
+    start = time.perf_counter()
+    evaluate_pair(
+        student, teacher, evaluation_loader(few, config, recipe, share_of(accelerator)), name=few.name,
+        device=accelerator.device, together=accelerator, skip_bad_images=recipe.skip_bad_images,
+        features=not has_classes(student),
+    )  # fmt: skip
+    passes = 1 + (len(BASELINES) / 2 if baselines and teacher is not None else 0)
+    return rest + _MARGIN * passes * (time.perf_counter() - start) * len(images) / len(few)
