@@ -53,6 +53,7 @@ class Checkpoints:
     def __init__(self, folder: Path, every: Interval) -> None:
         self.folder, self.every = folder, every
         self.saved_at, self.saved_step = time.monotonic(), 0
+        self.text = ""
 
     @classmethod
     def of(cls, out: Path, every: Interval | None) -> Checkpoints | None:
@@ -102,18 +103,25 @@ class Checkpoints:
         settled: dict[str, Any] = found["settled"]
         return settled
 
-    def begin(self, facts: Mapping[str, Any], settled: Mapping[str, Any]) -> None:
+    def begin(self, facts: Mapping[str, Any], settled: Mapping[str, Any], *, dear: bool) -> None:
         """Make room for the states of a new run; those of an older one go.
 
         Args:
             facts: what must be the same where the run is resumed.
             settled: what need not be found out again.
+            dear: that took long to find out: it is kept at once, and not just with the first state.
         """
-        with self._writing():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir()
-            text = json.dumps({"facts": facts, "settled": settled})
-            (self.folder / "run.json").write_text(text, encoding="utf-8")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.text = json.dumps({"facts": facts, "settled": settled})
+        if dear:
+            with self._writing():
+                self._write_run()
+
+    def _write_run(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        beside = self.folder / ".run.json.part"
+        beside.write_text(self.text, encoding="utf-8")
+        os.replace(beside, self.folder / "run.json")
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Make sure that the run that was interrupted is the one that is asked for now.
@@ -160,6 +168,8 @@ class Checkpoints:
         beside = self.folder / f".{target.name}.part"
         with self._writing(beside):
             if accelerator.is_main_process:
+                if self.text:
+                    self._write_run()
                 shutil.rmtree(beside, ignore_errors=True)
                 beside.mkdir()
             accelerator.wait_for_everyone()
@@ -193,7 +203,7 @@ class Checkpoints:
         device = accelerator.device
         try:
             accelerator.load_state(str(folder))
-            weights = load_file(folder / "weights.safetensors", device=str(device))
+            weights = load_file(folder / "weights.safetensors")
             counters = json.loads((folder / "counters.json").read_text(encoding="utf-8"))
             averaged = counters.pop("averaged")
         except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
@@ -201,7 +211,7 @@ class Checkpoints:
                 f"{folder} cannot be read: {str(error).splitlines()[0]}.",
                 hint="Remove that folder to use the one before.",
             ) from error
-        run.go_on(counters, [weights[f"good.{i}"] for i in range(len(run.good))])
+        run.go_on(counters, [weights[f"good.{i}"].to(device) for i in range(len(run.good))])
         if mean:
             mean.n_averaged.fill_(averaged)
             for i, p in enumerate(mean.module.parameters()):

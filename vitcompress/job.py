@@ -175,7 +175,7 @@ class Job:
             if checkpoints and recipe.distill.steps != 0 and job.accelerator.is_main_process:
                 plan = TypeAdapter(Plan).dump_python(job.plan, mode="json")
                 lr, store = job.recipe.distill.lr, job.recipe.store.store
-                checkpoints.begin(facts, {"plan": plan, "store": store, "lr": lr})
+                checkpoints.begin(facts, {"plan": plan, "store": store, "lr": lr}, dear=recipe.target.is_given)
         return job, student
 
     def _calibration(self, teacher: nn.Module) -> Iterator[Tensor]:

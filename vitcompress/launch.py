@@ -6,6 +6,7 @@ accelerate launch -m vitcompress compress …       as accelerate is set up: one
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -55,6 +56,9 @@ def start(run: RunRecipe, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for name in list(logging.root.manager.loggerDict):  # what it would say of each process, they say themselves
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     number = num_processes(run)
     threads = max(1, (os.cpu_count() or 1) // number)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else each process would take every core

@@ -167,7 +167,7 @@ class _Job:
         )  # fmt: skip
         settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say)
         if settled is None and self.accelerator.is_main_process:
-            checkpoints.begin(facts, {})
+            checkpoints.begin(facts, {}, dear=False)
 
     def seconds(self, student: nn.Module, teacher: nn.Module | None, started: float) -> float | None:
         """How long to train; None where the recipe counts in steps."""

@@ -1,0 +1,249 @@
+"""Several processes do what one does: the same steps, every image once, and an error instead of a hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import Vitcompress
+from tests.test_checkpoints import wait_for
+from vitcompress import launch, processes
+from vitcompress.errors import RecipeError
+from vitcompress.recipe import RunRecipe
+from vitcompress.views import Share, Stream
+
+TOLERANCE = 1e-5  # of weights that are some tenths
+
+
+def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vitcompress", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with 20 images to train on, and 11 to evaluate on: the last batch of 4 is of 3."""
+    root = tmp_path_factory.mktemp("labelled")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 11)):
+        for number in range(count):
+            path = root / split / "abcde"[number % 5] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def words(teacher: Sequence[str], labelled: Path) -> list[object]:
+    flags: list[object] = ["--data", labelled, "--share", 2, "--batch-size", 4, "--steps", 5, "--lr", 1e-3]
+    return ["compress", *teacher, *flags, "--device", "cpu", "--num-workers", 0]
+
+
+def apart(a: Path, b: Path) -> float:
+    first, second = load_file(a), load_file(b)
+    assert first.keys() == second.keys()
+    return max(float((first[name].float() - second[name].float()).abs().max()) for name in first)
+
+
+def report(path: Path) -> Any:
+    return json.loads(path.with_suffix(".report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--mixup", 0.8, "--loss", "labels=1", "--loss", "logits=1"],
+        ["--loss", "hidden=1", "--layers", "0:0", "--ema", 0.5],
+    ],
+    ids=["mixup-and-labels", "unreached-parameters-and-mean"],
+)
+def test_two_processes_take_the_steps_of_one(
+    more: list[object], words: list[object], tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    assert vitcompress(*words, *more, "--out", one).code == 0
+    ended = run(*words, *more, "--num-processes", 2, "--out", two)
+    assert ended.returncode == 0, ended.stderr
+    assert apart(one, two) < TOLERANCE
+    first, second = report(one), report(two)
+    for a, b in zip(first["train"]["loss_curve"], second["train"]["loss_curve"], strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    assert second["train"]["images"] == first["train"]["images"] == 20
+    assert second["accuracy"]["num_images"] == 11
+    for name in ("student_top1", "teacher_top1", "teacher_top5", "agreement", "kl"):
+        assert second["accuracy"][name] == pytest.approx(first["accuracy"][name], abs=1e-4)
+    assert [b["top1"] for b in second["baselines"]] == [b["top1"] for b in first["baselines"]]
+    # what is printed is printed once, and nothing but our own words
+    assert ended.stderr.count("parameters") == ended.stderr.count("wrote ") == ended.stdout.count("student ┃") == 1
+    assert "rank" not in ended.stderr.lower()
+    assert "warning" not in ended.stderr.lower()
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(words: list[object], tmp_path: Path, vitcompress: Vitcompress) -> None:
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    more = ["--mixup", 0.8, "--loss", "labels=1", "--loss", "hidden=1", "--loss", "attention=1"]
+    assert vitcompress(*words, *more, "--out", whole).code == 0
+    assert vitcompress(*words, *more, "--accumulate", 2, "--out", parts).code == 0
+    assert apart(whole, parts) < TOLERANCE
+    first, second = (report(path)["train"]["loss_curve"] for path in (whole, parts))
+    assert all(a == pytest.approx(b, rel=1e-4, abs=1e-6) for a, b in zip(first, second, strict=True))
+
+
+def test_two_processes_resume_to_the_same_bits(words: list[object], tmp_path: Path) -> None:
+    asked = [*words, "--num-processes", 2, "--save-every", 2, "--drop-path", 0.3]
+    asked[asked.index("--steps") + 1] = 40
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    assert run(*asked, "--out", whole).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitcompress", *map(str, asked), "--out", str(cut)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "cut.checkpoints" / "step-00000004", process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Its state is in" in errors) == (143, True), errors
+    assert "Traceback" not in errors
+    ended = run(*asked, "--out", cut, "--resume")
+    assert ended.returncode == 0, ended.stderr
+    assert apart(whole, cut) == 0.0
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = task.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(task.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
+def test_a_process_that_dies_ends_the_run_with_an_error(words: list[object], tmp_path: Path) -> None:
+    words[words.index("--steps") + 1] = 2000
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitcompress", *map(str, words), "--num-processes", "2", "--save-every", "2", "--out",
+         str(tmp_path / "a.safetensors")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(tmp_path / "a.checkpoints" / "step-00000002", process)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=100)
+    assert time.monotonic() - start < 60
+    assert process.returncode == 2
+    assert "was ended by SIGKILL, and the others with it" in errors
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_fault_is_told_once_and_before_any_process_starts(words: list[object], tmp_path: Path) -> None:
+    ended = run(*words, "--num-processes", 3, "--out", tmp_path / "a.safetensors")
+    assert ended.returncode == 2
+    assert ended.stderr.count("--batch-size 4 cannot be cut into 3 processes.") == 1
+    assert "Try 3." in ended.stderr
+
+
+def test_an_unreadable_image_of_one_process_ends_all_of_them(
+    words: list[object], labelled: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "labelled" / "train" / "a" / "bad.png"
+    subprocess.run(["cp", "-r", labelled, tmp_path / "labelled"], check=True)
+    bad.write_bytes(b"no image")
+    asked = [tmp_path / "labelled" if word == labelled else word for word in words]
+    asked[asked.index("--steps") + 1] = 20
+    ended = run(*asked, "--num-processes", 2, "--out", tmp_path / "a.safetensors")
+    assert (ended.returncode, ended.stderr.count(f"Unreadable image: {bad}")) == (2, 1), ended.stderr
+    ended = run(*asked, "--num-processes", 2, "--skip-bad-images", "--out", tmp_path / "a.safetensors")
+    assert ended.returncode == 0, ended.stderr
+    log = report(tmp_path / "a.safetensors")["train"]
+    assert log["images"] == 80
+    assert log["skipped_images"] >= 3
+
+
+def test_accelerate_can_launch_it(words: list[object], tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # accelerate's own, for CPUs
+    ended = subprocess.run(
+        [sys.executable, *launcher, "-m", "vitcompress", *map(str, words), "--out", str(tmp_path / "a.safetensors")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("wrote ") == 1
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_what_would_untie_parameters_is_refused(kind: DistributedType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: kind))
+    with pytest.raises(RecipeError, match="cuts parameters apart"):
+        processes.join(RunRecipe(device="cpu"))
+
+
+# --- who starts how many
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "number", "starts"),
+    [
+        (RunRecipe(), 4, True),
+        (RunRecipe(device="cpu"), 1, False),
+        (RunRecipe(num_processes=1), 1, False),
+        (RunRecipe(device="cpu", num_processes=2), 2, True),
+    ],
+)
+def test_one_process_per_gpu_unless_asked_otherwise(recipe: RunRecipe, number: int, starts: bool, gpus: None) -> None:
+    assert (launch.num_processes(recipe), launch.must_start(recipe)) == (number, starts)
+
+
+def test_what_was_launched_starts_nothing(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert (launch.num_processes(RunRecipe()), launch.must_start(RunRecipe())) == (16, False)
+
+
+# --- how images are dealt out
+
+
+@pytest.mark.parametrize(("count", "accumulate", "batch"), [(1, 1, 5), (2, 1, 8), (3, 2, 12), (2, 3, 6)])
+def test_every_image_of_a_step_goes_to_one_part(count: int, accumulate: int, batch: int) -> None:
+    whole = list(Stream(20, batch, seed=3, num_steps=4))
+    shares = [
+        list(Stream(20, batch, seed=3, num_steps=4, share=Share(process, count, accumulate)))
+        for process in range(count)
+    ]
+    for step in range(4):
+        parts = [part for share in shares for part in share[step * accumulate : (step + 1) * accumulate]]
+        assert sorted(key for part in parts for key in part) == sorted(whole[step])
+        assert {len(part) for part in parts} == {batch // (count * accumulate)}
+        if batch // (count * accumulate) % 2 == 0:  # pairs that are mixed stay together
+            pairs = {frozenset((part[i], part[-1 - i])) for part in parts for i in range(len(part) // 2)}
+            assert pairs == {frozenset((whole[step][i], whole[step][-1 - i])) for i in range(batch // 2)}
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("start", [1, 5, 11])
+def test_a_stream_that_starts_later_goes_on_the_same(start: int, repeats: int) -> None:
+    whole = list(Stream(7, 4, seed=1, num_steps=15, repeats=repeats))
+    assert list(Stream(7, 4, seed=1, num_steps=15, repeats=repeats, start=start)) == whole[start:]
