@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import Vitcompress
 from vitcompress import checkpoints, trainlog
@@ -102,7 +102,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_state_before(
     asked = [*words, "--num-workers", 0]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     assert vitcompress(*asked, "--out", whole).code == 0
-    write = checkpoints.save_file
+    write = save_file
 
     def write_half(tensors: Any, path: Path) -> None:
         if "00000004" in str(path):
@@ -129,7 +129,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_good_state_survives(
 ) -> None:
     asked = [*words, "--num-workers", 0]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    write = checkpoints.save_file
+    write = save_file
 
     def fail(tensors: Any, path: Path) -> None:
         if "00000004" in str(path):

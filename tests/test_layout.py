@@ -13,7 +13,7 @@ STAGES = (
     "transforms", "factored", "families",
     "quantize", "plan", "short_names", "transformers_names", "transformers_folder", "source", "surgery", "macs",
     "quantized_layers", "stored", "fading", "taps", "initialize", "planner", "losses", "compare", "classes", "data",
-    "views", "calibration", "mixing", "evaluate", "training", "trainlog", "checkpoints", "distill",
+    "views", "calibration", "mixing", "evaluate", "training", "trainlog", "checkpoints", "teacher_cache", "distill",
     "artifact", "teacher", "adapt", "report", "baselines", "budget", "prepare", "produce", "planning", "lessons", "job",
     "pipeline", "transfer", "cli",
 )  # fmt: skip

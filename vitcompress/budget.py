@@ -17,7 +17,7 @@ from vitcompress.processes import from_main
 from vitcompress.recipe import DataRecipe
 from vitcompress.views import evaluation_loader, share_of
 
-_PROBED_IMAGES = 64
+_PROBED_IMAGES = (32, 256)
 _WRITING_SECONDS = 3.0  # plus what a slow disk takes for the bytes
 _DISK_BYTES_PER_SECOND = 50e6
 _MARGIN = 1.15
@@ -61,12 +61,19 @@ def finishing_seconds(
     rest = 2 * 2 * SPEED_SECONDS + _WRITING_SECONDS + num_bytes / _DISK_BYTES_PER_SECOND
     if images is None:
         return rest
-    few = images.subset(range(min(_PROBED_IMAGES * accelerator.num_processes, len(images))), images.name)
-    start = time.perf_counter()
-    evaluate_pair(
-        student, teacher, evaluation_loader(few, config, recipe, share_of(accelerator)), name=few.name,
-        device=accelerator.device, together=accelerator, skip_bad_images=recipe.skip_bad_images,
-        features=not has_classes(student),
-    )  # fmt: skip
-    passes = 1 + (len(BASELINES) / 2 if baselines and teacher is not None else 0)
-    return rest + _MARGIN * passes * (time.perf_counter() - start) * len(images) / len(few)
+
+    def seconds(count: int) -> float:
+        few = images.subset(range(min(count, len(images))), images.name)
+        start = time.perf_counter()
+        evaluate_pair(
+            student, teacher, evaluation_loader(few, config, recipe, share_of(accelerator)), name=few.name,
+            device=accelerator.device, together=accelerator, skip_bad_images=recipe.skip_bad_images,
+            features=not has_classes(student),
+        )  # fmt: skip
+        return time.perf_counter() - start
+
+    few, more = (each * accelerator.num_processes for each in _PROBED_IMAGES)
+    fixed = seconds(few)  # workers start, and the first pass warms up
+    slope = max(0.0, seconds(more) - fixed) / (more - few) if len(images) > few else 0.0
+    passes: float = 1 + (len(BASELINES) / 2 if baselines and teacher is not None else 0)
+    return rest + _MARGIN * passes * (fixed + slope * max(0, len(images) - few))

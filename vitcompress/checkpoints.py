@@ -34,7 +34,7 @@ from vitcompress.trainlog import Run
 
 KEPT = 2
 _DECIDES_NOTHING = {  # of what comes out: where it runs, what is watched, and what the result must reach
-    "run": ("resume", "save_every", "log_with", "num_processes", "device"),
+    "run": ("resume", "save_every", "log_with", "num_processes", "device", "cache_teacher"),
     "data": ("num_workers",),
     "gates": None,
     "model": ("checkpoint",),  # its weights are compared
@@ -131,12 +131,7 @@ class Checkpoints:
         """
         found = self.found()
         assert found is not None  # the caller looked
-        older, newer = _flat(found["facts"]), _flat(json.loads(json.dumps(facts)))
-        lines = [
-            f"  {name}: {_shown(newer.get(name))}, was {_shown(older.get(name))}"
-            for name in sorted(older.keys() | newer.keys())
-            if older.get(name) != newer.get(name)
-        ]
+        lines = differences(found["facts"], json.loads(json.dumps(facts)))
         if lines:
             raise RecipeError(
                 "\n".join((f"--resume: the run in {self.folder} is another one.", *lines)),
@@ -253,16 +248,26 @@ def run_facts(recipe: Mapping[str, Any], images: ImageSet | None, **more: Any) -
         left_out = _DECIDES_NOTHING.get(stage, ())
         if left_out is not None:
             tree[stage] = {name: value for name, value in fields.items() if name not in left_out}
-    return {"recipe": tree, "training images": _digest(images) if images else None, **more}
+    return {"recipe": tree, "training images": images_digest(images) if images else None, **more}
 
 
-def _digest(images: ImageSet) -> str:
+def images_digest(images: ImageSet) -> str:
     """Of the names and labels of the images, in their order, and of where they lie nothing."""
     names = [images.reader.where(index) for index in images.indices]
     root = len(os.path.dirname(names[0])) if len(names) == 1 else len(_beginning(names))
     labels = [images.labels[index] for index in images.indices] if images.labels is not None else None
     text = json.dumps([[name[root:] for name in names], labels, images.classes])
     return f"{len(names):,} images, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for every fact that is another one, by what the user calls it."""
+    older, newer = _flat(before), _flat(now)
+    return [
+        f"  {name}: {_shown(newer.get(name))}, was {_shown(older.get(name))}"
+        for name in sorted(older.keys() | newer.keys())
+        if older.get(name) != newer.get(name)
+    ]
 
 
 def _beginning(names: Sequence[str]) -> str:
@@ -273,7 +278,7 @@ def _beginning(names: Sequence[str]) -> str:
 
 def _flat(tree: Any, name: str = "") -> dict[str, Any]:
     """Leaves of a tree of facts by what the user calls them: a flag, or a name."""
-    if not isinstance(tree, dict):
+    if not isinstance(tree, Mapping):
         return {name: tree}
     found: dict[str, Any] = {}
     for key, value in tree.items():

@@ -21,6 +21,7 @@ from vitcompress.mixing import Mixing
 from vitcompress.processes import gathered, mean_of
 from vitcompress.recipe import DistillRecipe
 from vitcompress.taps import TokenSubset
+from vitcompress.teacher_cache import TeacherCache
 from vitcompress.training import (
     compiling,
     copy_parameters,
@@ -33,7 +34,8 @@ from vitcompress.training import (
 from vitcompress.trainlog import Agreed, Run, TrainLog
 from vitcompress.views import Batch
 
-Compute = Callable[[nn.Module, Tensor, Tensor | None, int], Mapping[str, Tensor]]
+_NO_STEP = -1
+Compute = Callable[[nn.Module, Tensor, Tensor | None, int, int], Mapping[str, Tensor]]
 
 
 def distill(
@@ -55,6 +57,7 @@ def distill(
     seed: int = 0,
     skip_bad_images: bool = False,
     checkpoints: Checkpoints | None = None,
+    cache: TeacherCache | None = None,
     compiled: bool = False,
 ) -> TrainLog:
     """Train `student` to do what `teacher` does, or what labels say, in place; both end in eval mode.
@@ -77,6 +80,7 @@ def distill(
         seed: of the tokens that relations are taken of.
         skip_bad_images: count unreadable images instead of stopping.
         checkpoints: where the state is kept, and whence the training goes on where there is one; None for nowhere.
+        cache: what the teacher said of these views before; None to ask it each time.
         compiled: compile the student's blocks.
 
     Returns:
@@ -99,7 +103,7 @@ def distill(
         warnings.filterwarnings("ignore", message="Grad strides do not match")  # of DDP, on depthwise convolutions
         terminated = stack.enter_context(deferring())
         stack.enter_context(training_student(student, blocks, recipe))
-        compute = stack.enter_context(_losses(student, teacher, comparison, recipe, seed))
+        compute = stack.enter_context(_losses(student, teacher, comparison, recipe, seed, cache))
         stack.enter_context(_training_reached(student, compute, input_size, accelerator))
         stack.enter_context(compiling(student, blocks if compiled else ()))
         model, *updates = accelerator.prepare(student, *optimizers(student, recipe, matrices))
@@ -107,7 +111,7 @@ def distill(
         if checkpoints:
             checkpoints.restore(accelerator, run, average)
         stream, done = iter(batches(run.steps)), run.done()
-        while done < 1:
+        while done < 1 or not run.steps:
             fade(done)
             factor = lr_factor(done, recipe.warmup)
             for optimizer in updates:
@@ -152,11 +156,11 @@ def _backward(
 ) -> dict[str, Tensor]:
     """Add up the gradients of a step's parts, in place; returns the means of its losses in this process."""
     sums: dict[str, Tensor] = {}
-    for number, batch in enumerate(parts, start=1):
+    for number, batch in enumerate(parts):
         views, targets = mixing(batch.images.to(accelerator.device), batch.labels.to(accelerator.device), step)
-        with accelerator.no_sync(model) if number < len(parts) else nullcontext():
+        with accelerator.no_sync(model) if number + 1 < len(parts) else nullcontext():
             with accelerator.autocast():
-                found = compute(model, views, targets, step)
+                found = compute(model, views, targets, step, number)
                 total = torch.stack(list(found.values())).sum()
             accelerator.backward(total / len(parts))
         for name, value in {"loss": total, **found}.items():
@@ -203,7 +207,7 @@ def _training_reached(
         with torch.random.fork_rng():
             classes = getattr(student, "num_classes", 0) or 1
             targets = torch.full((2, classes), 1 / classes, device=accelerator.device)
-            total = torch.stack(list(compute(student, images, targets, 0).values())).sum()
+            total = torch.stack(list(compute(student, images, targets, _NO_STEP, 0).values())).sum()
         params = [p for p in student.parameters() if p.requires_grad]
         grads = torch.autograd.grad(total, params, allow_unused=True)
         left_out = [p for p, grad in zip(params, grads, strict=True) if grad is None]
@@ -223,8 +227,9 @@ def _losses(
     comparison: Comparison,
     recipe: DistillRecipe,
     seed: int,
+    cache: TeacherCache | None,
 ) -> Iterator[Compute]:
-    """Yield `(model, images, targets, step) -> weighted losses by name`, both models tapped until the context ends.
+    """Yield `(model, images, targets, step, part) -> weighted losses by name`, both tapped until the context ends.
 
     `model` is the student, bare or as accelerate wraps it.
 
@@ -234,6 +239,7 @@ def _losses(
         comparison: which losses there are, and where the two models are read.
         recipe: temperature, relation heads and tokens.
         seed: of the tokens.
+        cache: of the teacher's logits.
     """
     table = {name: LOSSES[name] for name in comparison.losses}
     fields = {loss.reads for loss in table.values()}
@@ -243,10 +249,19 @@ def _losses(
         read_student = stack.enter_context(reading(student, comparison.student, fields, tokens))
         read_teacher = stack.enter_context(reading(taught, comparison.teacher, fields, tokens)) if taught else None
 
-        def compute(model: nn.Module, images: Tensor, targets: Tensor | None, step: int) -> dict[str, Tensor]:
-            tokens.draw(step)
+        def ask(images: Tensor, step: int, part: int) -> Outputs:
+            if not taught or not read_teacher:
+                return Outputs(torch.empty(0))
+            if cache is not None and step != _NO_STEP:
+                return Outputs(cache.get(step, part, lambda: taught(images)).to(images.device))
+            return read_teacher(taught(images))
+
+        def compute(
+            model: nn.Module, images: Tensor, targets: Tensor | None, step: int, part: int
+        ) -> dict[str, Tensor]:  # fmt: skip
+            tokens.draw(max(step, 0))
             with torch.no_grad():
-                target = read_teacher(taught(images)) if taught and read_teacher else Outputs(torch.empty(0))
+                target = ask(images, step, part)
             found = read_student(model(images))
             given = Given(recipe.temperature, recipe.relation_heads, targets)
             return {

@@ -34,6 +34,7 @@ from vitcompress.planner.sensitivity import divergence_and_chance
 from vitcompress.planning import Planning
 from vitcompress.prepare import (
     bundle_of,
+    check_cache,
     check_measurable,
     check_out,
     check_run,
@@ -410,6 +411,8 @@ def settle(recipe: Recipe, attempt: Any, *, measures: bool = False) -> Settled:
         attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
         if teacher or not recipe.teacher.teacher:
             comparison = attempt(_compared, source, model, found, teacher, recipe, config)
+            if comparison is not None:
+                attempt(check_cache, recipe, comparison.losses)
     return Settled(source, model, found, config, teacher, comparison)
 
 

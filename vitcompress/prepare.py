@@ -14,6 +14,7 @@ from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data import ImageSet
 from vitcompress.errors import RecipeError, raise_faults
 from vitcompress.launch import num_processes
+from vitcompress.losses import LOSSES
 from vitcompress.recipe import KINDS, STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
@@ -119,6 +120,31 @@ def check_run(recipe: Recipe) -> None:
         even = ", each even for --mixup and --cutmix" if each == 2 else ""
         faults.append((f"--batch-size {batch} cannot be cut into {into or 'pairs'}{even}.", f"Try {whole}."))
     raise_faults(RecipeError, faults)
+
+
+def check_cache(recipe: Recipe, losses: Mapping[str, float]) -> None:
+    """Make sure that what is learned from the teacher can be kept, where it shall be.
+
+    Args:
+        recipe: what is asked for.
+        losses: that it comes to.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    if recipe.run.cache_teacher is None:
+        return
+    flag = f"--cache-teacher {recipe.run.cache_teacher}"
+    if recipe.distill.max_minutes is not None:
+        raise RecipeError(f"{flag}: how many views --max-minutes makes is not known.", hint="Give --steps or --epochs.")
+    more = [name for name in losses if LOSSES[name].teacher and name != "logits"]
+    if more:
+        raise RecipeError(
+            f"{flag} keeps logits, and the losses {', '.join(more)} look at more of the teacher.",
+            hint="Give --loss logits=1.",
+        )
+    if not any(LOSSES[name].teacher for name in losses):
+        raise RecipeError(f"{flag}: no loss looks at a teacher.", hint="Leave it out.")
 
 
 def bundle_of(model: str, classes: tuple[str, ...] = ()) -> Bundle | None:

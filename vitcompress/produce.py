@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vitcompress import artifact
-from vitcompress.checkpoints import Checkpoints
+from vitcompress.checkpoints import Checkpoints, images_digest
 from vitcompress.compare import Comparison, has_classes
+from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
 from vitcompress.distill import distill
@@ -28,13 +29,15 @@ from vitcompress.plan import Plan, weighed
 from vitcompress.quantize import num_bytes
 from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, Recipe
 from vitcompress.report import Report, to_json, to_markdown, to_svg
-from vitcompress.source import Source
+from vitcompress.source import Source, sha256_of
 from vitcompress.stored import round_to, stored_tensors
 from vitcompress.teacher import Teacher, adapt_inputs
+from vitcompress.teacher_cache import TeacherCache
 from vitcompress.trainlog import DivergedError, TrainLog
-from vitcompress.views import Batch, evaluation_loader, share_of, training_loader
+from vitcompress.views import Batch, Share, evaluation_loader, share_of, training_loader
 
 PROBE_IMAGES = 8
+_DECIDE_VIEWS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def train(
             seed=seed,
             skip_bad_images=recipe.data.skip_bad_images,
             checkpoints=checkpoints,
+            cache=_teacher_cache(lesson, teacher, student.num_classes, share, accelerator),  # type: ignore[arg-type]
             compiled=recipe.run.compile,
         )
     return lesson.named(log)
@@ -136,6 +140,26 @@ def _divergence_of(lesson: Lesson) -> Iterator[None]:
     except DivergedError as error:
         error.log = lesson.named(error.log)
         raise
+
+
+def _teacher_cache(
+    lesson: Lesson, teacher: nn.Module | None, num_classes: int, share: Share, accelerator: Accelerator
+) -> TeacherCache | None:
+    """What the teacher said of the lesson's views in earlier runs; None where nobody asked for that."""
+    recipe, steps, images = lesson.recipe, num_steps(lesson), lesson.images
+    if recipe.run.cache_teacher is None or teacher is None or steps is None or images is None:
+        return None
+    fields = to_dict(recipe)["data"]
+    facts = {
+        "teacher.sha256": sha256_of(teacher.state_dict()), "training images": images_digest(images),
+        "--seed": recipe.run.seed, "--precision": recipe.run.precision, "data config": lesson.config,
+        **{f"--{name.replace('_', '-')}": fields[name] for name in _DECIDE_VIEWS},
+    }  # fmt: skip
+    with accelerator.local_main_process_first():
+        return TeacherCache(
+            recipe.run.cache_teacher, facts, num_steps=steps, batch_size=recipe.data.batch_size,
+            num_classes=num_classes, share=share,
+        )  # fmt: skip
 
 
 def num_steps(lesson: Lesson) -> int | None:

@@ -35,7 +35,7 @@ from vitcompress.lessons import config_of, images_to_learn, new_head, settle_los
 from vitcompress.losses import LOSSES
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, measured_on
-from vitcompress.prepare import check_out, check_run, check_store
+from vitcompress.prepare import check_cache, check_out, check_run, check_store
 from vitcompress.processes import from_main, join, part, tracking
 from vitcompress.produce import (
     Lesson,
@@ -352,6 +352,7 @@ def _settle(
     attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
     comparison = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
     if comparison is not None:
+        attempt(check_cache, recipe, comparison.losses)
         recipe = _with_losses(recipe, comparison.losses)
         attempt(check_student, model, family_named(plan.family).block_names(model), recipe.distill, name=name)
     raise_faults(RecipeError, faults)

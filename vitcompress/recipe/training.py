@@ -183,6 +183,10 @@ class RunRecipe:
     resume: Annotated[
         bool, Field(description="Go on from the newest state that an interrupted run of the same recipe kept.")
     ] = False
+    cache_teacher: Annotated[
+        Path | None,
+        Field(description="Folder for what the teacher says of each view, for the next run on the same (logits only)."),
+    ] = None
     log_with: Annotated[
         Literal["tensorboard", "wandb"] | None, Field(description="Send loss curves there, through accelerate.")
     ] = None
