@@ -103,7 +103,7 @@ def distill(
         warnings.filterwarnings("ignore", message="Grad strides do not match")  # of DDP, on depthwise convolutions
         terminated = stack.enter_context(deferring())
         stack.enter_context(training_student(student, blocks, recipe))
-        compute = stack.enter_context(_losses(student, teacher, comparison, recipe, seed, cache))
+        compute = stack.enter_context(weighted_losses(student, teacher, comparison, recipe, seed, cache))
         stack.enter_context(_training_reached(student, compute, input_size, accelerator))
         stack.enter_context(compiling(student, blocks if compiled else ()))
         model, *updates = accelerator.prepare(student, *optimizers(student, recipe, matrices))
@@ -221,7 +221,7 @@ def _training_reached(
 
 
 @contextmanager
-def _losses(
+def weighted_losses(
     student: nn.Module,
     teacher: nn.Module | None,
     comparison: Comparison,
