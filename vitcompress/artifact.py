@@ -14,7 +14,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,25 +252,18 @@ def _check_digest(
     """
     digest = Digest()
     with ThreadPoolExecutor(1) as pool:
-        before: Future[None] | None = None
-
-        def follow(step: Callable[..., None], *args: Any) -> None:
-            nonlocal before
-            if before is not None:
-                before.result()
-            before = pool.submit(step, *args)
-
         for name in sorted(file.places):
             place = file.places[name]
-            follow(digest.begin, name, place.dtype, place.shape)
-            if keep is None:
-                for chunk in file.chunks(name):
-                    follow(digest.add, chunk)
-            else:
+            pool.submit(digest.begin, name, place.dtype, place.shape)
+            if keep is not None:
                 keep[name] = file.tensor(name)
-                follow(digest.add_tensor, keep[name])
-    if before is not None:
-        before.result()
+                pool.submit(digest.add_tensor, keep[name])
+            else:
+                before: list[Future[None]] = []
+                for chunk in file.chunks(name):  # whose memory is used again
+                    for done in before:
+                        done.result()
+                    before = [pool.submit(digest.add, chunk)]
     if expected != _digest(tree, digest.hex()):
         raise ArtifactError(f"{file.path}: altered after it was written (SHA-256 differs).", hint="Make it again.")
 
