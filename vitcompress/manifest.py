@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from timm.models import is_model_in_modules, split_model_name_tag
 from timm.models._pretrained import PretrainedCfg  # not exported by timm
 
 from vitcompress.errors import ArtifactError
@@ -28,6 +29,10 @@ _MOST_BLOCKS = 512  # the deepest of timm's models has 60; each costs millisecon
 _MOST_NUMBER = 1 << 16  # of channels, pixels, tokens, ranks: sizes cost nothing to build on meta, loops over them do
 _MOST_NUMBERS = {"num_classes": 1 << 20, "num_heads": 1 << 10}
 _MOST_DEPTH = 32  # of lists in lists
+_MODULES = (  # of timm, in which there are models of our families
+    "beit", "deit", "eva", "swin_transformer", "swin_transformer_v2", "vision_transformer", "vision_transformer_hybrid",
+    "vitamin",
+)  # fmt: skip
 _CFG_KEYS = frozenset(field.name for field in dataclasses.fields(PretrainedCfg))
 
 
@@ -159,6 +164,9 @@ def _check_bounds(header: _Header) -> None:
         ValueError: naming the first such number.
     """
     args, cfg, plan = header.source.model_args, header.source.pretrained_cfg, header.plan
+    architecture = split_model_name_tag(header.source.architecture)[0]
+    if not is_model_in_modules(architecture, _MODULES):
+        raise ValueError(f"{architecture} is no model of a family that is known here")
     blocks = sum(len(group.blocks) for group in plan.groups)
     if not 1 <= blocks <= _MOST_BLOCKS:
         raise ValueError(f"its plan has {blocks} blocks, at most {_MOST_BLOCKS} are built")
