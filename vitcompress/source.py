@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import inspect
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,6 +91,7 @@ def _named(name: str, *, headless: bool) -> Source:
     if kind == "hf-hub":
         return _from_config(name, identifier, load_model_config_from_hf)
     if kind == "local-dir":
+        _check_folder(Path(identifier))
         if is_transformers_folder(Path(identifier)):
             found, weights = read_folder(Path(identifier), headless=headless)
             return Source(name, found.architecture, found.model_args, found.pretrained_cfg, weights)
@@ -118,6 +120,7 @@ def _from_config(name: str, identifier: str, read: Any) -> Source:
 
 def _in_folder(source: Source, folder: Path, *, headless: bool) -> Source:
     """The model of a folder given as weights for the model that `source` names, which must be of that construction."""
+    _check_folder(folder)
     if not is_transformers_folder(folder):
         raise CheckpointError(
             f"--checkpoint {folder} is a folder without a config.json of transformers.",
@@ -291,13 +294,48 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.stat().st_size == 0:
         raise CheckpointError(f"--checkpoint {path} is empty.")
     try:
+        _check_archive(path)
         weights = read_checkpoint(str(path), weights_only=True)
     except Exception as error:  # whatever a broken file makes torch, pickle, zipfile or safetensors say
         raise _unreadable(f"--checkpoint {path}", error) from error
     tensors = {name: t for name, t in weights.items() if isinstance(t, Tensor)} if isinstance(weights, dict) else {}
     if not tensors:
         raise CheckpointError(f"--checkpoint {path} holds no tensors by name.", hint="Save the state dict alone.")
+    swollen = [name for name, t in tensors.items() if t.nbytes > path.stat().st_size]  # one number, seen as many
+    if swollen:
+        raise CheckpointError(f"--checkpoint {path}: tensors larger than the file: {shorten(swollen)}.")
     return tensors
+
+
+def _check_archive(path: Path) -> None:
+    """Make sure that a file of torch's is no larger in memory than on the disk: torch writes archives uncompressed.
+
+    Raises:
+        ValueError: it is.
+        zipfile.BadZipFile: it is an archive, and a broken one.
+    """
+    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(each.file_size for each in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise ValueError(f"it is an archive of {unpacked:,} bytes packed into {path.stat().st_size:,}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Make sure that reading a folder's files neither waits for ever nor fills the memory.
+
+    Raises:
+        CheckpointError: naming the first that would.
+    """
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise CheckpointError(f"MODEL local-dir:{folder}: {path.name} is no regular file.")
+        if path.suffix in (".bin", ".pth", ".pt") and path.is_file():
+            try:
+                _check_archive(path)
+            except (OSError, ValueError, zipfile.BadZipFile) as error:
+                raise _unreadable(f"MODEL local-dir:{folder}: {path.name}", error) from error
 
 
 def _unreadable(what: str, error: BaseException) -> CheckpointError:
