@@ -5,6 +5,7 @@ The digest is made anew in most cases, or every one of them would be refused as 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import struct
@@ -358,6 +359,30 @@ def test_an_architecture_that_is_not_ours_is_refused(name: str, bases: list[Base
 
     place = path.with_name("architecture.safetensors")
     assert outcome(place, model, _changed(data, [change], sealed=True)) == "refused"
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\r", "\x9b31m", "\x07", "\udc80"])
+def test_text_that_a_terminal_would_obey_is_not_written_and_not_read(text: str, bases: list[Base]) -> None:
+    path, data, model = bases[0]
+
+    def change(tree: dict[str, Any]) -> None:
+        tree["manifest"]["report"]["command"] = f"vitcompress {text}"
+
+    assert outcome(path.with_name("text.safetensors"), model, _changed(data, [change], sealed=True)) == "refused"
+    manifest = dataclasses.replace(artifact.read_manifest(path), report={"command": f"vitcompress {text}"})
+    place = path.with_name("written.safetensors")
+    artifact.write(place, model, manifest, images(model))
+    assert "?" in artifact.read_manifest(place).report["command"]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "mini.safetensors", "../mini", "resnet50/x", ""])
+def test_a_source_that_is_a_path_is_refused(name: str, bases: list[Base]) -> None:
+    path, data, model = bases[0]
+
+    def change(tree: dict[str, Any]) -> None:
+        tree["manifest"]["source"]["name"] = name
+
+    assert outcome(path.with_name("name.safetensors"), model, _changed(data, [change], sealed=True)) == "refused"
 
 
 def test_an_architecture_of_another_kind_is_not_even_built(bases: list[Base], monkeypatch: pytest.MonkeyPatch) -> None:

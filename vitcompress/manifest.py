@@ -8,16 +8,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from timm.models import is_model_in_modules, split_model_name_tag
+from timm.models import is_model, is_model_in_modules, split_model_name_tag
 from timm.models._pretrained import PretrainedCfg  # not exported by timm
 
+from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import ArtifactError
 from vitcompress.plan import Plan
 from vitcompress.quantize import STORES
@@ -29,6 +30,7 @@ _MOST_BLOCKS = 512  # the deepest of timm's models has 60; each costs millisecon
 _MOST_NUMBER = 1 << 16  # of channels, pixels, tokens, ranks: sizes cost nothing to build on meta, loops over them do
 _MOST_NUMBERS = {"num_classes": 1 << 20, "num_heads": 1 << 10}
 _MOST_DEPTH = 32  # of lists in lists
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obeys them, or cannot print them
 _MODULES = (  # of timm, in which there are models of our families
     "beit", "deit", "eva", "swin_transformer", "swin_transformer_v2", "vision_transformer", "vision_transformer_hybrid",
     "vitamin",
@@ -69,11 +71,17 @@ def to_tree(manifest: Manifest) -> dict[str, Any]:
     """What the header says, as plain JSON values, without the digest."""
     fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
     fields["plan"] = TypeAdapter(Plan).dump_python(manifest.plan, mode="json")
-    tree = {"format_version": FORMAT_VERSION, **fields}
-    # what was typed may hold bytes that are no UTF-8, which Python keeps as halves of characters
-    text = json.dumps(tree, ensure_ascii=False).encode("utf-8", "replace")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    tree: dict[str, Any] = _printable({"format_version": FORMAT_VERSION, **fields})
+    return tree
+
+
+def _printable(value: Any) -> Any:
+    """The same with `?` where text holds what is none: escapes, and bytes of a command line that were no UTF-8."""
+    if isinstance(value, str):
+        return _CONTROL.sub("?", value)
+    if isinstance(value, Mapping):
+        return {_printable(key): _printable(each) for key, each in value.items()}
+    return [_printable(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def from_text(path: Path, text: str) -> tuple[Manifest, dict[str, Any], str]:
@@ -167,6 +175,11 @@ def _check_bounds(header: _Header) -> None:
     architecture = split_model_name_tag(header.source.architecture)[0]
     if not is_model_in_modules(architecture, _MODULES):
         raise ValueError(f"{architecture} is no model of a family that is known here")
+    name = (
+        header.source.name
+    )  # later a teacher is looked for under it: of timm's, or with a colon, which is not followed
+    if ":" not in name and name != FASHION_VIT.name and not is_model(split_model_name_tag(name)[0]):
+        raise ValueError("its source is none of timm's models")
     blocks = sum(len(group.blocks) for group in plan.groups)
     if not 1 <= blocks <= _MOST_BLOCKS:
         raise ValueError(f"its plan has {blocks} blocks, at most {_MOST_BLOCKS} are built")
@@ -201,7 +214,7 @@ def _shown(number: float) -> str:
 
 
 def _check_plain(tree: Any) -> None:
-    """Refuse what is nested deeply, and text that is no Unicode.
+    """Refuse what is nested deeply, and text that would do more than be shown.
 
     Raises:
         ValueError: it is.
@@ -213,7 +226,8 @@ def _check_plain(tree: Any) -> None:
         below: list[Any] = []
         for value in level:
             if isinstance(value, str):
-                value.encode("utf-8")
+                if _CONTROL.search(value):
+                    raise ValueError("text in it holds control characters")
             elif isinstance(value, dict):
                 below += [*value.keys(), *value.values()]
             elif isinstance(value, list):
