@@ -20,7 +20,7 @@ from torch import nn
 import vitcompress
 from tests.conftest import listing
 from tests.tiny import ARGS, VARIANTS, compressed, images, tiny
-from vitcompress import artifact
+from vitcompress import artifact, manifest
 from vitcompress.errors import ArtifactError
 from vitcompress.plan import Plan, make_plan
 from vitcompress.quantize import STORES
@@ -144,8 +144,8 @@ def test_the_header_holds_everything_under_a_version(made: Path) -> None:
 
 
 def test_no_path_of_the_teacher_is_in_the_file(made: Path, weights: Path) -> None:
-    manifest = artifact.read_manifest(made / "mini.safetensors")
-    assert str(weights) not in json.dumps(manifest.source)
+    said = artifact.read_manifest(made / "mini.safetensors")
+    assert str(weights) not in json.dumps(said.source)
 
 
 # --- altered files
@@ -213,7 +213,7 @@ def test_a_whole_file_of_a_future_format_asks_for_an_upgrade(
     reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as future:
-        future.setattr(artifact, "FORMAT_VERSION", 3)
+        future.setattr(manifest, "FORMAT_VERSION", 3)
         write_student(tmp_path / "m.safetensors")
     with pytest.raises(ArtifactError, match="format 3") as caught:
         READERS[reader](tmp_path / "m.safetensors")
@@ -344,9 +344,9 @@ def test_a_quantised_file_names_codes_and_scales_once_per_group(store: str, tmp_
 def test_a_student_that_was_not_rounded_does_not_verify(tmp_path: Path) -> None:
     student, plan = compressed(tiny(), share=2)
     stored = stored_tensors(student, "int8")
-    manifest = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int8")
+    said = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int8")
     with pytest.raises(ArtifactError, match="logits differ"):
-        artifact.write(tmp_path / "m.safetensors", student, manifest, images(student), stored=stored)
+        artifact.write(tmp_path / "m.safetensors", student, said, images(student), stored=stored)
 
 
 def test_what_float16_cannot_hold_is_stored_as_float32(tmp_path: Path) -> None:
@@ -364,9 +364,9 @@ def test_tensors_of_another_store_are_named(tmp_path: Path, monkeypatch: pytest.
     student, plan = compressed(tiny(), share=2)
     monkeypatch.setattr(artifact, "verify", lambda *models: None)
     monkeypatch.setattr(artifact, "load", lambda path: student)
-    manifest = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int4")
+    said = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int4")
     stored = stored_tensors(student, "int8")
-    artifact.write(tmp_path / "m.safetensors", student, manifest, images(student), stored=stored)
+    artifact.write(tmp_path / "m.safetensors", student, said, images(student), stored=stored)
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match=r"not those of its plan: blocks\.0\.attn\.proj\.weight"):
         vitcompress.load(tmp_path / "m.safetensors")
@@ -374,10 +374,12 @@ def test_tensors_of_another_store_are_named(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_file_of_format_1_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it was written before there were stores: without the field, and under that number."""
-    to_json = artifact._to_json
     with monkeypatch.context() as past:
-        past.setattr(artifact, "FORMAT_VERSION", 1)
-        past.setattr(artifact, "_to_json", lambda m: {k: v for k, v in to_json(m).items() if k != "store"})
+        past.setattr(
+            artifact,
+            "to_tree",
+            lambda m: {k: v for k, v in {**manifest.to_tree(m), "format_version": 1}.items() if k != "store"},
+        )
         student, _ = write_student(tmp_path / "m.safetensors")
     with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
         header = json.loads(file.metadata()["vitcompress"])
@@ -392,5 +394,5 @@ def write_stored(path: Path, student: nn.Module, plan: Plan, variant: str, store
     """Round `student`, in place, and write it."""
     stored = stored_tensors(student, store)
     round_to(student, stored, store)
-    manifest = dataclasses.replace(manifest_of(tiny(variant), plan, variant), store=store)
-    artifact.write(path, student, manifest, images(student), stored=stored)
+    said = dataclasses.replace(manifest_of(tiny(variant), plan, variant), store=store)
+    artifact.write(path, student, said, images(student), stored=stored)

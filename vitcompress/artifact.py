@@ -1,69 +1,41 @@
 """What is in the file?  One .safetensors: each shared tensor once, under its donor's name, and JSON in the header.
 
-    {"vitcompress": {format_version, source, plan, data_config, recipe, report, versions, classes, lineage, store,
-                     sha256}}
+    {"vitcompress": the manifest, with the digest}
 
 The digest covers the rest of the JSON and every tensor, so an altered file is known for one. Loading runs the same
-`apply_plan` that compression ran, on an empty model, then fills the tensors in: no code, no network, no teacher.
+`apply_plan` that compression ran, on an empty model, then fills the tensors in: no code, no network, no teacher. No
+tensor is read before its name, type and shape are those that the plan asks for.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitcompress.errors import ArtifactError, VitcompressError, shorten
-from vitcompress.plan import Plan
-from vitcompress.quantize import STORES, num_bytes
-from vitcompress.source import Source, empty_model, sha256_of
+from vitcompress.errors import ArtifactError, shorten
+from vitcompress.manifest import Manifest, from_text, to_tree
+from vitcompress.quantize import num_bytes
+from vitcompress.source import Digest, Source, empty_model, sha256_of
 from vitcompress.stored import fill, layout, stored_tensors
 from vitcompress.surgery import apply_plan
+from vitcompress.tensorfile import TensorFile, opened
 
-FORMAT_VERSION = 2  # 1, which is still read, has no store: every tensor is as the model holds it
+_MOST_BUFFER_BYTES = 256 << 20  # of buffers that no file holds: window masks and rotary tables grow with the image
 
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact says of itself.
-
-    Attributes:
-        source: the teacher's name and the student's architecture and arguments.
-        source_sha256: digest of the teacher's tensors; empty where the student has another head or image size since.
-        plan: what is shared and added.
-        data_config: timm's data config of the student.
-        recipe: the resolved recipe.
-        report: the report, as `Report` writes it.
-        versions: of the packages that made it.
-        classes: names of the classes, in order; empty where they are not known.
-        lineage: the files it was made from, oldest first, each with its `name`, `sha256` and `command`.
-        store: how the tensors are held, a key of `STORES`.
-    """
-
-    source: Mapping[str, Any]
-    source_sha256: str
-    plan: Plan
-    data_config: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    report: Mapping[str, Any]
-    versions: Mapping[str, str]
-    classes: tuple[str, ...] = ()
-    lineage: tuple[Mapping[str, str], ...] = ()
-    store: str = "source"
+__all__ = ["Manifest", "empty_student", "header_bytes", "load", "read_manifest", "replacing", "verify", "write"]
 
 
 @contextmanager
@@ -84,11 +56,18 @@ def replacing(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         beside.chmod(0o666 & ~umask)  # mkstemp's own mode keeps everybody else out
+        _flush(beside)
         os.replace(beside, path)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file is on its disk: some file systems say only now that it is full."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def write(
@@ -113,12 +92,12 @@ def write(
     Raises:
         ArtifactError: the folder cannot be written to, or the file does not give the student back.
     """
-    tree = {"format_version": FORMAT_VERSION, **_to_json(manifest)}
+    tree = to_tree(manifest)
     stored = stored_tensors(student, manifest.store) if stored is None else stored
     tensors = {name: t.detach().cpu().contiguous() for name, t in stored.items()}
     with replacing(path) as beside:
         try:
-            text = json.dumps({**tree, "sha256": _digest(tree, tensors)}, sort_keys=True)
+            text = json.dumps({**tree, "sha256": _digest(tree, sha256_of(tensors))}, sort_keys=True)
             save_file(tensors, beside, metadata={"vitcompress": text})  # one key: safetensors keeps no order of keys
         except SafetensorError as error:
             raise ArtifactError(f"{path}: cannot be written: {error}.") from error
@@ -132,7 +111,7 @@ def header_bytes(student: nn.Module, manifest: Manifest) -> int:
         student: meta will do.
         manifest: what would go into the header.
     """
-    tree = {"format_version": FORMAT_VERSION, **_to_json(manifest), "sha256": "0" * 64}
+    tree = {**to_tree(manifest), "sha256": "0" * 64}
     stored = stored_tensors(student, manifest.store)
     end = num_bytes(stored)  # no place is longer than the last, in whichever order they come
     tensors = {
@@ -178,12 +157,18 @@ def load(path: str | os.PathLike[str], *, keep_quantized: bool = False) -> nn.Mo
         ArtifactError: missing, cut short, altered, of a newer format, or not an artifact.
     """
     path = Path(path)
-    with _opened(path) as file:
-        manifest, tensors = _checked(path, file)  # before anything is built from what the header says
-        model = empty_student(path, manifest)
-        wrong = _misfits(model, tensors, manifest.store)
-        if wrong:
-            raise ArtifactError(f"{path}: tensors that are not those of its plan: {shorten(wrong)}.")
+    with opened(path) as file:
+        manifest, tree, digest = _said(file)
+        try:
+            model = empty_student(path, manifest)
+            wrong = _misfits(model, file, manifest.store)
+            if wrong:
+                raise ArtifactError(f"{path}: tensors that are not those of its plan: {shorten(wrong)}.")
+        except ArtifactError:
+            _check_digest(file, tree, digest)  # damage is the likelier cause, and the clearer word
+            raise
+        tensors: dict[str, Tensor] = {}
+        _check_digest(file, tree, digest, keep=tensors)
         fill(model, tensors, manifest.store, quantized=keep_quantized)
     model.pretrained_cfg = _pretrained_cfg(model, manifest)  # type: ignore[assignment]
     return model.eval()
@@ -201,21 +186,26 @@ def empty_student(path: Path, manifest: Manifest) -> nn.Module:
     """
     try:
         model = empty_model(Source(**manifest.source))
-        apply_plan(model, manifest.plan)
-    except (VitcompressError, AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: its plan does not fit its model: {error}") from error
+        with torch.device("meta"):
+            apply_plan(model, manifest.plan)
+    except Exception as error:  # whatever timm's constructors say of arguments that make no sense
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ArtifactError(f"{path}: its plan does not fit its model: {reason}") from error
+    computed = num_bytes({str(id(t)): t for t in model.buffers()})
+    if computed > _MOST_BUFFER_BYTES:
+        raise ArtifactError(f"{path}: its model would compute {computed:,} bytes of tables for its image size.")
     return model
 
 
-def _misfits(model: nn.Module, tensors: Mapping[str, Tensor], store: str) -> list[str]:
+def _misfits(model: nn.Module, file: TensorFile, store: str) -> list[str]:
     """Names of tensors that are missing, that nothing asks for, or of another type or shape, in order."""
     expected = layout(model, store)
     fits = {
         name
         for name, (dtypes, shape) in expected.items()
-        if name in tensors and tensors[name].dtype in dtypes and tuple(tensors[name].shape) == shape
+        if (place := file.places.get(name)) and place.dtype in dtypes and place.shape == shape
     }
-    return sorted((expected.keys() | tensors.keys()) - fits)
+    return sorted((expected.keys() | file.places.keys()) - fits)
 
 
 def _pretrained_cfg(model: nn.Module, manifest: Manifest) -> dict[str, Any]:
@@ -233,52 +223,50 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         ArtifactError: missing, cut short, altered, of a newer format, or not an artifact.
     """
-    with _opened(path) as file:
-        return _checked(path, file)[0]
+    with opened(path) as file:
+        manifest, tree, digest = _said(file)
+        _check_digest(file, tree, digest)
+    return manifest
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; whatever it says is wrong with it becomes an `ArtifactError`."""
-    if not path.is_file():
-        raise ArtifactError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.", hint="It may be cut short: fetch it again.") from error
+def _said(file: TensorFile) -> tuple[Manifest, dict[str, Any], str]:
+    """Manifest, the tree that the digest covers, and the digest, of a file."""
+    if "vitcompress" not in file.metadata:
+        raise ArtifactError(f"{file.path} is a safetensors file, but none that vitcompress wrote.")
+    return from_text(file.path, file.metadata["vitcompress"])
 
 
-def _checked(path: Path, file: Any) -> tuple[Manifest, dict[str, Tensor]]:
-    """Manifest and tensors of a file, once it is known that neither was altered."""
-    metadata = file.metadata() or {}
-    if "vitcompress" not in metadata:
-        raise ArtifactError(f"{path} is a safetensors file, but none that vitcompress wrote.")
-    # copies: tensors lie in the file at any multiple of four bytes, and kernels round differently off their alignment
-    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
-    try:
-        tree = json.loads(metadata["vitcompress"])
-        if tree["format_version"] not in range(1, FORMAT_VERSION + 1):
-            raise ArtifactError(
-                f"{path} is of format {tree['format_version']}; this vitcompress reads formats 1 to {FORMAT_VERSION}.",
-                hint="pip install --upgrade vitcompress",
-            )
-        if tree.pop("sha256", None) != _digest(tree, tensors):
-            raise ArtifactError(f"{path}: altered after it was written (SHA-256 differs).", hint="Make it again.")
-        del tree["format_version"]
-        for name in ("classes", "lineage"):  # files from before these fields have neither
-            tree[name] = tuple(tree.get(name, ()))
-        if tree.get("store", "source") not in STORES:
-            raise ValueError(f"no store is called {tree['store']}")
-        return Manifest(plan=TypeAdapter(Plan).validate_python(tree.pop("plan")), **tree), tensors
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path}: its header cannot be understood: {str(error).splitlines()[0]}.") from error
+def _check_digest(
+    file: TensorFile, tree: Mapping[str, Any], expected: str, keep: dict[str, Tensor] | None = None
+) -> None:
+    """Read every tensor once, and make sure that nothing was altered; one thread reads, another digests.
+
+    Args:
+        file: open.
+        tree: the header without the digest.
+        expected: the digest.
+        keep: gets the tensors, where they are wanted.
+
+    Raises:
+        ArtifactError: something was.
+    """
+    digest = Digest()
+    with ThreadPoolExecutor(1) as pool:
+        for name in sorted(file.places):
+            place = file.places[name]
+            pool.submit(digest.begin, name, place.dtype, place.shape)
+            if keep is not None:
+                keep[name] = file.tensor(name)
+                pool.submit(digest.add_tensor, keep[name])
+            else:
+                before: list[Future[None]] = []
+                for chunk in file.chunks(name):  # whose memory is used again
+                    for done in before:
+                        done.result()
+                    before = [pool.submit(digest.add, chunk)]
+    if expected != _digest(tree, digest.hex()):
+        raise ArtifactError(f"{file.path}: altered after it was written (SHA-256 differs).", hint="Make it again.")
 
 
-def _to_json(manifest: Manifest) -> dict[str, Any]:
-    fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
-    return {**fields, "plan": TypeAdapter(Plan).dump_python(manifest.plan, mode="json")}
-
-
-def _digest(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{json.dumps(tree, sort_keys=True)}{sha256_of(tensors)}".encode()).hexdigest()
+def _digest(tree: Mapping[str, Any], tensors_sha256: str) -> str:
+    return hashlib.sha256(f"{json.dumps(tree, sort_keys=True)}{tensors_sha256}".encode()).hexdigest()

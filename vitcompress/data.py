@@ -25,6 +25,8 @@ from vitcompress.recipe import DataRecipe
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "test")
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 5000
+# whatever a file is called, it is decoded in this process: Pillow would run Ghostscript for PostScript
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -50,7 +52,7 @@ class FileReader:
 
     def open(self, index: int) -> Image.Image:
         """Decode image `index`."""
-        with Image.open(self.paths[index]) as image:
+        with Image.open(self.paths[index], formats=FORMATS) as image:
             image.load()
             return image
 

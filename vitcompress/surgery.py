@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from vitcompress.errors import PlanError
+from vitcompress.errors import PlanError, shorten
 from vitcompress.factored import FactoredLinear
-from vitcompress.families import Family, family_named, narrow_block
-from vitcompress.plan import Group, Plan
+from vitcompress.families import Family, family_named, full_widths, narrow_block
+from vitcompress.plan import Group, Plan, layer_shapes
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> None:
@@ -26,12 +26,45 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
         PlanError: the plan does not fit the model.
     """
     family = family_named(plan.family)
+    check_fits(model, plan, family)
     apply_groups(model, plan.groups, family)  # first of all: transformations may rename the paths that this goes by
     for group in plan.groups:
         for name in group.blocks:
             for transform, built in family.transforms.items():  # in the family's order: one may build on another
                 if transform in plan.transforms:
                     built.insert(model, model.get_submodule(name), plan.token_kernel)
+
+
+def check_fits(model: nn.Module, plan: Plan, family: Family) -> None:
+    """Make sure that a plan, which may come from a file, names nothing but what the model has.
+
+    Args:
+        model: nothing shared in it yet, on any device.
+        plan: of any origin.
+        family: that the plan names.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    blocks = [block for group in plan.groups for block in group.blocks]
+    if not isinstance(model, family.model_type) or sorted(blocks) != sorted(family.block_names(model)):
+        raise PlanError("The blocks of the plan are not those of the model.")
+    unknown = [name for name in plan.transforms if name not in family.transforms]
+    for group in plan.groups:
+        donor = model.get_submodule(group.donor)
+        layers, full = layer_shapes(family, donor), full_widths(donor, family.narrow_attention)
+        shareable = family.shared_names(donor, share_biases=True, share_tables=True)
+        unknown += [name for name in group.shared if name not in shareable]
+        unknown += [name for name in (*group.ranks, *group.bases) if name not in layers]
+        unknown += [name for name in group.bases if name not in group.ranks]
+        if len({family.stage(block) for block in group.blocks}) > 1:
+            raise PlanError(f"The group of {group.donor} spans several stages.")
+        for name in ("hidden", "qk", "v"):
+            asked, most = getattr(group.widths, name), getattr(full, name)
+            if asked is not None and asked > (most or 0):
+                raise PlanError(f"The group of {group.donor} is to be {asked} wide in {name}, and is {most or 0}.")
+    if unknown:
+        raise PlanError(f"The model has nothing that is called {shorten(unknown)}.")
 
 
 def apply_groups(model: nn.Module, groups: Iterable[Group], family: Family) -> None:
