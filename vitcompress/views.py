@@ -6,10 +6,12 @@ Each training view is drawn from its own seed, so the stream of views is the sam
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +19,16 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import auto_augment, create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from vitcompress.data import ImageSet
+from vitcompress.data import ImageSet, Sample, StreamReader
 from vitcompress.errors import DataError, RecipeError
 from vitcompress.recipe import DataRecipe
 
 _MODES = {1: "L", 3: "RGB"}
+_MOST_WORKERS = 16
+_NARROWEST = math.sqrt(3 / 4)  # of a random crop: its shorter side, by that of a square of the same area
+_UNREADABLE = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 class Batch(NamedTuple):
@@ -60,17 +65,26 @@ class Views(Dataset[tuple[Tensor, int] | str]):
             raise DataError(f"The model takes {channels} channels; images have 1 or 3.")
         self.mode = _MODES[channels]
         self.transform = random_views(config, recipe) if training else create_transform(**config, is_training=False)
+        # a training view is a crop, made smaller: no JPEG needs to be decoded larger than that takes
+        size = max(config["input_size"][1:])
+        self.at_least = math.ceil(size / (math.sqrt(recipe.crop_min) * _NARROWEST)) if training else 0
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
         position, draw = key
-        index = self.images.indices[position]
+        index = position if self.images.streams else self.images.indices[position]
         try:
-            image = _convert(self.images.reader.open(index), self.mode)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            image = self.images.reader.open(index, self.at_least)
+            label = self.images.labels[index] if self.images.labels is not None else -1
+            return self.view(image, draw), label
+        except _UNREADABLE as error:
             return f"{self.images.reader.where(index)}: {error}"
+
+    def view(self, image: Image.Image, draw: int) -> Tensor:
+        """The view of an image that `draw` decides."""
+        converted = _convert(image, self.mode)
         with seeded(self.seed, draw):
-            view: Tensor = self.transform(image)
-        return view, self.images.labels[index] if self.images.labels is not None else -1
+            view: Tensor = self.transform(converted)
+        return view
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
@@ -139,7 +153,7 @@ class Stream(Sampler[list[tuple[int, int]]]):
     """Batches of `(position, draw)`: shuffled passes over the images, end to end, so every batch is full.
 
     Args:
-        num_images: N.
+        num_images: N; None for a stream, which has an order of its own and is taken as it comes.
         batch_size: images per batch.
         seed: decides the order; each pass has its own.
         num_steps: batches; endless where None.
@@ -148,7 +162,9 @@ class Stream(Sampler[list[tuple[int, int]]]):
     Source: of repeats, Hoffer et al. 2019, arXiv:1901.09335; the order is that of timm's RepeatAugSampler.
     """
 
-    def __init__(self, num_images: int, batch_size: int, *, seed: int, num_steps: int | None, repeats: int = 1) -> None:
+    def __init__(
+        self, num_images: int | None, batch_size: int, *, seed: int, num_steps: int | None, repeats: int = 1
+    ) -> None:
         self.num_images, self.batch_size, self.seed, self.num_steps = num_images, batch_size, seed, num_steps
         self.repeats = repeats
 
@@ -159,10 +175,16 @@ class Stream(Sampler[list[tuple[int, int]]]):
 
     def _draws(self) -> Iterator[tuple[int, int]]:
         draw = itertools.count()
+        for position in self._positions():
+            for _ in range(self.repeats):
+                yield position, next(draw)
+
+    def _positions(self) -> Iterator[int]:
+        if self.num_images is None:
+            yield from itertools.count()
+            return
         for number in itertools.count():
-            for position in np.random.default_rng([self.seed, number]).permutation(self.num_images).tolist():
-                for _ in range(self.repeats):
-                    yield position, next(draw)
+            yield from np.random.default_rng([self.seed, number]).permutation(self.num_images).tolist()
 
 
 def training_loader(
@@ -177,8 +199,12 @@ def training_loader(
         seed: decides order and views.
         num_steps: None for an endless loader.
     """
+    if isinstance(images.reader, StreamReader):  # a batch comes from one lane
+        block = max(1, recipe.batch_size // recipe.repeats)
+        images = images.streamed(replace(images.reader, seed=seed, block=block))
     views = Views(images, config, training=True, recipe=recipe, seed=seed)
-    stream = Stream(len(images), recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats)
+    count = None if images.streams else len(images)
+    stream = Stream(count, recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats)
     return DataLoader(views, batch_sampler=stream, collate_fn=collate, **_workers(recipe, images))
 
 
@@ -191,15 +217,47 @@ def evaluation_loader(images: ImageSet, config: Mapping[str, Any], recipe: DataR
         recipe: batch size and workers.
     """
     views = Views(images, config, training=False, recipe=recipe, seed=0)
+    workers = _workers(recipe, images)
+    if isinstance(images.reader, StreamReader):  # from front to back, so by one worker
+        workers["num_workers"] = min(1, workers["num_workers"])
+        return DataLoader(_OnePass(views, images.reader, recipe.batch_size), batch_size=None, **workers)
     keys = [(position, 0) for position in range(len(images))]
     batches = [keys[i : i + recipe.batch_size] for i in range(0, len(keys), recipe.batch_size)]
-    return DataLoader(views, batch_sampler=batches, collate_fn=collate, **_workers(recipe, images))
+    workers["num_workers"] = min(len(batches), workers["num_workers"])
+    return DataLoader(views, batch_sampler=batches, collate_fn=collate, **workers)
+
+
+class _OnePass(IterableDataset[Batch]):
+    """Batches of every image of a stream, once and in order."""
+
+    def __init__(self, views: Views, reader: StreamReader, batch_size: int) -> None:
+        self.views, self.reader, self.batch_size = views, reader, batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        samples = self.reader.one_pass()
+        while batch := list(itertools.islice(samples, self.batch_size)):
+            yield collate([self._view(sample) for sample in batch])
+
+    def _view(self, sample: Sample) -> tuple[Tensor, int] | str:
+        try:
+            return self.views.view(self.reader.decoded(sample), 0), self.reader.label_of(sample)
+        except _UNREADABLE as error:
+            return f"{sample.where}: {error}"
 
 
 def _workers(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
-    spare = max(1, min(8, (os.cpu_count() or 2) - 1))
-    number = spare if recipe.num_workers is None else recipe.num_workers
+    """How a loader loads: each worker decodes and augments on one thread, and has two batches under way."""
+    number = recipe.num_workers if isinstance(recipe.num_workers, int) else spare_cores()
+    if isinstance(images.reader, StreamReader):  # more workers than lanes would read the same shards
+        number = next(n for n in range(min(number, images.reader.num_lanes), -1, -1) if n == 0 or n & (n - 1) == 0)
     return {"num_workers": number, "persistent_workers": False, "pin_memory": torch.cuda.is_available()}
+
+
+def spare_cores() -> int:
+    """Cores that this process may have for workers: all that it may run on but one, at most 16, and at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that torchrun started on this machine
+    return max(1, min(_MOST_WORKERS, cores // siblings - 1))
 
 
 def collate(samples: Sequence[tuple[Tensor, int] | str]) -> Batch:
