@@ -55,10 +55,10 @@ def loader(images: ImageSet, num_workers: int = 0, steps: int = 9, **recipe: Any
 
 
 def test_the_stream_is_the_same_for_any_number_of_workers(root: Path) -> None:
-    one, two, four = (list(loader(everything(root), workers)) for workers in (0, 2, 4))
-    assert len(one) == 9
-    for other in (two, four):
-        for a, b in zip(one, other, strict=True):
+    none, one, two = (list(loader(everything(root), workers)) for workers in (0, 1, 2))
+    assert len(none) == 9
+    for other in (one, two):
+        for a, b in zip(none, other, strict=True):
             assert torch.equal(a.images, b.images)
             assert torch.equal(a.labels, b.labels)
 
