@@ -128,8 +128,10 @@ def test_a_plan_is_searched_for_on_crops_and_says_so(vitcompress: Vitcompress, t
 
 
 def test_crops_have_no_end_so_no_epochs(tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]) -> None:
-    ended = vitcompress("compress", *teacher, "--share", 2, "--epochs", 1, "--out", tmp_path / "x.safetensors")
-    assert (ended.code, "--epochs 1" in ended.err, "--steps" in ended.err) == (2, True, True)
+    words = ["compress", *teacher, "--share", 2, "--epochs", 1, "--out", tmp_path / "x.safetensors"]
+    for more, message in (([], "no images to pass over"), (["--data", "built-in"], "cannot be counted")):
+        ended = vitcompress(*words, *more)
+        assert (ended.code, message in ended.err, "--steps" in ended.err) == (2, True, True)
     assert not list(tmp_path.iterdir())
 
 

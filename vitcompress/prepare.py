@@ -21,14 +21,14 @@ _FLAGS = {"matrices": "--no-matrices"}  # where it is not the name of the field
 
 
 def with_images(recipe: Recipe, *, fitted: bool) -> Recipe:
-    """The recipe with the built-in images named, where it needs images and names none.
+    """The recipe with the built-in images named, where it needs images and names none, and counts no passes over them.
 
     Args:
         recipe: what is asked for.
         fitted: the start, or the search for a plan, wants images.
     """
     needed = fitted or recipe.distill.steps != 0
-    if recipe.data.data is not None or not needed:
+    if recipe.data.data is not None or not needed or recipe.distill.epochs is not None:
         return recipe
     return replace(recipe, data=replace(recipe.data, data=BUILT_IN))
 
@@ -42,6 +42,9 @@ def unfit_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None) -
         val: validation images.
     """
     faults = []
+    if train is None and recipe.distill.epochs is not None:
+        hint = "Give --data DIR; or --steps, for crops of built-in photographs."
+        faults.append((f"--epochs {recipe.distill.epochs:g}: there are no images to pass over.", hint))
     if (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
         faults.append(("--loss labels needs labelled images.", "Give --data DIR with class folders."))
     if recipe.gates.max_drop is not None and (val is None or val.labels is None):
