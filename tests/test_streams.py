@@ -65,7 +65,7 @@ def test_the_stream_is_the_same_for_any_number_of_workers(root: Path) -> None:
 
 def test_it_can_be_taken_up_at_any_batch(root: Path) -> None:
     whole = list(loader(everything(root)))
-    views = loader(everything(root)).dataset
+    views: Any = loader(everything(root)).dataset
     for start in (8, 3, 5):  # back as well
         batch = [views[key] for key in list(Stream(None, 4, seed=3, num_steps=9))[start]]
         assert torch.equal(torch.stack([view for view, _ in batch]), whole[start].images)

@@ -138,7 +138,7 @@ class StreamReader:
             samples = self._through([urls[i] for i in random.permutation(len(urls))])
             buffer = list(islice(samples, BUFFER))
             if not buffer:
-                raise ValueError(f"{urls[0]}: no images")
+                yield Sample(urls[0], b"", None, "the shard has no images")
             for sample in samples:
                 position = int(random.integers(len(buffer)))
                 chosen, buffer[position] = buffer[position], sample
