@@ -4,6 +4,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from PIL import Image
 
 from tests.conftest import draw_image
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.data import ImageSet, hold_out, open_folder, open_sets, validation_folder
+from vitcompress.data import ImageSet, hold_out, open_images, open_sets
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
-from vitcompress.views import Batch, Stream, Views, check_readable, evaluation_loader, training_loader
+from vitcompress.views import Batch, Stream, Views, check_readable, evaluation_loader, spare_cores, training_loader
 
 RGB: dict[str, Any] = {
     "input_size": (3, 32, 32),
@@ -35,8 +36,14 @@ def class_folders(root: Path, *names: str) -> Path:
     return root
 
 
+def open_folder(root: Path, num_classes: int | None, class_map: Path | None = None) -> ImageSet:
+    found = open_images(str(root), "train", "--data", DataRecipe(class_map=class_map), None, num_classes)
+    assert found is not None
+    return found
+
+
 def labels_by_folder(root: Path, num_classes: int, class_map: Path | None = None) -> dict[str, int]:
-    found = open_folder(root, "--data", num_classes, class_map)
+    found = open_folder(root, num_classes, class_map)
     assert found.labels is not None
     return {Path(found.reader.where(i)).relative_to(root).parts[0]: label for i, label in enumerate(found.labels)}
 
@@ -72,16 +79,16 @@ def test_a_class_map_wins_over_every_other_mapping(tmp_path: Path) -> None:
     ("names", "num_classes", "message"),
     [
         (("n01440764", "n00000000", "n99999999"), 1000, "n00000000, n99999999"),
-        (("cat", "dog"), 5, r"2 class folders \(cat, dog\), the model 5 classes"),
-        (("0", "5"), 5, "2 class folders"),
-        (("n01440764", "cat"), 1000, "2 class folders"),
+        (("cat", "dog"), 5, r"2 classes \(cat, dog\), the model 5 classes"),
+        (("0", "5"), 5, "2 classes"),
+        (("n01440764", "cat"), 1000, "2 classes"),
     ],
 )
 def test_class_folders_that_match_no_mapping_are_named(
     names: tuple[str, ...], num_classes: int, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        open_folder(class_folders(tmp_path, *names), "--data", num_classes, None)
+        open_folder(class_folders(tmp_path, *names), num_classes)
     assert "--class-map" in caught.value.hint
 
 
@@ -99,29 +106,29 @@ def test_a_class_map_that_does_not_fit_is_named(content: bytes, message: str, tm
     root = class_folders(tmp_path / "images", "cat", "dog")
     (tmp_path / "classes.txt").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        open_folder(root, "--data", 4, tmp_path / "classes.txt")
+        open_folder(root, 4, tmp_path / "classes.txt")
 
 
 def test_a_class_map_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--class-map .*gone\.txt"):
-        open_folder(class_folders(tmp_path, "a"), "--data", 1, tmp_path / "gone.txt")
+        open_folder(class_folders(tmp_path, "a"), 1, tmp_path / "gone.txt")
 
 
 def test_a_flat_folder_has_no_labels(flat: Path) -> None:
-    found = open_folder(flat, "--data", 5, None)
+    found = open_folder(flat, 5)
     assert (found.labels, len(found)) == (None, 12)
 
 
 def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
     draw_image(class_folders(tmp_path, "a", "b") / "stray.png", 0)
     with pytest.raises(DataError, match="both images and folders"):
-        open_folder(tmp_path, "--data", 2, None)
+        open_folder(tmp_path, 2)
 
 
 def test_a_folder_linked_into_itself_is_not_read_again_and_again(tmp_path: Path) -> None:
     draw_image(tmp_path / "a" / "0.png", 0)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
-    assert len(open_folder(tmp_path, "--data", 1, None)) == 1
+    assert len(open_folder(tmp_path, 1)) == 1
 
 
 @pytest.mark.parametrize(("train", "val"), [("train", "val"), ("training", "validation"), ("train", "test")])
@@ -129,14 +136,16 @@ def test_a_folder_laid_out_as_imagenet_is_split(train: str, val: str, tmp_path: 
     class_folders(tmp_path / train, "a", "b", "c")
     class_folders(tmp_path / val, "a", "c")
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
-    recipe = DataRecipe(data=tmp_path, class_map=tmp_path / "classes.txt")
+    recipe = DataRecipe(data=str(tmp_path), class_map=tmp_path / "classes.txt")
     found = open_sets(recipe, bundle=None, num_classes=3, seed=0)
     assert [images.labels for images in found if images] == [(0, 1, 2), (0, 2)]
-    assert validation_folder(tmp_path) == tmp_path / val
+    evaluated = open_sets(replace(recipe, data=None, val_data=str(tmp_path)), bundle=None, num_classes=3, seed=0)[1]
+    assert evaluated is not None
+    assert evaluated.name == str(tmp_path / val)
 
 
 def test_val_data_wins_over_the_folder_beside_train(images: Path, flat: Path) -> None:
-    train, val = open_sets(DataRecipe(data=images, val_data=flat), bundle=None, num_classes=5, seed=0)
+    train, val = open_sets(DataRecipe(data=str(images), val_data=str(flat)), bundle=None, num_classes=5, seed=0)
     assert train is not None
     assert val is not None
     assert (len(train), val.name) == (15, str(flat))
@@ -145,7 +154,7 @@ def test_val_data_wins_over_the_folder_beside_train(images: Path, flat: Path) ->
 def test_a_tenth_is_held_out_and_never_trained_on(tmp_path: Path) -> None:
     for number in range(20):
         draw_image(tmp_path / f"{number}.png", number)
-    splits = [hold_out(open_folder(tmp_path, "--data", 1, None), seed=seed) for seed in (0, 0, 1)]
+    splits = [hold_out(open_folder(tmp_path, 1), seed=seed) for seed in (0, 0, 1)]
     for rest, held in splits:
         assert (len(rest), len(held)) == (18, 2)
         assert sorted(rest.indices + held.indices) == list(range(20))
@@ -156,12 +165,12 @@ def test_a_tenth_is_held_out_and_never_trained_on(tmp_path: Path) -> None:
 def test_one_image_is_too_few_to_hold_any_out(tmp_path: Path) -> None:
     draw_image(tmp_path / "only.png", 0)
     with pytest.raises(DataError, match="1 image") as caught:
-        open_sets(DataRecipe(data=tmp_path), bundle=None, num_classes=5, seed=0)
+        open_sets(DataRecipe(data=str(tmp_path)), bundle=None, num_classes=5, seed=0)
     assert "--val-data" in caught.value.hint
 
 
 def test_held_out_images_keep_their_labels(images: Path) -> None:
-    train, val = open_sets(DataRecipe(data=images / "train"), bundle=None, num_classes=5, seed=3)
+    train, val = open_sets(DataRecipe(data=str(images / "train")), bundle=None, num_classes=5, seed=3)
     assert train is not None
     assert val is not None
     loader = evaluation_loader(val, RGB, DataRecipe(num_workers=0))
@@ -185,7 +194,7 @@ def test_the_built_in_images_keep_training_and_test_apart() -> None:
 
 
 def folder_set(root: Path) -> ImageSet:
-    return open_folder(root, "--data", 5, None)
+    return open_folder(root, 5)
 
 
 def seen(images: ImageSet, num_workers: int, *, seed: int = 0, steps: int = 4) -> list[torch.Tensor]:
@@ -244,7 +253,7 @@ def test_a_stream_without_length_does_not_end() -> None:
 
 
 def test_evaluation_sees_every_image_once_in_order(images: Path) -> None:
-    found = open_folder(images / "val", "--data", 5, None)
+    found = open_folder(images / "val", 5)
     batches = list(evaluation_loader(found, RGB, DataRecipe(batch_size=4, num_workers=0)))
     assert [len(batch.labels) for batch in batches] == [4, 4, 2]
     assert torch.cat([batch.labels for batch in batches]).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
@@ -301,6 +310,51 @@ def test_every_kind_of_image_gives_the_same_picture(form: str, config: dict[str,
 def test_a_model_of_four_channels_is_refused(flat: Path) -> None:
     with pytest.raises(DataError, match="4 channels"):
         Views(folder_set(flat), {**RGB, "input_size": (4, 32, 32)}, training=False, recipe=DataRecipe(), seed=0)
+
+
+def test_large_jpegs_are_decoded_no_larger_than_a_training_view_takes(tmp_path: Path) -> None:
+    Image.fromarray(TWO_TONE).convert("RGB").resize((1600, 1200)).save(tmp_path / "a.jpg", quality=95)
+    found = folder_set(tmp_path)
+    sizes: list[tuple[int, int]] = []
+
+    class Watched:
+        def __len__(self) -> int:
+            return 1
+
+        def open(self, index: int, at_least: int = 0) -> Image.Image:
+            image = found.reader.open(index, at_least)
+            sizes.append(image.size)
+            return image
+
+        def where(self, index: int) -> str:
+            return ""
+
+    watched = replace(found, reader=Watched())
+    for training in (True, False):
+        views = Views(watched, RGB, training=training, recipe=DataRecipe(), seed=0)
+        view = views[0, 0].view
+        assert view is not None
+        assert view.shape == (3, 32, 32)
+    assert sizes == [(200, 150), (1600, 1200)]  # an eighth, of which the least crop is still larger than 32; and all
+
+
+# --- workers
+
+
+@pytest.mark.parametrize(("given", "expected"), [("auto", 3), (None, 3), ("2", 2), (0, 0)])
+def test_workers_are_a_number_or_as_many_as_there_are_cores_to_spare(
+    given: Any, expected: int, flat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    loader = training_loader(folder_set(flat), RGB, DataRecipe(num_workers=given), seed=0, num_steps=1)
+    assert loader.num_workers == expected
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert spare_cores() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert spare_cores() == 7
 
 
 # --- images that cannot be read

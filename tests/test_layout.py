@@ -11,7 +11,8 @@ PACKAGE = Path(vitcompress.__file__).parent
 STAGES = (
     "errors", "console", "interrupts", "presets", "shipped", "bundled", "recipe", "launch", "compose", "processes",
     "transforms", "factored", "families",
-    "quantize", "plan", "tensorfile", "manifest", "short_names", "transformers_names", "transformers_folder", "source", "surgery", "macs",
+    "quantize", "plan", "tensorfile", "manifest",
+    "short_names", "transformers_names", "transformers_folder", "source", "surgery", "macs",
     "quantized_layers", "stored", "fading", "taps", "initialize", "planner", "losses", "compare", "classes", "data",
     "views", "calibration", "mixing", "evaluate", "training", "trainlog", "checkpoints", "teacher_cache", "distill",
     "artifact", "teacher", "adapt", "report", "baselines", "budget", "prepare", "produce", "planning", "lessons", "job",

@@ -19,6 +19,7 @@ from tests.test_families import ROWS
 from vitcompress import artifact
 from vitcompress.adapt import adapt_student, adapted_source
 from vitcompress.errors import RecipeError
+from vitcompress.manifest import to_tree
 from vitcompress.plan import Plan, make_plan, measured_on
 from vitcompress.recipe import PlanRecipe
 from vitcompress.report import Parent, Report, from_json
@@ -238,13 +239,13 @@ def test_a_default_teacher_that_cannot_be_had_leaves_the_labels(
 
 
 def test_an_older_file_without_lineage_still_loads(mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    written = artifact._to_json
+    written = to_tree
 
     def older(manifest: artifact.Manifest) -> Mapping[str, Any]:
         return {name: value for name, value in written(manifest).items() if name not in ("classes", "lineage")}
 
     manifest, student = artifact.read_manifest(mini), package.load(mini)
-    monkeypatch.setattr(artifact, "_to_json", older)
+    monkeypatch.setattr(artifact, "to_tree", older)
     artifact.write(tmp_path / "old.safetensors", student, manifest, torch.randn(1, 3, 32, 32))
     found = artifact.read_manifest(tmp_path / "old.safetensors")
     assert (found.classes, found.lineage) == ((), ())

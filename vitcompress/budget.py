@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -11,7 +12,7 @@ from torch import nn
 
 from vitcompress.baselines import BASELINES
 from vitcompress.compare import has_classes
-from vitcompress.data import ImageSet
+from vitcompress.data import ImageSet, StreamReader
 from vitcompress.evaluate import SPEED_SECONDS, evaluate_pair
 from vitcompress.processes import from_main
 from vitcompress.recipe import DataRecipe
@@ -21,6 +22,7 @@ _PROBED_IMAGES = (32, 256)
 _WRITING_SECONDS = 3.0  # plus what a slow disk takes for the bytes
 _DISK_BYTES_PER_SECOND = 50e6
 _MARGIN = 1.15
+_OF_A_STREAM = 50_000  # images, where nobody knows: as many as ImageNet has to validate on
 
 
 def seconds_to_train(minutes: float, started: float, finishing: Callable[[], float], accelerator: Accelerator) -> float:
@@ -63,7 +65,7 @@ def finishing_seconds(
         return rest
 
     def seconds(count: int) -> float:
-        few = images.subset(range(min(count, len(images))), images.name)
+        few = _first(images, count)
         start = time.perf_counter()
         evaluate_pair(
             student, teacher, evaluation_loader(few, config, recipe, share_of(accelerator)), name=few.name,
@@ -72,8 +74,22 @@ def finishing_seconds(
         )  # fmt: skip
         return time.perf_counter() - start
 
+    total = _length(images)
     few, more = (each * accelerator.num_processes for each in _PROBED_IMAGES)
     fixed = seconds(few)  # workers start, and the first pass warms up
-    slope = max(0.0, seconds(more) - fixed) / (more - few) if len(images) > few else 0.0
+    slope = max(0.0, seconds(more) - fixed) / (more - few) if total > few else 0.0
     passes: float = 1 + (len(BASELINES) / 2 if baselines and teacher is not None else 0)
-    return rest + _MARGIN * passes * (fixed + slope * max(0, len(images) - few))
+    needed: float = _MARGIN * passes * (fixed + slope * max(0, total - few))
+    return rest + needed
+
+
+def _first(images: ImageSet, count: int) -> ImageSet:
+    if isinstance(images.reader, StreamReader):
+        return images.streamed(replace(images.reader, limit=count))
+    return images.subset(range(min(count, len(images))), images.name)
+
+
+def _length(images: ImageSet) -> int:
+    if isinstance(images.reader, StreamReader):
+        return images.reader.limit or _OF_A_STREAM
+    return len(images)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress.data import ImageSet
+from vitcompress.data import ImageSet, StreamReader
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 from vitcompress.views import check_readable, evaluation_loader
@@ -18,7 +18,7 @@ BATCH_IMAGES = 32
 
 
 def drawn(images: ImageSet, count: int, *, seed: int, after: int = 0) -> ImageSet:
-    """Some of the images, in a random order.
+    """Some of the images, in a random order; of a stream, the first in shuffled shards.
 
     Args:
         images: to draw from.
@@ -26,6 +26,8 @@ def drawn(images: ImageSet, count: int, *, seed: int, after: int = 0) -> ImageSe
         seed: of the order.
         after: how many of the order to leave out, for they were drawn before.
     """
+    if isinstance(images.reader, StreamReader):
+        return images.streamed(images.reader.drawn(count, after=after, seed=seed))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     return images.subset(order[after : after + count], images.name)
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
-from vitcompress.data import ImageSet
+from vitcompress.data import ImageSet, StreamReader
 from vitcompress.errors import RecipeError, TrainingError
 from vitcompress.recipe import Interval
 from vitcompress.trainlog import Run
@@ -253,11 +253,16 @@ def run_facts(recipe: Mapping[str, Any], images: ImageSet | None, **more: Any) -
 
 def images_digest(images: ImageSet) -> str:
     """Of the names and labels of the images, in their order, and of where they lie nothing."""
+    if isinstance(images.reader, StreamReader):
+        return f"a stream of {len(images.reader.urls)} shards, {_sha(images.reader.urls)}"
     names = [images.reader.where(index) for index in images.indices]
     root = len(os.path.dirname(names[0])) if len(names) == 1 else len(_beginning(names))
     labels = [images.labels[index] for index in images.indices] if images.labels is not None else None
-    text = json.dumps([[name[root:] for name in names], labels, images.classes])
-    return f"{len(names):,} images, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{len(names):,} images, {_sha([[name[root:] for name in names], labels, images.classes])}"
+
+
+def _sha(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

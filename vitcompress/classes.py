@@ -1,4 +1,4 @@
-"""Which of a model's classes is a folder of images?  By a map, by the names that the model knows, or by their order."""
+"""Which of a model's classes is a class of images?  By a map, by the names that the model knows, or by their order."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SYNSET = re.compile(r"n\d{8}")
 def class_indices(
     names: Sequence[str], where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str] = ()
 ) -> Mapping[str, int]:
-    """The model's class index of each class folder.
+    """The model's class index of each class of images.
 
     Args:
-        names: of the folders, sorted.
-        where: what to call the folder they lie in.
+        names: of the classes, as a folder, a column or a shard has them, in its order; folders sorted.
+        where: what to call the images.
         num_classes: K of the model; None for as many as there are names.
-        class_map: a text file with a folder's name per line, in the order of the model's classes.
+        class_map: a text file with a class's name per line, in the order of the model's classes.
         classes: names of the model's classes, in order; empty where they are not known.
 
     Raises:
@@ -48,16 +48,17 @@ def class_indices(
     if len(names) == num_classes:
         numbered = all(name.isdecimal() for name in names)  # 1, 2, …, 10: as numbers, or 10 would come second
         return {name: i for i, name in enumerate(sorted(names, key=int) if numbered else names)}
+    count = "1 class" if len(names) == 1 else f"{len(names)} classes"
     raise DataError(
-        f"{where} has {len(names)} class folders ({shorten(names, limit=4)}), the model {num_classes} classes.",
-        hint="Give --class-map FILE with a folder's name per line in the order of the model's classes, or put the "
-        "images in one flat folder to compare with the teacher alone.",
+        f"{where} has {count} ({shorten(names, limit=4)}), the model {num_classes} classes.",
+        hint="Give --class-map FILE with a class's name per line in the order of the model's classes, or name images "
+        "without labels, as in one flat folder, to compare with the teacher alone.",
     )
 
 
 def _mapped(names: Sequence[str], where: str, num_classes: int | None, class_map: Path) -> Mapping[str, int]:
     if not class_map.is_file() or class_map.suffix != ".txt":
-        raise DataError(f"--class-map {class_map} is not a .txt file.", hint="One folder's name per line.")
+        raise DataError(f"--class-map {class_map} is not a .txt file.", hint="One class's name per line.")
     try:
         known: dict[str, int] = load_class_map(str(class_map))
     except (OSError, UnicodeDecodeError) as error:

@@ -212,7 +212,7 @@ def finetune(
 def plan(
     flags: dict[str, Any],
     calibrate: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="DIR|built-in", help="Images to measure on what each option costs, or to search a target's plan on."
         ),
@@ -224,8 +224,7 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Show what would be shared and how many parameters remain; loads weights only to measure or to search."""
-    built_in = str(calibrate) == "built-in"  # those of a built-in model, which need no folder
-    more = {"data": None if built_in else calibrate, "calibration_images": calibration_images, "device": device}
+    more = {"data": calibrate, "calibration_images": calibration_images, "device": device}
     typed = {**flags, **{name: value for name, value in more.items() if value is not None}}
     resolved = compose.build(typed, preset=preset, family_name=_family_name)
     from vitcompress import pipeline, report
@@ -267,7 +266,7 @@ def show_report(
 
 
 @app.command()
-@takes("data", only=("data", "class_map", "skip_bad_images", "batch_size", "num_workers"))
+@takes("data", only=("data", "image_key", "label_key", "class_map", "skip_bad_images", "batch_size", "num_workers"))
 def evaluate(
     file: FileArgument,
     flags: dict[str, Any],
@@ -322,8 +321,11 @@ def show_recipe(name: Annotated[str, typer.Argument(help="As vitcompress recipes
 def _show_dry_run(resolved: recipes.Recipe) -> None:
     """Print the plan, and the recipe with its preset and every default written out, as a recipe file has it."""
     from vitcompress import pipeline, report
+    from vitcompress.initialize import needs_images
+    from vitcompress.prepare import with_images
 
     found, notes = pipeline.dry_run(resolved)
+    resolved = with_images(resolved, fitted=found is None or needs_images(found, resolved.start.start))
     if found is None:
         typer.echo(f"{resolved.model.model}: the plan is searched for when it runs, on its weights and images.")
     else:

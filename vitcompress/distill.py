@@ -111,6 +111,7 @@ def distill(
         if checkpoints:
             checkpoints.restore(accelerator, run, average)
         stream, done = iter(batches(run.steps)), run.done()
+        parts: list[Batch] = []
         while done < 1 or not run.steps:
             fade(done)
             factor = lr_factor(done, recipe.warmup)
@@ -146,8 +147,10 @@ def distill(
             checkpoints.save(accelerator, run, average)
     if average:
         copy_parameters(average.module, student)
-    if run.steps:  # the last update is checked by no later loss
-        run.check_finite(all(bool(torch.isfinite(p).all()) for p in student.parameters()))
+    if parts:  # the last update is checked by no later loss
+        with torch.inference_mode():
+            finite = torch.isfinite(student(parts[-1].images.to(accelerator.device))).all().float()
+        run.check_finite(float(mean_of(finite, accelerator)) == 1.0)
     return run.log()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -92,3 +93,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean …?)` with the known word that is most like `word`; empty where none is."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+@contextmanager
+def missing_package(extra: str, what: str) -> Iterator[None]:
+    """Turn a failed import into a hint which extra to install.
+
+    Args:
+        extra: of this package's, named like the package that it installs.
+        what: needs it.
+
+    Raises:
+        DataError: the import failed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise DataError(
+            f"{what} needs the package {extra}: {error}.", hint=f"pip install 'vitcompress[{extra}]'"
+        ) from error

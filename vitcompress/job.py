@@ -40,7 +40,8 @@ from vitcompress.prepare import (
     check_run,
     check_store,
     check_target,
-    missing_images,
+    unfit_images,
+    with_images,
 )
 from vitcompress.processes import from_main, join
 from vitcompress.produce import (
@@ -278,7 +279,7 @@ class Job:
             versions=versions(),
             command=self.command,
             made_of=self.plan.groups,
-            notes=notes_on(self.plan) + (self._teacher_notes() if log.steps else ()),
+            notes=notes_on(self.plan) + self.image_notes + (self._teacher_notes() if log.steps else ()),
             store=stored.store,
             baselines=baselines,
             why=self.plan.why,
@@ -298,6 +299,11 @@ class Job:
             or (self.train.classes if self.train else ()),
             store=stored.store,
         )
+
+    @property
+    def image_notes(self) -> tuple[str, ...]:
+        """What the user must know of the training images."""
+        return (self.train.note,) if self.train is not None and self.train.note else ()
 
     def _baselines(self, teacher: nn.Module, accuracy: Accuracy | None, reporter: Reporter) -> tuple[Baseline, ...]:
         if accuracy is None or self.val is None or not self.recipe.store.baselines:
@@ -348,15 +354,16 @@ def prepare_job(
     source, model, config = settled.source, settled.model, settled.config
     train = val = None
     if model is not None and hasattr(model, "num_classes"):
+        searched = measures or recipe.target.is_given
+        fitted = searched or bool(settled.plan and needs_images(settled.plan, recipe.start.start))
+        recipe = with_images(recipe, fitted=fitted)
         sets = attempt(
             open_sets, recipe.data, bundle=bundle_of(source.name), num_classes=model.num_classes,
             seed=recipe.run.seed, classes=known_classes((), source.pretrained_cfg, model.num_classes),
         )  # fmt: skip
         train, val = sets or (None, None)
         if sets is not None:
-            searched = measures or recipe.target.is_given
-            fitted = searched or bool(settled.plan and needs_images(settled.plan, recipe.start.start))
-            faults += missing_images(recipe, train, val, fitted=fitted, measures=measures)
+            faults += unfit_images(recipe, train, val)
         if config and train is not None:
             attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
     raise_faults(RecipeError, faults)

@@ -38,7 +38,7 @@ def images_to_learn(
     if images.labels is None:  # then the model's own classes are those of the images to evaluate on
         images, val = open_sets(recipe, bundle=bundle, num_classes=num_classes, seed=seed, classes=known)
         assert images is not None
-    elif len(set(images.labels)) < 2:
+    elif not images.streams and len(set(images.labels)) < 2:
         raise RecipeError(f"{images.name} has images of one class only.", hint="There is nothing to tell apart.")
     return images, val
 

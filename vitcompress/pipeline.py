@@ -13,17 +13,18 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
 
 from vitcompress import artifact
 from vitcompress.checkpoints import Checkpoints
 from vitcompress.classes import known_classes
 from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
-from vitcompress.data import ImageSet, open_sets, validation_folder
+from vitcompress.data import ImageSet, open_sets
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluate import Accuracy, evaluate_pair
 from vitcompress.families import family_of
-from vitcompress.job import prepare_job, settle
+from vitcompress.job import Job, prepare_job, settle
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, make_plan
 from vitcompress.prepare import bundle_of
@@ -58,9 +59,8 @@ def search(recipe: Recipe, *, reporter: Reporter | None = None) -> Plan:
     Raises:
         VitcompressError: the recipe has faults, or the target is out of reach.
     """
-    job = prepare_job(recipe, None, "", measures=True)
-    teacher = load_teacher(job.source).to(job.accelerator.device)
-    return job.planned(teacher, reporter or Reporter(quiet=True)).plan
+    job, teacher, reporter = _measuring(recipe, reporter)
+    return job.planned(teacher, reporter).plan
 
 
 def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[dict[str, Any]]:
@@ -74,10 +74,17 @@ def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[d
         A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none), `saved_params` and
         `cost`, nats of KL per image.
     """
+    job, teacher, reporter = _measuring(recipe, reporter)
+    return [option.row() for option in job.planning(teacher, reporter).measure().rows()]
+
+
+def _measuring(recipe: Recipe, reporter: Reporter | None) -> tuple[Job, nn.Module, Reporter]:
+    """What options are measured with: the job, its teacher and who is told of it."""
+    reporter = reporter or Reporter(quiet=True)
     job = prepare_job(recipe, None, "", measures=True)
-    teacher = load_teacher(job.source).to(job.accelerator.device)
-    measured = job.planning(teacher, reporter or Reporter(quiet=True)).measure()
-    return [option.row() for option in measured.rows()]
+    for note in job.image_notes:
+        reporter.say(note)
+    return job, load_teacher(job.source).to(job.accelerator.device), reporter
 
 
 def family_name(model: ModelRecipe) -> str:
@@ -147,6 +154,8 @@ def compress(
     started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
     job = prepare_job(recipe, Path(out), command)
+    for note in job.image_notes:
+        reporter.say(note)
     set_seed(recipe.run.seed, device_specific=True)
     with job.accelerator.local_main_process_first():  # one of them fetches, the others find what it fetched
         teacher = load_teacher(job.source).to(job.accelerator.device)
@@ -214,12 +223,10 @@ def evaluate(
 
 
 def _images_to_evaluate(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:
-    folder = validation_folder(recipe.data) if recipe.data else None
     classes = known_classes(manifest.classes, manifest.source["pretrained_cfg"], num_classes)
-    _, images = open_sets(
-        replace(recipe, data=None, val_data=folder), bundle=bundle_of(str(manifest.source["name"]), manifest.classes),
-        num_classes=num_classes, seed=0, classes=classes,
-    )  # fmt: skip
+    bundle = bundle_of(str(manifest.source["name"]), manifest.classes)
+    recipe = replace(recipe, data=None, val_data=recipe.data)
+    _, images = open_sets(recipe, bundle=bundle, num_classes=num_classes, seed=0, classes=classes)
     if images is None:
         raise DataError("There are no images to evaluate on.", hint="Give --data DIR.")
     return images

@@ -5,50 +5,60 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitcompress.bundled import FASHION_VIT, Bundle
-from vitcompress.data import ImageSet
+from vitcompress.data import NO_LENGTH_HINT, ImageSet
 from vitcompress.errors import RecipeError, raise_faults
 from vitcompress.launch import num_processes
 from vitcompress.losses import LOSSES
-from vitcompress.recipe import KINDS, STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
+from vitcompress.recipe import BUILT_IN, KINDS, STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
 _FLAGS = {"matrices": "--no-matrices"}  # where it is not the name of the field
 
 
-def missing_images(
-    recipe: Recipe, train: ImageSet | None, val: ImageSet | None, *, fitted: bool = False, measures: bool = False
-) -> list[tuple[str, str]]:
-    """What the recipe wants images for and has none, as `(message, hint)` pairs.
+def with_images(recipe: Recipe, *, fitted: bool) -> Recipe:
+    """The recipe with the built-in images named, where it needs images and names none, and counts no passes over them.
+
+    Args:
+        recipe: what is asked for.
+        fitted: the start, or the search for a plan, wants images.
+    """
+    needed = fitted or recipe.distill.steps != 0
+    if recipe.data.data is not None or not needed or recipe.distill.epochs is not None:
+        return recipe
+    return replace(recipe, data=replace(recipe.data, data=BUILT_IN))
+
+
+def unfit_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None) -> list[tuple[str, str]]:
+    """What the recipe wants of its images and they have not, as `(message, hint)` pairs.
 
     Args:
         recipe: what is asked for.
         train: training images.
         val: validation images.
-        fitted: the start wants images.
-        measures: options are measured, and nothing is trained.
     """
-    if measures:
-        what = "The search for a plan" if recipe.target.is_given else "Measuring options"
-        return [] if train else [(f"{what} needs images.", "Give --calibrate DIR.")]
     faults = []
-    if train is None and recipe.distill.steps != 0:
-        faults.append(("Distillation needs training images.", "Give --data DIR, or --steps 0 to convert only."))
-    if train is None and fitted:
-        what = "The search for a plan" if recipe.target.is_given else "The start of factors and narrow blocks"
-        what = "--start calibrated" if recipe.start.start == "calibrated" else what
-        other = "--share, which needs none" if recipe.target.is_given else "share whole matrices with --start first"
-        faults.append((f"{what} needs images.", f"Give --data DIR, or {other}."))
+    if train is None and recipe.distill.epochs is not None:
+        hint = "Give --data DIR; or --steps, for crops of built-in photographs."
+        faults.append((f"--epochs {recipe.distill.epochs:g}: there are no images to pass over.", hint))
     if (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
         faults.append(("--loss labels needs labelled images.", "Give --data DIR with class folders."))
     if recipe.gates.max_drop is not None and (val is None or val.labels is None):
         faults.append(("--max-drop needs labelled images.", "Give --val-data DIR with class folders."))
-    return faults
+    return faults + endless_epochs(recipe, train)
+
+
+def endless_epochs(recipe: Recipe, train: ImageSet | None) -> list[tuple[str, str]]:
+    """A length in passes over images that have no end, as a `(message, hint)` pair."""
+    if recipe.distill.epochs is None or train is None or not train.endless:
+        return []
+    return [(f"--epochs {recipe.distill.epochs:g}: {train.name} cannot be counted.", NO_LENGTH_HINT)]
 
 
 def check_store(recipe: StoreRecipe, distill: DistillRecipe) -> None:

@@ -201,7 +201,8 @@ def _create(architecture: str, model_args: Mapping[str, Any], cfg: Mapping[str, 
         raise ModelError(f"{architecture!r} is not one of timm's architectures.")
     reserved = sorted(_NOT_FOR_CONSTRUCTOR & model_args.keys())
     if reserved:
-        raise ModelError(f"--model-arg {shorten(reserved)}: is for timm itself, and not for the model's constructor.")
+        message = f"--model-arg {shorten(reserved)}: is for timm itself, and not for the model's constructor."
+        raise ModelError(message, hint="Leave it out.")
     arguments = dict(model_args)
     norm_eps = arguments.pop("norm_eps", None)  # ours, for checkpoints made with another: timm's constructors have none
     try:

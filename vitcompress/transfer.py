@@ -35,7 +35,7 @@ from vitcompress.lessons import config_of, images_to_learn, new_head, settle_los
 from vitcompress.losses import LOSSES
 from vitcompress.macs import with_macs
 from vitcompress.plan import Plan, measured_on
-from vitcompress.prepare import check_cache, check_out, check_run, check_store
+from vitcompress.prepare import check_cache, check_out, check_run, check_store, endless_epochs
 from vitcompress.processes import from_main, join, part, tracking
 from vitcompress.produce import (
     Lesson,
@@ -308,6 +308,7 @@ def _prepare(
     known = known_classes(parent.classes, old.pretrained_cfg, old_classes)
     sets = attempt(images_to_learn, recipe.data, parent, known, num_classes=old_classes, seed=recipe.run.seed)
     images, val = sets or (None, None)
+    faults += endless_epochs(recipe, images)
     classes, num_classes = new_head(images, known)
     if asked.teacher is None and num_classes is None:
         teacher = source_as_teacher(parent)

@@ -6,11 +6,12 @@ Each training view is drawn from its own seed, so the stream of views is the sam
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,16 +20,20 @@ from accelerate import Accelerator
 from PIL import Image, UnidentifiedImageError
 from timm.data import auto_augment, create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from vitcompress.console import local_processes
-from vitcompress.data import ImageSet
+from vitcompress.data import ImageSet, StreamReader
+from vitcompress.data import Sample as ShardSample
 from vitcompress.errors import DataError, RecipeError
 from vitcompress.recipe import DataRecipe
 
 Key = tuple[int, int]  # position in the set, number of the draw
 _MODES = {1: "L", 3: "RGB"}
 _MOST_STAND_INS = 100  # images in a row that cannot be read, till a set is taken for one of no images
+_MOST_WORKERS = 16
+_NARROWEST = math.sqrt(3 / 4)  # of a random crop: its shorter side, by that of a square of the same area
+_UNREADABLE = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
 
 
 class Batch(NamedTuple):
@@ -73,22 +78,33 @@ class Views(Dataset[Sample]):
             raise DataError(f"The model takes {channels} channels; images have 1 or 3.")
         self.mode = _MODES[channels]
         self.transform = random_views(config, recipe) if training else create_transform(**config, is_training=False)
+        # a training view is a crop, made smaller: no JPEG needs to be decoded larger than that takes
+        size = max(config["input_size"][1:])
+        self.at_least = math.ceil(size / (math.sqrt(recipe.crop_min) * _NARROWEST)) if training else 0
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """A view; where its image cannot be read, training goes on with the next one that can."""
         position, draw = key
         bad: list[str] = []
         for offset in range(_MOST_STAND_INS if self.training else 1):
-            index = self.images.indices[(position + offset) % len(self.images)]
+            index = self._index(position + offset)
             try:
-                image = _convert(self.images.reader.open(index), self.mode)
-            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                image = self.images.reader.open(index, self.at_least)
+                label = self.images.labels[index] if self.images.labels is not None else -1
+                return Sample(self.view(image, draw), label, tuple(bad))
+            except _UNREADABLE as error:
                 bad.append(f"{self.images.reader.where(index)}: {error}")
-                continue
-            with seeded(self.seed, draw):
-                view: Tensor = self.transform(image)
-            return Sample(view, self.images.labels[index] if self.images.labels is not None else -1, tuple(bad))
         return Sample(None, -1, tuple(bad))
+
+    def _index(self, position: int) -> int:
+        return position if self.images.streams else self.images.indices[position % len(self.images)]
+
+    def view(self, image: Image.Image, draw: int) -> Tensor:
+        """The view of an image that `draw` decides."""
+        converted = _convert(image, self.mode)
+        with seeded(self.seed, draw):
+            view: Tensor = self.transform(converted)
+        return view
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
@@ -193,7 +209,7 @@ class Stream(Sampler[list[Key]]):
     """Batches of `(position, draw)`: shuffled passes over the images, end to end, so every batch is full.
 
     Args:
-        num_images: N.
+        num_images: N; None for a stream, which has an order of its own and is taken as it comes.
         batch_size: images per step.
         seed: decides the order; each pass has its own.
         num_steps: where it ends; endless where None.
@@ -205,8 +221,8 @@ class Stream(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, *, seed: int, num_steps: int | None, repeats: int = 1, start: int = 0,
-        share: Share | None = None,
+        self, num_images: int | None, batch_size: int, *, seed: int, num_steps: int | None, repeats: int = 1,
+        start: int = 0, share: Share | None = None,
     ) -> None:  # fmt: skip
         self.num_images, self.batch_size, self.seed, self.num_steps = num_images, batch_size, seed, num_steps
         self.repeats, self.start, self.share = repeats, start, share or Share()
@@ -218,8 +234,11 @@ class Stream(Sampler[list[Key]]):
             yield from map(list, self.share.cut(keys))
 
     def _draws(self, first: int) -> Iterator[Key]:
-        number, before = divmod(first, self.num_images * self.repeats)
         draw = itertools.count(first)
+        if self.num_images is None:
+            yield from ((number // self.repeats, number) for number in draw)
+            return
+        number, before = divmod(first, self.num_images * self.repeats)
         for each in itertools.count(number):
             order = np.random.default_rng([self.seed, each]).permutation(self.num_images).repeat(self.repeats)
             for position in order[before:].tolist():
@@ -242,11 +261,15 @@ def training_loader(
         start: the first step.
         share: this process's part of each step.
     """
+    if isinstance(images.reader, StreamReader):  # a batch comes from one lane
+        block = max(1, recipe.batch_size // recipe.repeats)
+        images = images.streamed(replace(images.reader, seed=seed, block=block))
     views = Views(images, config, training=True, recipe=recipe, seed=seed)
+    count = None if images.streams else len(images)
     stream = Stream(
-        len(images), recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats, start=start, share=share
+        count, recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats, start=start, share=share
     )
-    return _loader(views, stream, recipe)
+    return DataLoader(views, batch_sampler=stream, collate_fn=collate, **_loading(recipe, images))
 
 
 def evaluation_loader(
@@ -261,20 +284,54 @@ def evaluation_loader(
         share: of several processes, each takes every so many batches.
     """
     views = Views(images, config, training=False, recipe=recipe, seed=0)
+    workers, share = _loading(recipe, images), share or Share()
+    if isinstance(images.reader, StreamReader):  # from front to back, so by one worker
+        workers["num_workers"] = min(1, workers["num_workers"])
+        return DataLoader(_OnePass(views, images.reader, recipe.batch_size, share), batch_size=None, **workers)
     keys = [(position, 0) for position in range(len(images))]
     batches = [keys[i : i + recipe.batch_size] for i in range(0, len(keys), recipe.batch_size)]
-    share = share or Share()
-    return _loader(views, batches[share.process :: share.num_processes], recipe)
+    workers["num_workers"] = min(len(batches), workers["num_workers"])
+    mine = batches[share.process :: share.num_processes]
+    return DataLoader(views, batch_sampler=mine, collate_fn=collate, **workers)
 
 
-def _loader(views: Views, batches: Iterable[list[Key]], recipe: DataRecipe) -> DataLoader[Any]:
-    spare = max(1, min(8, (os.cpu_count() or 2) // local_processes() - 1))
-    return DataLoader(
-        views, batch_sampler=batches, collate_fn=collate,
-        num_workers=spare if recipe.num_workers is None else recipe.num_workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or each pass would take one of the student's random numbers
-    )  # fmt: skip
+class _OnePass(IterableDataset[Batch]):
+    """Batches of every image of a stream, in order; of several processes, each takes every so many."""
+
+    def __init__(self, views: Views, reader: StreamReader, batch_size: int, share: Share) -> None:
+        self.views, self.reader, self.batch_size, self.share = views, reader, batch_size, share
+
+    def __iter__(self) -> Iterator[Batch]:
+        samples = self.reader.one_pass()
+        for number in itertools.count():
+            batch = list(itertools.islice(samples, self.batch_size))
+            if not batch:
+                return
+            if number % self.share.num_processes == self.share.process:
+                yield collate([self._view(sample) for sample in batch])
+
+    def _view(self, sample: ShardSample) -> Sample:
+        try:
+            return Sample(self.views.view(self.reader.decoded(sample), 0), self.reader.label_of(sample), ())
+        except _UNREADABLE as error:
+            return Sample(None, -1, (f"{sample.where}: {error}",))
+
+
+def _loading(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
+    """How a loader loads: each worker decodes and augments on one thread, and has two batches under way."""
+    number = recipe.num_workers if isinstance(recipe.num_workers, int) else spare_cores()
+    if isinstance(images.reader, StreamReader):  # more workers than lanes would read the same shards
+        number = next(n for n in range(min(number, images.reader.num_lanes), -1, -1) if n == 0 or n & (n - 1) == 0)
+    return {
+        "num_workers": number, "persistent_workers": False, "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator(),  # or each pass would take one of the student's random numbers
+    }  # fmt: skip
+
+
+def spare_cores() -> int:
+    """Cores that this process may have for workers: all that it may run on but one, at most 16, and at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return max(1, min(_MOST_WORKERS, cores // local_processes() - 1))
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -22,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.relation_memory import PeakBytes
 from vitcompress import compose, pipeline
-from vitcompress.data import open_folder
+from vitcompress.data import open_images
 from vitcompress.distill import weighted_losses
 from vitcompress.errors import RecipeError, attempting, raise_faults
 from vitcompress.families import family_named
 from vitcompress.job import settle
-from vitcompress.recipe import Recipe
+from vitcompress.recipe import DataRecipe, Recipe
 from vitcompress.source import clone
 from vitcompress.surgery import apply_plan
 from vitcompress.training import training_student
@@ -85,11 +85,11 @@ def step_of(recipe: Recipe) -> Step:
     ):
         for batch in BATCHES:
             images = torch.zeros(batch, *settled.config["input_size"], device="meta")
-            targets = torch.zeros(batch, student.num_classes, device="meta")  # type: ignore[arg-type]
+            targets = torch.zeros(batch, int(student.num_classes), device="meta")  # type: ignore[arg-type]
             for counter in (FlopCounterMode(display=False), PeakBytes()):
                 with counter:
                     losses: list[Tensor] = list(compute(student, images, targets, 0, 0).values())
-                    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+                    torch.stack(losses).sum().backward()
                 if isinstance(counter, PeakBytes):
                     peaks.append(counter.peak)
                 else:
@@ -112,7 +112,8 @@ def images_per_core(recipe: Recipe) -> float:
         for number in range(64):
             noise = Image.fromarray(draw.integers(0, 256, (75, 100, 3), dtype=np.uint8)).resize((500, 375))
             noise.filter(ImageFilter.GaussianBlur(1)).save(Path(folder) / f"{number}.jpg", quality=90)
-        images = open_folder(Path(folder), "--data", None, None)
+        images = open_images(folder, "train", "--data", DataRecipe(), None, None)
+        assert images is not None
         config = {
             "input_size": (3, 224, 224), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3,
             "crop_pct": 0.9, "crop_mode": "center",

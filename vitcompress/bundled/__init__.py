@@ -1,4 +1,4 @@
-"""What comes with the package?  A small teacher and real images, so that everything can be tried offline."""
+"""What comes with the package?  A small teacher with its images, and photographs, so that everything works offline."""
 
 from __future__ import annotations
 
@@ -53,3 +53,37 @@ FASHION_VIT = Bundle(
         "distill": {"steps": 700, "optimizer": "muon", "fade": 0.6},
     },
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph to learn from where there are no images; where it is from: README.md beside it.
+
+    Attributes:
+        file: its name.
+        author: who took it.
+        licence: under which it is here.
+        held_out: it is there to measure on.
+    """
+
+    file: str
+    author: str
+    licence: str
+    held_out: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return HERE / "photographs" / self.file
+
+
+PHOTOGRAPHS = (
+    Photograph("brushes.jpg", "Trevor “Freespace”", "CC-BY-4.0"),
+    Photograph("dandelions.jpg", "Clemens Engelhardt", "CC0-1.0"),
+    Photograph("dogs.jpg", "Aitzol Berasategi", "CC-BY-4.0"),
+    Photograph("fig.jpg", "Trevor “Freespace”", "CC-BY-4.0"),
+    Photograph("mountains.jpg", "Aitzol Berasategi", "CC-BY-4.0"),
+    Photograph("room.jpg", "Jakub Mede", "CC-BY-4.0"),
+    Photograph("stream.jpg", "Aitzol Berasategi", "CC-BY-4.0"),
+    Photograph("meadow.jpg", "Aitzol Berasategi", "CC-BY-4.0", held_out=True),
+)

@@ -17,6 +17,7 @@ from vitcompress.recipe.student import (
     TargetRecipe,
 )
 from vitcompress.recipe.training import (
+    BUILT_IN,
     DEFAULT_LR,
     DEFAULT_STEPS,
     LOSSES,
@@ -29,7 +30,7 @@ from vitcompress.recipe.training import (
 )
 
 __all__ = [
-    "DEFAULT_LR", "DEFAULT_SHARE", "DEFAULT_STEPS", "KINDS", "LOSSES", "STAGES", "STORES_IN_LOOP", "TRANSFORMS",
-    "DataRecipe", "DistillRecipe", "GateRecipe", "Interval", "ModelRecipe", "Option", "PlanRecipe", "Recipe",
-    "RunRecipe", "StartRecipe", "StoreRecipe", "TargetRecipe", "TeacherRecipe", "options", "save_interval",
+    "BUILT_IN", "DEFAULT_LR", "DEFAULT_SHARE", "DEFAULT_STEPS", "KINDS", "LOSSES", "STAGES", "STORES_IN_LOOP",
+    "TRANSFORMS", "DataRecipe", "DistillRecipe", "GateRecipe", "Interval", "ModelRecipe", "Option", "PlanRecipe",
+    "Recipe", "RunRecipe", "StartRecipe", "StoreRecipe", "TargetRecipe", "TeacherRecipe", "options", "save_interval",
 ]  # fmt: skip

@@ -11,8 +11,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from vitcompress.errors import nearest
-from vitcompress.recipe.values import CONFIG, Pairs
+from vitcompress.recipe.values import CONFIG, AnyPath, Pairs, Workers
 
+BUILT_IN = "built-in"
 DEFAULT_STEPS = 500
 DEFAULT_LR = 5e-4
 LOSSES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
@@ -23,20 +24,34 @@ class DataRecipe:
     """Images, labels and views."""
 
     data: Annotated[
-        Path | None,
-        Field(description="Training images: class folders, a flat folder, or a folder with train/ and val/ in it."),
+        str | None,
+        AnyPath,
+        Field(
+            description="Training images: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in. "
+            f"Default: {BUILT_IN}, where images are needed."
+        ),
     ] = None
     val_data: Annotated[
-        Path | None, Field(description="Images to evaluate on; default: val/ beside train/, else a tenth held out.")
+        str | None,
+        AnyPath,
+        Field(description="Images to evaluate on; default: the validation split of --data, else a tenth held out."),
+    ] = None
+    image_key: Annotated[
+        str | None, Field(description="Column (hfds) or extension (wds) of the images; default: the one there is.")
+    ] = None
+    label_key: Annotated[
+        str | None, Field(description="Column (hfds) or extension (wds) of the labels; default: label, cls.")
     ] = None
     class_map: Annotated[
-        Path | None, Field(description="Text file with a folder name per line, in the order of the model's classes.")
+        Path | None, Field(description="Text file with a class's name per line, in the order of the model's classes.")
     ] = None
     skip_bad_images: Annotated[bool, Field(description="Count images that cannot be read instead of stopping.")] = False
     batch_size: Annotated[int, Field(ge=1, description="Images per step, of all processes together.")] = 128
     num_workers: Annotated[
-        int | None, Field(ge=0, description="Processes that decode images; default: by the number of cores.")
-    ] = None
+        int | Literal["auto"],
+        Workers,
+        Field(description="Processes that decode images; auto: all cores but one, at most 16."),
+    ] = "auto"
     crop_min: Annotated[
         float, Field(gt=0, le=1, description="Smallest share of the image that a random training crop keeps.")
     ] = 0.6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -45,6 +46,22 @@ def _bytes(value: Any) -> Any:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
+def _text(value: Any) -> Any:
+    """A path as text: what names images may be a path, and may be more."""
+    return str(value) if isinstance(value, Path) else value
+
+
+def _workers(value: Any) -> Any:
+    """A number, or `auto`; None is auto."""
+    if value is None or value == "auto":
+        return "auto"
+    if not isinstance(value, bool) and str(value).strip().isdecimal():
+        return int(value)
+    raise ValueError(f"{value!r} is neither a number of processes nor auto")
+
+
+AnyPath = BeforeValidator(_text)
+Workers = BeforeValidator(_workers)
 Words = BeforeValidator(_words)
 Pairs = BeforeValidator(_mapping)
 Bytes = BeforeValidator(_bytes)

@@ -1,0 +1,85 @@
+"""Which images are in a folder?
+
+folder/n01440764/a.jpg   class folders: labelled, by ImageNet synset, --class-map, number, or sorted name
+folder/a.jpg             flat: unlabelled
+folder/{train,val}/…     both of the above, split as ImageNet is
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vitcompress.data.readers import EXTENSIONS, FileReader
+from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, Found
+from vitcompress.errors import DataError, nearest
+
+
+def open_folder(place: str, split: str, flag: str) -> Found | None:
+    """The images of a folder, with the names of their class folders where they lie in such.
+
+    Args:
+        place: class folders, a flat folder of unlabelled images, or a folder of a training and a validation folder.
+        split: "train": the training folder, or all of it; "val": None comes back where there is no validation folder.
+        flag: the option that named it, for messages.
+
+    Raises:
+        DataError: missing, not readable, or empty.
+    """
+    root = Path(place)
+    if not root.is_dir():
+        beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        what = "is not a folder" if root.exists() else f"does not exist{nearest(root.name, beside)}"
+        raise DataError(f"{flag} {root} {what}.", hint=_other_kind(root))
+    train, val = _splits(root)
+    if split == "val" and val is None:
+        return None
+    return _images(val if split == "val" and val is not None else train, flag)
+
+
+def _images(root: Path, flag: str) -> Found:
+    paths = tuple(sorted(path for path in _walk(root) if path.suffix.lower() in EXTENSIONS))
+    if not paths:
+        kinds = {path.suffix for path in root.iterdir()}
+        raise DataError(
+            f"{flag} {root} has no images in it.",
+            hint=_other_kind(root) or (f"{flag} wds:{root} reads shards." if ".tar" in kinds else "")
+            or (f"{flag} hfds:{root} reads tables." if kinds & {".parquet", ".arrow"} else "")
+            or f"Looked for {', '.join(sorted(EXTENSIONS))}.",
+        )  # fmt: skip
+    folders = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
+    if "" in folders:
+        if len(set(folders)) > 1:
+            raise DataError(
+                f"{flag} {root} holds both images and folders of images.", hint="Class folders, or a flat folder."
+            )
+        return Found(str(root), FileReader(paths))
+    classes = sorted(set(folders))
+    position = {name: number for number, name in enumerate(classes)}
+    return Found(str(root), FileReader(paths), tuple(position[folder] for folder in folders), tuple(classes))
+
+
+def _other_kind(root: Path) -> str:
+    if root.suffix in (".tar", ".tgz", ".gz"):
+        return f"wds:{root} reads shards."
+    return f"hfds:{root} reads tables." if root.suffix in (".parquet", ".arrow") else ""
+
+
+def _splits(root: Path) -> tuple[Path, Path | None]:
+    """The training folder of `root` and, where it is laid out as ImageNet is, its validation folder."""
+    train = next((root / name for name in TRAIN_NAMES if (root / name).is_dir()), None)
+    val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
+    return (train, val) if train and val else (root, None)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Every file below `root`, through links too, each folder once."""
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(folder) / file for file in files)
