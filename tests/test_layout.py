@@ -9,11 +9,12 @@ import vitcompress
 
 PACKAGE = Path(vitcompress.__file__).parent
 STAGES = (
-    "errors", "console", "presets", "shipped", "bundled", "recipe", "compose", "transforms", "factored", "families",
-    "quantize", "plan", "short_names", "transformers_names", "transformers_folder", "source", "surgery", "macs",
-    "quantized_layers", "stored", "fading", "taps", "initialize", "planner", "losses", "compare", "classes", "data",
-    "views", "calibration", "mixing", "evaluate", "training", "trainlog", "distill", "artifact", "teacher", "adapt",
-    "report", "baselines", "prepare", "produce", "planning", "lessons", "job", "pipeline", "transfer", "cli",
+    "errors", "console", "presets", "shipped", "bundled", "recipe", "compose", "mixed_attention", "transforms",
+    "factored", "families", "quantize", "plan", "short_names", "transformers_names", "transformers_folder", "source",
+    "surgery", "macs", "quantized_layers", "stored", "fading", "taps", "initialize", "planner", "relations",
+    "losses", "compare", "classes", "data", "views", "calibration", "mixing", "evaluate", "training", "trainlog",
+    "distill", "artifact", "teacher", "adapt", "report", "baselines", "prepare", "produce", "planning", "lessons",
+    "job", "pipeline", "transfer", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 
