@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK_BYTES = 2**20  # of one block of maps; half and double of it took as long
+BLOCK_BYTES = 2**20  # of one block of maps; the best of 2^18 to 2^22, with the next: docs/benchmarks.md
 
 
 def mixed_attention(

@@ -70,9 +70,9 @@ def tap_outputs(
 class TokenSubset:
     """The same random tokens of every value of as many tokens, other ones after each `draw`.
 
-    Relations grow with the square of the tokens: this is what bounds them. A copy of the chosen tokens is kept. Where most
-    tokens are chosen and gradients flow through the value, autograd mostly has it already: then it is kept whole, and
-    `choose` says which of its tokens are meant.
+    Relations grow with the square of the tokens: this is what bounds them. A copy of the chosen tokens is kept. Where
+    most tokens are chosen and gradients flow through the value, autograd mostly has it already: then it is kept whole,
+    and `choose` says which of its tokens are meant.
 
     Args:
         most: tokens to keep; values of fewer are left whole.

@@ -24,6 +24,8 @@ BUCKETS_PER_AXIS = 7
 class HeadMix(nn.Module):
     """Mix attention maps across heads: `out[g] = Σ_h weight[g, h] · in[h]`, the identity at the start.
 
+    Attentions read the weight and mix with it block by block (`mixed_attention`): they do not call the module.
+
     Args:
         num_heads: H.
 
