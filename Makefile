@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
 
-.PHONY: demo test test-slow check lint fix bench bench-quality clean
+.PHONY: demo test test-slow check lint fix bench bench-quality bench-speed clean
 
 demo: $(STAMP)  ## compress the built-in model on the built-in images, offline, and print the report
 	@mkdir -p $(DEMO)
@@ -35,6 +35,11 @@ bench: $(STAMP)  ## what is measured rather than asserted
 #   .venv/bin/python -m tests.benchmarks quality --full
 bench-quality: $(STAMP)  ## every method at equal size, images and steps, on the built-in model; into build/
 	$(BIN)/python -m tests.benchmarks quality
+
+# Some minutes per model on an idle core; with options:
+#   .venv/bin/python -m tests.benchmarks speed --models tiny small swin --parts step student inference memory compile --threads 2
+bench-speed: $(STAMP)  ## times of a step and of inference as ratios to plain timm's, and peak memory
+	$(BIN)/python -m tests.benchmarks speed
 
 clean:
 	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache

@@ -1,10 +1,13 @@
 import pkgutil
+import time
+from collections.abc import Iterator
 from importlib import import_module
 
 import pytest
 import torch
 
 from tests import benchmarks
+from tests.benchmarks import speed
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.relation_memory import PeakBytes
 
@@ -30,6 +33,21 @@ def test_every_benchmark_says_what_it_measures_and_can_be_run(name: str, capsys:
     assert callable(module.run)
     main(["--list", name])
     assert capsys.readouterr().out == f"{name}: {str(module.__doc__).splitlines()[0]}\n"
+
+
+def test_ratios_are_of_pairs_and_the_first_pass_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that runs as the works say: 30 against 10 seconds, then 20 against 10, then 100 against 20."""
+    now = [0.0]
+    ours, floor = iter([999.0, 30.0, 20.0, 100.0]), iter([999.0, 10.0, 10.0, 20.0])
+
+    def work(seconds: Iterator[float]) -> None:
+        now[0] += next(seconds)
+
+    for clock in ("perf_counter", "process_time"):
+        monkeypatch.setattr(time, clock, lambda: now[0])
+    found = speed.compare_times(lambda: work(ours), lambda: work(floor), pairs=3)
+    assert (found.median, found.quartiles, found.cpu) == (3.0, (2.5, 4.0), 3.0)
+    assert str(found) == "3.00 (2.50–4.00) | 3.00"
 
 
 def test_a_benchmark_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:

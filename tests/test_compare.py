@@ -148,8 +148,9 @@ def test_reading_gives_what_is_asked_for_and_no_more() -> None:
     model = tiny()
     side = Side(("blocks.0", "blocks.3"), ((Tap("blocks.0.attn.qkv"),), (Tap("blocks.3.attn.qkv"),)))
     x = images(model)
-    with reading(model, side, {"sampled", "qkv"}, lambda value: value[:, 1:3]) as outputs:
+    with reading(model, side, {"sampled", "qkv"}, TokenSubset(2, seed=0)) as outputs:
         found = outputs(model(x))
+        assert outputs(found.logits).qkv == []  # handed out once, so that nothing else holds them
     assert found.hidden == []
     assert [tuple(t.shape) for t in found.sampled] == [(2, 2, 24)] * 2
     assert [tuple(t.shape) for qkv in found.qkv for t in qkv] == [(2, 2, 24)] * 6

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.errors import ModelError, PlanError
-from vitcompress.families import FAMILIES, Family, family_named, family_of
+from vitcompress.families import FAMILIES, Family, family_named, family_of, insertion
 from vitcompress.initialize import STARTS
 from vitcompress.macs import macs_of, with_macs
+from vitcompress.mixed_attention import mixed_attention
 from vitcompress.plan import Plan, make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.short_names import SHORT_NAMES
@@ -339,15 +340,21 @@ def test_tables_are_private_unless_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["swin", "swin v2"])
-def test_shifts_alternate_and_masked_places_stay_masked_whatever_the_mix(name: str) -> None:
+def test_shifts_alternate_and_masked_places_stay_masked_whatever_the_mix(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     teacher = build(ROWS[name])
     student = student_of(teacher, planned(teacher, share=4))
     randomise(student)
     blocks = [student.get_submodule(block) for block in family_of(student, "").block_names(student)]
     seen: list[Tensor] = []
-    for block in blocks:
-        mixed: Any = block.attn
-        mixed.mix_probs.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor, mix_probs: Tensor, **terms: Any) -> Tensor:
+        ones = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)  # as values they give the probabilities
+        seen.append(mixed_attention(q, k, ones, mix_logits, None, **terms))
+        return mixed_attention(q, k, v, mix_logits, mix_probs, **terms)
+
+    monkeypatch.setattr(insertion, "mixed_attention", attend)
     with torch.no_grad():
         student(images(ROWS[name]))
     shifts = [block.shift_size for block in blocks]

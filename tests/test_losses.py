@@ -14,9 +14,9 @@ from vitcompress.losses import (
     hidden_mse,
     hidden_relations,
     kl_logits,
-    relation_kl,
 )
 from vitcompress.recipe import LOSSES as LOSS_NAMES
+from vitcompress.relations import BLOCK_BYTES, relation_kl
 
 
 def test_kl_by_hand() -> None:
@@ -106,11 +106,35 @@ def test_hidden_relations_in_float64() -> None:
     assert hidden_relations([student], [teacher]).item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("at_once", [1, 2**20], ids=["image by image", "all at once"])
+@pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_the_gradient_of_a_relation_is_that_of_autograd(parts: int) -> None:
-    student = torch.cat(triple(0, 4, 6), dim=1).requires_grad_()
-    teacher = torch.cat(triple(1, 4, 6), dim=1)
-    assert torch.autograd.gradcheck(lambda s: 7 * relation_kl(s, teacher, parts=parts), student)
+def test_the_gradient_of_a_relation_is_that_of_autograd(
+    parts: int, heads: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", at_once)
+    student = [part.requires_grad_() for part in triple(0, 4, 6)[:parts]]
+    teacher = triple(1, 4, 6)[:parts]
+    assert torch.autograd.gradcheck(lambda *s: 7 * relation_kl(s, teacher, heads=heads), student)
+
+
+@pytest.mark.parametrize("chosen_before", [False, True])
+def test_relations_of_chosen_tokens_are_those_of_a_subset(chosen_before: bool) -> None:
+    """In value and gradient; the teacher's tokens may have been chosen before."""
+    tokens = torch.tensor([0, 2, 3])
+    student = [part.requires_grad_() for part in triple(0, 5, 6)]
+    teacher = triple(1, 5, 6)
+    few = [part[:, tokens] for part in teacher]
+
+    def choose(num_tokens: int, device: torch.device) -> Tensor | None:
+        return tokens if num_tokens > 3 else None
+
+    found = relation_kl(student, few if chosen_before else teacher, choose=choose)
+    expected = relation_kl([part[:, tokens] for part in student], few)
+    torch.testing.assert_close(found, expected)
+    for ours, plain in zip(torch.autograd.grad(found, student), torch.autograd.grad(expected, student), strict=True):
+        torch.testing.assert_close(ours, plain)
+        assert ours[:, [1, 4]].abs().max() == 0
 
 
 def test_half_precision_is_computed_in_single() -> None:
@@ -130,8 +154,8 @@ def test_no_relation_outlives_the_forward_pass() -> None:
 
     student = torch.randn(2, 300, 4, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        relation_kl(student, torch.randn(2, 300, 4), parts=3)
-    assert kept == [student.numel()]
+        relation_kl([student] * 3, torch.randn(3, 2, 300, 4).unbind())
+    assert kept == [student.numel()] * 3
 
 
 def test_cross_entropy_by_hand() -> None:

@@ -157,6 +157,42 @@ def test_few_tokens_are_left_whole() -> None:
     assert TokenSubset(6, seed=0)(x) is x
 
 
+def test_what_autograd_has_anyway_is_not_copied() -> None:
+    choose = TokenSubset(6, seed=0)
+    few, many = torch.randn(2, 7, 3, requires_grad=True), torch.randn(2, 12, 3, requires_grad=True)
+    assert choose(few) is few
+    numbers = choose.choose(7, few.device)
+    assert numbers is not None
+    assert torch.equal(choose(few.detach()), few[:, numbers])
+    assert choose(many).shape == (2, 6, 3)
+
+
+def test_what_a_teacher_gives_in_inference_mode_can_be_learned_from() -> None:
+    """Whichever of the two runs first: the choice of tokens is no inference tensor."""
+    teacher = tiny()
+    student, _ = compressed(teacher, share=2)
+    candidate = Candidate("tiny", teacher, (3, 32, 32))
+    recipe = DistillRecipe(loss=dict.fromkeys(("logits", "hidden", "attention", "hidden_relation"), 1.0))
+    asked = compare(candidate, candidate, recipe)
+    gradients = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        tokens = TokenSubset(16, seed=0)
+        fields = {"hidden", "qkv", "sampled"}
+        with (
+            reading(student, asked.student, fields, tokens) as mine,
+            reading(teacher, asked.teacher, fields, tokens) as yours,
+        ):
+            with mode():
+                target = yours(teacher(images(teacher)))
+            found = mine(student(images(teacher)))
+            student.zero_grad()
+            torch.stack([LOSSES[loss].compute(found, target, Given()) for loss in recipe.loss or ()]).sum().backward()
+        gradients.append({name: p.grad for name, p in student.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None
+        assert torch.equal(gradients[1][name], gradient)  # type: ignore[arg-type]
+
+
 def test_every_token_has_its_turn() -> None:
     choose = TokenSubset(8, seed=0)
     x = torch.arange(16.0).view(1, 16, 1)

@@ -20,7 +20,8 @@ from vitcompress.errors import RecipeError, raise_faults
 from vitcompress.families import FAMILIES, Family, Tap, layers_called
 from vitcompress.losses import LOSSES, QKV, Outputs
 from vitcompress.recipe import DistillRecipe
-from vitcompress.taps import as_read, tap_outputs
+from vitcompress.relations import all_tokens
+from vitcompress.taps import TokenSubset, as_read, tap_outputs
 
 
 @dataclass(frozen=True)
@@ -205,20 +206,23 @@ def _spread(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[int, int]]
 
 @contextmanager
 def reading(
-    model: nn.Module, side: Side, fields: Set[str], choose: Callable[[Tensor], Tensor] = as_read
+    model: nn.Module, side: Side, fields: Set[str], tokens: TokenSubset | None = None
 ) -> Iterator[Callable[[Tensor], Outputs]]:
     """Read a model's forward passes until the context ends.
+
+    Each is handed out once, and not held on to: a teacher's values are free before the student's backward pass.
 
     Args:
         model: the model of `side`.
         side: where it is read.
         fields: of `Outputs`; nothing else is read.
-        choose: which tokens relations are made of.
+        tokens: which tokens relations are made of; None for all.
 
     Yields:
         A function from the logits of the last forward pass to its `Outputs`.
     """
     blocks = [Tap(name) for name in side.blocks]
+    keep = tokens or as_read
     with ExitStack() as stack:
         if "qkv" in fields:
             stack.enter_context(layers_called(model))
@@ -227,9 +231,17 @@ def reading(
             return stack.enter_context(tap_outputs(model, taps, keep)) if field in fields else []
 
         hidden = values("hidden", blocks)
-        sampled = values("sampled", blocks, lambda states: choose(states.flatten(1, -2)))
-        qkv = values("qkv", [tap for taps in side.qkv for tap in taps], choose)
-        yield lambda logits: Outputs(logits, list(hidden), list(sampled), _triples(qkv, side))
+        sampled = values("sampled", blocks, lambda states: keep(states.flatten(1, -2)))
+        qkv = values("qkv", [tap for taps in side.qkv for tap in taps], keep)
+
+        def hand_out(logits: Tensor) -> Outputs:
+            choose = tokens.choose if tokens else all_tokens
+            found = Outputs(logits, list(hidden), list(sampled), _triples(qkv, side), choose)
+            for read in (hidden, sampled, qkv):
+                read.clear()
+            return found
+
+        yield hand_out
 
 
 def _triples(values: Sequence[Tensor], side: Side) -> list[QKV]:

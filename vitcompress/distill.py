@@ -263,7 +263,7 @@ def weighted_losses(
             model: nn.Module, images: Tensor, targets: Tensor | None, step: int, part: int
         ) -> dict[str, Tensor]:  # fmt: skip
             tokens.draw(max(step, 0))
-            with torch.no_grad():
+            with torch.inference_mode():
                 target = ask(images, step, part)
             found = read_student(model(images))
             given = Given(recipe.temperature, recipe.relation_heads, targets)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from vitcompress.relations import Choice, all_tokens, relation_kl
 
 QKV = tuple[Tensor, Tensor, Tensor]
 
@@ -21,14 +21,17 @@ class Outputs:
     Attributes:
         logits: `[B, K]`; features `[B, C]` of a model without classes.
         hidden: the output of each compared block, `[B, N, C]` or `[B, rows, columns, C]`.
-        sampled: the same, at most `max_relation_tokens` tokens of it, `[B, n, C]`.
-        qkv: queries, keys and values of each compared block, each `[B, n, C]`; for windows, B counts windows.
+        sampled: the same in one row, `[B, N, C]`; `choose` says which tokens of it relations are of.
+        qkv: queries, keys and values of each compared block, each `[B, N, C]`, and again `choose`; for windows, B
+            counts windows.
+        choose: `(number of tokens, device) -> numbers [n]` of the tokens that relations are of; None for all of them.
     """
 
     logits: Tensor
     hidden: Sequence[Tensor] = ()
     sampled: Sequence[Tensor] = ()
     qkv: Sequence[QKV] = ()
+    choose: Choice = all_tokens
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ def hidden_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     return torch.stack(errors).mean()
 
 
-def attention_relations(student: Sequence[QKV], teacher: Sequence[QKV], *, heads: int = 1) -> Tensor:
+def attention_relations(
+    student: Sequence[QKV], teacher: Sequence[QKV], *, heads: int = 1, choose: Choice = all_tokens
+) -> Tensor:
     """KL(teacher || student) of the nine relations softmax(S_i S_jᵀ/√d), i and j of {Q, K, V}.
 
     Args:
@@ -113,6 +118,7 @@ def attention_relations(student: Sequence[QKV], teacher: Sequence[QKV], *, heads
         teacher: the same of the teacher, of any width that `heads` divides; no gradient flows into them.
         heads: relation heads; the width is cut into as many parts of d channels, so that neither the width nor the
             number of attention heads need be the teacher's.
+        choose: which tokens; the teacher's may be chosen already.
 
     Returns:
         Scalar `[]`: nats per row of a relation; mean over rows, the nine pairs, heads, images and blocks.
@@ -120,19 +126,17 @@ def attention_relations(student: Sequence[QKV], teacher: Sequence[QKV], *, heads
     Source: MiniViT, arXiv:2204.07154, Sec. 3.3, self-attention distillation. It has the cross-entropy; KL is that less
         the teacher's entropy, which has no gradient, so that 0 means equal.
     """
-    errors = [
-        relation_kl(_split_heads(s, heads), _split_heads(t, heads), parts=3)
-        for s, t in zip(student, teacher, strict=True)
-    ]
+    errors = [relation_kl(s, t, heads=heads, choose=choose) for s, t in zip(student, teacher, strict=True)]
     return torch.stack(errors).mean()
 
 
-def hidden_relations(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def hidden_relations(student: Sequence[Tensor], teacher: Sequence[Tensor], *, choose: Choice = all_tokens) -> Tensor:
     """KL(teacher || student) of softmax(H Hᵀ/√d), the relations between hidden states.
 
     Args:
         student: hidden states of each block, `[B, N, C]`.
         teacher: the same of the teacher, of any width; no gradient flows into them.
+        choose: which tokens; the teacher's may be chosen already.
 
     Returns:
         Scalar `[]`: nats per row of a relation; mean over rows, images and blocks.
@@ -140,68 +144,8 @@ def hidden_relations(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
     Source: MiniViT, arXiv:2204.07154, Sec. 3.3, hidden-state distillation; KL for the cross-entropy as above. The
         released code takes 49 times the squared error between cosine Gram matrices: its weight does not carry over.
     """
-    errors = [relation_kl(s, t) for s, t in zip(student, teacher, strict=True)]
+    errors = [relation_kl([s], [t], choose=choose) for s, t in zip(student, teacher, strict=True)]
     return torch.stack(errors).mean()
-
-
-def _split_heads(qkv: QKV, heads: int) -> Tensor:
-    """Queries, keys and values below each other, `[B·heads, 3N, C/heads]`."""
-    rows: Tensor = torch.cat(qkv, dim=1).unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
-    return rows
-
-
-def relation_kl(student: Tensor, teacher: Tensor, *, parts: int = 1) -> Tensor:
-    """KL(teacher || student) between the row softmaxes of every block of S Sᵀ/√d.
-
-    Args:
-        student: `[B, parts·N, d]`.
-        teacher: `[B, parts·N, d']`; no gradient flows into it.
-        parts: P; S Sᵀ is made of P² blocks `[N, N]`, and each has softmaxes of its own.
-
-    Returns:
-        Scalar `[]`, nats per row of a block.
-    """
-    kl: Tensor = _RelationKL.apply(_exact(student), _exact(teacher.detach()), parts)
-    return kl
-
-
-class _RelationKL(torch.autograd.Function):
-    """The divergence and, at once, its gradient, so that no relation outlives the forward pass.
-
-    With R = S Sᵀ/√d, row softmaxes q (student) and p (teacher), and G = q − p, the gradient is (G + Gᵀ) S/√d per row.
-    Plain autograd would keep two relations per block of the model until the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, parts: int) -> Tensor:
-        log_q, log_p = _log_relations(student, parts), _log_relations(teacher, parts)
-        p = log_p.exp()
-        rows = p.shape[0] * p.shape[1] * parts
-        gap = log_p.sub_(log_q)
-        kl: Tensor = torch.linalg.vecdot(p.flatten(1), gap.flatten(1)).sum() / rows
-        if ctx.needs_input_grad[0]:
-            g = log_q.exp_().sub_(p).flatten(2)  # [B, P·N, P·N]
-            grad = torch.baddbmm(g @ student, g.mT, student)
-            ctx.save_for_backward(grad.mul_(student.shape[-1] ** -0.5 / rows))
-        return kl
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (grad,) = ctx.saved_tensors
-        return grad * upstream, None, None
-
-
-def _log_relations(states: Tensor, parts: int) -> Tensor:
-    """Log softmax of each row of each block of S Sᵀ/√d: `[B, P·N, P, N]`; one product for all blocks."""
-    relations = states @ (states.mT * states.shape[-1] ** -0.5)
-    log_probs: Tensor = relations.unflatten(-1, (parts, -1)).log_softmax(dim=-1)
-    return log_probs
-
-
-def _exact(states: Tensor) -> Tensor:
-    """At least single precision: in half precision a softmax over products of hidden states is noise."""
-    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
@@ -249,11 +193,14 @@ LOSSES: Mapping[str, Loss] = {
     ),
     "hidden": Loss(lambda student, teacher, given: hidden_mse(student.hidden, teacher.hidden), reads="hidden"),
     "attention": Loss(
-        lambda student, teacher, given: attention_relations(student.qkv, teacher.qkv, heads=given.relation_heads),
+        lambda student, teacher, given: attention_relations(
+            student.qkv, teacher.qkv, heads=given.relation_heads, choose=student.choose
+        ),
         reads="qkv",
     ),
     "hidden_relation": Loss(
-        lambda student, teacher, given: hidden_relations(student.sampled, teacher.sampled), reads="sampled"
+        lambda student, teacher, given: hidden_relations(student.sampled, teacher.sampled, choose=student.choose),
+        reads="sampled",
     ),
     "features": Loss(lambda student, teacher, given: feature_mse(student.logits, teacher.logits), reads="logits"),
     "labels": Loss(lambda student, teacher, given: _labels(student, given), reads="logits", teacher=False),

@@ -36,6 +36,7 @@ def tap_outputs(
     Yields:
         A list, filled anew by each forward pass of `model`, one tensor per tap; empty until the first.
     """
+    nothing = torch.empty(0)
     found: dict[int, Tensor] = {}
     seen: list[Tensor] = []
 
@@ -53,6 +54,7 @@ def tap_outputs(
 
     def collect(module: nn.Module, inputs: Any, output: Any) -> None:
         seen.extend(found[number] for number in range(len(taps)))
+        found.update(dict.fromkeys(found, nothing))  # what was read is the list's alone, to be freed with it
 
     handles = [model.register_forward_pre_hook(clear), model.register_forward_hook(collect)]
     handles += [
@@ -68,7 +70,9 @@ def tap_outputs(
 class TokenSubset:
     """The same random tokens of every value of as many tokens, other ones after each `draw`.
 
-    Relations grow with the square of the tokens: this is what bounds them.
+    Relations grow with the square of the tokens: this is what bounds them. A copy of the chosen tokens is kept. Where
+    most tokens are chosen and gradients flow through the value, autograd mostly has it already: then it is kept whole,
+    and `choose` says which of its tokens are meant.
 
     Args:
         most: tokens to keep; values of fewer are left whole.
@@ -85,13 +89,20 @@ class TokenSubset:
         self.chosen: dict[tuple[int, torch.device], Tensor] = {}
 
     def __call__(self, value: Tensor) -> Tensor:
-        """The chosen tokens, `[B, n, C]`, of `[B, N, C]`, in their order."""
-        tokens = value.shape[1]
-        if tokens <= self.most:
+        """What to keep of `[B, N, C]`: the chosen tokens, `[B, n, C]`, in their order, or all of it."""
+        chosen = self.choose(value.shape[1], value.device)
+        if chosen is None or (value.requires_grad and value.shape[1] < 2 * self.most):
             return value
-        key = tokens, value.device
+        return value.index_select(1, chosen)
+
+    def choose(self, num_tokens: int, device: torch.device) -> Tensor | None:
+        """Numbers of the chosen ones of so many tokens, `[n]`, ascending; None where all are."""
+        if num_tokens <= self.most:
+            return None
+        key = num_tokens, device
         if key not in self.chosen:
             generator = torch.Generator().manual_seed(self.generator_seed)
-            order = torch.randperm(tokens, generator=generator)[: self.most].sort().values
-            self.chosen[key] = order.to(value.device)
-        return value.index_select(1, self.chosen[key])
+            with torch.inference_mode(False):  # the teacher may run in that mode, the student's gradients need it too
+                order = torch.randperm(num_tokens, generator=generator)[: self.most].sort().values
+                self.chosen[key] = order.to(device)
+        return self.chosen[key]

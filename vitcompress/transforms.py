@@ -16,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitcompress.mixed_attention import mix_heads
+
 BUCKETS_PER_AXIS = 7
 
 
 class HeadMix(nn.Module):
     """Mix attention maps across heads: `out[g] = Σ_h weight[g, h] · in[h]`, the identity at the start.
 
-    An einsum and not the 1×1 convolution of the released code: on CPU that convolution is some twenty times slower.
+    Attentions read the weight and mix with it block by block (`mixed_attention`): they do not call the module.
 
     Args:
         num_heads: H.
@@ -42,7 +44,7 @@ class HeadMix(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Mix maps `[B, H, N, M]`; the shape is kept."""
-        return torch.einsum("gh,bhnm->bgnm", self.weight, maps)
+        return mix_heads(maps, self.weight)
 
 
 class TokenConvolution(nn.Module):

@@ -86,7 +86,9 @@ def released(student: Outputs, teacher: Outputs) -> Tensor:
 
 def ours(student: Outputs, teacher: Outputs) -> Tensor:
     """The same with a gradient that is computed at once."""
-    return attention_relations(student.qkv, teacher.qkv) + hidden_relations(student.sampled, teacher.sampled)
+    return attention_relations(student.qkv, teacher.qkv, choose=student.choose) + hidden_relations(
+        student.sampled, teacher.sampled, choose=student.choose
+    )
 
 
 VARIANTS: dict[str, tuple[Loss | None, int]] = {

@@ -47,12 +47,10 @@ class MixedBeitAttention(nn.Module):
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         """Attend over tokens `[B, N, C]`, with the model's position bias `[H, N, N]`; the shape is kept."""
         q, k, v = project_qkv(self, x)
-        logits = (q * self.scale) @ k.transpose(-2, -1)
-        if self.relative_position_bias_table is not None:
-            logits = logits + self._get_rel_pos_bias()
+        bias = None if self.relative_position_bias_table is None else self._get_rel_pos_bias()
         if shared_rel_pos_bias is not None:
-            logits = logits + shared_rel_pos_bias
-        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, None)))
+            bias = shared_rel_pos_bias if bias is None else bias + shared_rel_pos_bias
+        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, q * self.scale, k, v, bias=bias)))
         return out
 
 

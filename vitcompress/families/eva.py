@@ -74,9 +74,8 @@ class MixedRopeAttention(nn.Module):
             q, k = self._rotate(q, rope).type_as(v), self._rotate(k, rope).type_as(v)
         if self.num_kv_groups > 1:
             k, v = k.repeat_interleave(self.num_kv_groups, dim=1), v.repeat_interleave(self.num_kv_groups, dim=1)
-        logits = (q * self.scale) @ k.transpose(-2, -1)
-        mask = resolve_self_attn_mask(x.shape[1], logits, attn_mask, is_causal)
-        found = self.norm(attend_mixed(self, logits, v, mask))
+        mask = resolve_self_attn_mask(x.shape[1], q, attn_mask, is_causal)
+        found = self.norm(attend_mixed(self, q * self.scale, k, v, mask=mask))
         if self.gate is not None:
             found = found * self.gate(x).sigmoid()
         out: Tensor = self.proj_drop(self.proj(found))

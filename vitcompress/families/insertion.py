@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitcompress.families.base import BlockTransform
 from vitcompress.families.narrow import project_narrow
+from vitcompress.mixed_attention import mixed_attention
 from vitcompress.transforms import HeadMix, KeyPositions, TokenConvolution, attach_token_convolution
 
 
@@ -45,28 +46,25 @@ def add_mixes(mixed: Any, *, mix_heads: bool = True) -> None:
         mixed.add_module(name, mix)
 
 
-def attend_mixed(attn: Any, logits: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention with its maps mixed across heads before and after the softmax.
-
-    The mask comes after the first mix: masked places must stay masked whatever the mix is. A position bias belongs
-    to the head's own logits and is in them before.
+def attend_mixed(
+    attn: Any, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Attention with its maps mixed by the mixes of `attn`, as `mixed_attention` does it.
 
     Args:
-        attn: holds `mix_logits`, `mix_probs` and `attn_drop`.
-        logits: scaled, with their position bias, `[B, H, N, N]`.
-        v: values `[B, H, N, D]`.
-        mask: added to the logits, `[B or 1, H or 1, N, N]`; None where nothing is masked.
+        attn: holds `mix_logits` and `mix_probs`, each a `HeadMix` or an identity, and `attn_drop`.
+        q: queries, scaled as for the logits, `[B, H, N, D]`.
+        k: keys `[B, H, N, D]`.
+        v: values `[B, H, N, V]`.
+        bias: position bias of the logits, `[B or 1, H, N, N]` or `[H, N, N]`; None where there is none.
+        mask: added to the mixed logits, `[B or 1, H or 1, N, N]`; None where nothing is masked.
 
     Returns:
-        `[B, N, H·D]`.
-
-    Source: MiniViT, arXiv:2204.07154, Sec. 3.2; order of bias, mix and mask as in the released Mini-Swin.
+        `[B, N, H·V]`.
     """
-    mixed: Tensor = attn.mix_logits(logits)
-    if mask is not None:
-        mixed = mixed + mask
-    probs: Tensor = attn.attn_drop(attn.mix_probs(mixed.softmax(dim=-1)))
-    return (probs @ v).transpose(1, 2).flatten(2)
+    weights = (getattr(mix, "weight", None) for mix in (attn.mix_logits, attn.mix_probs))
+    drop = attn.attn_drop.p if attn.training else 0.0
+    return mixed_attention(q, k, v, *weights, bias=bias, mask=mask, drop=drop).transpose(1, 2).flatten(2)
 
 
 def project_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,8 +47,9 @@ class MixedWindowAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend inside windows `[B·windows, N, C]`, `mask` `[windows, N, N]` on shifted ones; the shape is kept."""
         q, k, v = project_qkv(self, x)
-        logits = (q * self.scale) @ k.transpose(-2, -1) + self._get_rel_pos_bias()
-        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, mask_per_window(mask, x.shape[0]))))
+        mask = mask_per_window(mask, x.shape[0])
+        found = attend_mixed(self, q * self.scale, k, v, bias=self._get_rel_pos_bias(), mask=mask)
+        out: Tensor = self.proj_drop(self.proj(found))
         return out
 
 

@@ -55,9 +55,10 @@ class MixedWindowAttentionV2(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend inside windows `[B·windows, N, C]`, `mask` `[windows, N, N]` on shifted ones; the shape is kept."""
         q, k, v = project_qkv(self, x)
-        cosine = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
-        logits = cosine * self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp() + self._bias()
-        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, logits, v, mask_per_window(mask, x.shape[0]))))
+        q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
+        mask = mask_per_window(mask, x.shape[0])
+        found = attend_mixed(self, q, F.normalize(k, dim=-1), v, bias=self._bias(), mask=mask)
+        out: Tensor = self.proj_drop(self.proj(found))
         return out
 
     def _bias(self) -> Tensor:

@@ -87,11 +87,9 @@ class MixedAttention(nn.Module):
         tokens = x.shape[1]
         q, k, v = project_qkv(self, x)
         q, k = self.q_norm(q) * self.scale, self.k_norm(k)
-        logits = q @ k.transpose(-2, -1)
-        if self.rpe is not None:
-            logits = logits + self.rpe(q)
-        mask = resolve_self_attn_mask(tokens, logits, attn_mask, is_causal)
-        found = self.norm(attend_mixed(self, logits, v, mask))
+        bias = None if self.rpe is None else self.rpe(q)
+        mask = resolve_self_attn_mask(tokens, q, attn_mask, is_causal)
+        found = self.norm(attend_mixed(self, q, k, v, bias=bias, mask=mask))
         if self.gate is not None:
             found = found * self.gate(x).sigmoid()
         out: Tensor = self.proj_drop(self.proj(found))
