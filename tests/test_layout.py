@@ -12,8 +12,9 @@ STAGES = (
     "errors", "console", "presets", "shipped", "bundled", "recipe", "compose", "transforms", "factored", "families",
     "quantize", "plan", "short_names", "transformers_names", "transformers_folder", "source", "surgery", "macs",
     "quantized_layers", "stored", "fading", "taps", "initialize", "planner", "losses", "compare", "classes", "data",
-    "views", "calibration", "mixing", "evaluate", "training", "trainlog", "distill", "artifact", "teacher", "adapt",
-    "report", "baselines", "prepare", "produce", "planning", "lessons", "job", "pipeline", "transfer", "cli",
+    "views", "calibration", "mixing", "evaluate", "training", "trainlog", "distill", "artifact", "hub", "teacher",
+    "adapt", "report", "baselines", "prepare", "produce", "planning", "lessons", "job", "pipeline", "transfer",
+    "export", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 

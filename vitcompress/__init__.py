@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "artifact",
+    "export": "export",
+    "load": "hub",
     "compress": "pipeline",
     "evaluate": "pipeline",
     "finetune": "transfer",
@@ -23,11 +24,11 @@ _HOME = {
     "Report": "report",
     "VitcompressError": "errors",
 }
-__all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "finetune", "load", "plan"]
+__all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "export", "finetune", "load", "plan"]
 
 if TYPE_CHECKING:
-    from vitcompress.artifact import load
     from vitcompress.errors import VitcompressError
+    from vitcompress.hub import load
     from vitcompress.pipeline import compress, evaluate, plan
     from vitcompress.recipe import Recipe
     from vitcompress.report import Report

@@ -24,9 +24,9 @@ import vitcompress
 from vitcompress import compose, shipped
 from vitcompress import recipe as recipes
 from vitcompress.console import Reporter
-from vitcompress.errors import RecipeError, VitcompressError
+from vitcompress.errors import ExportError, RecipeError, VitcompressError
 
-EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a user's mistake into a message, a hint and exit code 2; Ctrl-C into exit code 130."""
+    """Turn a user's mistake into a message, a hint and exit code 2; a wrong export into 1; Ctrl-C into 130."""
     try:
         yield
     except VitcompressError as error:
@@ -65,6 +65,9 @@ def user_errors() -> Iterator[None]:
             console.print("Hint:", style="bold", end=" ")
             console.print(error.hint, markup=False, emoji=False)
         sys.exit(EXIT_MISTAKE)
+    except ExportError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False, emoji=False)
+        sys.exit(EXIT_WRONG)
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted; no unfinished file is left behind.")
         sys.exit(EXIT_INTERRUPTED)
@@ -274,6 +277,34 @@ def check(file: FileArgument, flags: dict[str, Any]) -> None:
 
     _exit_on(missed_gates(_stored_report(file), gates, file_bytes=file.stat().st_size))
     typer.echo("every gate is met")
+
+
+@app.command()
+def export(
+    file: FileArgument,
+    to: Annotated[str, typer.Option(metavar="onnx|pt2|timm|hf", help="The format.")],
+    out: Annotated[Path, typer.Option(help="The file to write; for hf, the folder.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Images to compare outputs on; default: built-in ones and noise.")
+    ] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Images of them that are used.")] = 64,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/REPO", help="Upload the folder of hf to the Hugging Face Hub.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a file in another format, read it back, and make sure that it computes the same."""
+    with user_errors():
+        from vitcompress import report
+        from vitcompress.export import export as write
+
+        done = write(file, to, out, data=data, num_images=num_images, push=push, reporter=Reporter(quiet=quiet))
+        if as_json:
+            _print_json(report.to_json(done))
+        else:
+            for line in done.lines():
+                typer.echo(line)
 
 
 shipped_app = typer.Typer(help="List the recipes that come with the package, or show one.")
