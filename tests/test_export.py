@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from tests.conftest import Vitcompress, listing
 from tests.test_families import KINDS, ROWS, Row, build, planned, randomise, student_of
 from tests.test_families import images as images_of
 from vitcompress import artifact, export
-from vitcompress.errors import ArtifactError, ExportError, VitcompressError
+from vitcompress.errors import ExportError, VitcompressError
 from vitcompress.export import formats, hf
 from vitcompress.export.parity import compare
 from vitcompress.export.subject import Subject
@@ -55,7 +56,7 @@ def write(path: Path, row: Row, store: str = "source", **recipe: Any) -> Path:
 
 
 def exported(path: Path, to: str, name: str) -> export.Exported:
-    return vitcompress.export(path, to, path.with_name(name), num_images=3)
+    return export.export(path, to, path.with_name(name), num_images=3)
 
 
 def run_onnx(path: Path, images: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def test_onnx_holds_each_stored_tensor_once_and_computes_the_same(
     matrices = {name for name, t in stored.items() if t.ndim > 1}
     assert matrices <= held.keys()
     others = sum(len(t.raw_data) for name, t in held.items() if name not in stored)
-    assert others < 0.1 * sum(t.numel() * t.element_size() for t in stored.values())  # masks, positions, shapes
+    assert others < 8_000  # masks, positions, shapes
     kinds = {"source": "FLOAT", "int8": "INT8", "int4": "INT4", "fp16": "FLOAT16"}
     import onnx
 
@@ -105,7 +106,7 @@ def test_onnx_holds_each_stored_tensor_once_and_computes_the_same(
         torch.testing.assert_close(run_onnx(tmp_path / "m.onnx", seen), expected, rtol=1e-4, atol=1e-5)
     assert done.same_top1 == done.num_images == 3 + 4
     assert done.max_difference < 1e-5 * max(1.0, done.largest_output)
-    assert done.tensor_bytes < 1.1 * sum(t.numel() * t.element_size() for t in stored.values()) + 3_000
+    assert done.tensor_bytes < 1.05 * sum(t.numel() * t.element_size() for t in stored.values()) + 10_000
 
 
 @with_onnx
@@ -178,7 +179,10 @@ def test_pt2_runs_where_neither_we_nor_timm_are(tmp_path: Path) -> None:
     torch.save(seen, tmp_path / "images.pt")
     words = [tmp_path / "m.pt2", tmp_path / "images.pt", tmp_path / "outputs.pt"]
     subprocess.run(
-        [sys.executable, "-c", ALONE, *map(str, words)], check=True, timeout=300, env={"OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", ALONE, *map(str, words)],
+        check=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     with torch.inference_mode():
         torch.testing.assert_close(torch.load(tmp_path / "outputs.pt"), vitcompress.load(path)(seen))
@@ -247,7 +251,7 @@ def test_a_folder_of_someone_elses_is_left_alone(mini: Path) -> None:
     out.mkdir()
     (out / "config.json").write_text("{}")
     with pytest.raises(VitcompressError, match="was not written by vitcompress"):
-        vitcompress.export(mini, "hf", out, num_images=1)
+        export.export(mini, "hf", out, num_images=1)
     assert listing(out) == {"config.json": b"{}"}
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "export": "export",
     "load": "hub",
     "compress": "pipeline",
     "evaluate": "pipeline",
@@ -24,7 +23,7 @@ _HOME = {
     "Report": "report",
     "VitcompressError": "errors",
 }
-__all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "export", "finetune", "load", "plan"]
+__all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "finetune", "load", "plan"]
 
 if TYPE_CHECKING:
     from vitcompress.errors import VitcompressError
