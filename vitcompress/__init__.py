@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "artifact",
+    "load": "hub",
     "compress": "pipeline",
     "evaluate": "pipeline",
     "finetune": "transfer",
@@ -26,8 +26,8 @@ _HOME = {
 __all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "finetune", "load", "plan"]
 
 if TYPE_CHECKING:
-    from vitcompress.artifact import load
     from vitcompress.errors import VitcompressError
+    from vitcompress.hub import load
     from vitcompress.pipeline import compress, evaluate, plan
     from vitcompress.recipe import Recipe
     from vitcompress.report import Report

@@ -24,13 +24,13 @@ import vitcompress
 from vitcompress import compose, interrupts, shipped
 from vitcompress import recipe as recipes
 from vitcompress.console import STARTED, Reporter, is_main
-from vitcompress.errors import RecipeError, VitcompressError
+from vitcompress.errors import ExportError, RecipeError, VitcompressError
 from vitcompress.interrupts import TerminationError
 
 if TYPE_CHECKING:
     from vitcompress.report import Report
 
-EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 130, 143
+EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a user's mistake into a message, a hint and exit code 2; Ctrl-C into exit code 130, SIGTERM into 143."""
+    """Turn a user's mistake into a message, a hint and exit code 2; a wrong export into 1, Ctrl-C 130, SIGTERM 143."""
     try:
         yield
     except VitcompressError as error:
@@ -72,6 +72,9 @@ def user_errors() -> Iterator[None]:
             console.print("Hint:", style="bold", end=" ")
             console.print(error.hint, markup=False, emoji=False)
         sys.exit(EXIT_MISTAKE)
+    except ExportError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False, emoji=False)
+        sys.exit(EXIT_WRONG)
     except KeyboardInterrupt:
         _last_words("Interrupted; no unfinished file is left behind.")
         sys.exit(EXIT_INTERRUPTED)
@@ -297,6 +300,34 @@ def check(file: FileArgument, flags: dict[str, Any]) -> None:
 
     _exit_on(missed_gates(_stored_report(file), gates, file_bytes=file.stat().st_size))
     typer.echo("every gate is met")
+
+
+@app.command()
+def export(
+    file: FileArgument,
+    to: Annotated[str, typer.Option(metavar="onnx|pt2|timm|hf", help="The format.")],
+    out: Annotated[Path, typer.Option(help="The file to write; for hf, the folder.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Images to compare outputs on; default: built-in ones and noise.")
+    ] = None,
+    num_images: Annotated[int, typer.Option(min=1, help="Images of them that are used.")] = 64,
+    push: Annotated[
+        str | None, typer.Option(metavar="USER/REPO", help="Upload the folder of hf to the Hugging Face Hub.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a file in another format, read it back, and make sure that it computes the same."""
+    with user_errors():
+        from vitcompress import report
+        from vitcompress.export import export as write
+
+        done = write(file, to, out, data=data, num_images=num_images, push=push, reporter=Reporter(quiet=quiet))
+        if as_json:
+            _print_json(report.to_json(done))
+        else:
+            for line in done.lines():
+                typer.echo(line)
 
 
 shipped_app = typer.Typer(help="List the recipes that come with the package, or show one.")

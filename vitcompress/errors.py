@@ -49,6 +49,10 @@ class ArtifactError(VitcompressError):
     """A file that is not, or is no longer, a whole vitcompress artifact."""
 
 
+class ExportError(Exception):
+    """What was written is not what it was written from: a fault of ours or of an exporter, and not the user's."""
+
+
 def raise_faults(kind: type[VitcompressError], faults: Iterable[tuple[str, str]]) -> None:
     """Raise all faults as one error; do nothing where there are none.
 

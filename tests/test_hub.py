@@ -1,0 +1,55 @@
+"""Files, folders and the Hub: where an artifact is loaded from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vitcompress
+from vitcompress.errors import ArtifactError
+
+
+@pytest.fixture
+def folder(mini: Path) -> Path:
+    """A folder with the artifact in it, as the Hub has it."""
+    (mini.parent / "repo").mkdir()
+    shutil.copy(mini, mini.parent / "repo" / "model.safetensors")
+    return mini.parent / "repo"
+
+
+def test_a_folder_is_the_file_in_it(mini: Path, folder: Path) -> None:
+    from_file, from_folder = vitcompress.load(mini).state_dict(), vitcompress.load(str(folder)).state_dict()
+    assert all(torch.equal(t, from_file[name]) for name, t in from_folder.items())
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"a folder without model\.safetensors"):
+        vitcompress.load(folder)
+
+
+@pytest.mark.parametrize(("name", "revision"), [("hf-hub:me/mini", None), ("hf-hub:me/mini@v2", "v2")])
+def test_the_hub_is_asked_for_the_file(
+    name: str, revision: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def download(repo: str, file: str, *, revision: str | None) -> str:
+        asked.append((repo, file, revision))
+        return str(folder / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    model = vitcompress.load(name)
+    assert asked == [("me/mini", "model.safetensors", revision)]
+    assert not model.training
+
+
+def test_what_the_hub_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **options: Any) -> str:
+        raise OSError("404 Client Error.\nmore")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(ArtifactError, match=r"hf-hub:me/mini cannot be fetched: 404 Client Error\.$") as error:
+        vitcompress.load("hf-hub:me/mini")
+    assert "hf auth login" in error.value.hint
