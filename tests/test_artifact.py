@@ -22,7 +22,7 @@ from tests.conftest import listing
 from tests.tiny import ARGS, VARIANTS, compressed, images, tiny
 from vitcompress import artifact, manifest
 from vitcompress.errors import ArtifactError
-from vitcompress.plan import Plan, make_plan
+from vitcompress.plans import Plan, make_plan
 from vitcompress.quantize import STORES
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.source import data_config, sha256_of

@@ -12,7 +12,7 @@ from vitcompress.errors import RecipeError
 from vitcompress.families import Tap, family_of
 from vitcompress.families.base import tap_qkv
 from vitcompress.losses import LOSSES, Given
-from vitcompress.plan import make_plan
+from vitcompress.plans import make_plan
 from vitcompress.recipe import DistillRecipe, PlanRecipe
 from vitcompress.source import Source, clone, empty_model
 from vitcompress.surgery import apply_plan

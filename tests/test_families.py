@@ -22,7 +22,7 @@ from vitcompress.families import FAMILIES, Family, family_named, family_of, inse
 from vitcompress.initialize import STARTS
 from vitcompress.macs import macs_of, with_macs
 from vitcompress.mixed_attention import mixed_attention
-from vitcompress.plan import Plan, make_plan
+from vitcompress.plans import Plan, make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.short_names import SHORT_NAMES
 from vitcompress.source import Source, empty_model, resolve

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 import vitcompress as package
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
-from tests.test_evaluate import Fixed
+from tests.test_evaluation import Fixed
 from tests.tiny import tiny
-from vitcompress.evaluate import evaluate_pair
+from vitcompress.evaluation import evaluate_pair
 from vitcompress.losses import feature_mse
 from vitcompress.views import Batch
 

@@ -25,7 +25,7 @@ import vitcompress
 from tests.tiny import compressed, images
 from vitcompress import artifact, tensorfile
 from vitcompress.errors import ArtifactError
-from vitcompress.plan import Plan
+from vitcompress.plans import Plan
 from vitcompress.recipe import ModelRecipe
 from vitcompress.source import Digest, Source, build_model, data_config
 from vitcompress.stored import donor_tensors, round_to, stored_tensors

@@ -14,7 +14,7 @@ from vitcompress.errors import PlanError
 from vitcompress.factored import FactoredLinear
 from vitcompress.families import Widths, narrow_block
 from vitcompress.families.vit import VIT
-from vitcompress.plan import make_plan, measured_on
+from vitcompress.plans import make_plan, measured_on
 from vitcompress.quantize import STORES, num_bytes
 from vitcompress.recipe import PlanRecipe
 from vitcompress.source import clone

@@ -9,7 +9,7 @@ from torch import nn
 
 from vitcompress import pipeline
 from vitcompress.macs import macs_of, with_macs
-from vitcompress.plan import Size, make_plan
+from vitcompress.plans import Size, make_plan
 from vitcompress.produce import notes_on
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 

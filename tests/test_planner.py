@@ -23,12 +23,12 @@ from tests.tiny import images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.families import family_of
 from vitcompress.initialize import start_group
-from vitcompress.plan import Group, plan_of
 from vitcompress.planner.allocate import BUCKETS, Choice, allocate, frontier
 from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
 from vitcompress.planner.search import Measured, _marks, candidates, smallest
 from vitcompress.planner.sensitivity import Sensitivity, divergence
 from vitcompress.planner.target import Search, reach
+from vitcompress.plans import Group, plan_of
 from vitcompress.recipe import KINDS, TargetRecipe
 from vitcompress.source import clone
 from vitcompress.surgery import apply_groups, apply_plan

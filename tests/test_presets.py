@@ -14,7 +14,7 @@ from vitcompress import pipeline
 from vitcompress.compose import build, to_dict
 from vitcompress.errors import RecipeError
 from vitcompress.families import FAMILIES
-from vitcompress.plan import make_plan
+from vitcompress.plans import make_plan
 from vitcompress.presets import PRESETS, fill
 from vitcompress.recipe import STAGES, Recipe, options
 

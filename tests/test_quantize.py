@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitcompress.plan import make_plan
+from vitcompress.plans import make_plan
 from vitcompress.quantize import (
     SCALE,
     STORES,

@@ -111,7 +111,7 @@ _WRITE = """
 import sys, torch, timm
 from pathlib import Path
 from vitcompress import artifact
-from vitcompress.plan import make_plan
+from vitcompress.plans import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.source import data_config
 from vitcompress.stored import round_to, stored_tensors

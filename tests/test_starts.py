@@ -20,8 +20,8 @@ from vitcompress.initialize.factors import input_moments, start_factors
 from vitcompress.initialize.narrow import choose_neurons, fit_layer, narrow_heads
 from vitcompress.initialize.regression import Moments, low_rank, regress, roots, with_ridge
 from vitcompress.initialize.walk import CHUNK_IMAGES
-from vitcompress.plan import Group, Plan, make_plan, plan_of
-from vitcompress.plan.make import layer_shapes
+from vitcompress.plans import Group, Plan, make_plan, plan_of
+from vitcompress.plans.make import layer_shapes
 from vitcompress.recipe import PlanRecipe
 from vitcompress.source import clone
 from vitcompress.surgery import apply_plan

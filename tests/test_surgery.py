@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vitcompress.errors import PlanError
-from vitcompress.plan import Group
+from vitcompress.plans import Group
 from vitcompress.surgery import tie_group
 
 from .tiny import VARIANTS, compressed, images, tiny

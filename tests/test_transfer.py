@@ -20,7 +20,7 @@ from vitcompress import artifact
 from vitcompress.adapt import adapt_student, adapted_source
 from vitcompress.errors import RecipeError
 from vitcompress.manifest import to_tree
-from vitcompress.plan import Plan, make_plan, measured_on
+from vitcompress.plans import Plan, make_plan, measured_on
 from vitcompress.recipe import PlanRecipe
 from vitcompress.report import Parent, Report, from_json
 from vitcompress.source import Source, build_model, empty_model

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.errors import CheckpointError, ModelError
-from vitcompress.plan import make_plan
+from vitcompress.plans import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.source import data_config, empty_model, load_teacher, resolve
 from vitcompress.surgery import apply_plan

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from vitcompress.plan import Plan, make_plan
+from vitcompress.plans import Plan, make_plan
 from vitcompress.recipe import PlanRecipe
 from vitcompress.surgery import apply_plan
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vitcompress.errors import RecipeError
-from vitcompress.plan import Plan
+from vitcompress.plans import Plan
 from vitcompress.source import Source, empty_model
 from vitcompress.surgery import tie_group
 

@@ -10,7 +10,7 @@ from torch import nn
 from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
-from vitcompress.evaluate import Accuracy, evaluate_pair
+from vitcompress.evaluation import Accuracy, evaluate_pair
 from vitcompress.quantize import num_bytes
 from vitcompress.recipe import DataRecipe
 from vitcompress.report import Baseline

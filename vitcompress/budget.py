@@ -13,7 +13,7 @@ from torch import nn
 from vitcompress.baselines import BASELINES
 from vitcompress.compare import has_classes
 from vitcompress.data import ImageSet, StreamReader
-from vitcompress.evaluate import SPEED_SECONDS, evaluate_pair
+from vitcompress.evaluation import SPEED_SECONDS, evaluate_pair
 from vitcompress.processes import from_main
 from vitcompress.recipe import DataRecipe
 from vitcompress.views import evaluation_loader, share_of

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families import layers_called, narrowed_shapes
-from vitcompress.plan import Plan
+from vitcompress.plans import Plan
 
 
 def fade_factor(done: float, share: float) -> float:

@@ -24,14 +24,14 @@ from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.errors import RecipeError, attempting, raise_faults
-from vitcompress.evaluate import Accuracy, Speed, measure_speed
+from vitcompress.evaluation import Accuracy, Speed, measure_speed
 from vitcompress.fading import fading
 from vitcompress.families import family_named
 from vitcompress.initialize import needs_images, start_student
 from vitcompress.macs import with_macs
-from vitcompress.plan import Plan, make_plan
 from vitcompress.planner.sensitivity import divergence_and_chance
 from vitcompress.planning import Planning
+from vitcompress.plans import Plan, make_plan
 from vitcompress.prepare import (
     bundle_of,
     check_cache,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitcompress.plan import Plan
+from vitcompress.plans import Plan
 from vitcompress.source import clone
 from vitcompress.surgery import apply_plan
 

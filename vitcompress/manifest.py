@@ -20,7 +20,7 @@ from timm.models._pretrained import PretrainedCfg  # not exported by timm
 
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import ArtifactError
-from vitcompress.plan import Plan
+from vitcompress.plans import Plan
 from vitcompress.quantize import STORES
 from vitcompress.tensorfile import first_fault, plain_json
 

@@ -22,11 +22,11 @@ from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
-from vitcompress.evaluate import Accuracy, evaluate_pair
+from vitcompress.evaluation import Accuracy, evaluate_pair
 from vitcompress.families import family_of
 from vitcompress.job import Job, prepare_job, settle
 from vitcompress.macs import with_macs
-from vitcompress.plan import Plan, make_plan
+from vitcompress.plans import Plan, make_plan
 from vitcompress.prepare import bundle_of
 from vitcompress.processes import part, tracking
 from vitcompress.recipe import DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval

@@ -13,10 +13,10 @@ from torch import nn
 from vitcompress.calibration import calibration_batches, drawn
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
-from vitcompress.evaluate import evaluate_pair
-from vitcompress.plan import Plan
+from vitcompress.evaluation import evaluate_pair
 from vitcompress.planner.search import Measured
 from vitcompress.planner.target import Found, Search, reach
+from vitcompress.plans import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.views import evaluation_loader
 

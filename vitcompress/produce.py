@@ -23,9 +23,9 @@ from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
 from vitcompress.distill import distill
-from vitcompress.evaluate import Accuracy, evaluate_pair
+from vitcompress.evaluation import Accuracy, evaluate_pair
 from vitcompress.mixing import Mixing
-from vitcompress.plan import Plan, weighed
+from vitcompress.plans import Plan, weighed
 from vitcompress.quantize import num_bytes
 from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, Recipe
 from vitcompress.report import Report, to_json, to_markdown, to_svg

@@ -10,7 +10,7 @@ from torch import nn
 from vitcompress.errors import PlanError, shorten
 from vitcompress.factored import FactoredLinear
 from vitcompress.families import Family, family_named, full_widths, narrow_block
-from vitcompress.plan import Group, Plan, layer_shapes
+from vitcompress.plans import Group, Plan, layer_shapes
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> None:

@@ -29,12 +29,12 @@ from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
 from vitcompress.errors import CheckpointError, RecipeError, VitcompressError, attempting, raise_faults
-from vitcompress.evaluate import Accuracy, measure_speed
+from vitcompress.evaluation import Accuracy, measure_speed
 from vitcompress.families import family_named
 from vitcompress.lessons import config_of, images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.losses import LOSSES
 from vitcompress.macs import with_macs
-from vitcompress.plan import Plan, measured_on
+from vitcompress.plans import Plan, measured_on
 from vitcompress.prepare import check_cache, check_out, check_run, check_store, endless_epochs
 from vitcompress.processes import from_main, join, part, tracking
 from vitcompress.produce import (

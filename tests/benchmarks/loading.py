@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 import vitcompress
 from vitcompress import artifact
-from vitcompress.plan import make_plan
+from vitcompress.plans import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.source import Source, data_config, load_teacher
 from vitcompress.stored import round_to, stored_tensors

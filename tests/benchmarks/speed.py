@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from vitcompress.compare import Candidate, compare, reading
 from vitcompress.families import family_of
 from vitcompress.losses import LOSSES, Given
-from vitcompress.plan import make_plan
+from vitcompress.plans import make_plan
 from vitcompress.recipe import DistillRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan
 from vitcompress.taps import TokenSubset

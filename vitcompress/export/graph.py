@@ -59,7 +59,7 @@ def _decoded(
     assert shape is not None
     if name + SCALE in stored:
         decode = {"int8": _decode_int8, "int4": _decode_int4}[store]
-        return decode(graph, name, t, stored[name + SCALE], [int(n) for n in shape], nodes)
+        return decode(graph, name, t, stored[name + SCALE], [int(n) for n in shape.numpy()], nodes)
     if not t.is_floating_point() or _dtype(t) == dtype:
         return _initializer(graph, name, _tensor(t))
     if t.numel() < MIN_CAST:
@@ -140,7 +140,9 @@ def _holds(kind: type[np.signedinteger[Any]], values: np.ndarray[Any, Any]) -> b
 
 
 def _initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 
@@ -167,7 +169,7 @@ def _dtype(t: Tensor) -> ir.DataType:
 def same_numbers(held: ir.TensorProtocol, stored: Tensor) -> bool:
     """Whether an initializer holds what an artifact's tensor holds; types may differ where that is exact."""
     if held.dtype == ir.DataType.INT4:
-        codes = unpack(stored)[:, : held.shape[1]]  # type: ignore[misc]
+        codes = unpack(stored)[:, : held.shape[1]]
         return bool((held.numpy().astype(np.int8) == codes.numpy()).all())
     found = torch.from_numpy(held.numpy().astype(np.float64))
     return found.shape == stored.shape and bool((found == stored.double()).all())

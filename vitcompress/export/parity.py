@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.compare import has_classes
-from vitcompress.data import open_folder, open_sets, validation_folder
+from vitcompress.data import open_sets
 from vitcompress.errors import ExportError
 from vitcompress.export.subject import Subject
 from vitcompress.recipe import DataRecipe
@@ -62,12 +62,9 @@ def probe_of(subject: Subject, data: Path | None, num_images: int) -> Probe:
     """
     if data is None and subject.input_size[0] not in (1, 3):
         return Probe(f"{num_images} images of noise", _split(_noise(subject, num_images)))
-    if data is not None:
-        images = open_folder(validation_folder(data), "--data", 0, None)
-    else:
-        _, built_in = open_sets(DataRecipe(), bundle=FASHION_VIT, num_classes=0, seed=0)
-        assert built_in is not None
-        images = built_in
+    named = DataRecipe(val_data=None if data is None else str(data))
+    _, images = open_sets(named, bundle=None if data else FASHION_VIT, num_classes=0, seed=0)
+    assert images is not None
     count = min(num_images, len(images))
     chosen = images.subset([position * len(images) // count for position in range(count)], images.name)
     recipe = DataRecipe(batch_size=BATCH_SIZE, num_workers=0)

@@ -18,7 +18,7 @@ from vitcompress.initialize.factors import fit_factors, start_factors
 from vitcompress.initialize.regression import Moments
 from vitcompress.initialize.walk import BlockInputs, convert_block, run_block, start_in_order
 from vitcompress.initialize.whole import STARTS
-from vitcompress.plan import Group, Plan
+from vitcompress.plans import Group, Plan
 
 __all__ = ["STARTS", "BlockInputs", "needs_images", "start_group", "start_student"]
 

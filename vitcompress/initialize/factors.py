@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitcompress.factored import FactoredLinear
 from vitcompress.families import Family, family_named, layers_called
 from vitcompress.initialize.regression import Moments, leading, low_rank, regress, roots
-from vitcompress.plan import Group, Plan
+from vitcompress.plans import Group, Plan
 
 ROUNDS = 6
 

@@ -23,7 +23,7 @@ from vitcompress.factored import FactoredLinear
 from vitcompress.families import Family, Widths, family_named, layers_called, narrowed_shapes
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
 from vitcompress.initialize.regression import Moments, low_rank, regress
-from vitcompress.plan import Group, Plan
+from vitcompress.plans import Group, Plan
 
 BlockInputs = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
 """Arguments and keyword arguments of a block, per batch."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families import family_named, layers_called
-from vitcompress.plan import Group, Plan
+from vitcompress.plans import Group, Plan
 
 Images = Iterable[Tensor]
 

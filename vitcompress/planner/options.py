@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from vitcompress.families import Family, Widths, full_widths
-from vitcompress.plan import Group, group_params, layer_shapes
+from vitcompress.plans import Group, group_params, layer_shapes
 
 PARTS = ("attn", "mlp")
 WIDTH_SHARES = {"hidden": (0.85, 0.55, 0.28, 0.1), "qk": (0.6, 0.3, 0.12), "v": (0.85, 0.55, 0.28, 0.1)}

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from vitcompress.families import Widths, family_of, full_widths
 from vitcompress.initialize import start_student
-from vitcompress.plan import Group, Plan, plan_of
 from vitcompress.planner.allocate import Choice, allocate, frontier
 from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
 from vitcompress.planner.sensitivity import CHUNK_IMAGES, Sensitivity, divergence
+from vitcompress.plans import Group, Plan, plan_of
 from vitcompress.source import clone
 from vitcompress.surgery import apply_plan
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitcompress.families import Family
 from vitcompress.initialize import start_group
-from vitcompress.plan import Group
+from vitcompress.plans import Group
 from vitcompress.surgery import apply_groups
 
 CHUNK_IMAGES = 32

@@ -10,9 +10,9 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from vitcompress.errors import PlanError
-from vitcompress.plan import Group, Plan, measured_on, plan_of
 from vitcompress.planner.search import Candidate, Measured, build, candidates, measure, smallest, started
 from vitcompress.planner.sensitivity import divergence
+from vitcompress.plans import Group, Plan, measured_on, plan_of
 from vitcompress.quantize import STORES
 from vitcompress.recipe import TargetRecipe
 from vitcompress.source import clone

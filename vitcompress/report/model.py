@@ -9,8 +9,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vitcompress.errors import ArtifactError
-from vitcompress.evaluate import Accuracy, Speed
-from vitcompress.plan import Group, Size
+from vitcompress.evaluation import Accuracy, Speed
+from vitcompress.plans import Group, Size
 from vitcompress.trainlog import TrainLog
 
 SCHEMA_VERSION = 1

@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-from vitcompress.evaluate import Accuracy
-from vitcompress.plan import Group, Plan, Size
+from vitcompress.evaluation import Accuracy
+from vitcompress.plans import Group, Plan, Size
 from vitcompress.report.model import Report
 from vitcompress.report.picture import alt_text, draw, points_of
 

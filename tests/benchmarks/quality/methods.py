@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vitcompress.errors import PlanError
 from vitcompress.families import family_of
 from vitcompress.initialize import start_student
-from vitcompress.plan import Plan, make_plan
 from vitcompress.planner.target import Search, reach
+from vitcompress.plans import Plan, make_plan
 from vitcompress.quantize import num_bytes
 from vitcompress.recipe import PlanRecipe, TargetRecipe
 from vitcompress.source import clone

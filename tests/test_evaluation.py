@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.errors import DataError
-from vitcompress.evaluate import Accuracy, evaluate_pair, measure_speed, paired_interval
+from vitcompress.evaluation import Accuracy, evaluate_pair, measure_speed, paired_interval
 from vitcompress.views import Batch
 
 from .tiny import compressed, tiny

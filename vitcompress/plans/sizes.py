@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families import Family, narrowed_shapes
-from vitcompress.plan.model import Group, Size
+from vitcompress.plans.model import Group, Size
 from vitcompress.quantize import STORES, encode, is_matrix, matrix_names, num_bytes, stored_bytes
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from vitcompress import pipeline
 from vitcompress.errors import PlanError
-from vitcompress.plan import make_plan
+from vitcompress.plans import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.source import empty_model, resolve
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from vitcompress.errors import PlanError, raise_faults, shorten
 from vitcompress.families import Family, Widths, family_named, family_of, full_widths
-from vitcompress.plan.grouping import Kind, group_blocks
-from vitcompress.plan.model import Group, Plan
-from vitcompress.plan.sizes import size_of
+from vitcompress.plans.grouping import Kind, group_blocks
+from vitcompress.plans.model import Group, Plan
+from vitcompress.plans.sizes import size_of
 from vitcompress.recipe import TRANSFORMS, PlanRecipe
 
 
