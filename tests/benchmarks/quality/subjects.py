@@ -116,8 +116,8 @@ def load(subject: Subject) -> tuple[nn.Module, Sets]:
     teacher = load_teacher(source)
     config, num_classes = data_config(teacher, named), int(teacher.num_classes)  # type: ignore[arg-type]
     images, test = open_sets(
-        DataRecipe(data=str(subject.data) if subject.data else None), bundle=bundle_of(source.name), num_classes=num_classes, seed=0,
-        classes=known_classes((), source.pretrained_cfg, num_classes),
+        DataRecipe(data=str(subject.data) if subject.data else None), bundle=bundle_of(source.name),
+        num_classes=num_classes, seed=0, classes=known_classes((), source.pretrained_cfg, num_classes),
     )  # fmt: skip
     assert images is not None
     assert test is not None
