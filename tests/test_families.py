@@ -154,9 +154,13 @@ def test_share_1_is_the_teacher(row: Row) -> None:
 
 def written(row: Row, student: nn.Module, plan: Plan, x: torch.Tensor, folder: Path) -> Path:
     """A file of the student."""
+    config = {"input_size": tuple(x.shape[1:]), "mean": (0.5,) * x.shape[1], "std": (0.5,) * x.shape[1]}
     manifest = artifact.Manifest(
-        source={"name": "tiny", "architecture": row.architecture, "model_args": dict(row.args), "pretrained_cfg": {}},
-        source_sha256="", plan=plan, data_config={}, recipe={}, report={}, versions={},
+        source={
+            "name": row.architecture, "architecture": row.architecture, "model_args": dict(row.args),
+            "pretrained_cfg": {},
+        },
+        source_sha256="", plan=plan, data_config=config, recipe={}, report={}, versions={},
     )  # fmt: skip
     path = folder / "mini.safetensors"
     artifact.write(path, student, manifest, x)

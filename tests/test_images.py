@@ -38,7 +38,7 @@ def view(path: Path, content: bytes, config: dict[str, Any] = RGB, *, training: 
     path.write_bytes(content)
     views = Views(folder_set(path.parent), config, training=training, recipe=DataRecipe(), seed=0)
     found = views[0, 0]
-    return found if isinstance(found, str) else found[0]
+    return found.bad[0] if found.view is None else found.view
 
 
 def png(width: int, height: int) -> bytes:

@@ -110,12 +110,13 @@ def test_compressed_from_a_folder_it_needs_the_folder_no_more(
     plan = make_plan(empty_model(source), PlanRecipe(share=1), name=source.name)
     student = load_teacher(source)
     apply_plan(student, plan)
+    config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     manifest = artifact.Manifest(
         source={
-            "name": "theirs", "architecture": source.architecture, "model_args": source.model_args,
+            "name": source.name, "architecture": source.architecture, "model_args": source.model_args,
             "pretrained_cfg": source.pretrained_cfg,
         },
-        source_sha256="", plan=plan, data_config={}, recipe={}, report={}, versions={},
+        source_sha256="", plan=plan, data_config=config, recipe={}, report={}, versions={},
     )  # fmt: skip
     artifact.write(tmp_path / "mini.safetensors", student, manifest, torch.randn(1, 3, 32, 32))
     same(artifact.load(tmp_path / "mini.safetensors"), theirs)

@@ -175,9 +175,7 @@ def _check_bounds(header: _Header) -> None:
     architecture = split_model_name_tag(header.source.architecture)[0]
     if not is_model_in_modules(architecture, _MODULES):
         raise ValueError(f"{architecture} is no model of a family that is known here")
-    name = (
-        header.source.name
-    )  # later a teacher is looked for under it: of timm's, or with a colon, which is not followed
+    name = header.source.name  # a teacher is looked for under it: of timm's, or with a colon, which is not followed
     if ":" not in name and name != FASHION_VIT.name and not is_model(split_model_name_tag(name)[0]):
         raise ValueError("its source is none of timm's models")
     blocks = sum(len(group.blocks) for group in plan.groups)
