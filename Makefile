@@ -12,7 +12,7 @@ demo: $(STAMP)  ## compress the built-in model on the built-in images, offline, 
 	$(BIN)/vitcompress compress fashion_vit --share 12 --out $(DEMO)/mini.safetensors
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from vitcompress.checkpoints import Checkpoints
 from vitcompress.classes import known_classes
 from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
-from vitcompress.data import ImageSet, open_sets
+from vitcompress.data import ImageSet, open_to_evaluate
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluation import Accuracy, evaluate_pair
 from vitcompress.families import family_of
@@ -29,7 +28,7 @@ from vitcompress.macs import with_macs
 from vitcompress.plans import Plan, make_plan
 from vitcompress.prepare import bundle_of
 from vitcompress.processes import part, tracking
-from vitcompress.recipe import DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
+from vitcompress.recipe import BUILT_IN, DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
 from vitcompress.report import Report
 from vitcompress.source import data_config, empty_model, load_teacher, resolve, sha256_of
 from vitcompress.trainlog import DivergedError
@@ -225,8 +224,7 @@ def evaluate(
 def _images_to_evaluate(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:
     classes = known_classes(manifest.classes, manifest.source["pretrained_cfg"], num_classes)
     bundle = bundle_of(str(manifest.source["name"]), manifest.classes)
-    recipe = replace(recipe, data=None, val_data=recipe.data)
-    _, images = open_sets(recipe, bundle=bundle, num_classes=num_classes, seed=0, classes=classes)
-    if images is None:
+    spec = recipe.data or (BUILT_IN if bundle else None)
+    if spec is None:
         raise DataError("There are no images to evaluate on.", hint="Give --data DIR.")
-    return images
+    return open_to_evaluate(spec, "--data", recipe, bundle, num_classes, classes)

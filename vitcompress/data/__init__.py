@@ -29,7 +29,7 @@ from vitcompress.recipe import BUILT_IN, DataRecipe
 
 __all__ = [
     "NO_LENGTH_HINT", "ArrayReader", "FileReader", "ImageSet", "Reader", "Sample", "StreamReader", "hold_out",
-    "open_images", "open_sets",
+    "open_images", "open_sets", "open_to_evaluate",
 ]  # fmt: skip
 
 _KIND = re.compile(r"(wds|hfds|torch)([:/])(.+)", re.IGNORECASE | re.DOTALL)
@@ -60,14 +60,27 @@ def open_sets(
         num_classes, classes = len(train.classes), train.classes
     val = None
     if recipe.val_data is not None:
-        val = open_images(recipe.val_data, "val", "--val-data", recipe, bundle, num_classes, classes) or open_images(
-            recipe.val_data, "train", "--val-data", recipe, bundle, num_classes, classes
-        )
+        val = open_to_evaluate(recipe.val_data, "--val-data", recipe, bundle, num_classes, classes)
     elif data is not None:
         val = open_images(data, "val", "--data", recipe, bundle, num_classes, classes)
     if val is None and train is not None:
         train, val = hold_out(train, seed=seed)
     return train, val
+
+
+def open_to_evaluate(
+    spec: str, flag: str, recipe: DataRecipe, bundle: Bundle | None, num_classes: int | None,
+    classes: Sequence[str] = (),
+) -> ImageSet:  # fmt: skip
+    """The images of `spec` that are set apart to evaluate on; all of them where none are. Arguments of `open_images`.
+
+    Raises:
+        DataError: images are missing, or their classes match no mapping.
+    """
+    apart = open_images(spec, "val", flag, recipe, bundle, num_classes, classes)
+    found = apart or open_images(spec, "train", flag, recipe, bundle, num_classes, classes)
+    assert found is not None  # only what is set apart may be missing
+    return found
 
 
 def open_images(

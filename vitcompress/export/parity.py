@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.compare import has_classes
-from vitcompress.data import open_sets
+from vitcompress.data import open_to_evaluate
 from vitcompress.errors import ExportError
 from vitcompress.export.subject import Subject
-from vitcompress.recipe import DataRecipe
+from vitcompress.recipe import BUILT_IN, DataRecipe
 from vitcompress.views import check_readable, evaluation_loader
 
 Run = Callable[[Tensor], Tensor]
@@ -62,9 +62,8 @@ def probe_of(subject: Subject, data: Path | None, num_images: int) -> Probe:
     """
     if data is None and subject.input_size[0] not in (1, 3):
         return Probe(f"{num_images} images of noise", _split(_noise(subject, num_images)))
-    named = DataRecipe(val_data=None if data is None else str(data))
-    _, images = open_sets(named, bundle=None if data else FASHION_VIT, num_classes=0, seed=0)
-    assert images is not None
+    spec = BUILT_IN if data is None else str(data)
+    images = open_to_evaluate(spec, "--data", DataRecipe(), FASHION_VIT, 0)
     count = min(num_images, len(images))
     chosen = images.subset([position * len(images) // count for position in range(count)], images.name)
     recipe = DataRecipe(batch_size=BATCH_SIZE, num_workers=0)
