@@ -14,8 +14,8 @@ STAGES = (
     "manifest", "short_names", "transformers_names", "transformers_folder", "source", "survey", "surgery", "macs",
     "quantized_layers", "stored", "fading", "taps", "initialize", "planner", "relations", "losses", "compare",
     "classes", "data", "views", "calibration", "mixing", "evaluation", "training", "trainlog", "checkpoints",
-    "teacher_cache", "distill", "artifact", "hub", "teacher", "adapt", "report", "events", "baselines", "budget",
-    "prepare", "produce", "planning", "lessons", "job", "pipeline", "transfer", "export", "cli",
+    "teacher_cache", "distill", "artifact", "hub", "teacher", "adapt", "report", "report_schema", "events",
+    "baselines", "budget", "prepare", "produce", "planning", "lessons", "job", "pipeline", "transfer", "export", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 

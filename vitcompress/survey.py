@@ -92,7 +92,8 @@ def print_survey(found: Survey, console: Console) -> None:
     width = max((len(row.name) for row in found.rows), default=0)
     lines = [f"{'model':<{width}}  {'family':<8}{'parameters':>14}{f'--share {found.share}':>15}   fewer"]
     lines += [
-        f"{row.name:<{width}}  {row.family:<8}{row.teacher_params:>14,}{row.student_params:>15,}{row.params_ratio:>7.2f}×"
+        f"{row.name:<{width}}  {row.family:<8}{row.teacher_params:>14,}{row.student_params:>15,}"
+        f"{row.params_ratio:>7.2f}×"
         for row in found.rows
     ]
     if found.unfit:
