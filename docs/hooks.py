@@ -1,4 +1,4 @@
-"""What of the site is no file in docs/: the home page, and the references of commands and Python, made from the code."""
+"""What of the site is no page in docs/?  Home, and the references of commands and Python, made from the code."""
 
 from __future__ import annotations
 
@@ -55,29 +55,19 @@ def commands() -> Iterator[str]:
 
 
 def section(name: str, command: Any) -> Iterator[str]:
-    """One command: what it does, and a table of options for each of their stages."""
+    """One command: what it does, and a table of its options for each of their stages."""
     yield f"## {name}\n\n{inspect.cleandoc(command.help or '')}\n"
-    panels: dict[str, list[Any]] = {}
-    for parameter in command.params:
-        if parameter.name != "help":
-            panels.setdefault(getattr(parameter, "rich_help_panel", None) or "", []).append(parameter)
-    for panel, parameters in sorted(panels.items()):
-        yield f"| {panel or 'of the command'} | default | |\n|---|---|---|"
-        yield from (row(parameter) for parameter in parameters)
+    panels: dict[str, list[str]] = {}
+    with command.make_context(name, [], resilient_parsing=True) as context:
+        for parameter in command.params:
+            if parameter.name != "help":
+                words, meaning = parameter.get_help_record(context)
+                cells = [f"`{words}`".replace("|", "\\|"), " ".join(meaning.split()).replace("|", "\\|")]
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or "", []).append(" | ".join(cells))
+    for panel, rows in sorted(panels.items()):
+        yield f"| {panel or 'of the command'} | |\n|---|---|"
+        yield from (f"| {row} |" for row in rows)
         yield ""
-
-
-def row(parameter: Any) -> str:
-    """One argument or option, as a row of a table."""
-    shown = getattr(parameter, "show_default", None)
-    default = shown if isinstance(shown, str) else ""
-    if parameter.param_type_name == "argument":
-        words = parameter.metavar or parameter.name.upper()
-    else:
-        takes = "" if getattr(parameter, "is_flag", False) else f" {parameter.metavar or parameter.type.name.upper()}"
-        words = ", ".join([*parameter.opts, *parameter.secondary_opts]) + takes
-    cells = (f"`{words}`", f"`{default}`" if default else "", getattr(parameter, "help", None) or "")
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def python() -> Iterator[str]:
