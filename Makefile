@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
 
-.PHONY: demo test test-slow check lint fix bench bench-quality bench-speed clean
+OLDEST ?= .venv-oldest
+
+.PHONY: demo test test-slow check check-oldest lint fix docs schema bench bench-quality bench-speed clean
 
 demo: $(STAMP)  ## compress the built-in model on the built-in images, offline, and print the report
 	@mkdir -p $(DEMO)
@@ -19,6 +21,13 @@ test-slow: $(STAMP)  ## the tests that take minutes
 
 check: lint test  ## what CI runs
 
+# Needs the lowest versions on the index that pip is set up for, and a Python that they have wheels for.
+check-oldest:  ## the fast tests with the lowest versions of the dependencies that pyproject.toml allows
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) tests/oldest.py pyproject.toml > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -27,6 +36,12 @@ lint: $(STAMP)
 fix: $(STAMP)  ## format, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)  ## the site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+schema: $(STAMP)  ## the report's JSON Schema, anew from the code
+	$(BIN)/python -m vitcompress.report_schema
 
 bench: $(STAMP)  ## what is measured rather than asserted
 	$(BIN)/python -m tests.benchmarks
@@ -42,7 +57,7 @@ bench-speed: $(STAMP)  ## times of a step and of inference as ratios to plain ti
 	$(BIN)/python -m tests.benchmarks speed
 
 clean:
-	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(DEMO) .mypy_cache .pytest_cache .ruff_cache
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make PYTHON=python3.12")'

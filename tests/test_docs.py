@@ -17,9 +17,10 @@ from vitcompress.compose import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = re.compile(r"\s(?:\||\|\||&&|;|>|2>)\s.*$|\s\"\$@\".*$")  # what follows a command in a script
 COMMANDS = sorted(
     {
-        command
+        SHELL.sub("", command)
         for page in PAGES
         for command in re.findall(r"^\s*(?:\$ )?(vitcompress [a-z].*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     }
@@ -38,6 +39,15 @@ def test_a_documented_command_parses(command: str) -> None:
         sub = group.get_command(root, words[0])  # type: ignore[attr-defined]
         assert sub is not None, words[0]
         sub.make_context(words[0], words[1:], parent=root)
+
+
+def test_the_reference_has_every_command_and_the_pages_no_other() -> None:
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert {name for name in known if f"`vitcompress {name}" not in reference} == set()
+    for page in PAGES:
+        named = set(re.findall(r"`vitcompress ([a-z]+)", page.read_text(encoding="utf-8")))
+        assert named <= known, page.name
 
 
 def test_the_pyramid_of_the_detection_page_is_that_of_the_students_stages(
@@ -77,7 +87,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_every_make_target_in_the_readme_exists() -> None:
+def test_every_make_target_of_the_pages_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make ([a-z][a-z-]*)", (ROOT / "README.md").read_text(encoding="utf-8")):
+    for target in re.findall(r"(?:`|    )make ([a-z][a-z-]*)", "\n".join(p.read_text(encoding="utf-8") for p in PAGES)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -9,13 +9,13 @@ import vitcompress
 
 PACKAGE = Path(vitcompress.__file__).parent
 STAGES = (
-    "errors", "console", "interrupts", "presets", "shipped", "bundled", "recipe", "launch", "compose", "processes",
-    "mixed_attention", "transforms", "factored", "families", "quantize", "plans", "tensorfile", "manifest",
-    "short_names", "transformers_names", "transformers_folder", "source", "surgery", "macs", "quantized_layers",
-    "stored", "fading", "taps", "initialize", "planner", "relations", "losses", "compare", "classes", "data", "views",
-    "calibration", "mixing", "evaluation", "training", "trainlog", "checkpoints", "teacher_cache", "distill",
-    "artifact", "hub", "teacher", "adapt", "report", "baselines", "budget", "prepare", "produce", "planning", "lessons",
-    "job", "pipeline", "transfer", "export", "cli",
+    "errors", "console", "doctor", "interrupts", "presets", "shipped", "bundled", "recipe", "launch", "compose",
+    "processes", "mixed_attention", "transforms", "factored", "families", "quantize", "plans", "tensorfile",
+    "manifest", "short_names", "transformers_names", "transformers_folder", "source", "survey", "surgery", "macs",
+    "quantized_layers", "stored", "fading", "taps", "initialize", "planner", "relations", "losses", "compare",
+    "classes", "data", "views", "calibration", "mixing", "evaluation", "training", "trainlog", "checkpoints",
+    "teacher_cache", "distill", "artifact", "hub", "teacher", "adapt", "report", "report_schema", "events",
+    "baselines", "budget", "prepare", "produce", "planning", "lessons", "job", "pipeline", "transfer", "export", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 

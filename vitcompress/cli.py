@@ -10,7 +10,10 @@ import functools
 import inspect
 import json
 import logging
+import os
+import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +26,7 @@ from rich.console import Console
 import vitcompress
 from vitcompress import compose, interrupts, shipped
 from vitcompress import recipe as recipes
-from vitcompress.console import STARTED, Reporter, is_main
+from vitcompress.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main
 from vitcompress.errors import ExportError, RecipeError, VitcompressError
 from vitcompress.interrupts import TerminationError
 
@@ -48,6 +51,12 @@ PresetOption = Annotated[
     str | None, typer.Option(help="Defaults to start from: minivit, what its released code has. Other options win.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+LogOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|-", help="Events as lines of JSON, to a file; - for stderr, where nothing else is then."
+    ),
+]
 
 
 def main() -> None:
@@ -81,6 +90,59 @@ def user_errors() -> Iterator[None]:
     except TerminationError as error:
         _last_words(f"Terminated. {error}".strip())
         sys.exit(EXIT_TERMINATED)
+
+
+@contextmanager
+def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter]:
+    """Someone to tell how it goes: people and, where there is a log, programs, which are told the end too.
+
+    Args:
+        log_json: a file, `-` for stderr, where people are told nothing then, or None.
+        quiet: tell people nothing.
+
+    Raises:
+        RecipeError: the file cannot be written.
+    """
+    if log_json is None or not is_main():
+        yield Reporter(quiet=quiet or log_json == "-")
+        return
+    started_by_us = "RANK" in os.environ and STARTED_VARIABLE in os.environ  # who started us has begun the log
+    try:
+        stream = sys.stderr if log_json == "-" else open(log_json, "a" if started_by_us else "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise RecipeError(
+            f"--log-json {log_json}: {error.strerror}.", hint="Name a file in a folder that exists."
+        ) from error
+    log, code = JsonLog(stream), 0
+    if not started_by_us:
+        log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
+    try:
+        yield Reporter(quiet=quiet or log_json == "-", log=log)
+    except BaseException as error:
+        code = _exit_code(error)
+        if not isinstance(error, (SystemExit, typer.Exit)):
+            hint = getattr(error, "hint", "")
+            log.write("error", kind=type(error).__name__, message=str(error), hint=hint)
+            if log_json == "-" and (
+                code != EXIT_WRONG or isinstance(error, ExportError)
+            ):  # a bug's traceback is shown all the same
+                sys.exit(code)
+        raise
+    finally:
+        if not started_by_us:
+            log.write("end", exit_code=code, seconds=round(time.time() - STARTED, 3))
+        if stream is not sys.stderr:
+            stream.close()
+
+
+def _exit_code(error: BaseException) -> int:
+    """How `user_errors` ends the command."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    kinds = {VitcompressError: EXIT_MISTAKE, KeyboardInterrupt: EXIT_INTERRUPTED, TerminationError: EXIT_TERMINATED}
+    return next((code for kind, code in kinds.items() if isinstance(error, kind)), EXIT_WRONG)
 
 
 def _last_words(text: str) -> None:
@@ -168,22 +230,24 @@ def compress(
         typer.Option("--dry-run", help="Check everything but weights and images, print plan and recipe, and stop."),
     ] = False,
     quiet: QuietOption = False,
+    log_json: LogOption = None,
 ) -> None:
     """Compress a model: share, distil, verify, evaluate, and write one .safetensors file."""
-    resolved = compose.build(flags, file=recipe, preset=preset, family_name=_family_name)
-    if dry_run:
-        _show_dry_run(resolved)
-        return
-    if out is None:
-        raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
-    from vitcompress import launch, pipeline, produce
+    with reporting(log_json, quiet=quiet) as reporter:
+        resolved = compose.build(flags, file=recipe, preset=preset, family_name=_family_name)
+        if dry_run:
+            _show_dry_run(resolved)
+            return
+        if out is None:
+            raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
+        from vitcompress import launch, pipeline, produce
 
-    if launch.must_start(resolved.run):
-        pipeline.check(resolved, out)
-        sys.exit(launch.start(resolved.run, sys.argv[1:]))
-    command = produce.command_line(sys.argv[1:])
-    result = pipeline.compress(resolved, out, reporter=Reporter(quiet=quiet), command=command, started=STARTED)
-    _conclude(result, resolved.gates, out)
+        if launch.must_start(resolved.run):
+            pipeline.check(resolved, out)
+            sys.exit(launch.start(resolved.run, sys.argv[1:]))
+        command = produce.command_line(sys.argv[1:])
+        result = pipeline.compress(resolved, out, reporter=reporter, command=command, started=STARTED)
+        _conclude(result, resolved.gates, out, reporter)
 
 
 @app.command()
@@ -195,19 +259,21 @@ def finetune(
     img_size: Annotated[int | None, typer.Option(min=1, help="Image size in pixels; default: the file's.")] = None,
     recipe: RecipeOption = None,
     quiet: QuietOption = False,
+    log_json: LogOption = None,
 ) -> None:
     """Teach a file other classes or another image size; what its blocks share stays shared."""
-    resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=_family_name)
-    from vitcompress import launch, produce, transfer
+    with reporting(log_json, quiet=quiet) as reporter:
+        resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=_family_name)
+        from vitcompress import launch, produce, transfer
 
-    if launch.must_start(resolved.run):
-        transfer.check(file, resolved, out, img_size=img_size)
-        sys.exit(launch.start(resolved.run, sys.argv[1:]))
-    command = produce.command_line(sys.argv[1:])
-    result = transfer.finetune(
-        file, resolved, out, img_size=img_size, reporter=Reporter(quiet=quiet), command=command, started=STARTED
-    )  # fmt: skip
-    _conclude(result, resolved.gates, out)
+        if launch.must_start(resolved.run):
+            transfer.check(file, resolved, out, img_size=img_size)
+            sys.exit(launch.start(resolved.run, sys.argv[1:]))
+        command = produce.command_line(sys.argv[1:])
+        result = transfer.finetune(
+            file, resolved, out, img_size=img_size, reporter=reporter, command=command, started=STARTED
+        )  # fmt: skip
+        _conclude(result, resolved.gates, out, reporter)
 
 
 @app.command()
@@ -225,25 +291,28 @@ def plan(
     preset: PresetOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    log_json: LogOption = None,
 ) -> None:
     """Show what would be shared and how many parameters remain; loads weights only to measure or to search."""
     more = {"data": calibrate, "calibration_images": calibration_images, "device": device}
     typed = {**flags, **{name: value for name, value in more.items() if value is not None}}
-    resolved = compose.build(typed, preset=preset, family_name=_family_name)
-    from vitcompress import pipeline, report
+    with reporting(log_json, quiet=quiet) as reporter:
+        resolved = compose.build(typed, preset=preset, family_name=_family_name)
+        from vitcompress import events, pipeline, report
 
-    if calibrate is not None and not resolved.target.is_given:
-        options = pipeline.sensitivities(resolved, reporter=Reporter(quiet=quiet))
-        _print_json(options) if as_json else report.print_options(options, resolved.model.model, Console())
-        return
-    if resolved.target.is_given:
-        found = pipeline.search(resolved, reporter=Reporter(quiet=quiet))
-    else:
-        found = pipeline.plan(resolved.model, resolved.plan, resolved.store.kind)
-    if as_json:
-        _print_json(report.to_json(found))
-    else:
-        report.print_plan(found, resolved.model.model, Console())
+        if calibrate is not None and not resolved.target.is_given:
+            options = pipeline.sensitivities(resolved, reporter=reporter)
+            _print_json(options) if as_json else report.print_options(options, resolved.model.model, Console())
+            return
+        if resolved.target.is_given:
+            found = pipeline.search(resolved, reporter=reporter)
+        else:
+            found = pipeline.plan(resolved.model, resolved.plan, resolved.store.kind)
+        events.tell_plan(reporter, resolved.model.model, found)
+        if as_json:
+            _print_json(report.to_json(found))
+        else:
+            report.print_plan(found, resolved.model.model, Console())
 
 
 @app.command(name="report")
@@ -276,30 +345,34 @@ def evaluate(
     teacher: Annotated[str | None, typer.Option(help="Compare with this model; default: the file's source.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of the teacher.")] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    log_json: LogOption = None,
 ) -> None:
     """Measure a file on images: top-1, top-5 and agreement with the teacher where that can be had."""
-    data = compose.build({"model": teacher or "", **flags}).data
-    from vitcompress import pipeline, report
+    with reporting(log_json, quiet=quiet) as reporter:
+        data = compose.build({"model": teacher or "", **flags}).data
+        from vitcompress import pipeline, report
 
-    reference = recipes.ModelRecipe(teacher, checkpoint) if teacher else None
-    accuracy = pipeline.evaluate(file, data, teacher=reference, checkpoint=checkpoint, reporter=Reporter())
-    if as_json:
-        _print_json(report.to_json(accuracy))
-    else:
-        report.print_accuracy(accuracy, Console())
+        reference = recipes.ModelRecipe(teacher, checkpoint) if teacher else None
+        accuracy = pipeline.evaluate(file, data, teacher=reference, checkpoint=checkpoint, reporter=reporter)
+        if as_json:
+            _print_json(report.to_json(accuracy))
+        else:
+            report.print_accuracy(accuracy, Console())
 
 
 @app.command()
 @takes("gates")
-def check(file: FileArgument, flags: dict[str, Any]) -> None:
+def check(file: FileArgument, flags: dict[str, Any], log_json: LogOption = None) -> None:
     """Hold a file against gates; exit code 3 and one line per gate that it misses."""
-    gates = compose.build({"model": "", **flags}).gates
-    if not flags:
-        raise VitcompressError("There is no gate to check.", hint="Give --max-drop, --min-ratio or --max-size.")
-    from vitcompress.report import missed_gates
+    with reporting(log_json) as reporter:
+        gates = compose.build({"model": "", **flags}).gates
+        if not flags:
+            raise VitcompressError("There is no gate to check.", hint="Give --max-drop, --min-ratio or --max-size.")
+        from vitcompress.report import missed_gates
 
-    _exit_on(missed_gates(_stored_report(file), gates, file_bytes=file.stat().st_size))
-    typer.echo("every gate is met")
+        _exit_on(missed_gates(_stored_report(file), gates, file_bytes=file.stat().st_size), reporter)
+        typer.echo("every gate is met")
 
 
 @app.command()
@@ -316,18 +389,45 @@ def export(
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    log_json: LogOption = None,
 ) -> None:
     """Write a file in another format, read it back, and make sure that it computes the same."""
-    with user_errors():
+    with user_errors(), reporting(log_json, quiet=quiet) as reporter:
         from vitcompress import report
         from vitcompress.export import export as write
 
-        done = write(file, to, out, data=data, num_images=num_images, push=push, reporter=Reporter(quiet=quiet))
+        done = write(file, to, out, data=data, num_images=num_images, push=push, reporter=reporter)
         if as_json:
             _print_json(report.to_json(done))
         else:
             for line in done.lines():
                 typer.echo(line)
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine can do: versions, devices, precisions, and what is missing for which extra."""
+    from vitcompress import doctor as machine
+
+    for line in machine.lines():
+        typer.echo(line)
+
+
+@app.command()
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(help="A part of a name, like deit3, or a shell pattern; default: the short names.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """List models that can be compressed, with their parameters before and after the default --share."""
+    with user_errors():
+        from vitcompress import report, survey
+
+        with Reporter(quiet=quiet).counting("counting parameters") as tell:
+            found = survey.survey(pattern, tell=tell)
+        _print_json(report.to_json(found)) if as_json else survey.print_survey(found, Console())
 
 
 shipped_app = typer.Typer(help="List the recipes that come with the package, or show one.")
@@ -378,18 +478,21 @@ def _stored_report(file: Path) -> Any:
     return report.from_json(artifact.read_manifest(file).report)
 
 
-def _conclude(result: Report, gates: recipes.GateRecipe, out: Path) -> None:
+def _conclude(result: Report, gates: recipes.GateRecipe, out: Path, reporter: Reporter) -> None:
     """Print a report and hold the file against its gates; of several processes, the main one does."""
     if is_main():
         from vitcompress import report
 
         report.print_report(result, Console())
-        _exit_on(report.missed_gates(result, gates, file_bytes=out.stat().st_size))
+        if gates != recipes.GateRecipe():
+            _exit_on(report.missed_gates(result, gates, file_bytes=out.stat().st_size), reporter)
 
 
-def _exit_on(missed: list[str]) -> None:
+def _exit_on(missed: list[str], reporter: Reporter) -> None:
+    reporter.tell("gate", missed=missed)
     for line in missed:
-        typer.echo(f"missed: {line}", err=True)
+        if not (reporter.log and reporter.log.stream is sys.stderr):
+            typer.echo(f"missed: {line}", err=True)
     if missed:
         raise typer.Exit(EXIT_GATE)
 

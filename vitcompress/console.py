@@ -1,15 +1,18 @@
 """What does the user see while it runs?  A live bar on a terminal; plain lines every few seconds in a pipe or a CI log.
 
-All of it goes to stderr: stdout is for results.
+All of it goes to stderr: stdout is for results.  Programs read `JsonLog` instead: the same events, a line of JSON each.
 """
 
 from __future__ import annotations
 
+import datetime
+import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import IO, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,9 +20,20 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 SECONDS_BETWEEN_LINES = 5.0
 STARTED_VARIABLE = "VITCOMPRESS_STARTED"  # for processes that the command starts
 STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))  # of the command, in seconds since 1970
-
-
 WORTH_SAYING = 0.2  # share of the time spent waiting for images
+LOG_VERSION = 1  # of what a line of the log means; a change that breaks readers raises it
+EVENTS: Mapping[str, tuple[str, ...]] = {
+    "start": ("command", "version"),
+    "note": ("text",),
+    "plan": ("model", "groups", "size"),
+    "progress": ("what", "done"),
+    "step": ("done", "loss", "images_per_second", "waiting"),
+    "evaluate": ("accuracy",),
+    "wrote": ("file", "bytes"),
+    "gate": ("missed",),
+    "error": ("kind", "message", "hint"),
+    "end": ("exit_code", "seconds"),
+}  # each with its fields, beside log_version, event and time
 
 
 def is_main() -> bool:
@@ -46,36 +60,89 @@ class Ticker(Protocol):
         """
 
 
+class JsonLog:
+    """Events, a line of JSON each, flushed at once; what is not finite is null.
+
+    Args:
+        stream: to write to.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+        self.last: dict[str, float] = {}
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Write one line.
+
+        Args:
+            event: a key of `EVENTS`.
+            fields: all that `EVENTS` names, JSON values.
+        """
+        assert fields.keys() == set(EVENTS[event]), event
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = {"log_version": LOG_VERSION, "event": event, "time": now, **fields}
+        self.stream.write(json.dumps({name: _finite(value) for name, value in line.items()}, allow_nan=False) + "\n")
+        self.stream.flush()
+
+    def now_and_then(self, event: str, *, done: float, **fields: Any) -> None:
+        """Write one line, unless the last of this event was less than seconds ago; the first and the end always."""
+        now = time.monotonic()
+        if done < 1 and now - self.last.get(event, -math.inf) < SECONDS_BETWEEN_LINES:
+            return
+        self.last[event] = now
+        self.write(event, done=done, **fields)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Reporter:
     """Says what is going on, on stderr; of several processes, the main one alone.
 
     Args:
         quiet: say nothing.
+        log: for programs, quiet or not; None for none.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, log: JsonLog | None = None) -> None:
         self.console = Console(stderr=True, quiet=quiet or not is_main(), highlight=False, soft_wrap=True)
+        self.log = log if is_main() else None
 
     def say(self, text: str) -> None:
         """Print one line."""
         self.console.print(text, markup=False, emoji=False)
+        self.tell("note", text=text)
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Put an event of `EVENTS` into the log; people are not told."""
+        if self.log:
+            self.log.write(event, **fields)
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[float], None]]:
         """Show how far something has come until the context ends; to be told the share that is done, 0–1."""
+
+        def logged(show: Callable[[float], None]) -> Callable[[float], None]:
+            def count(done: float) -> None:
+                show(done)
+                if self.log:
+                    self.log.now_and_then("progress", what=what, done=done)
+
+            return count
+
         if not self.console.is_terminal:
-            lines = _Lines(self.console, what)
-            yield lines.count
+            yield logged(_Lines(self.console, what).count)
             return
         with Progress(TextColumn(what), BarColumn(), TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task(what, total=1.0)
-            yield lambda done: progress.update(task, completed=done)
+            yield logged(lambda done: progress.update(task, completed=done))
 
     @contextmanager
     def training(self) -> Iterator[Ticker]:
         """Show the progress of a training run until the context ends."""
         if not self.console.is_terminal:
-            yield _Lines(self.console, "distil")
+            yield _Logged(_Lines(self.console, "distil"), self.log)
             return
         columns = (
             TextColumn("distil"),
@@ -86,7 +153,19 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
-            yield _Bar(progress)
+            yield _Logged(_Bar(progress), self.log)
+
+
+class _Logged:
+    """A ticker that puts a step into the log, too, now and then."""
+
+    def __init__(self, shown: Ticker, log: JsonLog | None) -> None:
+        self.shown, self.log = shown, log
+
+    def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
+        self.shown.step(done=done, loss=loss, images_per_second=images_per_second, waiting=waiting)
+        if self.log:
+            self.log.now_and_then("step", done=done, loss=loss, images_per_second=images_per_second, waiting=waiting)
 
 
 class _Bar:

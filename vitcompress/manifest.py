@@ -31,7 +31,7 @@ _MOST_NUMBER = 1 << 16  # of channels, pixels, tokens, ranks: sizes cost nothing
 _MOST_NUMBERS = {"num_classes": 1 << 20, "num_heads": 1 << 10}
 _MOST_DEPTH = 32  # of lists in lists
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obeys them, or cannot print them
-_MODULES = (  # of timm, in which there are models of our families
+MODULES = (  # of timm, in which there are models of our families
     "beit", "deit", "eva", "swin_transformer", "swin_transformer_v2", "vision_transformer", "vision_transformer_hybrid",
     "vitamin",
 )  # fmt: skip
@@ -173,7 +173,7 @@ def _check_bounds(header: _Header) -> None:
     """
     args, cfg, plan = header.source.model_args, header.source.pretrained_cfg, header.plan
     architecture = split_model_name_tag(header.source.architecture)[0]
-    if not is_model_in_modules(architecture, _MODULES):
+    if not is_model_in_modules(architecture, MODULES):
         raise ValueError(f"{architecture} is no model of a family that is known here")
     name = header.source.name  # a teacher is looked for under it: of timm's, or with a colon, which is not followed
     if ":" not in name and name != FASHION_VIT.name and not is_model(split_model_name_tag(name)[0]):
@@ -233,4 +233,4 @@ def _check_plain(tree: Any) -> None:
         level, depth = below, depth + 1
 
 
-__all__ = ["FORMAT_VERSION", "Manifest", "from_text", "to_tree"]
+__all__ = ["FORMAT_VERSION", "MODULES", "Manifest", "from_text", "to_tree"]

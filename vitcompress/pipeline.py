@@ -22,6 +22,7 @@ from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_to_evaluate
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluation import Accuracy, evaluate_pair
+from vitcompress.events import tell_plan, tell_result
 from vitcompress.families import family_of
 from vitcompress.job import Job, prepare_job, settle
 from vitcompress.macs import with_macs
@@ -29,7 +30,7 @@ from vitcompress.plans import Plan, make_plan
 from vitcompress.prepare import bundle_of
 from vitcompress.processes import part, tracking
 from vitcompress.recipe import BUILT_IN, DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
-from vitcompress.report import Report
+from vitcompress.report import Report, to_json
 from vitcompress.source import data_config, empty_model, load_teacher, resolve, sha256_of
 from vitcompress.trainlog import DivergedError
 from vitcompress.views import evaluation_loader, random_views
@@ -160,6 +161,7 @@ def compress(
         teacher = load_teacher(job.source).to(job.accelerator.device)
     checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
     job, student = job.begun(teacher, checkpoints, reporter)
+    tell_plan(reporter, job.source.name, job.plan)
     with tracking(job.accelerator, job.recipe, job.out):
         try:
             log = job.distill(student, teacher, checkpoints, started, reporter)
@@ -168,6 +170,7 @@ def compress(
             job.finish(student, teacher, error.log, kept, reporter)
             raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
     report = job.finish(student, teacher, log, job.out, reporter)
+    tell_result(reporter, report, job.out)
     if checkpoints and job.accelerator.is_main_process:
         checkpoints.discard()
     part(job.accelerator)
@@ -210,7 +213,7 @@ def evaluate(
         reporter.say(f"Without the teacher: {error} {error.hint}")
         reference = None
     device = Accelerator().device
-    return evaluate_pair(
+    accuracy = evaluate_pair(
         student.to(device),
         reference.to(device) if reference else None,
         evaluation_loader(images, manifest.data_config, recipe),
@@ -219,6 +222,8 @@ def evaluate(
         skip_bad_images=recipe.skip_bad_images,
         features=not has_classes(student),
     )
+    reporter.tell("evaluate", accuracy=to_json(accuracy))
+    return accuracy
 
 
 def _images_to_evaluate(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:

@@ -30,6 +30,7 @@ from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
 from vitcompress.errors import CheckpointError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluation import Accuracy, measure_speed
+from vitcompress.events import tell_plan, tell_result
 from vitcompress.families import family_named
 from vitcompress.lessons import config_of, images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.losses import LOSSES
@@ -94,6 +95,7 @@ def finetune(
         job, teacher = _with_teacher(job, reporter)
     student = artifact.load(path)
     adapt_student(student, job.plan, num_classes=job.num_classes, img_size=img_size)
+    tell_plan(reporter, job.source.name, job.plan)
     checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
     if checkpoints and recipe.distill.steps != 0:
         job.begin(checkpoints, teacher, reporter)
@@ -111,6 +113,7 @@ def finetune(
         job.finish(student, teacher, before, error.log, kept, reporter)
         raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
     report = job.finish(student, teacher, before, log, job.out, reporter)
+    tell_result(reporter, report, job.out)
     if checkpoints and job.accelerator.is_main_process:
         checkpoints.discard()
     part(job.accelerator)

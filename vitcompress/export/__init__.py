@@ -65,6 +65,7 @@ def export(
         except ExportError as error:
             raise ExportError(f"{out} was not written: {error}.") from error
         out_bytes = _check_size(beside, out, written)
+    reporter.tell("wrote", file=str(out), bytes=out_bytes)
     if push is not None:
         push_folder(out, push)
         reporter.say(f"pushed to {push}")

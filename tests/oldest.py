@@ -1,0 +1,29 @@
+"""Which versions does `make check-oldest` test with?  The lower bounds of pyproject.toml, as constraints for pip."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def constraints(project: dict[str, Any]) -> Iterator[str]:
+    """`name==bound`, of each dependency that a run needs; a bound like 2.9 allows its patches.
+
+    Args:
+        project: the table of that name.
+    """
+    for requirement in project["dependencies"]:
+        found = re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement)
+        if found is None:
+            raise ValueError(f"{requirement} has no lower bound")
+        name, bound = found.groups()
+        yield f"{name}=={bound}.*" if bound.count(".") == 1 else f"{name}=={bound}"
+
+
+if __name__ == "__main__":
+    for line in constraints(tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]):
+        sys.stdout.write(line + "\n")

@@ -1,0 +1,125 @@
+"""What can this machine do?  Versions, devices, precisions, and what is missing for which extra.
+
+torch is imported late and may be missing or broken: this is what is asked when nothing else works.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+import vitcompress
+
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "datasets": ("datasets",),
+    "webdataset": ("webdataset",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+}
+_PACKAGES = ("torchvision", "timm", "accelerate", "safetensors", "huggingface-hub")
+_COMPILERS = ("c++", "g++", "clang++", "cl")
+_AMPERE = (8, 0)  # the first compute capability with tf32
+
+
+def lines() -> Iterator[str]:
+    """What was found, in ten lines of a name and a text; nothing that is missing raises."""
+    torch, fault = _torch()
+    found = {
+        "vitcompress": vitcompress.__version__,
+        "python": f"{platform.python_version()}, {platform.platform()}",
+        "torch": f"{torch.__version__}, {_build(torch)}" if torch else fault,
+        "packages": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+        "machine": f"{_cores()}, {_memory()}",
+        "devices": ", ".join(_devices(torch)) if torch else "unknown",
+        "precision": _precision(torch) if torch else "unknown",
+        "--compile": _compiler(),
+        "extras": ", ".join(name for name in EXTRAS if not missing(name)) or "none",
+        "missing": ", ".join(_missing_extras()) or "nothing",
+    }
+    return (f"{name:<13}{text}" for name, text in found.items())
+
+
+def missing(extra: str) -> list[str]:
+    """Packages of an extra that are not installed.
+
+    Args:
+        extra: a key of `EXTRAS`.
+    """
+    return [package for package in EXTRAS[extra] if find_spec(package) is None]
+
+
+def _missing_extras() -> Iterator[str]:
+    for extra in EXTRAS:
+        if absent := missing(extra):
+            yield f"{' and '.join(absent)} (pip install 'vitcompress[{extra}]')"
+
+
+def _torch() -> tuple[Any, str]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library of its own that cannot be loaded
+        return None, f"cannot be imported: {error}"
+    return torch, ""
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _build(torch: Any) -> str:
+    if torch.version.cuda:
+        return f"built for CUDA {torch.version.cuda}"
+    return f"built for ROCm {torch.version.hip}" if torch.version.hip else "built for CPU"
+
+
+def _cores() -> str:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{usable} of {os.cpu_count()} cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'not set')}"
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # Windows, and systems that do not tell
+        return "memory unknown"
+    return f"{total / 2**30:.0f} GiB of memory"
+
+
+def _devices(torch: Any) -> Iterator[str]:
+    yield f"cpu ({torch.get_num_threads()} threads)"
+    for number in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(number)
+        yield f"cuda:{number} {found.name} ({found.total_memory / 2**30:.0f} GiB)"
+    if torch.backends.mps.is_available():
+        yield "mps"
+
+
+def _precision(torch: Any) -> str:
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        tf32 = torch.cuda.get_device_capability() >= _AMPERE
+        return f"fp32, bf16 {_how(native)}, {'tf32' if tf32 else 'no tf32 (compute capability 8.0)'}"
+    tell = getattr(torch.cpu, "get_capabilities", None)  # later than torch 2.9
+    if tell is None:
+        return "fp32, bf16 (whether in hardware is unknown), no tf32 (a GPU's)"
+    found = tell()
+    native = any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return f"fp32, bf16 {_how(native)}, no tf32 (a GPU's)"
+
+
+def _how(native: bool) -> str:
+    return "in hardware" if native else "emulated, so slow"
+
+
+def _compiler() -> str:
+    found = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
+    return f"with {found}" if found else "not on CPU: there is no C++ compiler (g++ or clang++)"
