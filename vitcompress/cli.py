@@ -47,6 +47,9 @@ RecipeOption = Annotated[
 PresetOption = Annotated[
     str | None, typer.Option(help="Defaults to start from: minivit, what its released code has. Other options win.")
 ]
+HtmlOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a page to look at: one file, with nothing to load.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 
 
@@ -250,7 +253,8 @@ def plan(
 def show_report(
     file: FileArgument,
     as_json: JsonOption = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a comment.")] = False,
+    html: HtmlOption = None,
 ) -> None:
     """Show the report stored in a file."""
     with user_errors():
@@ -260,12 +264,13 @@ def show_report(
         if as_json:
             _print_json(report.to_json(found))
         elif markdown:
-            from vitcompress.produce import picture_of
-
-            picture = picture_of(file)
-            typer.echo(report.to_markdown(found, picture=picture.name if picture.exists() else None))
-        else:
+            typer.echo(report.to_markdown(found))
+        elif html is None:
             report.print_report(found, Console())
+        if html is not None:
+            from vitcompress.results import result_of, write_page
+
+            write_page(html, report.to_html(result_of(file)))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.model import SCHEMA_VERSION, Baseline, Parent, Report, from_json, to_json
+from vitcompress.report.page import Result, to_html
 from vitcompress.report.render import print_accuracy, print_options, print_plan, print_report, to_markdown, to_svg
 
 __all__ = [
@@ -9,12 +10,14 @@ __all__ = [
     "Baseline",
     "Parent",
     "Report",
+    "Result",
     "from_json",
     "missed_gates",
     "print_accuracy",
     "print_options",
     "print_plan",
     "print_report",
+    "to_html",
     "to_json",
     "to_markdown",
     "to_svg",

@@ -49,7 +49,7 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     table = Table("group", "donor", "blocks", *([] if all(group.is_plain for group in plan.groups) else ["made of"]))
     for number, group in enumerate(plan.groups):
         cells = [str(number), group.donor, ", ".join(block.rpartition(".")[2] for block in group.blocks)]
-        table.add_row(*cells, *([_made_of(group)] if len(table.columns) > len(cells) else []))
+        table.add_row(*cells, *([made_of(group)] if len(table.columns) > len(cells) else []))
     console.print(table)
     shared = sorted({name for group in plan.groups if len(group.blocks) > 1 for name in _shared(group)})
     console.print(f"shared in each group: {', '.join(shared) or 'nothing'}", markup=False, highlight=False)
@@ -95,7 +95,7 @@ def to_markdown(report: Report, *, picture: str | None = None) -> str:
     """
     return _TEMPLATES.get_template("report.md.j2").render(
         report=report,
-        sharing=_sharing(report.groups, report.made_of),
+        sharing=sharing(report.groups, report.made_of),
         rows=rows(report),
         remarks=remarks(report),
         columns=baseline_columns(report),
@@ -113,22 +113,30 @@ def to_svg(report: Report) -> str | None:
 
 def rows(report: Report) -> list[Row]:
     """What both renderings show: name, teacher, student, change."""
-    found = size_rows(report.size)
+    return [*size_rows(report.size), *accuracy_rows(report), *speed_rows(report)]
+
+
+def accuracy_rows(report: Report) -> list[Row]:
+    """Accuracies, before fine-tuning too; nothing where none was measured."""
+    found: list[Row] = []
     if report.before and report.before.student_top1 is not None:
         found.append(("top-1 before fine-tuning", "", _percent(report.before.student_top1), ""))
-    if report.accuracy:
-        found += _accuracy_rows(report.accuracy)
-    if report.speed:
-        found += [
-            (
-                f"latency, batch {batch}",
-                f"{teacher:.1f} ms",
-                f"{report.speed.student_ms[batch]:.1f} ms",
-                f"{report.speed.student_ms[batch] / teacher:.2f}×",
-            )
-            for batch, teacher in report.speed.teacher_ms.items()
-        ]
-    return found
+    return [*found, *(_accuracy_rows(report.accuracy) if report.accuracy else [])]
+
+
+def speed_rows(report: Report) -> list[Row]:
+    """Latencies by batch size; nothing where they were not measured."""
+    if report.speed is None:
+        return []
+    return [
+        (
+            f"latency, batch {batch}",
+            f"{teacher:.1f} ms",
+            f"{report.speed.student_ms[batch]:.1f} ms",
+            f"{report.speed.student_ms[batch] / teacher:.2f}×",
+        )
+        for batch, teacher in report.speed.teacher_ms.items()
+    ]
 
 
 def size_rows(size: Size) -> list[Row]:
@@ -300,7 +308,7 @@ def _widths(groups: Sequence[Group]) -> list[str]:
     return [f"narrow, {', '.join(given)}"] if given else []
 
 
-def _made_of(group: Group) -> str:
+def made_of(group: Group) -> str:
     """A few words on how a group's blocks are made; empty where as the teacher's."""
     widths = [f"{name} {count}" for name in ("hidden", "qk", "v") if (count := getattr(group.widths, name))]
     ranks: dict[str, list[str]] = {}
@@ -318,10 +326,10 @@ def _shared(group: Group) -> list[str]:
 
 def _title(console: Console, name: str, groups: Sequence[int], made_of: Sequence[Group]) -> None:
     """The line above a table; a name may hold what rich would take for markup."""
-    console.print(f"{name}: {_sharing(groups, made_of)}", style="bold", markup=False, emoji=False, highlight=False)
+    console.print(f"{name}: {sharing(groups, made_of)}", style="bold", markup=False, emoji=False, highlight=False)
 
 
-def _sharing(groups: Sequence[int], made_of: Sequence[Group] = ()) -> str:
+def sharing(groups: Sequence[int], made_of: Sequence[Group] = ()) -> str:
     """`12 blocks in groups of 5+5+2`, and whether other groups' blocks run between a group's own."""
     numbers = [[int(block.rpartition(".")[2]) for block in group.blocks] for group in made_of]
     in_turn = any(last - first >= len(of) for of in numbers for first, last in [(of[0], of[-1])])
