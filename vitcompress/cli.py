@@ -274,6 +274,46 @@ def show_report(
 
 
 @app.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Two or more files of vitcompress.")],
+    html: HtmlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show several files side by side: sizes, accuracies, latencies."""
+    with user_errors():
+        if len(files) < 2:
+            raise VitcompressError("There is one file only.", hint="vitcompress report FILE shows it.")
+        from vitcompress import report
+        from vitcompress.results import result_of, write_page
+
+        results = [result_of(file) for file in files]
+        if html is not None:
+            write_page(html, report.compared_html(results))
+        if as_json:
+            _print_json([{"file": r.name, "file_bytes": r.file_bytes, **report.to_json(r.report)} for r in results])
+        elif html is None:
+            report.print_compared(results, list(map(str, files)), Console())
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A file of vitcompress.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is different about two files: plan, recipe, numbers, versions."""
+    with user_errors():
+        from vitcompress import report
+        from vitcompress.results import result_of
+
+        found = report.differences(result_of(first), result_of(second))
+        if as_json:
+            _print_json([row._asdict() for row in found])
+        else:
+            report.print_differences(found, (str(first), str(second)), Console())
+
+
+@app.command()
 @takes("data", only=("data", "image_key", "label_key", "class_map", "skip_bad_images", "batch_size", "num_workers"))
 def evaluate(
     file: FileArgument,

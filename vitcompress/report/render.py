@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,14 @@ _TEMPLATES = Environment(
     loader=PackageLoader("vitcompress.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     autoescape=False,  # Markdown, not HTML
 )  # fmt: skip
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell and on its line of Markdown, and is no markup of HTML."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
+
+
+_TEMPLATES.filters["cell"] = _cell
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -93,11 +102,14 @@ def to_markdown(report: Report, *, picture: str | None = None) -> str:
         report: what to lay out.
         picture: name of the file beside the page that `to_svg` was written to; None where there is none.
     """
+    plan = [*kinds(report.made_of), *reasons(report.why)]
     return _TEMPLATES.get_template("report.md.j2").render(
         report=report,
         sharing=sharing(report.groups, report.made_of),
         rows=rows(report),
-        remarks=remarks(report),
+        remarks=[line for line in remarks(report) if line not in plan],
+        plan=plan,
+        fence=max(["```", *(f"{run}`" for run in re.findall("`+", report.command))], key=len),
         columns=baseline_columns(report),
         baselines=baseline_rows(report),
         picture=picture and quote(picture),
