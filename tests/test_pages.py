@@ -18,8 +18,18 @@ from tests.conftest import Vitcompress
 from tests.test_baselines import ROWS
 from tests.test_report import REPORT, UNLABELLED
 from vitcompress.compose import build, from_dict, to_dict
+from vitcompress.evaluation import ClassHits, Confusion
 from vitcompress.plans import Group
-from vitcompress.report import Result, compared_html, compared_rows, differences, to_html, to_markdown
+from vitcompress.report import (
+    Result,
+    compared_html,
+    compared_rows,
+    differences,
+    from_json,
+    to_html,
+    to_json,
+    to_markdown,
+)
 from vitcompress.report.differences import cautions
 from vitcompress.report.page import gate_rows, recipe_text
 from vitcompress.report.private import without_places
@@ -115,6 +125,18 @@ def test_what_was_not_measured_is_said(report: Any) -> None:
     if report.speed is None:
         assert "Latency It was not measured." in text
     assert ("no picture of size" in text) == (report is not None and report.groups != (1,) * 12)
+
+
+def test_classes_have_names_where_they_are_known() -> None:
+    hits, confusions = (ClassHits(1, 50, 40, 30), ClassHits(7, 4, 1, 2)), (Confusion(1, 0, 2, 9),)
+    accuracy = replace(TRAINED.accuracy, classes=hits, confusions=confusions)  # type: ignore[type-var]
+    report = replace(TRAINED, accuracy=accuracy)
+    assert from_json(json.loads(json.dumps(to_json(report)))) == report
+    text = Seen(to_html(replace(RESULT, report=report, classes=("ape", EVIL)))).text
+    assert f"{EVIL[:60]} 50 80.0 % 60.0 % -20.0 points" in text
+    assert "class 7 4 25.0 % 50.0 % +25.0 points" in text
+    assert f"{EVIL[:60]} ape 2 9" in text
+    assert "Nothing is known of single classes" in Seen(to_html(RESULT)).text
 
 
 def test_a_hostile_report_stays_text() -> None:

@@ -80,6 +80,8 @@ def to_html(result: Result) -> str:
         plot=size_plot(points_of(report), report.model),
         columns=baseline_columns(report),
         baselines=baseline_rows(report),
+        classes=class_rows(report, result.classes),
+        confusions=confusion_rows(report, result.classes),
         curve=_curve(report),
         curve_columns=["step", *("sum" if name == "loss" else name for name in curve_names(report.train)), "rate"],
         curve_rows=curve_rows(report.train),
@@ -121,6 +123,36 @@ def gate_rows(result: Result) -> list[tuple[str, bool, str]]:
             flag = f"--{field.name.replace('_', '-')} {value:,g}" if value < 1e6 else f"--max-size {value:,} bytes"
             found.append((flag, not missed, missed[0].partition(": ")[2] if missed else ""))
     return found
+
+
+def class_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The classes that changed most: name, images, accuracy of teacher and student, change; empty without labels."""
+    found = []
+    for row in report.accuracy.classes if report.accuracy else ():
+        before, after = row.teacher_hits, row.student_hits
+        change = "" if before is None else f"{100 * (after - before) / row.num_images:+.1f} points"
+        teacher = "–" if before is None else f"{100 * before / row.num_images:.1f} %"
+        student = f"{100 * after / row.num_images:.1f} %"
+        found.append((_class(names, row.index), f"{row.num_images:,}", teacher, student, change))
+    return found
+
+
+def confusion_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """What the student confuses: the class, what it says instead, on how many images the teacher and it do."""
+    return [
+        (
+            _class(names, row.label),
+            _class(names, row.predicted),
+            "–" if row.teacher_images is None else f"{row.teacher_images:,}",
+            f"{row.student_images:,}",
+        )
+        for row in (report.accuracy.confusions if report.accuracy else ())
+    ]
+
+
+def _class(names: Sequence[str], index: int) -> str:
+    """The name of a class; its number where the name is not known."""
+    return names[index][:_MOST_LETTERS] if 0 <= index < len(names) else f"class {index}"
 
 
 def size_plot(points: Sequence[Point], title: str) -> Markup:
