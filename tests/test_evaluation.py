@@ -4,7 +4,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.errors import DataError
-from vitcompress.evaluation import Accuracy, evaluate_pair, measure_speed, paired_interval
+from vitcompress.evaluation import (
+    MOST_CLASSES,
+    MOST_CONFUSIONS,
+    Accuracy,
+    _Tally,
+    evaluate_pair,
+    measure_speed,
+    paired_interval,
+)
 from vitcompress.views import Batch
 
 from .tiny import compressed, tiny
@@ -42,6 +50,32 @@ def test_accuracies_by_hand() -> None:
     assert found.teacher_top5 is not None
     assert found.teacher_top5 >= 75.0
     assert run(LABELS, sizes=(2, 2)) == found
+
+
+def test_classes_and_confusions_by_hand() -> None:
+    found = run([0, 1, 3, 3])  # the teacher says 0 1 2 3, the student 0 1 2 7
+    hits = [(row.index, row.num_images, row.teacher_hits, row.student_hits) for row in found.classes]
+    assert hits == [(3, 2, 1, 0), (0, 1, 1, 1), (1, 1, 1, 1)]
+    (added,) = found.confusions  # 3 for 2 is the teacher's own
+    assert (added.label, added.predicted, added.teacher_images, added.student_images) == (3, 7, 0, 1)
+    alone = run([0, 1, 3, 3], teacher=False)
+    assert [row.index for row in alone.classes] == [3, 0, 1]
+    assert [(row.predicted, row.teacher_images) for row in alone.confusions] == [(2, None), (7, None)]
+    assert (run([-1] * 4).classes, run([-1] * 4).confusions) == ((), ())
+
+
+def test_of_many_classes_the_report_tells_of_those_that_changed_most() -> None:
+    teacher, student = _Tally(), _Tally()  # of two processes
+    for tally, classes in ((teacher, range(40)), (student, range(40, 80))):
+        for label in classes:
+            said = torch.eye(81)[[label] * 10]
+            wrong = torch.eye(81)[[80] * label + [label] * 10][:10] if label < 10 else said
+            tally.add(wrong, said, torch.full((10,), label))
+    found = (teacher + student).result("x")
+    assert len(found.classes) == MOST_CLASSES
+    assert [row.index for row in found.classes][:10] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert [(row.label, row.student_images) for row in found.confusions] == [(n, n) for n in range(9, 0, -1)]
+    assert len(found.confusions) <= MOST_CONFUSIONS
 
 
 def test_without_labels_there_is_agreement_and_no_accuracy() -> None:

@@ -50,6 +50,9 @@ RecipeOption = Annotated[
 PresetOption = Annotated[
     str | None, typer.Option(help="Defaults to start from: minivit, what its released code has. Other options win.")
 ]
+HtmlOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a page to look at: one file, with nothing to load.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 LogOption = Annotated[
     str | None,
@@ -319,7 +322,8 @@ def plan(
 def show_report(
     file: FileArgument,
     as_json: JsonOption = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a comment.")] = False,
+    html: HtmlOption = None,
 ) -> None:
     """Show the report stored in a file."""
     with user_errors():
@@ -329,12 +333,53 @@ def show_report(
         if as_json:
             _print_json(report.to_json(found))
         elif markdown:
-            from vitcompress.produce import picture_of
-
-            picture = picture_of(file)
-            typer.echo(report.to_markdown(found, picture=picture.name if picture.exists() else None))
-        else:
+            typer.echo(report.to_markdown(found))
+        elif html is None:
             report.print_report(found, Console())
+        if html is not None:
+            from vitcompress.results import result_of, write_page
+
+            write_page(html, report.to_html(result_of(file)))
+
+
+@app.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Two or more files of vitcompress.")],
+    html: HtmlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show several files side by side: sizes, accuracies, latencies."""
+    with user_errors():
+        if len(files) < 2:
+            raise VitcompressError("There is one file only.", hint="vitcompress report FILE shows it.")
+        from vitcompress import report
+        from vitcompress.results import result_of, write_page
+
+        results = [result_of(file) for file in files]
+        if html is not None:
+            write_page(html, report.compared_html(results))
+        if as_json:
+            _print_json([{"file": r.name, "file_bytes": r.file_bytes, **report.to_json(r.report)} for r in results])
+        elif html is None:
+            report.print_compared(results, list(map(str, files)), Console())
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A file of vitcompress.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is different about two files: plan, recipe, numbers, versions."""
+    with user_errors():
+        from vitcompress import report
+        from vitcompress.results import result_of
+
+        found = report.differences(result_of(first), result_of(second))
+        if as_json:
+            _print_json([row._asdict() for row in found])
+        else:
+            report.print_differences(found, (str(first), str(second)), Console())
 
 
 @app.command()

@@ -22,7 +22,29 @@ from vitcompress.processes import gathered
 from vitcompress.views import Batch, check_readable
 
 SPEED_SECONDS = 3.0  # to time latencies in, per batch size
+MOST_CLASSES = 20  # that a report tells of, and pairs of them: it lies in the file's header
+MOST_CONFUSIONS = 10
 _FROZEN = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class ClassHits:
+    """How many images of class `index` there are, and on how many of them each model is right; None: no teacher."""
+
+    index: int
+    num_images: int
+    teacher_hits: int | None
+    student_hits: int
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Confusion:
+    """On how many images of class `label` each model says `predicted`, another one; None: no teacher."""
+
+    label: int
+    predicted: int
+    teacher_images: int | None
+    student_images: int
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -30,7 +52,9 @@ class Accuracy:
     """Agreement of student and teacher and, where there are labels, accuracy of both.
 
     Percentages are 0–100, drops are in points (teacher minus student), `kl` in nats per image, `feature_cosine` −1–1.
-    None: not measured. Of models without classes there is `feature_cosine` alone, which is no accuracy.
+    None: not measured. Of models without classes there is `feature_cosine` alone, which is no accuracy. `classes` are
+    those that changed most, at most 20, and `confusions` those that the student adds most of, at most 10; both are
+    empty without labels.
     """
 
     data: str
@@ -45,6 +69,8 @@ class Accuracy:
     agreement: float | None
     kl: float | None
     feature_cosine: float | None = None
+    classes: tuple[ClassHits, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -113,6 +139,7 @@ class _Tally:
     def __init__(self) -> None:
         self.count = self.skipped = self.agree = 0
         self.hits: Counter[str] = Counter()
+        self.said: dict[str, Counter[tuple[int, int]]] = {"student": Counter(), "teacher": Counter()}  # label, answer
         self.only_teacher = self.only_student = 0
         self.kl = 0.0
         self.labelled = self.paired = False
@@ -121,6 +148,9 @@ class _Tally:
         both = _Tally()
         both.hits.update(self.hits)
         both.hits.update(other.hits)  # not +, which leaves out what is zero
+        for who, said in both.said.items():
+            said.update(self.said[who])
+            said.update(other.said[who])
         both.labelled, both.paired = self.labelled or other.labelled, self.paired or other.paired
         for name in ("count", "skipped", "agree", "only_teacher", "only_student", "kl"):
             setattr(both, name, getattr(self, name) + getattr(other, name))
@@ -135,6 +165,7 @@ class _Tally:
             if logits is not None and self.labelled:
                 top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
                 right[who] = top[:, 0]
+                self.said[who].update(zip(labels.tolist(), logits.argmax(1).tolist(), strict=True))
                 self.hits[f"{who}1"] += int(top[:, 0].sum())
                 self.hits[f"{who}5"] += int(top.sum())
         if teacher is not None:
@@ -165,7 +196,42 @@ class _Tally:
             top1_drop_ci95=interval,
             agreement=round(100 * self.agree / self.count, 4) if self.paired else None,
             kl=round(self.kl / self.count, 6) if self.paired else None,
+            classes=self.classes() if self.labelled else (),
+            confusions=self.confusions() if self.labelled else (),
         )
+
+    def classes(self) -> tuple[ClassHits, ...]:
+        """The classes that changed most, the worst first; without a teacher, those that the student knows least."""
+        images: Counter[int] = Counter()
+        for (label, _), count in self.said["student"].items():
+            images[label] += count
+        teacher, student = self.said["teacher"], self.said["student"]
+        every = [
+            ClassHits(index, count, teacher[index, index] if self.paired else None, student[index, index])
+            for index, count in images.items()
+        ]
+        most = sorted(every, key=lambda row: (-abs(_lost(row)), row.index))[:MOST_CLASSES]
+        return tuple(sorted(most, key=lambda row: (-_lost(row), row.index)))
+
+    def confusions(self) -> tuple[Confusion, ...]:
+        """What the student confuses oftener than its teacher does, or at all where there is none."""
+        teacher, student = self.said["teacher"], self.said["student"]
+        every = [
+            Confusion(label, answer, teacher[label, answer] if self.paired else None, count)
+            for (label, answer), count in student.items()
+            if label != answer and count > teacher[label, answer]
+        ]
+        return tuple(sorted(every, key=_by_added)[:MOST_CONFUSIONS])
+
+
+def _lost(row: ClassHits) -> float:
+    """Share of a class's images that only the teacher gets right on balance; of one model, that it gets wrong."""
+    before = row.num_images if row.teacher_hits is None else row.teacher_hits
+    return (before - row.student_hits) / row.num_images
+
+
+def _by_added(row: Confusion) -> tuple[int, int, int]:
+    return (row.teacher_images or 0) - row.student_images, row.label, row.predicted
 
 
 class _FeatureTally:

@@ -24,7 +24,7 @@ from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.errors import RecipeError, attempting, raise_faults
-from vitcompress.evaluation import Accuracy, Speed, measure_speed
+from vitcompress.evaluation import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion, Speed, measure_speed
 from vitcompress.fading import fading
 from vitcompress.families import family_named
 from vitcompress.initialize import needs_images, start_student
@@ -117,7 +117,7 @@ class Job:
             number = _LONG_NUMBER
             accuracy = Accuracy(
                 self.val.name, _LONG_COUNT, _LONG_COUNT, number, number, number, number, number, (number, number),
-                number, number, number,
+                number, number, number, *_longest_tables(int(empty.num_classes)),  # type: ignore[arg-type]
             )  # fmt: skip
             baselines = tuple(Baseline(f"teacher {each}", *counts[1:], *[number] * 4) for each in BASELINES)
         report = job._report(stored, accuracy, Speed(times, times, _LONG_COUNT, _LONG_LINE), log, baselines)
@@ -324,6 +324,13 @@ class Job:
             return self.comparison.notes
         taught = f"The student learned from {self.teacher.name}; it is compared with {self.source.name} all the same."
         return (taught, *self.comparison.notes)
+
+
+def _longest_tables(num_classes: int) -> tuple[tuple[ClassHits, ...], tuple[Confusion, ...]]:
+    """The longest tables of classes and of confusions that an evaluation of a model may come to."""
+    classes, confusions = ClassHits(*[_LONG_COUNT] * 4), Confusion(*[_LONG_COUNT] * 4)
+    pairs = num_classes * (num_classes - 1)
+    return (classes,) * min(num_classes, MOST_CLASSES), (confusions,) * min(pairs, MOST_CONFUSIONS)
 
 
 def prepare_job(

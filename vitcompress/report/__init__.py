@@ -1,20 +1,37 @@
 """What came out?  `Report` holds every number that a user is shown; the renderings only lay it out."""
 
+from vitcompress.report.differences import (
+    Difference,
+    compared_html,
+    compared_rows,
+    differences,
+    print_compared,
+    print_differences,
+)
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.model import SCHEMA_VERSION, Baseline, Parent, Report, from_json, to_json
+from vitcompress.report.page import Result, to_html
 from vitcompress.report.render import print_accuracy, print_options, print_plan, print_report, to_markdown, to_svg
 
 __all__ = [
     "SCHEMA_VERSION",
     "Baseline",
+    "Difference",
     "Parent",
     "Report",
+    "Result",
+    "compared_html",
+    "compared_rows",
+    "differences",
     "from_json",
     "missed_gates",
     "print_accuracy",
+    "print_compared",
+    "print_differences",
     "print_options",
     "print_plan",
     "print_report",
+    "to_html",
     "to_json",
     "to_markdown",
     "to_svg",

@@ -64,12 +64,13 @@ def alt_text(points: Sequence[Point]) -> str:
     return f"Size against top-1: {text}.".translate(str.maketrans("[]\n", "() "))
 
 
-def draw(points: Sequence[Point], title: str) -> str:
+def draw(points: Sequence[Point], title: str, size: tuple[float, float] = (7.2, 4.4)) -> str:
     """Draw size, on a logarithmic axis, against top-1.
 
     Args:
         points: at least two, each with its top-1.
         title: the line above the picture.
+        size: width and height in inches, of 72 points of type.
 
     Returns:
         SVG; the same for the same points and the same matplotlib.
@@ -81,7 +82,7 @@ def draw(points: Sequence[Point], title: str) -> str:
     # a user's matplotlibrc must not change the picture, nor may random ids or the date
     with matplotlib.style.context(["default", {"svg.hashsalt": "vitcompress"}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in another script: boxes will do
-        figure = Figure(figsize=(7.2, 4.4), dpi=72, layout="constrained")
+        figure = Figure(figsize=size, dpi=72, layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(title, parse_math=False, fontsize=11)
         _lay_axes(axes, points)

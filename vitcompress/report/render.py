@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,14 @@ _TEMPLATES = Environment(
     loader=PackageLoader("vitcompress.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     autoescape=False,  # Markdown, not HTML
 )  # fmt: skip
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell and on its line of Markdown, and is no markup of HTML."""
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
+
+
+_TEMPLATES.filters["cell"] = _cell
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -49,7 +58,7 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     table = Table("group", "donor", "blocks", *([] if all(group.is_plain for group in plan.groups) else ["made of"]))
     for number, group in enumerate(plan.groups):
         cells = [str(number), group.donor, ", ".join(block.rpartition(".")[2] for block in group.blocks)]
-        table.add_row(*cells, *([_made_of(group)] if len(table.columns) > len(cells) else []))
+        table.add_row(*cells, *([made_of(group)] if len(table.columns) > len(cells) else []))
     console.print(table)
     shared = sorted({name for group in plan.groups if len(group.blocks) > 1 for name in _shared(group)})
     console.print(f"shared in each group: {', '.join(shared) or 'nothing'}", markup=False, highlight=False)
@@ -93,11 +102,14 @@ def to_markdown(report: Report, *, picture: str | None = None) -> str:
         report: what to lay out.
         picture: name of the file beside the page that `to_svg` was written to; None where there is none.
     """
+    plan = [*kinds(report.made_of), *reasons(report.why)]
     return _TEMPLATES.get_template("report.md.j2").render(
         report=report,
-        sharing=_sharing(report.groups, report.made_of),
+        sharing=sharing(report.groups, report.made_of),
         rows=rows(report),
-        remarks=remarks(report),
+        remarks=[line for line in remarks(report) if line not in plan],
+        plan=plan,
+        fence=max(["```", *(f"{run}`" for run in re.findall("`+", report.command))], key=len),
         columns=baseline_columns(report),
         baselines=baseline_rows(report),
         picture=picture and quote(picture),
@@ -113,22 +125,30 @@ def to_svg(report: Report) -> str | None:
 
 def rows(report: Report) -> list[Row]:
     """What both renderings show: name, teacher, student, change."""
-    found = size_rows(report.size)
+    return [*size_rows(report.size), *accuracy_rows(report), *speed_rows(report)]
+
+
+def accuracy_rows(report: Report) -> list[Row]:
+    """Accuracies, before fine-tuning too; nothing where none was measured."""
+    found: list[Row] = []
     if report.before and report.before.student_top1 is not None:
         found.append(("top-1 before fine-tuning", "", _percent(report.before.student_top1), ""))
-    if report.accuracy:
-        found += _accuracy_rows(report.accuracy)
-    if report.speed:
-        found += [
-            (
-                f"latency, batch {batch}",
-                f"{teacher:.1f} ms",
-                f"{report.speed.student_ms[batch]:.1f} ms",
-                f"{report.speed.student_ms[batch] / teacher:.2f}×",
-            )
-            for batch, teacher in report.speed.teacher_ms.items()
-        ]
-    return found
+    return [*found, *(_accuracy_rows(report.accuracy) if report.accuracy else [])]
+
+
+def speed_rows(report: Report) -> list[Row]:
+    """Latencies by batch size; nothing where they were not measured."""
+    if report.speed is None:
+        return []
+    return [
+        (
+            f"latency, batch {batch}",
+            f"{teacher:.1f} ms",
+            f"{report.speed.student_ms[batch]:.1f} ms",
+            f"{report.speed.student_ms[batch] / teacher:.2f}×",
+        )
+        for batch, teacher in report.speed.teacher_ms.items()
+    ]
 
 
 def size_rows(size: Size) -> list[Row]:
@@ -300,7 +320,7 @@ def _widths(groups: Sequence[Group]) -> list[str]:
     return [f"narrow, {', '.join(given)}"] if given else []
 
 
-def _made_of(group: Group) -> str:
+def made_of(group: Group) -> str:
     """A few words on how a group's blocks are made; empty where as the teacher's."""
     widths = [f"{name} {count}" for name in ("hidden", "qk", "v") if (count := getattr(group.widths, name))]
     ranks: dict[str, list[str]] = {}
@@ -318,10 +338,10 @@ def _shared(group: Group) -> list[str]:
 
 def _title(console: Console, name: str, groups: Sequence[int], made_of: Sequence[Group]) -> None:
     """The line above a table; a name may hold what rich would take for markup."""
-    console.print(f"{name}: {_sharing(groups, made_of)}", style="bold", markup=False, emoji=False, highlight=False)
+    console.print(f"{name}: {sharing(groups, made_of)}", style="bold", markup=False, emoji=False, highlight=False)
 
 
-def _sharing(groups: Sequence[int], made_of: Sequence[Group] = ()) -> str:
+def sharing(groups: Sequence[int], made_of: Sequence[Group] = ()) -> str:
     """`12 blocks in groups of 5+5+2`, and whether other groups' blocks run between a group's own."""
     numbers = [[int(block.rpartition(".")[2]) for block in group.blocks] for group in made_of]
     in_turn = any(last - first >= len(of) for of in numbers for first, last in [(of[0], of[-1])])

@@ -1,0 +1,85 @@
+"""How did the training go?  Each loss over the steps, as SVG and in numbers.
+
+matplotlib is imported when something is drawn, and not before.
+"""
+
+from __future__ import annotations
+
+import io
+
+from vitcompress.trainlog import TrainLog
+
+_COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#a66f00", "#56b4e9")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+_MOST_ROWS = 8  # of the table that says the same
+
+
+def curve_names(train: TrainLog) -> list[str]:
+    """The losses that were logged, their sum first; nothing where there is no curve."""
+    names = dict.fromkeys(name for point in train.loss_curve for name in point if name not in ("step", "lr"))
+    return sorted(names, key=lambda name: name != "loss")
+
+
+def curve_rows(train: TrainLog) -> list[list[str]]:
+    """Some points of the curve, the first and the last among them: step, losses, learning rate."""
+    points, names = train.loss_curve, curve_names(train)
+    count = min(_MOST_ROWS, len(points))
+    chosen = [points[round(i * (len(points) - 1) / max(1, count - 1))] for i in range(count)]
+    return [
+        [
+            f"{point.get('step', 0):,.0f}",
+            *("–" if name not in point else f"{point[name]:.4g}" for name in names),
+            f"{point['lr']:.3g}" if "lr" in point else "–",
+        ]
+        for point in chosen
+    ]
+
+
+def draw_curves(train: TrainLog) -> str:
+    """Draw every loss over the steps, on a logarithmic axis where they are of different orders.
+
+    Args:
+        train: with at least two points.
+
+    Returns:
+        SVG; the same for the same points and the same matplotlib.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    svg, names = io.StringIO(), curve_names(train)
+    values = [point[name] for point in train.loss_curve for name in names if name in point]
+    with matplotlib.style.context(["default", {"svg.hashsalt": "vitcompress"}]):
+        figure = Figure(figsize=(4.4, 3.2), dpi=72, layout="constrained")
+        axes = figure.add_subplot()
+        for number, name in enumerate(names):
+            at = [(point["step"], point[name]) for point in train.loss_curve if name in point and "step" in point]
+            steps, losses = zip(*at, strict=True) if at else ((), ())
+            colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
+            axes.plot(
+                steps, losses, color=colour, linestyle=dash, linewidth=1.8, label="sum" if name == "loss" else name
+            )
+        if min(values) > 0 and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel("weighted loss")
+        axes.grid(color="#e0e0e0", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        for text in axes.legend(frameon=False, fontsize=9).get_texts():
+            text.set_parse_math(False)
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return svg.getvalue()
+
+
+def told(train: TrainLog) -> str:
+    """What the picture shows, in words and numbers."""
+    first, last = train.loss_curve[0], train.loss_curve[-1]
+    parts = [
+        f"{'their sum' if name == 'loss' else name} from {first[name]:.4g} to {last[name]:.4g}"
+        for name in curve_names(train)
+        if name in first and name in last
+    ]
+    return (
+        f"Weighted losses from step {first.get('step', 0):.0f} to step {last.get('step', 0):.0f}: {'; '.join(parts)}."
+    )

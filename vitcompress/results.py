@@ -1,0 +1,51 @@
+"""What is there to show of a file?  Its report, its recipe and its classes, gathered for a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from vitcompress import artifact
+from vitcompress.classes import known_classes
+from vitcompress.manifest import Manifest
+from vitcompress.report import Result, from_json
+
+
+def result_of(file: Path) -> Result:
+    """What a file says of itself, for people.
+
+    Args:
+        file: an artifact.
+
+    Raises:
+        ArtifactError: it is none, or of another schema.
+    """
+    manifest = artifact.read_manifest(file)
+    report = from_json(manifest.report)
+    return Result(file.name, file.stat().st_size, report, manifest.recipe, _class_names(manifest))
+
+
+def write_page(out: Path, html: str) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        ArtifactError: the folder cannot be written to.
+    """
+    with artifact.replacing(out) as beside:
+        beside.write_text(html, encoding="utf-8")
+
+
+def _class_names(manifest: Manifest) -> tuple[str, ...]:
+    """Names of the classes as people say them: of ImageNet's, not the WordNet number."""
+    source = manifest.source
+    count = source["model_args"].get("num_classes", source["pretrained_cfg"].get("num_classes"))
+    if not isinstance(count, int):
+        return ()
+    names = known_classes(manifest.classes, source["pretrained_cfg"], count)
+    subset = infer_imagenet_subset({"num_classes": count})
+    if subset and names:
+        known = ImageNetInfo(subset)
+        if names == tuple(known.label_names()):
+            return tuple(known.index_to_description(index).partition(",")[0] for index in range(count))
+    return names
