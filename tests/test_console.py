@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.conftest import Vitcompress
-from vitcompress import console
 from vitcompress.console import EVENTS, LOG_VERSION, JsonLog, Reporter
 
 PAGE = Path(__file__).parents[1] / "docs" / "ci.md"
@@ -84,7 +83,7 @@ def test_numbers_that_json_does_not_have() -> None:
 
 def test_steps_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    monkeypatch.setattr("vitcompress.console.time.monotonic", lambda: now)
     stream = io.StringIO()
     reporter = Reporter(quiet=True, log=JsonLog(stream))
     with reporter.training() as ticker, reporter.counting("measuring options") as count:
