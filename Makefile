@@ -22,7 +22,7 @@ test-slow: $(STAMP)  ## the tests that take minutes
 check: lint test  ## what CI runs
 
 # Needs the lowest versions on the index that pip is set up for, and a Python that they have wheels for.
-check-oldest:  ## the fast tests with the lowest versions of the dependencies that pyproject.toml allows
+check-oldest:  ## the fast tests with the lowest torch and timm that pyproject.toml allows
 	$(PYTHON) -m venv $(OLDEST)
 	$(PYTHON) tests/oldest.py pyproject.toml > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Vitcompress
-from vitcompress import console
-from vitcompress.console import EVENTS, LOG_VERSION, JsonLog, Reporter
+from vitcompress.cli import reporting
+from vitcompress.console import EVENTS, LOG_VERSION, STARTED_VARIABLE, JsonLog, Reporter
 
 PAGE = Path(__file__).parents[1] / "docs" / "ci.md"
 FAST = ("--share", 2, "--steps", 3, "--batch-size", 4, "--num-workers", 0, "--device", "cpu", "--no-baselines")
@@ -55,6 +55,24 @@ def test_on_stderr_there_is_nothing_else(vitcompress: Vitcompress, mini: Path, i
     assert (missed.code, [line["event"] for line in events(missed.err)]) == (3, ["start", "gate", "end"])
 
 
+def test_processes_that_a_command_starts_write_to_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("of an older run\n")
+    with reporting(str(log), quiet=True) as reporter:
+        with monkeypatch.context() as patch:
+            patch.setenv("RANK", "0")
+            patch.setenv(STARTED_VARIABLE, "0")
+            with reporting(str(log), quiet=True) as below:
+                below.say("in a process of its own")
+            patch.setenv("RANK", "1")
+            with reporting(str(log), quiet=True) as silent:
+                silent.say("in another")
+        reporter.say("all have ended")
+    found = events(log.read_text())
+    assert [line["event"] for line in found] == ["start", "note", "note", "end"]
+    assert [line["text"] for line in found[1:3]] == ["in a process of its own", "all have ended"]
+
+
 def test_a_mistake_is_an_event(vitcompress: Vitcompress, tmp_path: Path) -> None:
     ended = vitcompress("plan", "deit_tiny", "--share", 0, "--log-json", "-")
     _, error, end = events(ended.err)
@@ -84,7 +102,7 @@ def test_numbers_that_json_does_not_have() -> None:
 
 def test_steps_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    monkeypatch.setattr("vitcompress.console.time.monotonic", lambda: now)
     stream = io.StringIO()
     reporter = Reporter(quiet=True, log=JsonLog(stream))
     with reporter.training() as ticker, reporter.counting("measuring options") as count:

@@ -111,7 +111,10 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
         return
     started_by_us = "RANK" in os.environ and STARTED_VARIABLE in os.environ  # who started us has begun the log
     try:
-        stream = sys.stderr if log_json == "-" else open(log_json, "a" if started_by_us else "w", encoding="utf-8")  # noqa: SIM115
+        if log_json != "-" and not started_by_us:
+            Path(log_json).write_bytes(b"")
+        # to its end, where the processes that this one may start write, too
+        stream = sys.stderr if log_json == "-" else open(log_json, "a", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise RecipeError(
             f"--log-json {log_json}: {error.strerror}.", hint="Name a file in a folder that exists."
