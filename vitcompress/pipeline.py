@@ -22,7 +22,7 @@ from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
-from vitcompress.evaluation import Accuracy, evaluate_pair
+from vitcompress.evaluation import Accuracy, Watch, evaluate_pair
 from vitcompress.families import family_of
 from vitcompress.job import Job, prepare_job, settle
 from vitcompress.macs import with_macs
@@ -182,6 +182,7 @@ def evaluate(
     teacher: ModelRecipe | None = None,
     checkpoint: Path | None = None,
     reporter: Reporter | None = None,
+    watch: Watch | None = None,
 ) -> Accuracy:
     """Measure an artifact on images, next to its teacher where that can be had.
 
@@ -191,6 +192,7 @@ def evaluate(
         teacher: compare with this model instead of the artifact's source.
         checkpoint: weights of the source; no path is ever taken from the artifact itself.
         reporter: told why there is no teacher.
+        watch: told of each batch: images, logits of student and teacher, labels.
     """
     reporter = reporter or Reporter(quiet=True)
     manifest = artifact.read_manifest(Path(path))
@@ -219,6 +221,7 @@ def evaluate(
         device=device,
         skip_bad_images=recipe.skip_bad_images,
         features=not has_classes(student),
+        watch=watch,
     )
 
 
