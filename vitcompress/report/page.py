@@ -132,7 +132,7 @@ def gate_rows(result: Result) -> list[tuple[str, bool, str]]:
 
 def class_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]]:
     """The classes that changed most: name, images, accuracy of teacher and student, change; empty without labels."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for row in report.accuracy.classes if report.accuracy else ():
         before, after = row.teacher_hits, row.student_hits
         change = "" if before is None else f"{100 * (after - before) / row.num_images:+.1f} points"
