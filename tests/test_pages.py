@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from tests.conftest import Vitcompress
 from tests.test_baselines import ROWS
@@ -21,6 +25,7 @@ from vitcompress.compose import build, from_dict, to_dict
 from vitcompress.evaluation import ClassHits, Confusion
 from vitcompress.plans import Group
 from vitcompress.report import (
+    Examples,
     Result,
     compared_html,
     compared_rows,
@@ -73,9 +78,9 @@ def assert_safe(html: str) -> None:
     allowed = {
         "html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "dl", "dt", "dd",
         "div", "span", "small", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre", "code", "img",
-        "svg", "g", "path", "defs", "use", "clippath", "rect", "desc", "a",
+        "svg", "g", "path", "defs", "use", "clippath", "rect", "desc", "br",
     }  # fmt: skip
-    assert {tag for tag, _ in seen.tags} <= allowed - {"a"}
+    assert {tag for tag, _ in seen.tags} <= allowed
     for _, attributes in seen.tags:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href", "xlink:href"):
@@ -254,6 +259,35 @@ def test_mistakes_end_with_a_hint(made: Path, tmp_path: Path, vitcompress: Vitco
         ["report", file, "--html", tmp_path / "a/b.html"],
     ):
         assert vitcompress(*words).code == 2
+
+
+def test_images_on_which_the_two_differ_are_shown(
+    mini: Path, images: Path, weights: Path, tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    page = tmp_path / "out.html"
+    words = ["--data", images, "--checkpoint", weights, "--num-workers", 0]
+    ended = vitcompress("report", mini, "--html", page, *words)
+    assert ended.code == 0, ended.err
+    html = page.read_text(encoding="utf-8")
+    assert_safe(html)
+    assert "run anew for this page" in html or "On none of 10 images" in html
+    assert vitcompress("report", mini, *words).code == 2
+
+
+def test_the_surest_differences_are_kept() -> None:
+    found = Examples((0.5,) * 3, (0.5,) * 3)
+    logits = torch.eye(3)[[0] * 40] * torch.arange(40.0)[:, None]  # surer from image to image
+    others = torch.eye(3)[[1] * 39 + [0]] * 60
+    found.watch(torch.zeros(40, 3, 8, 8), logits, others, torch.full((40,), 2))
+    kept = found.found()
+    assert (found.count, len(kept)) == (39, 12)
+    assert (kept[0].student, kept[0].teacher, kept[0].label) == (0, 1, 2)
+    sure = [each.student_percent for each in kept]
+    assert sure == sorted(sure, reverse=True)
+    with Image.open(io.BytesIO(base64.b64decode(kept[0].picture.partition(",")[2]))) as image:
+        assert (image.size, image.getpixel((0, 0))) == ((8, 8), (128, 128, 128))
+    found.watch(torch.zeros(40, 3, 8, 8), logits, None, torch.full((40,), 2))
+    assert found.count == 39
 
 
 # --- in a browser

@@ -322,27 +322,35 @@ def plan(
 
 
 @app.command(name="report")
+@takes("data", only=("data", "image_key", "label_key", "class_map", "skip_bad_images", "batch_size", "num_workers"))
 def show_report(
     file: FileArgument,
+    flags: dict[str, Any],
     as_json: JsonOption = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a comment.")] = False,
     html: HtmlOption = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of the teacher, with --data.")] = None,
 ) -> None:
-    """Show the report stored in a file."""
-    with user_errors():
-        found = _stored_report(file)
-        from vitcompress import report
+    """Show the report stored in a file; with --html and --data, also images on which it differs from its teacher."""
+    if (flags or checkpoint) and (html is None or "data" not in flags):
+        raise VitcompressError(
+            "Images are for a page alone.", hint="Give --html PAGE --data DIR, or vitcompress evaluate."
+        )
+    found = _stored_report(file)
+    from vitcompress import report
 
-        if as_json:
-            _print_json(report.to_json(found))
-        elif markdown:
-            typer.echo(report.to_markdown(found))
-        elif html is None:
-            report.print_report(found, Console())
-        if html is not None:
-            from vitcompress.results import result_of, write_page
+    if as_json:
+        _print_json(report.to_json(found))
+    elif markdown:
+        typer.echo(report.to_markdown(found))
+    elif html is None:
+        report.print_report(found, Console())
+    if html is not None:
+        from vitcompress import results
 
-            write_page(html, report.to_html(result_of(file)))
+        data = compose.build({"model": "", **flags}).data
+        seen = results.examples_of(file, data, checkpoint=checkpoint, reporter=Reporter()) if flags else None
+        results.write_page(html, report.to_html(results.result_of(file), seen))
 
 
 @app.command()

@@ -7,7 +7,7 @@ import operator
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ SPEED_SECONDS = 3.0  # to time latencies in, per batch size
 MOST_CLASSES = 20  # that a report tells of, and pairs of them: it lies in the file's header
 MOST_CONFUSIONS = 10
 _FROZEN = ConfigDict(extra="forbid")
+Watch = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -93,6 +94,7 @@ def evaluate_pair(
     skip_bad_images: bool = False,
     features: bool = False,
     together: Accelerator | None = None,
+    watch: Watch | None = None,
 ) -> Accuracy:
     """Run both models over the same images.
 
@@ -106,6 +108,7 @@ def evaluate_pair(
         features: the outputs are features and not logits; labels mean nothing then.
         together: knows the processes that have a part of the batches each, and all get the whole result; None where
             this process has all.
+        watch: told of each batch of this process: images, logits of student and teacher, labels.
 
     Raises:
         DataError: an unreadable image, or none that is readable.
@@ -122,7 +125,10 @@ def evaluate_pair(
             if len(batch.labels) == 0:
                 continue
             images = batch.images.to(device)
-            tally.add(student(images).float().cpu(), teacher(images).float().cpu() if teacher else None, batch.labels)
+            outputs = student(images).float().cpu(), teacher(images).float().cpu() if teacher else None
+            tally.add(*outputs, batch.labels)
+            if watch is not None:
+                watch(batch.images, *outputs, batch.labels)
     everyone = gathered((tally, fault), together) if together else [(tally, fault)]
     for _, theirs in everyone:
         if theirs is not None:

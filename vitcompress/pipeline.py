@@ -21,7 +21,7 @@ from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_to_evaluate
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
-from vitcompress.evaluation import Accuracy, evaluate_pair
+from vitcompress.evaluation import Accuracy, Watch, evaluate_pair
 from vitcompress.events import tell_plan, tell_result
 from vitcompress.families import family_of
 from vitcompress.job import Job, prepare_job, settle
@@ -184,6 +184,7 @@ def evaluate(
     teacher: ModelRecipe | None = None,
     checkpoint: Path | None = None,
     reporter: Reporter | None = None,
+    watch: Watch | None = None,
 ) -> Accuracy:
     """Measure an artifact on images, next to its teacher where that can be had.
 
@@ -193,6 +194,7 @@ def evaluate(
         teacher: compare with this model instead of the artifact's source.
         checkpoint: weights of the source; no path is ever taken from the artifact itself.
         reporter: told why there is no teacher.
+        watch: told of each batch: images, logits of student and teacher, labels.
     """
     reporter = reporter or Reporter(quiet=True)
     manifest = artifact.read_manifest(Path(path))
@@ -221,6 +223,7 @@ def evaluate(
         device=device,
         skip_bad_images=recipe.skip_bad_images,
         features=not has_classes(student),
+        watch=watch,
     )
     reporter.tell("evaluate", accuracy=to_json(accuracy))
     return accuracy

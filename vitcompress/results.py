@@ -6,10 +6,12 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from vitcompress import artifact
+from vitcompress import artifact, pipeline
 from vitcompress.classes import known_classes
+from vitcompress.console import Reporter
 from vitcompress.manifest import Manifest
-from vitcompress.report import Result, from_json
+from vitcompress.recipe import DataRecipe
+from vitcompress.report import Examples, Result, from_json
 
 
 def result_of(file: Path) -> Result:
@@ -24,6 +26,21 @@ def result_of(file: Path) -> Result:
     manifest = artifact.read_manifest(file)
     report = from_json(manifest.report)
     return Result(file.name, file.stat().st_size, report, manifest.recipe, _class_names(manifest))
+
+
+def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, reporter: Reporter) -> Examples:
+    """Evaluate a file anew, and collect the images on which it and its teacher differ most.
+
+    Args:
+        file: an artifact.
+        recipe: the images.
+        checkpoint: weights of the source; None to look for them.
+        reporter: told why there is no teacher.
+    """
+    config = artifact.read_manifest(file).data_config
+    found = Examples(config["mean"], config["std"])
+    found.accuracy = pipeline.evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=found.watch)
+    return found
 
 
 def write_page(out: Path, html: str) -> None:

@@ -8,6 +8,7 @@ from vitcompress.report.differences import (
     print_compared,
     print_differences,
 )
+from vitcompress.report.examples import Example, Examples
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.model import SCHEMA_VERSION, Baseline, Parent, Report, from_json, to_json
 from vitcompress.report.page import Result, to_html
@@ -17,6 +18,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "Baseline",
     "Difference",
+    "Example",
+    "Examples",
     "Parent",
     "Report",
     "Result",

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from vitcompress.recipe import GateRecipe
 from vitcompress.report.curves import curve_names, curve_rows, draw_curves, told
+from vitcompress.report.examples import Examples
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.inline import inline_svg
 from vitcompress.report.model import Report
@@ -58,11 +59,12 @@ class Result:
     classes: Sequence[str] = ()
 
 
-def to_html(result: Result) -> str:
+def to_html(result: Result, examples: Examples | None = None) -> str:
     """A file's report as one page of HTML, safe to be passed on and safe to be opened.
 
     Args:
         result: what to show.
+        examples: what an evaluation collected; None where there was none.
     """
     report = shareable(result.report)
     return PAGES.get_template("report.html.j2").render(
@@ -82,6 +84,9 @@ def to_html(result: Result) -> str:
         baselines=baseline_rows(report),
         classes=class_rows(report, result.classes),
         confusions=confusion_rows(report, result.classes),
+        examples=examples,
+        pictures=_pictures(examples, result.classes),
+        anew=examples and examples.accuracy and without_places(examples.accuracy.data),
         curve=_curve(report),
         curve_columns=["step", *("sum" if name == "loss" else name for name in curve_names(report.train)), "rate"],
         curve_rows=curve_rows(report.train),
@@ -127,7 +132,7 @@ def gate_rows(result: Result) -> list[tuple[str, bool, str]]:
 
 def class_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]]:
     """The classes that changed most: name, images, accuracy of teacher and student, change; empty without labels."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for row in report.accuracy.classes if report.accuracy else ():
         before, after = row.teacher_hits, row.student_hits
         change = "" if before is None else f"{100 * (after - before) / row.num_images:+.1f} points"
@@ -147,6 +152,20 @@ def confusion_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]
             f"{row.student_images:,}",
         )
         for row in (report.accuracy.confusions if report.accuracy else ())
+    ]
+
+
+def _pictures(examples: Examples | None, names: Sequence[str]) -> list[tuple[str, bool, str, str, str]]:
+    """Example images: picture, whether it is small, its class, what the teacher and what the student say."""
+    return [
+        (
+            each.picture,
+            each.small,
+            _class(names, each.label) if each.label >= 0 else "not known",
+            f"{_class(names, each.teacher)} ({each.teacher_percent:.0f} %)",
+            f"{_class(names, each.student)} ({each.student_percent:.0f} %)",
+        )
+        for each in (examples.found() if examples else ())
     ]
 
 
