@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -247,3 +248,27 @@ def test_every_image_of_a_step_goes_to_one_part(count: int, accumulate: int, bat
 def test_a_stream_that_starts_later_goes_on_the_same(start: int, repeats: int) -> None:
     whole = list(Stream(7, 4, seed=1, num_steps=15, repeats=repeats))
     assert list(Stream(7, 4, seed=1, num_steps=15, repeats=repeats, start=start)) == whole[start:]
+
+
+# --- trackers
+
+
+def test_a_tracker_that_is_not_there_is_named(
+    words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    ended = vitcompress(*words, "--log-with", "wandb", "--out", tmp_path / "a.safetensors")
+    assert (ended.code, "vitcompress[wandb]" in ended.err) == (2, True)
+
+
+def test_tensorboard_gets_every_step(words: list[object], tmp_path: Path, vitcompress: Vitcompress) -> None:
+    pytest.importorskip("tensorboard", reason="the tracker is an extra")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert vitcompress(*words, "--log-with", "tensorboard", "--out", tmp_path / "a.safetensors").code == 0
+    (events,) = (tmp_path / "a.logs").glob("events.out.tfevents.*")  # what was asked for is in a folder below
+    found = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in found.Scalars("loss")] == [1, 2, 3, 4, 5]
+    curve = report(tmp_path / "a.safetensors")["train"]["loss_curve"]
+    assert [event.value for event in found.Scalars("loss")] == pytest.approx([p["loss"] for p in curve], abs=1e-6)

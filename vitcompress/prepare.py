@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -118,6 +119,9 @@ def check_run(recipe: Recipe) -> None:
         faults.append(("--precision tf32 needs a GPU that has it (Ampere or newer).", "Use fp32 or bf16."))
     if run.resume and run.save_every == "none":
         faults.append(("--resume: --save-every none keeps no state to go on from.", "Leave one of them out."))
+    if run.log_with is not None and importlib.util.find_spec(run.log_with) is None:  # accelerate would leave it out
+        message = f"--log-with {run.log_with}: it is not installed."
+        faults.append((message, f"pip install 'vitcompress[{run.log_with}]'"))
     if on_gpu and run.num_processes is not None and run.num_processes > torch.cuda.device_count():
         message = f"--num-processes {run.num_processes}: this machine has {torch.cuda.device_count()} GPUs."
         faults.append((message, "Leave it out for one process per GPU."))
