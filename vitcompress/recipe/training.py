@@ -147,7 +147,7 @@ class DistillRecipe:
     ] = 1
     max_relation_tokens: Annotated[
         int, Field(ge=2, description="Most tokens that relations are taken of, at random and anew each step.")
-    ] = 196
+    ] = 128
     ema: Annotated[
         float | None, Field(gt=0, lt=1, description="Decay of a running mean of the weights, to be kept instead.")
     ] = None
