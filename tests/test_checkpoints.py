@@ -53,6 +53,16 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(trainlog.Run, "record", whole)
 
 
+def cut_short(
+    monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress, asked: Sequence[object], out: Path, step: int
+) -> None:
+    """Run a command that dies before its update of a step."""
+    live = kill_at(monkeypatch, step)
+    with pytest.raises(Killed):
+        vitcompress(*asked, "--out", out)
+    live()
+
+
 def same_tensors(a: Path, b: Path) -> bool:
     first, second = load_file(a), load_file(b)
     return first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
@@ -71,10 +81,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     assert vitcompress(*asked, "--out", whole).code == 0
     for step in random.Random(name).sample(range(STEPS), 3):  # before the first state, between two, after the last
-        live = kill_at(monkeypatch, step)
-        with pytest.raises(Killed):
-            vitcompress(*asked, "--out", cut)
-        live()
+        cut_short(monkeypatch, vitcompress, asked, cut, step)
         assert not cut.exists()
         ended = vitcompress(*asked, "--out", cut, "--resume")
         assert ended.code == 0, ended.err
@@ -89,9 +96,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
 def test_only_the_last_two_states_are_kept(
     words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill_at(monkeypatch, STEPS - 1)
-    with pytest.raises(Killed):
-        vitcompress(*words, "--num-workers", 0, "--out", tmp_path / "cut.safetensors")
+    cut_short(monkeypatch, vitcompress, [*words, "--num-workers", 0], tmp_path / "cut.safetensors", STEPS - 1)
     folder = tmp_path / "cut.checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["run.json", "step-00000004", "step-00000006"]
 
@@ -149,10 +154,7 @@ def test_another_recipe_or_teacher_or_other_images_are_refused_with_the_differen
     words: list[object], images: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut = tmp_path / "cut.safetensors"
-    live = kill_at(monkeypatch, 5)
-    with pytest.raises(Killed):
-        vitcompress(*words, "--num-workers", 0, "--out", cut)
-    live()
+    cut_short(monkeypatch, vitcompress, [*words, "--num-workers", 0], cut, 5)
     changed = ["--lr", 0.01, "--seed", 3, "--data", images, "--model-arg", "qk_norm=True"]
     ended = vitcompress(*words, *changed[:-2], "--out", cut, "--resume")
     assert ended.code == 2
@@ -169,10 +171,7 @@ def test_without_a_state_it_starts_from_the_beginning_and_says_so(
     cut = tmp_path / "cut.safetensors"
     ended = vitcompress(*words, "--num-workers", 0, "--out", cut, "--resume")
     assert (ended.code, "starts from the beginning" in ended.err) == (0, True)
-    live = kill_at(monkeypatch, 5)
-    with pytest.raises(Killed):
-        vitcompress(*words, "--num-workers", 0, "--out", cut)
-    live()
+    cut_short(monkeypatch, vitcompress, [*words, "--num-workers", 0], cut, 5)
     ended = vitcompress(*words, "--num-workers", 0, "--out", cut)
     assert (ended.code, "--resume would go on" in ended.err) == (0, True)
 
@@ -181,10 +180,7 @@ def test_a_state_that_cannot_be_read_is_named(
     words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut = tmp_path / "cut.safetensors"
-    live = kill_at(monkeypatch, 5)
-    with pytest.raises(Killed):
-        vitcompress(*words, "--num-workers", 0, "--out", cut)
-    live()
+    cut_short(monkeypatch, vitcompress, [*words, "--num-workers", 0], cut, 5)
     newest = tmp_path / "cut.checkpoints" / "step-00000004"
     (newest / "optimizer.bin").write_bytes(b"no longer what it was")
     ended = vitcompress(*words, "--num-workers", 0, "--out", cut, "--resume")
@@ -198,10 +194,7 @@ def test_a_finetuning_goes_on_too(
     asked += ["--device", "cpu", "--save-every", 2, "--loss", "labels=1"]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     assert vitcompress(*asked, "--out", whole).code == 0
-    live = kill_at(monkeypatch, 5)
-    with pytest.raises(Killed):
-        vitcompress(*asked, "--out", cut)
-    live()
+    cut_short(monkeypatch, vitcompress, asked, cut, 5)
     ended = vitcompress(*asked, "--out", cut, "--resume")
     assert (ended.code, "step-00000004" in ended.err) == (0, True)
     assert same_tensors(whole, cut)

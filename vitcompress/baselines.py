@@ -7,16 +7,14 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
-from vitcompress.evaluation import Accuracy, evaluate_pair
+from vitcompress.evaluation import Accuracy, evaluate_on
 from vitcompress.quantize import num_bytes
 from vitcompress.recipe import DataRecipe
 from vitcompress.report import Baseline
 from vitcompress.source import clone
 from vitcompress.stored import round_to, stored_tensors
-from vitcompress.views import evaluation_loader, share_of
 
 BASELINES = ("fp16", "int8", "int4")
 
@@ -51,12 +49,8 @@ def measure_baselines(
         size = num_bytes(stored)
         del stored
         # labels say how good it is; where there are none, the teacher as it is must run again to compare with
-        measured = evaluate_pair(
-            rounded, None if accuracy.teacher_top1 is not None else teacher,
-            evaluation_loader(images, config, recipe, share_of(accelerator)),
-            name=images.name, device=accelerator.device,
-            skip_bad_images=recipe.skip_bad_images, features=not has_classes(rounded), together=accelerator,
-        )  # fmt: skip
+        reference = None if accuracy.teacher_top1 is not None else teacher
+        measured = evaluate_on(images, rounded, reference, config, recipe, accelerator)
         found.append(_baseline(f"teacher {store}", rounded, size, measured, accuracy))
     return tuple(found)
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
 from vitcompress.baselines import BASELINES
-from vitcompress.compare import has_classes
 from vitcompress.data import ImageSet, StreamReader
-from vitcompress.evaluation import SPEED_SECONDS, evaluate_pair
+from vitcompress.evaluation import SPEED_SECONDS, evaluate_on
 from vitcompress.processes import from_main
-from vitcompress.recipe import DataRecipe
-from vitcompress.views import evaluation_loader, share_of
+from vitcompress.recipe import DataRecipe, Recipe
 
 _PROBED_IMAGES = (32, 256)
 _WRITING_SECONDS = 3.0  # plus what a slow disk takes for the bytes
@@ -36,6 +35,39 @@ def seconds_to_train(minutes: float, started: float, finishing: Callable[[], flo
     """
     needed = finishing()
     return from_main(max(0.001, 60 * minutes - (time.time() - started) - needed), accelerator)
+
+
+def training_seconds(
+    recipe: Recipe,
+    started: float,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    images: ImageSet | None,
+    config: dict[str, Any],
+    *,
+    baselines: bool,
+    accelerator: Accelerator,
+) -> float | None:
+    """How long to train; None where the recipe counts in steps.
+
+    Args:
+        recipe: the minutes of the whole command.
+        started: when the command did, in seconds since 1970.
+        student: moved to the accelerator's device, in eval mode from now on.
+        teacher: the same; None where there is none.
+        images: to evaluate on afterwards; None where there are none.
+        config: timm's data config.
+        baselines: the teacher in fewer bits is evaluated too.
+        accelerator: where it runs.
+    """
+    if recipe.distill.max_minutes is None:
+        return None
+    for model in filter(None, (student, teacher)):
+        model.to(accelerator.device).eval()
+    estimate = partial(
+        finishing_seconds, student, teacher, images, config, recipe.data, baselines=baselines, accelerator=accelerator
+    )
+    return seconds_to_train(recipe.distill.max_minutes, started, estimate, accelerator)
 
 
 def finishing_seconds(
@@ -67,11 +99,7 @@ def finishing_seconds(
     def seconds(count: int) -> float:
         few = _first(images, count)
         start = time.perf_counter()
-        evaluate_pair(
-            student, teacher, evaluation_loader(few, config, recipe, share_of(accelerator)), name=few.name,
-            device=accelerator.device, together=accelerator, skip_bad_images=recipe.skip_bad_images,
-            features=not has_classes(student),
-        )  # fmt: skip
+        evaluate_on(few, student, teacher, config, recipe, accelerator)
         return time.perf_counter() - start
 
     total = _length(images)

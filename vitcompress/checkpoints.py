@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.data import ImageSet, StreamReader
-from vitcompress.errors import RecipeError, TrainingError
+from vitcompress.errors import RecipeError, TrainingError, first_line
 from vitcompress.recipe import Interval
 from vitcompress.trainlog import Run
 
@@ -87,7 +87,7 @@ class Checkpoints:
             say: told what there is.
 
         Raises:
-            RecipeError: the run to go on from is another one.
+            RecipeError: the run to go on from is another one; names every difference.
         """
         found = self.found()
         if not resume:
@@ -97,7 +97,12 @@ class Checkpoints:
         if found is None:
             say(f"--resume: there is no {self.folder}, so it starts from the beginning.")
             return None
-        self.check(facts)
+        lines = differences(found["facts"], json.loads(json.dumps(facts)))
+        if lines:
+            raise RecipeError(
+                "\n".join((f"--resume: the run in {self.folder} is another one.", *lines)),
+                hint="Ask for the same, or leave --resume out to start over.",
+            )
         newest = self.newest()
         say(f"going on from {newest}" if newest else f"going on from the plan in {self.folder}")
         settled: dict[str, Any] = found["settled"]
@@ -122,21 +127,6 @@ class Checkpoints:
         beside = self.folder / ".run.json.part"
         beside.write_text(self.text, encoding="utf-8")
         os.replace(beside, self.folder / "run.json")
-
-    def check(self, facts: Mapping[str, Any]) -> None:
-        """Make sure that the run that was interrupted is the one that is asked for now.
-
-        Raises:
-            RecipeError: it is not; names every difference.
-        """
-        found = self.found()
-        assert found is not None  # the caller looked
-        lines = differences(found["facts"], json.loads(json.dumps(facts)))
-        if lines:
-            raise RecipeError(
-                "\n".join((f"--resume: the run in {self.folder} is another one.", *lines)),
-                hint="Ask for the same, or leave --resume out to start over.",
-            )
 
     def due(self, steps: int) -> bool:
         """Whether it is time to keep the state, by this process's clock where time decides."""
@@ -203,7 +193,7 @@ class Checkpoints:
             averaged = counters.pop("averaged")
         except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
             raise TrainingError(
-                f"{folder} cannot be read: {str(error).splitlines()[0]}.",
+                f"{folder} cannot be read: {first_line(error)}.",
                 hint="Remove that folder to use the one before.",
             ) from error
         run.go_on(counters, [weights[f"good.{i}"].to(device) for i in range(len(run.good))])
@@ -221,16 +211,12 @@ class Checkpoints:
     def _writing(self, beside: Path | None = None) -> Iterator[None]:
         try:
             yield
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own for a full disk
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have own ones for a full disk
             newest = self.newest()
             if beside is not None:
                 shutil.rmtree(beside, ignore_errors=True)
             raise TrainingError(
-                f"{self.folder}: the state of the training cannot be written: {str(error).splitlines()[0]}.",
+                f"{self.folder}: the state of the training cannot be written: {first_line(error)}.",
                 hint=f"The last good one is {newest}: --resume goes on from there." if newest else "Make room there.",
             ) from error
 

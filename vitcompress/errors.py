@@ -86,6 +86,11 @@ def attempting(faults: list[tuple[str, str]]) -> Callable[..., Any]:
     return attempt
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def shorten(names: Iterable[str], *, limit: int = 8) -> str:
     """Join names for a message, the first `limit` of them and a count of the rest."""
     every = list(names)

@@ -7,7 +7,7 @@ import operator
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,9 +17,12 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from vitcompress.compare import has_classes
+from vitcompress.data import ImageSet
 from vitcompress.errors import DataError
 from vitcompress.processes import gathered
-from vitcompress.views import Batch, check_readable
+from vitcompress.recipe import DataRecipe
+from vitcompress.views import Batch, check_readable, evaluation_loader, share_of
 
 SPEED_SECONDS = 3.0  # to time latencies in, per batch size
 MOST_CLASSES = 20  # that a report tells of, and pairs of them: it lies in the file's header
@@ -137,6 +140,31 @@ def evaluate_pair(
     if whole.count == 0:
         raise DataError(f"{name}: not one image could be read.")
     return whole.result(name)
+
+
+def evaluate_on(
+    images: ImageSet,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    config: Mapping[str, Any],
+    recipe: DataRecipe,
+    accelerator: Accelerator,
+) -> Accuracy:
+    """Run both models over a set of images, a part of them in each process.
+
+    Args:
+        images: to evaluate on.
+        student: in eval mode, on the accelerator's device.
+        teacher: the same; None where there is none.
+        config: timm's data config.
+        recipe: batch size and workers.
+        accelerator: knows the processes, which all get the whole result.
+    """
+    return evaluate_pair(
+        student, teacher, evaluation_loader(images, config, recipe, share_of(accelerator)), name=images.name,
+        device=accelerator.device, skip_bad_images=recipe.skip_bad_images, features=not has_classes(student),
+        together=accelerator,
+    )  # fmt: skip
 
 
 class _Tally:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from vitcompress import artifact
-from vitcompress.errors import ArtifactError
+from vitcompress.errors import ArtifactError, first_line
 
 WEIGHTS = "model.safetensors"
 PREFIX = "hf-hub:"
@@ -64,8 +64,7 @@ def _fetch(name: str) -> Path:
     try:
         return Path(hf_hub_download(repo, WEIGHTS, revision=revision or None))
     except Exception as error:  # the Hub client raises dozens of types, of three libraries
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ArtifactError(
-            f"{name} cannot be fetched: {lines[0]}",
+            f"{name} cannot be fetched: {first_line(error)}",
             hint="Check the name and the network; of a private repository, log in first: hf auth login.",
         ) from error

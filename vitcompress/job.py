@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.baselines import BASELINES, measure_baselines
-from vitcompress.budget import finishing_seconds, seconds_to_train
+from vitcompress.budget import training_seconds
 from vitcompress.calibration import calibration_batches, drawn
 from vitcompress.checkpoints import Checkpoints, run_facts
 from vitcompress.classes import known_classes
@@ -224,20 +224,11 @@ class Job:
             return train(
                 student, teacher, self._lesson(), blocks=family_named(self.plan.family).block_names(source),
                 matrices=self.plan.matrices, fade=follow, accelerator=self.accelerator, reporter=reporter,
-                checkpoints=checkpoints, seconds=self._seconds(student, source, started),
+                checkpoints=checkpoints, seconds=training_seconds(
+                    self.recipe, started, student, source, self.val, self.config,
+                    baselines=self.recipe.store.baselines, accelerator=self.accelerator,
+                ),
             )  # fmt: skip
-
-    def _seconds(self, student: nn.Module, source: nn.Module, started: float) -> float | None:
-        """How long to train; None where the recipe counts in steps."""
-        minutes = self.recipe.distill.max_minutes
-        if minutes is None:
-            return None
-        student.eval(), source.to(self.accelerator.device).eval()
-        estimate = partial(
-            finishing_seconds, student, source, self.val, self.config, self.recipe.data,
-            baselines=self.recipe.store.baselines, accelerator=self.accelerator,
-        )  # fmt: skip
-        return seconds_to_train(minutes, started, estimate, self.accelerator)
 
     def _lesson(self) -> Lesson:
         name = self.teacher.name if self.teacher else self.source.name

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.checkpoints import Checkpoints, images_digest
-from vitcompress.compare import Comparison, has_classes
+from vitcompress.compare import Comparison
 from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
 from vitcompress.distill import distill
-from vitcompress.evaluation import Accuracy, evaluate_pair
+from vitcompress.evaluation import Accuracy, evaluate_on
 from vitcompress.mixing import Mixing
 from vitcompress.plans import Plan, weighed
 from vitcompress.quantize import num_bytes
@@ -34,7 +34,7 @@ from vitcompress.stored import round_to, stored_tensors
 from vitcompress.teacher import Teacher, adapt_inputs
 from vitcompress.teacher_cache import TeacherCache
 from vitcompress.trainlog import DivergedError, TrainLog
-from vitcompress.views import Batch, Share, evaluation_loader, share_of, training_loader
+from vitcompress.views import Batch, Share, share_of, training_loader
 
 PROBE_IMAGES = 8
 _DECIDE_VIEWS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")
@@ -212,11 +212,7 @@ def measure(
     if images is None:
         return None
     reporter.say(f"evaluating on {images.name}")
-    return evaluate_pair(
-        student, teacher, evaluation_loader(images, config, recipe, share_of(accelerator)), name=images.name,
-        device=accelerator.device, together=accelerator, skip_bad_images=recipe.skip_bad_images,
-        features=not has_classes(student),
-    )  # fmt: skip
+    return evaluate_on(images, student, teacher, config, recipe, accelerator)
 
 
 @dataclass(frozen=True)

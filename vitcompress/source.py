@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.errors import CheckpointError, ModelError, RecipeError, shorten
+from vitcompress.errors import CheckpointError, ModelError, RecipeError, first_line, shorten
 from vitcompress.families import FAMILIES
 from vitcompress.recipe import ModelRecipe
 from vitcompress.short_names import SHORT_NAMES
@@ -110,7 +110,7 @@ def _from_config(name: str, identifier: str, read: Any) -> Source:
         ) from error
     except Exception as error:  # the Hub client raises dozens of types, of three libraries
         raise ModelError(
-            f"MODEL {name}: its config.json cannot be read: {_first_line(error)}",
+            f"MODEL {name}: its config.json cannot be read: {first_line(error).rstrip('.')}.",
             hint="Without a network, name the architecture and give its weights: MODEL --checkpoint FILE.",
         ) from error
     if not isinstance(architecture, str) or not timm.is_model(architecture):
@@ -212,7 +212,7 @@ def _create(architecture: str, model_args: Mapping[str, Any], cfg: Mapping[str, 
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
         given = " ".join(f"{key}={value}" for key, value in model_args.items())
         raise ModelError(
-            f"timm cannot build {architecture} with {given or 'its defaults'}: {_first_line(error)}",
+            f"timm cannot build {architecture} with {given or 'its defaults'}: {first_line(error).rstrip('.')}.",
             hint="Check --model-arg against the model's constructor in timm.",
         ) from error
     for norm in model.modules() if norm_eps is not None else ():
@@ -247,7 +247,7 @@ def _fetch(source: Source) -> nn.Module:
         if source.name.startswith("local-dir:"):
             raise _unreadable(f"MODEL {source.name}", error) from error
         raise CheckpointError(
-            f"No weights for {source.name}: {_first_line(error)}",
+            f"No weights for {source.name}: {first_line(error).rstrip('.')}.",
             hint="Without a network, give a local file: --checkpoint FILE.",
         ) from error
     return model
@@ -346,7 +346,9 @@ def _unreadable(what: str, error: BaseException) -> CheckpointError:
             f"{what} is no plain table of tensors; the code in it was not run.",
             hint="Save the state dict alone, best as .safetensors.",
         )
-    return CheckpointError(f"{what} cannot be read: {_first_line(error)}", hint="It may be cut short: fetch it again.")
+    return CheckpointError(
+        f"{what} cannot be read: {first_line(error).rstrip('.')}.", hint="It may be cut short: fetch it again."
+    )
 
 
 def _mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
@@ -435,8 +437,3 @@ def sha256_of(weights: Mapping[str, Tensor]) -> str:
 def clone(model: nn.Module) -> nn.Module:
     """A deep copy that shares no tensor with `model`."""
     return copy.deepcopy(model)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".") + "."

@@ -75,8 +75,7 @@ class TeacherCache:
     def rows(self, step: int, part: int) -> np.ndarray[Any, Any]:
         """Numbers of the views in this process's `part` of a step."""
         first = step * self.batch_size
-        keys = [(number, number) for number in range(first, first + self.batch_size)]
-        return np.array([number for number, _ in list(self.share.cut(keys))[part]])
+        return np.array(list(self.share.cut(range(first, first + self.batch_size)))[part])
 
     def get(self, step: int, part: int, ask: Callable[[], Tensor]) -> Tensor:
         """The teacher's logits `[B, K]` of a part of a step.

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import nn
 
 from vitcompress import artifact
 from vitcompress.adapt import adapt_student, adapted_source
-from vitcompress.budget import finishing_seconds, seconds_to_train
+from vitcompress.budget import training_seconds
 from vitcompress.checkpoints import Checkpoints, run_facts
 from vitcompress.classes import known_classes
 from vitcompress.compare import Candidate, Comparison, has_classes
@@ -106,7 +105,10 @@ def finetune(
             log = train(
                 student, teacher, job.lesson, blocks=family_named(job.plan.family).block_names(student),
                 matrices=job.plan.matrices, fade=quantise, accelerator=job.accelerator, reporter=reporter,
-                checkpoints=checkpoints, seconds=job.seconds(student, teacher, started),
+                checkpoints=checkpoints, seconds=training_seconds(
+                    job.lesson.recipe, started, student, teacher, job.val, job.lesson.config, baselines=False,
+                    accelerator=job.accelerator,
+                ),
             )  # fmt: skip
     except DivergedError as error:
         kept = job.out.with_name(f"{job.out.stem}.last-good{job.out.suffix}")
@@ -171,19 +173,6 @@ class _Job:
         settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say)
         if settled is None and self.accelerator.is_main_process:
             checkpoints.begin(facts, {}, dear=False)
-
-    def seconds(self, student: nn.Module, teacher: nn.Module | None, started: float) -> float | None:
-        """How long to train; None where the recipe counts in steps."""
-        recipe, accelerator = self.lesson.recipe, self.accelerator
-        if recipe.distill.max_minutes is None:
-            return None
-        for model in filter(None, (student, teacher)):
-            model.to(accelerator.device).eval()
-        estimate = partial(
-            finishing_seconds, student, teacher, self.val, self.lesson.config, recipe.data, baselines=False,
-            accelerator=accelerator,
-        )  # fmt: skip
-        return seconds_to_train(recipe.distill.max_minutes, started, estimate, accelerator)
 
     def measure(self, student: nn.Module, teacher: nn.Module | None, reporter: Reporter) -> Accuracy | None:
         """Evaluate the student, next to its teacher where it has one; nothing where there is nothing to measure."""

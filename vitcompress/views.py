@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from vitcompress.data import Sample as ShardSample
 from vitcompress.errors import DataError, RecipeError
 from vitcompress.recipe import DataRecipe
 
+T = TypeVar("T")
 Key = tuple[int, int]  # position in the set, number of the draw
 _MODES = {1: "L", 3: "RGB"}
 _MOST_STAND_INS = 100  # images in a row that cannot be read, till a set is taken for one of no images
@@ -183,7 +184,7 @@ class Share:
     num_processes: int = 1
     accumulate: int = 1
 
-    def cut(self, keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
+    def cut(self, keys: Sequence[T]) -> Iterator[Sequence[T]]:
         """Cut a step's images down to the batches of the process.
 
         Mixing pairs the first image of a batch with its last, the second with the last but one, and so on: where a

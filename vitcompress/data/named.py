@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vitcompress.data.sets import Found
-from vitcompress.errors import DataError, nearest
+from vitcompress.errors import DataError, first_line, nearest
 
 _FLAG = ({"train": True}, {"train": False})
 _TEST = ({"split": "train"}, {"split": "test"})
@@ -89,7 +89,7 @@ def open_named(place: str, split: str, where: str) -> Found:
     except (RuntimeError, OSError, ImportError) as error:  # ImportError: scipy, which StanfordCars reads with
         chosen = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise DataError(
-            f"{where}: not in {root}: {str(error).splitlines()[0]}",
+            f"{where}: not in {root}: {first_line(error)}",
             hint=f'Name its folder, torch/{name}:FOLDER, or fetch it once: python -c "from torchvision.datasets import '
             f'{kind}; {kind}({str(root)!r}, {chosen}, download=True)"'
             if kind not in ("ImageNet", "StanfordCars")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vitcompress.data.readers import decoded
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, Found
-from vitcompress.errors import DataError, missing_package, nearest, shorten
+from vitcompress.errors import DataError, first_line, missing_package, nearest, shorten
 
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -98,7 +98,7 @@ def _load(datasets: Any, root: Path, where: str) -> Mapping[str, Any]:
         else:
             found = datasets.load_dataset(str(root))
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{where} cannot be read as a data set: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{where} cannot be read as a data set: {first_line(error)}") from error
     return dict(found) if isinstance(found, dict) else {"train": found}
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import vitcompress
 from vitcompress import hub
-from vitcompress.errors import VitcompressError, shorten
+from vitcompress.errors import VitcompressError, first_line, shorten
 from vitcompress.export.card import model_card
 from vitcompress.export.formats import Format, Written
 from vitcompress.export.subject import Subject
@@ -157,9 +157,8 @@ def push_folder(folder: Path, repo: str) -> None:
             repo_id=repo, folder_path=folder, commit_message=f"Upload a model of vitcompress {vitcompress.__version__}"
         )
     except Exception as error:  # the Hub client raises dozens of types, of three libraries
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise VitcompressError(
-            f"--push {repo}: {lines[0]} The folder {folder} is written.",
+            f"--push {repo}: {first_line(error)} The folder {folder} is written.",
             hint="Log in with hf auth login; or upload it later: hf upload REPO FOLDER.",
         ) from error
 
