@@ -26,7 +26,7 @@ check-oldest:  ## the fast tests with the lowest torch and timm that pyproject.t
 	$(PYTHON) -m venv $(OLDEST)
 	$(PYTHON) tests/oldest.py pyproject.toml > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

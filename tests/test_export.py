@@ -144,6 +144,18 @@ def test_int8_codes_and_scales_are_the_artifacts_own(tmp_path: Path) -> None:
 
 
 @with_onnx
+def test_transformations_that_nothing_trained_yet_are_one_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "randomise", lambda student: None)
+    path = write(tmp_path / "m.safetensors", ROWS["vit"], share=2, transforms=("heads", "mlp"))
+    exported(path, "onnx", "m.onnx")
+    mixes = [name for name in load_file(path) if "mix_" in name]
+    assert len(mixes) > 2
+    assert len(initializers(tmp_path / "m.onnx").keys() & set(mixes)) == 1
+
+
+@with_onnx
 def test_a_tensor_with_other_numbers_is_found(tmp_path: Path) -> None:
     from vitcompress.export.onnx import check_tensors
 

@@ -11,12 +11,14 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from tests.conftest import Vitcompress
 from tests.test_baselines import ROWS
@@ -39,6 +41,7 @@ from vitcompress.report.differences import cautions
 from vitcompress.report.page import gate_rows, recipe_text
 from vitcompress.report.private import without_places
 from vitcompress.report.sharing import boxes, in_words
+from vitcompress.results import class_names
 from vitcompress.trainlog import TrainLog
 
 CURVE = tuple(
@@ -233,13 +236,21 @@ def test_files_stand_side_by_side_and_cautions_say_what_cannot_be_compared() -> 
     assert_safe(html)
 
 
+def test_imagenet_classes_are_told_by_name_where_the_source_was_a_local_file() -> None:
+    synsets = tuple(ImageNetInfo("imagenet-1k").label_names())
+    manifest: Any = SimpleNamespace(source={"model_args": {}, "pretrained_cfg": {}}, classes=synsets)
+    assert class_names(manifest)[985] == "daisy"
+    manifest.classes = ()
+    assert class_names(manifest) == ()
+
+
 # --- on the command line
 
 
 def test_report_compare_and_diff_on_the_command_line(made: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:
     file, page = made / "mini.safetensors", tmp_path / "out.html"
     ended = vitcompress("report", file, "--html", page)
-    assert (ended.code, ended.out, ended.err) == (0, "", "")
+    assert (ended.code, ended.out, ended.err.split()) == (0, "", ["wrote", str(page)])
     assert_safe(page.read_text(encoding="utf-8"))
     copy = Path(shutil.copy(file, tmp_path / "copy.safetensors"))
     assert re.search(r"parameters +│ 21,245", vitcompress("compare", file, copy).out)

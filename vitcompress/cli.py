@@ -349,8 +349,9 @@ def show_report(
         from vitcompress import results
 
         data = compose.build({"model": "", **flags}).data
-        seen = results.examples_of(file, data, checkpoint=checkpoint, reporter=Reporter()) if flags else None
-        results.write_page(html, report.to_html(results.result_of(file), seen))
+        reporter = Reporter()
+        seen = results.examples_of(file, data, checkpoint=checkpoint, reporter=reporter) if flags else None
+        results.write_page(html, report.to_html(results.result_of(file), seen), reporter)
 
 
 @app.command()
@@ -368,7 +369,7 @@ def compare(
 
         results = [result_of(file) for file in files]
         if html is not None:
-            write_page(html, report.compared_html(results))
+            write_page(html, report.compared_html(results), Reporter())
         if as_json:
             _print_json([{"file": r.name, "file_bytes": r.file_bytes, **report.to_json(r.report)} for r in results])
         elif html is None:

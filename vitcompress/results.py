@@ -25,7 +25,7 @@ def result_of(file: Path) -> Result:
     """
     manifest = artifact.read_manifest(file)
     report = from_json(manifest.report)
-    return Result(file.name, file.stat().st_size, report, manifest.recipe, _class_names(manifest))
+    return Result(file.name, file.stat().st_size, report, manifest.recipe, class_names(manifest))
 
 
 def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, reporter: Reporter) -> Examples:
@@ -43,23 +43,24 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
     return found
 
 
-def write_page(out: Path, html: str) -> None:
-    """Write a page, whole or not at all.
+def write_page(out: Path, html: str, reporter: Reporter) -> None:
+    """Write a page, whole or not at all, and say so.
 
     Raises:
         ArtifactError: the folder cannot be written to.
     """
     with artifact.replacing(out) as beside:
         beside.write_text(html, encoding="utf-8")
+    reporter.say(f"wrote {out}")
 
 
-def _class_names(manifest: Manifest) -> tuple[str, ...]:
+def class_names(manifest: Manifest) -> tuple[str, ...]:
     """Names of the classes as people say them: of ImageNet's, not the WordNet number."""
-    source = manifest.source
-    count = source["model_args"].get("num_classes", source["pretrained_cfg"].get("num_classes"))
+    cfg = manifest.source["pretrained_cfg"]
+    count = manifest.source["model_args"].get("num_classes", cfg.get("num_classes", len(manifest.classes)))
     if not isinstance(count, int):
         return ()
-    names = known_classes(manifest.classes, source["pretrained_cfg"], count)
+    names = known_classes(manifest.classes, cfg, count)
     subset = infer_imagenet_subset({"num_classes": count})
     if subset and names:
         known = ImageNetInfo(subset)
