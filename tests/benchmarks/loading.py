@@ -8,6 +8,7 @@ DeiT-Tiny is there where its weights are.
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import statistics
@@ -22,6 +23,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import vitcompress
 from vitcompress import artifact
@@ -41,8 +43,10 @@ ROWS = (
 ROUNDS = 7
 
 
-def make(path: Path, architecture: str, share: int, store: str, checkpoint: Path | None) -> None:
-    """Write an untrained student of timm's model.
+def make(
+    path: Path, architecture: str, share: int, store: str, checkpoint: Path | None, *, moved: float = 0.0
+) -> nn.Module:
+    """Write a student of timm's model.
 
     Args:
         path: the artifact.
@@ -50,6 +54,10 @@ def make(path: Path, architecture: str, share: int, store: str, checkpoint: Path
         share: blocks per group.
         store: a key of `STORES`.
         checkpoint: None for random weights.
+        moved: standard deviation of what is added to transformations, as if they had been trained.
+
+    Returns:
+        timm's model, in eval mode.
     """
     torch.manual_seed(0)
     source: dict[str, Any] = {
@@ -62,12 +70,18 @@ def make(path: Path, architecture: str, share: int, store: str, checkpoint: Path
     model = load_teacher(made) if checkpoint else timm.create_model(architecture).eval()
     plan = make_plan(model, PlanRecipe(share=share), name=architecture, store=store)
     config = data_config(model, ModelRecipe(architecture))
-    apply_plan(model, plan)
-    model.eval()
-    stored = stored_tensors(model, store)
-    round_to(model, stored, store)
+    student = copy.deepcopy(model)
+    apply_plan(student, plan)
+    student.eval()
+    with torch.no_grad():
+        for name, p in student.named_parameters():
+            if "mix_" in name or "token_conv" in name:
+                p += moved * torch.randn_like(p)
+    stored = stored_tensors(student, store)
+    round_to(student, stored, store)
     manifest = artifact.Manifest(source, "", plan, config, {}, {"schema_version": 1}, {}, store=store)
-    artifact.write(path, model, manifest, torch.randn(1, *config["input_size"]), stored=stored)
+    artifact.write(path, student, manifest, torch.randn(1, *config["input_size"]), stored=stored)
+    return model
 
 
 def ours(path: Path, architecture: str) -> object:

@@ -104,12 +104,18 @@ def _content(t: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
     return t.dtype, t.shape, sha256(t.contiguous().view(torch.uint8).numpy().tobytes()).digest()
 
 
-def open_session(path: Path) -> Run:
-    """Run an ONNX file in onnxruntime, on CPU."""
+def open_session(path: Path, threads: int = 0) -> Run:
+    """Run an ONNX file in onnxruntime, on CPU.
+
+    Args:
+        path: the file.
+        threads: that compute; 0 for onnxruntime's choice.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings are about what it optimises
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
