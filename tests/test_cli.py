@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from safetensors import safe_open
 
@@ -21,7 +22,7 @@ from vitcompress import __version__, artifact, cli
 from vitcompress.compose import build, to_dict
 from vitcompress.recipe import STAGES, Recipe, options
 
-COMMANDS = ("compress", "finetune", "plan", "report", "evaluate", "check", "recipes")
+COMMANDS = tuple(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 SIZE_KEYS = {
     "teacher_params", "student_params", "params_ratio", "teacher_bytes", "student_bytes", "bytes_ratio",
     "teacher_macs", "student_macs", "macs_ratio",

@@ -288,7 +288,8 @@ def test_push_uploads_the_folder(mini: Path, monkeypatch: pytest.MonkeyPatch, vi
     api = Hub()
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
     words = ["export", mini, "--to", "hf", "--out", mini.with_name("repo"), "--num-images", 1, "--push", "me/mini"]
-    assert vitcompress(*words).code == 0
+    ended = vitcompress(*words)
+    assert (ended.code, "licence of its weights is not known" in ended.out) == (0, True)
     (made, create), (uploaded, upload) = api.calls
     assert (made, create) == ("create_repo", {"repo": "me/mini", "exist_ok": True})
     assert (uploaded, upload["repo_id"]) == ("upload_folder", "me/mini")
@@ -308,8 +309,14 @@ def wrong_size(written: formats.Written) -> formats.Written:
     return replace(written, limit_bytes=1000)
 
 
+def no_graph(written: formats.Written) -> formats.Written:
+    raise RuntimeError("aten.new_thing is not known\nand much more")
+
+
 @pytest.mark.parametrize(("to", "name"), [("timm", "out.safetensors"), ("hf", "out")])
-@pytest.mark.parametrize(("harm", "why"), [(wrong_outputs, "outputs differ"), (wrong_size, "more than once")])
+@pytest.mark.parametrize(
+    ("harm", "why"), [(wrong_outputs, "outputs differ"), (wrong_size, "more than once"), (no_graph, "aten.new_thing")]
+)
 def test_a_wrong_result_ends_with_1_and_leaves_nothing(
     to: str, name: str, harm: Callable[[formats.Written], formats.Written], why: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress,

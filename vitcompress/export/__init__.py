@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vitcompress.console import Reporter
-from vitcompress.errors import ExportError, VitcompressError, nearest
+from vitcompress.errors import ExportError, VitcompressError, first_line, nearest
 from vitcompress.export.formats import Format, Written
 from vitcompress.export.hf import HF, push_folder
 from vitcompress.export.onnx import ONNX
@@ -58,7 +58,10 @@ def export(
     probe = probe_of(subject, data, num_images)
     with how.placing(out) as beside:
         reporter.say(f"writing {out}")
-        written = how.write(subject, beside)
+        try:
+            written = how.write(subject, beside)
+        except (RuntimeError, ValueError) as error:  # what torch's exporters raise where they meet something new
+            raise ExportError(f"{out} was not written: {first_line(error)}.") from error
         reporter.say(f"comparing outputs on {probe.name}")
         try:
             found = compare(subject.student, written.run, probe.batches)

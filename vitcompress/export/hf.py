@@ -23,7 +23,7 @@ from torch import Tensor
 import vitcompress
 from vitcompress import hub
 from vitcompress.errors import VitcompressError, first_line, shorten
-from vitcompress.export.card import model_card
+from vitcompress.export.card import licence_of, model_card
 from vitcompress.export.formats import Format, Written
 from vitcompress.export.subject import Subject
 from vitcompress.report import from_json, to_svg
@@ -56,7 +56,8 @@ def write(subject: Subject, path: Path) -> Written:
         return outputs
 
     limit = subject.path.stat().st_size + TEXT_BYTES
-    return Written(run, subject.tensor_bytes, limit)
+    unknown = f"The licence of its weights is not known: fill it in in {CARD}, before anybody uses it."
+    return Written(run, subject.tensor_bytes, limit, () if licence_of(subject) else (unknown,))
 
 
 def picture_of(subject: Subject) -> str | None:
