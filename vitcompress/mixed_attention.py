@@ -1,6 +1,6 @@
 """How is attention computed whose maps are mixed across heads?  A few maps at a time, which never leave the cache.
 
-    S = Q Kᵀ + bias      L = A S + mask      P = softmax(L)      out = (B P) V        A, B mix heads
+    S = c Q Kᵀ + bias      L = A S + mask      P = softmax(L)      out = (B P) V        A, B mix heads
 
 Fused kernels cannot mix heads. Whole maps of a batch are many times as large as the processor's cache, and each of
 the steps above would read and write them all; a block of them goes through all steps before the next one is begun.
@@ -21,7 +21,7 @@ BLOCK_BYTES = 2**20  # of one block of maps; the best of 2^18 to 2^22, with the 
 
 def mixed_attention(
     q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None, mix_probs: Tensor | None, *,
-    bias: Tensor | None = None, mask: Tensor | None = None, drop: float = 0.0,
+    scale: float = 1.0, bias: Tensor | None = None, mask: Tensor | None = None, drop: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Attention with its maps mixed across heads before and after the softmax.
 
@@ -30,11 +30,12 @@ def mixed_attention(
     kept; they cannot be differentiated once more. A mix that is the identity, and is not being learned, is left out.
 
     Args:
-        q: queries, scaled as for the logits, `[B, H, N, D]`.
+        q: queries `[B, H, N, D]`.
         k: keys `[B, H, M, D]`.
         v: values `[B, H, M, V]`.
         mix_logits: A, `[H, H]`; None for the identity.
         mix_probs: B, `[H, H]`; None for the identity.
+        scale: c, of the products; queries scaled before would be a second copy to keep for the backward pass.
         bias: added to the logits, `[B or 1, H or 1, N, M]` or `[H, N, M]`.
         mask: added to the mixed logits, `[B or 1, H or 1, N, M]`.
         drop: share of the mixed probabilities that are dropped, 0–1.
@@ -45,24 +46,24 @@ def mixed_attention(
     Source: MiniViT, arXiv:2204.07154, Sec. 3.2; order of bias, mix and mask as in the released Mini-Swin.
     """
     if not _in_blocks(q, drop):
-        return attend_whole(q, k, v, mix_logits, mix_probs, bias=bias, mask=mask, drop=drop)
+        return attend_whole(q, k, v, mix_logits, mix_probs, scale=scale, bias=bias, mask=mask, drop=drop)
     mix_logits, mix_probs = _without_identity(mix_logits), _without_identity(mix_probs)
     added = [_with_heads(term, q, k) for term in (bias, mask)]
     if mix_logits is None and mix_probs is None:
         terms = [term for term in added if term is not None]
         total = terms[0] + terms[1] if len(terms) == 2 else terms[0] if terms else None
-        fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=total, scale=1.0)
+        fused: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=total, scale=scale)
         return fused
-    out: Tensor = _MixedAttention.apply(q, k, v, mix_logits, mix_probs, *added)
+    out: Tensor = _MixedAttention.apply(scale, q, k, v, mix_logits, mix_probs, *added)
     return out
 
 
 def attend_whole(
     q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None, mix_probs: Tensor | None, *,
-    bias: Tensor | None = None, mask: Tensor | None = None, drop: float = 0.0,
+    scale: float = 1.0, bias: Tensor | None = None, mask: Tensor | None = None, drop: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """The same by plain operations on whole maps: for other devices, mixed precision, dropout, tracing and export."""
-    logits = q @ k.transpose(-2, -1)
+    logits = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias
     if mix_logits is not None:
@@ -135,6 +136,7 @@ class _Maps:
     """The maps of one block after another, in the same memory.
 
     Args:
+        scale: of the products of queries and keys.
         q: queries of the batch.
         k: keys of the batch.
         weights: of the two mixes; None for the identity.
@@ -142,9 +144,9 @@ class _Maps:
     """
 
     def __init__(
-        self, q: Tensor, k: Tensor, weights: tuple[Tensor | None, ...], added: tuple[Tensor | None, ...]
+        self, scale: float, q: Tensor, k: Tensor, weights: tuple[Tensor | None, ...], added: tuple[Tensor | None, ...]
     ) -> None:
-        self.q, self.k, self.weights, self.added = q, k, weights, added
+        self.scale, self.q, self.k, self.weights, self.added = scale, q, k, weights, added
         self.memory: dict[tuple[str, torch.Size], Tensor] = {}
 
     def empty(self, name: str, shape: torch.Size) -> Tensor:
@@ -169,7 +171,8 @@ class _Maps:
         images, rows = block
         q, k = self.q[images, :, rows], self.k[images]
         logits = self.empty("logits", torch.Size((*q.shape[:3], k.shape[2])))
-        torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT, out=logits.flatten(0, 1))
+        flat = logits.flatten(0, 1)
+        torch.baddbmm(flat, q.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=self.scale, out=flat)
         bias, mask = (None if term is None else _of_block(term, block) for term in self.added)
         if bias is not None:
             logits += bias
@@ -186,11 +189,12 @@ class _MixedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None, mix_probs: Tensor | None,
-        bias: Tensor | None, mask: Tensor | None,
+        ctx: Any, scale: float, q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None,
+        mix_probs: Tensor | None, bias: Tensor | None, mask: Tensor | None,
     ) -> Tensor:  # fmt: skip
+        ctx.scale = scale
         ctx.save_for_backward(q, k, v, mix_logits, mix_probs, bias, mask)
-        maps = _Maps(q, k, (mix_logits, mix_probs), (bias, mask))
+        maps = _Maps(ctx.scale, q, k, (mix_logits, mix_probs), (bias, mask))
         batch, heads, queries, _ = q.shape
         out = q.new_empty(batch, queries, heads, v.shape[-1]).transpose(1, 2)  # as the projection reads it
         for images, rows in _blocks(q, k.shape[2]):
@@ -203,11 +207,11 @@ class _MixedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mix_logits, mix_probs, bias, mask = ctx.saved_tensors
-        maps = _Maps(q, k, (mix_logits, mix_probs), (bias, mask))
-        grads = _Gradients(q, k, v, (mix_logits, mix_probs), bias, mask, ctx.needs_input_grad)
+        maps = _Maps(ctx.scale, q, k, (mix_logits, mix_probs), (bias, mask))
+        grads = _Gradients(q, k, v, (mix_logits, mix_probs), bias, mask, ctx.needs_input_grad[1:])
         for block in _blocks(q, k.shape[2]):
             grads.add(block, maps, upstream)
-        return grads.found()
+        return None, *grads.found(ctx.scale)
 
 
 class _Gradients:
@@ -262,8 +266,10 @@ class _Gradients:
             own += torch.bmm(grad.flatten(2), before.flatten(2).mT).sum(0)
         return maps.mixed(grad, weight.mT, "unmixed")
 
-    def found(self) -> tuple[Tensor | None, ...]:
-        """In the order of the inputs."""
+    def found(self, scale: float) -> tuple[Tensor | None, ...]:
+        """In the order of the tensors; `scale` is that of the products of queries and keys."""
+        self.grad_q *= scale
+        self.grad_k *= scale
         return (self.grad_q, self.grad_k, self.grad_v, *self.grad_weights, *self.grad_added)
 
 

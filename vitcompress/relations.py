@@ -60,7 +60,9 @@ class _RelationKL(torch.autograd.Function):
         exact = torch.promote_types(student[0].dtype, torch.float32)  # in half precision such a softmax is noise
         batch, num_tokens = student[0].shape[0], student[0].shape[1] if tokens is None else len(tokens)
         rows = batch * heads * num_parts**2 * num_tokens
-        grads = _empty_grads(student, tokens, exact) if any(ctx.needs_input_grad) else None
+        grads = None
+        if any(ctx.needs_input_grad):  # of the chosen tokens: the others have none
+            grads = [part.new_empty(batch, num_tokens, part.shape[-1], dtype=exact) for part in student]
         relations = _Relations(num_parts)
         total = torch.zeros((), dtype=torch.float64, device=student[0].device)
         for images in _images(batch, heads * (num_parts * num_tokens) ** 2 * exact.itemsize, student[0].device.type):
@@ -72,24 +74,20 @@ class _RelationKL(torch.autograd.Function):
                 grad = grad.mul_((ours.shape[-1] ** -0.25) / rows).unflatten(0, (-1, heads))
                 parts = grad.transpose(1, 2).flatten(2).split(num_tokens, dim=1)
                 for whole, part in zip(grads, parts, strict=True):
-                    whole[images, slice(None) if tokens is None else tokens] = part
+                    whole[images] = part
         if grads is not None:
-            ctx.dtypes = [part.dtype for part in student]
+            ctx.tokens, ctx.states = tokens, [(part.shape, part.dtype) for part in student]
             ctx.save_for_backward(*grads)
         return (total / rows).to(exact)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        grads = ctx.saved_tensors
-        found = [(grad * upstream).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
+        found = []
+        for grad, (shape, dtype) in zip(ctx.saved_tensors, ctx.states, strict=True):
+            part = (grad * upstream).to(dtype)
+            found.append(part if ctx.tokens is None else part.new_zeros(shape).index_copy_(1, ctx.tokens, part))
         return (None, None, None, None, *found, *[None] * len(found))
-
-
-def _empty_grads(states: Sequence[Tensor], tokens: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
-    """One per part; zero where tokens were not chosen."""
-    make = torch.empty if tokens is None else torch.zeros
-    return [make(part.shape, dtype=dtype, device=part.device) for part in states]
 
 
 def _images(batch: int, bytes_per_image: int, device: str) -> Iterator[slice]:

@@ -155,12 +155,15 @@ def distilling_step(teacher: nn.Module, images: Tensor, transforms: Sequence[str
     updates = optimizers(student, recipe, matrices)
     given = Given(recipe.temperature, recipe.relation_heads)
 
-    def step() -> None:
+    def compute() -> Tensor:
         with torch.inference_mode():
             target = read_teacher(teacher(images))
         found = read_student(student(images))
         losses = [weight * LOSSES[name].compute(found, target, given) for name, weight in comparison.losses.items()]
-        torch.stack(losses).sum().backward()
+        return torch.stack(losses).sum()
+
+    def step() -> None:
+        compute().backward()  # what was read is free before
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for optimizer in updates:
             optimizer.step()

@@ -50,7 +50,7 @@ class MixedBeitAttention(nn.Module):
         bias = None if self.relative_position_bias_table is None else self._get_rel_pos_bias()
         if shared_rel_pos_bias is not None:
             bias = shared_rel_pos_bias if bias is None else bias + shared_rel_pos_bias
-        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, q * self.scale, k, v, bias=bias)))
+        out: Tensor = self.proj_drop(self.proj(attend_mixed(self, q, k, v, scale=self.scale, bias=bias)))
         return out
 
 

@@ -75,7 +75,7 @@ class MixedRopeAttention(nn.Module):
         if self.num_kv_groups > 1:
             k, v = k.repeat_interleave(self.num_kv_groups, dim=1), v.repeat_interleave(self.num_kv_groups, dim=1)
         mask = resolve_self_attn_mask(x.shape[1], q, attn_mask, is_causal)
-        found = self.norm(attend_mixed(self, q * self.scale, k, v, mask=mask))
+        found = self.norm(attend_mixed(self, q, k, v, scale=self.scale, mask=mask))
         if self.gate is not None:
             found = found * self.gate(x).sigmoid()
         out: Tensor = self.proj_drop(self.proj(found))

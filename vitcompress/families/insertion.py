@@ -47,15 +47,17 @@ def add_mixes(mixed: Any, *, mix_heads: bool = True) -> None:
 
 
 def attend_mixed(
-    attn: Any, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, mask: Tensor | None = None
-) -> Tensor:
+    attn: Any, q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, bias: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Attention with its maps mixed by the mixes of `attn`, as `mixed_attention` does it.
 
     Args:
         attn: holds `mix_logits` and `mix_probs`, each a `HeadMix` or an identity, and `attn_drop`.
-        q: queries, scaled as for the logits, `[B, H, N, D]`.
+        q: queries `[B, H, N, D]`.
         k: keys `[B, H, N, D]`.
         v: values `[B, H, N, V]`.
+        scale: of the products of queries and keys.
         bias: position bias of the logits, `[B or 1, H, N, N]` or `[H, N, N]`; None where there is none.
         mask: added to the mixed logits, `[B or 1, H or 1, N, N]`; None where nothing is masked.
 
@@ -64,7 +66,8 @@ def attend_mixed(
     """
     weights = (getattr(mix, "weight", None) for mix in (attn.mix_logits, attn.mix_probs))
     drop = attn.attn_drop.p if attn.training else 0.0
-    return mixed_attention(q, k, v, *weights, bias=bias, mask=mask, drop=drop).transpose(1, 2).flatten(2)
+    found = mixed_attention(q, k, v, *weights, scale=scale, bias=bias, mask=mask, drop=drop)
+    return found.transpose(1, 2).flatten(2)
 
 
 def project_qkv(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

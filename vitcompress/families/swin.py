@@ -48,7 +48,7 @@ class MixedWindowAttention(nn.Module):
         """Attend inside windows `[B·windows, N, C]`, `mask` `[windows, N, N]` on shifted ones; the shape is kept."""
         q, k, v = project_qkv(self, x)
         mask = mask_per_window(mask, x.shape[0])
-        found = attend_mixed(self, q * self.scale, k, v, bias=self._get_rel_pos_bias(), mask=mask)
+        found = attend_mixed(self, q, k, v, scale=self.scale, bias=self._get_rel_pos_bias(), mask=mask)
         out: Tensor = self.proj_drop(self.proj(found))
         return out
 

@@ -86,10 +86,10 @@ class MixedAttention(nn.Module):
         """Attend over tokens `[B, N, C]`; the shape is kept."""
         tokens = x.shape[1]
         q, k, v = project_qkv(self, x)
-        q, k = self.q_norm(q) * self.scale, self.k_norm(k)
-        bias = None if self.rpe is None else self.rpe(q)
+        q, k = self.q_norm(q), self.k_norm(k)
+        bias = None if self.rpe is None else self.rpe(q * self.scale)
         mask = resolve_self_attn_mask(tokens, q, attn_mask, is_causal)
-        found = self.norm(attend_mixed(self, q, k, v, bias=bias, mask=mask))
+        found = self.norm(attend_mixed(self, q, k, v, scale=self.scale, bias=bias, mask=mask))
         if self.gate is not None:
             found = found * self.gate(x).sigmoid()
         out: Tensor = self.proj_drop(self.proj(found))
