@@ -88,8 +88,9 @@ class TokenConvolution(nn.Module):
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
         rows, cols = lay_out(patches.shape[1], self.grid_size)
         image = patches.unflatten(1, (rows, cols)).permute(0, 3, 1, 2)  # [B, C, rows, cols], channels last in memory
-        moved = F.conv2d(image, self.weight, padding="same", groups=image.shape[1])
-        patches = patches + moved.permute(0, 2, 3, 1).flatten(1, 2)
+        # padding="same" would pad as much, and take longer on CPU
+        moved = F.conv2d(image, self.weight, padding=self.weight.shape[-1] // 2, groups=image.shape[1])
+        patches = moved.permute(0, 2, 3, 1).flatten(1, 2).add_(patches)
         return torch.cat([prefix, patches], dim=1) if self.num_prefix_tokens else patches
 
 
