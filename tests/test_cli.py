@@ -18,7 +18,7 @@ from safetensors import safe_open
 from tests.conftest import Vitcompress, listing
 from tests.test_source import save_as_timm_does
 from tests.tiny import tiny
-from vitcompress import __version__, artifact, cli
+from vitcompress import __version__, artifact, cli, endings
 from vitcompress.compose import build, to_dict
 from vitcompress.recipe import STAGES, Recipe, options
 
@@ -391,7 +391,7 @@ def test_an_interrupt_is_130_in_every_command(
     file = made / "mini.safetensors"
     for words in (["plan", "x"], ["compress", "x", "--out", "y"], ["evaluate", file], ["report", file]):
         ended = vitcompress(*words)
-        assert (ended.code, ended.out) == (cli.EXIT_INTERRUPTED, "")
+        assert (ended.code, ended.out) == (endings.EXIT_INTERRUPTED, "")
         assert "Interrupted" in ended.err
 
 

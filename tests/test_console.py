@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Vitcompress
-from vitcompress.cli import reporting
 from vitcompress.console import EVENTS, LOG_VERSION, STARTED_VARIABLE, JsonLog, Reporter
+from vitcompress.endings import reporting
 
 PAGE = Path(__file__).parents[1] / "docs" / "ci.md"
 FAST = ("--share", 2, "--steps", 3, "--batch-size", 4, "--num-workers", 0, "--device", "cpu", "--no-baselines")
@@ -50,7 +50,7 @@ def test_a_run_and_its_result(vitcompress: Vitcompress, teacher: Sequence[str], 
 def test_on_stderr_there_is_nothing_else(vitcompress: Vitcompress, mini: Path, images: Path) -> None:
     ended = vitcompress("evaluate", mini, "--data", images / "val", "--num-workers", 0, "--log-json", "-")
     assert ended.code == 0
-    assert [line["event"] for line in events(ended.err)] == ["start", "note", "evaluate", "end"]
+    assert [line["event"] for line in events(ended.err)] == ["start", "note", "note", "evaluate", "end"]
     missed = vitcompress("check", mini, "--min-ratio", 50, "--log-json", "-")
     assert (missed.code, [line["event"] for line in events(missed.err)]) == (3, ["start", "gate", "end"])
 

@@ -16,7 +16,7 @@ STAGES = (
     "classes", "data", "views", "calibration", "mixing", "evaluation", "training", "trainlog", "checkpoints",
     "teacher_cache", "distill", "artifact", "hub", "teacher", "adapt", "report", "report_schema", "events",
     "baselines", "budget", "prepare", "produce", "planning", "lessons", "job", "pipeline", "transfer", "export",
-    "results", "cli",
+    "results", "endings", "flags", "cli",
 )  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 
@@ -50,5 +50,5 @@ def test_only_the_command_line_prints_and_exits() -> None:
             node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)
         }
         assert "print" not in names, path
-        if stage_of(path) not in ("cli", "bundled", "launch"):
+        if stage_of(path) not in ("cli", "endings", "flags", "bundled", "launch"):
             assert not {"sys", "SystemExit", "typer"} & names, path

@@ -1,21 +1,14 @@
 """What can be typed?  Typer commands, thin shells over `vitcompress.pipeline`.
 
-Flags come from the fields of `vitcompress.recipe`. torch and timm are imported inside the commands: `--help` and
-`--version` must answer at once.
+torch and timm are imported inside the commands: `--help` and `--version` must answer at once.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import logging
 import os
-import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,14 +19,13 @@ from rich.console import Console
 import vitcompress
 from vitcompress import compose, interrupts, shipped
 from vitcompress import recipe as recipes
-from vitcompress.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main
-from vitcompress.errors import ExportError, RecipeError, VitcompressError
-from vitcompress.interrupts import TerminationError
+from vitcompress.console import STARTED, Reporter, is_main
+from vitcompress.endings import EXIT_GATE, reporting, user_errors
+from vitcompress.errors import RecipeError, VitcompressError
+from vitcompress.flags import takes
 
 if TYPE_CHECKING:
     from vitcompress.report import Report
-
-EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -69,141 +61,6 @@ def main() -> None:
         app()
 
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn a user's mistake into a message, a hint and exit code 2; a wrong export into 1, Ctrl-C 130, SIGTERM 143."""
-    try:
-        yield
-    except VitcompressError as error:
-        if not is_main():
-            interrupts.wait_to_be_ended()  # what all processes stumble over is told once, by the main one
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print("Error:", style="bold red", end=" ")
-        console.print(str(error), markup=False, emoji=False)
-        if error.hint:
-            console.print("Hint:", style="bold", end=" ")
-            console.print(error.hint, markup=False, emoji=False)
-        sys.exit(EXIT_MISTAKE)
-    except ExportError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False, emoji=False)
-        sys.exit(EXIT_WRONG)
-    except KeyboardInterrupt:
-        _last_words("Interrupted; no unfinished file is left behind.")
-        sys.exit(EXIT_INTERRUPTED)
-    except TerminationError as error:
-        _last_words(f"Terminated. {error}".strip())
-        sys.exit(EXIT_TERMINATED)
-
-
-@contextmanager
-def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter]:
-    """Someone to tell how it goes: people and, where there is a log, programs, which are told the end too.
-
-    Args:
-        log_json: a file, `-` for stderr, where people are told nothing then, or None.
-        quiet: tell people nothing.
-
-    Raises:
-        RecipeError: the file cannot be written.
-    """
-    if log_json is None or not is_main():
-        yield Reporter(quiet=quiet or log_json == "-")
-        return
-    started_by_us = "RANK" in os.environ and STARTED_VARIABLE in os.environ  # who started us has begun the log
-    try:
-        if log_json != "-" and not started_by_us:
-            Path(log_json).write_bytes(b"")
-        # to its end, where the processes that this one may start write, too
-        stream = sys.stderr if log_json == "-" else open(log_json, "a", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise RecipeError(
-            f"--log-json {log_json}: {error.strerror}.", hint="Name a file in a folder that exists."
-        ) from error
-    log, code = JsonLog(stream), 0
-    if not started_by_us:
-        log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
-    try:
-        yield Reporter(quiet=quiet or log_json == "-", log=log)
-    except BaseException as error:
-        code = _exit_code(error)
-        if not isinstance(error, (SystemExit, typer.Exit)):
-            hint = getattr(error, "hint", "")
-            log.write("error", kind=type(error).__name__, message=str(error), hint=hint)
-            if log_json == "-" and (
-                code != EXIT_WRONG or isinstance(error, ExportError)
-            ):  # a bug's traceback is shown all the same
-                sys.exit(code)
-        raise
-    finally:
-        if not started_by_us:
-            log.write("end", exit_code=code, seconds=round(time.time() - STARTED, 3))
-        if stream is not sys.stderr:
-            stream.close()
-
-
-def _exit_code(error: BaseException) -> int:
-    """How `user_errors` ends the command."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, typer.Exit):
-        return error.exit_code
-    kinds = {VitcompressError: EXIT_MISTAKE, KeyboardInterrupt: EXIT_INTERRUPTED, TerminationError: EXIT_TERMINATED}
-    return next((code for kind, code in kinds.items() if isinstance(error, kind)), EXIT_WRONG)
-
-
-def _last_words(text: str) -> None:
-    if is_main():
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
-
-
-def takes(
-    *stages: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of a recipe's stages; it gets those that were typed as `flags`.
-
-    Every flag defaults to None, so that one that was not typed leaves the recipe file's value alone.
-
-    Args:
-        stages: of `vitcompress.recipe.Recipe`.
-        only: names of the fields to take; all where empty.
-        without: names of fields not to take.
-    """
-    chosen = [
-        option
-        for option in recipes.options(*stages)
-        if (not only or option.name in only) and option.name not in without
-    ]
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
-        extra = [_parameter(option) for option in chosen]
-
-        @functools.wraps(command)
-        def run(**values: Any) -> None:
-            flags = {option.name: values.pop(option.name) for option in chosen}
-            with user_errors():
-                command(**values, flags={name: value for name, value in flags.items() if value not in (None, [])})
-
-        signature = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*extra, *own)]
-        run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in signature}
-        return run
-
-    return decorate
-
-
-def _parameter(option: recipes.Option) -> inspect.Parameter:
-    """The command-line parameter of a recipe's field."""
-    if option.name == "model":
-        declared: Any = typer.Argument(metavar="MODEL", help=option.help, show_default=False)
-    else:
-        declared = typer.Option(
-            help=option.help, show_default=option.shown_default or False, rich_help_panel=option.stage.capitalize()
-        )
-    annotation: Any = Annotated[option.cli_type | None, declared]
-    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
@@ -212,14 +69,9 @@ def root(
     if version:
         typer.echo(vitcompress.__version__)
         raise typer.Exit
-    for name in (
-        "accelerate",
-        "huggingface_hub",
-        "matplotlib",
-        "timm",
-        "torch.distributed.elastic",
-    ):  # their retries and notices would stand between our lines
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("accelerate", "matplotlib", "timm", "torch.distributed.elastic"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # their notices would stand between our lines
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries too; what comes of them is told
 
 
 @app.command()

@@ -84,6 +84,7 @@ def _measuring(recipe: Recipe, reporter: Reporter | None) -> tuple[Job, nn.Modul
     job = prepare_job(recipe, None, "", measures=True)
     for note in job.image_notes:
         reporter.say(note)
+    reporter.say(f"loading {job.source.name}")
     return job, load_teacher(job.source).to(job.accelerator.device), reporter
 
 
@@ -157,6 +158,7 @@ def compress(
     for note in job.image_notes:
         reporter.say(note)
     set_seed(recipe.run.seed, device_specific=True)
+    reporter.say(f"loading {job.source.name}")  # from a hub it can take a while
     with job.accelerator.local_main_process_first():  # one of them fetches, the others find what it fetched
         teacher = load_teacher(job.source).to(job.accelerator.device)
     checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
@@ -206,6 +208,7 @@ def evaluate(
             raise CheckpointError("the file was fine-tuned: its source has another head or another image size.")
         if teacher is None and checkpoint is None and ":" in name:
             raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
+        reporter.say(f"loading {teacher.model if teacher else name}")
         reference = load_teacher(resolve(teacher or ModelRecipe(name, checkpoint, dict(manifest.source["model_args"]))))
         if teacher is None and sha256_of(reference.state_dict()) != manifest.source_sha256:
             raise CheckpointError("these are other weights than the artifact was made from.")

@@ -1,0 +1,109 @@
+"""How does a command end?  Well, or with a message, an exit code and a last line in the log of events."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+import vitcompress
+from vitcompress import interrupts
+from vitcompress.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main
+from vitcompress.errors import ExportError, RecipeError, VitcompressError
+from vitcompress.interrupts import TerminationError
+
+EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a user's mistake into a message, a hint and exit code 2; a wrong export into 1, Ctrl-C 130, SIGTERM 143."""
+    try:
+        yield
+    except VitcompressError as error:
+        if not is_main():
+            interrupts.wait_to_be_ended()  # what all processes stumble over is told once, by the main one
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print("Error:", style="bold red", end=" ")
+        console.print(str(error), markup=False, emoji=False)
+        if error.hint:
+            console.print("Hint:", style="bold", end=" ")
+            console.print(error.hint, markup=False, emoji=False)
+        sys.exit(EXIT_MISTAKE)
+    except ExportError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False, emoji=False)
+        sys.exit(EXIT_WRONG)
+    except KeyboardInterrupt:
+        _last_words("Interrupted; no unfinished file is left behind.")
+        sys.exit(EXIT_INTERRUPTED)
+    except TerminationError as error:
+        _last_words(f"Terminated. {error}".strip())
+        sys.exit(EXIT_TERMINATED)
+
+
+@contextmanager
+def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter]:
+    """Someone to tell how it goes: people and, where there is a log, programs, which are told the end too.
+
+    Args:
+        log_json: a file, `-` for stderr, where people are told nothing then, or None.
+        quiet: tell people nothing.
+
+    Raises:
+        RecipeError: the file cannot be written.
+    """
+    if log_json is None or not is_main():
+        yield Reporter(quiet=quiet or log_json == "-")
+        return
+    started_by_us = "RANK" in os.environ and STARTED_VARIABLE in os.environ  # who started us has begun the log
+    try:
+        if log_json != "-" and not started_by_us:
+            Path(log_json).write_bytes(b"")
+        # to its end, where the processes that this one may start write, too
+        stream = sys.stderr if log_json == "-" else open(log_json, "a", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise RecipeError(
+            f"--log-json {log_json}: {error.strerror}.", hint="Name a file in a folder that exists."
+        ) from error
+    log, code = JsonLog(stream), 0
+    if not started_by_us:
+        log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
+    try:
+        yield Reporter(quiet=quiet or log_json == "-", log=log)
+    except BaseException as error:
+        code = _exit_code(error)
+        if not isinstance(error, (SystemExit, typer.Exit)):
+            hint = getattr(error, "hint", "")
+            log.write("error", kind=type(error).__name__, message=str(error), hint=hint)
+            if log_json == "-" and (
+                code != EXIT_WRONG or isinstance(error, ExportError)
+            ):  # a bug's traceback is shown all the same
+                sys.exit(code)
+        raise
+    finally:
+        if not started_by_us:
+            log.write("end", exit_code=code, seconds=round(time.time() - STARTED, 3))
+        if stream is not sys.stderr:
+            stream.close()
+
+
+def _exit_code(error: BaseException) -> int:
+    """How `user_errors` ends the command."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    kinds = {VitcompressError: EXIT_MISTAKE, KeyboardInterrupt: EXIT_INTERRUPTED, TerminationError: EXIT_TERMINATED}
+    return next((code for kind, code in kinds.items() if isinstance(error, kind)), EXIT_WRONG)
+
+
+def _last_words(text: str) -> None:
+    if is_main():
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
