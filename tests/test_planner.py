@@ -28,8 +28,8 @@ from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_optio
 from vitcompress.planner.search import Measured, _marks, candidates, smallest
 from vitcompress.planner.sensitivity import Sensitivity, divergence
 from vitcompress.planner.target import Search, reach
-from vitcompress.plans import Group, plan_of
-from vitcompress.recipe import KINDS, TargetRecipe
+from vitcompress.plans import Group, make_plan, plan_of
+from vitcompress.recipe import KINDS, PlanRecipe, TargetRecipe
 from vitcompress.source import clone
 from vitcompress.surgery import apply_groups, apply_plan
 
@@ -240,6 +240,12 @@ def at_once(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> None:
         return Measured(replace(measured.shapes, kinds=kinds), measured.singles, measured.runs)
 
     monkeypatch.setattr(Search, "measure", again)
+
+
+def test_narrow_blocks_go_as_far_as_by_hand(roomy: nn.Module, measured: Measured) -> None:
+    by_hand = make_plan(roomy, PlanRecipe(share=1, width=0.05), name="roomy")
+    alone = Measured(replace(measured.shapes, kinds=("narrow",)), measured.singles, measured.runs)
+    assert smallest(alone, 3, ()).size.student_params <= by_hand.size.student_params
 
 
 @pytest.mark.usefixtures("at_once")

@@ -15,8 +15,12 @@ from vitcompress.families import Family, Widths, full_widths
 from vitcompress.plans import Group, group_params, layer_shapes
 
 PARTS = ("attn", "mlp")
-WIDTH_SHARES = {"hidden": (0.85, 0.55, 0.28, 0.1), "qk": (0.6, 0.3, 0.12), "v": (0.85, 0.55, 0.28, 0.1)}
-RANK_SHARES = (0.45, 0.2, 0.07)  # above a half, factors have more parameters than a square matrix
+WIDTH_SHARES = {
+    "hidden": (0.85, 0.55, 0.28, 0.1, 0.03),
+    "qk": (0.6, 0.3, 0.12, 0.05),
+    "v": (0.85, 0.55, 0.28, 0.1, 0.03),
+}
+RANK_SHARES = (0.45, 0.2, 0.07, 0.02)  # above a half, factors have more parameters than a square matrix
 RUN_LENGTHS = (2, 3, 4, 6, 12, 24, 48)
 
 

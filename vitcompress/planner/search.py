@@ -247,6 +247,7 @@ def _marks(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
     between = np.exp(np.interp(marks, dials, np.log(costs)))
     if full > dials[-1]:  # beyond the widest that was measured the cost falls to nothing, at the teacher's width
         between *= np.interp(marks, [dials[-1], full], [1.0, 0.0])
+    between *= np.linspace(1.0, 1.0 - 1e-7, len(marks))  # of what costs the same, the one that keeps more
     return [replace(option, cost=float(cost)) for option, cost in zip(made, between, strict=True)]
 
 
