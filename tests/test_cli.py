@@ -36,7 +36,8 @@ def start(*words: object) -> subprocess.Popen[str]:
     code = (
         # a shell's background jobs ignore Ctrl-C, and so would all that they start
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from vitcompress import console; console.SECONDS_BETWEEN_LINES = 0; from vitcompress.cli import main; main()"
+        "from vitcompress import console; console.SECONDS_BETWEEN_LINES = 0;"
+        "from vitcompress.__main__ import main; main()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],
@@ -438,10 +439,11 @@ def test_ctrl_c_before_training_is_as_clean(seconds: float, tmp_path: Path, teac
 @pytest.mark.parametrize("module", ["typer", "pydantic", "torch", "timm"])
 def test_ctrl_c_while_modules_are_imported_is_as_clean(module: str) -> None:
     code = (
-        "import sys, runpy\n"
+        "import os, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Stop:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Stop())\n"
         "sys.argv = ['vitcompress', 'plan', 'deit_tiny']\n"
         "runpy.run_module('vitcompress', run_name='__main__')"

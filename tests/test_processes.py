@@ -71,7 +71,7 @@ def report(path: Path) -> Any:
     "more",
     [
         ["--mixup", 0.8, "--loss", "labels=1", "--loss", "logits=1"],
-        ["--loss", "hidden=1", "--layers", "0:0", "--ema", 0.5],
+        ["--loss", "hidden=1", "--layers", "1:1", "--ema", 0.5],  # of block 0 it would be 0, and its gradient rounding
     ],
     ids=["mixup-and-labels", "unreached-parameters-and-mean"],
 )

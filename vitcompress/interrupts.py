@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_LAUNCHERS_SECONDS = 3.0
+_LAUNCHERS_SECONDS = 10.0  # more than one process takes to end, on a busy machine
 
 
 class TerminationError(BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def write(subject: Subject, path: Path) -> Written:
     held_in_memory = io.BytesIO()  # given a path, torch would write its passing name into the file
     torch.export.save(traced, held_in_memory)
     path.write_bytes(held_in_memory.getbuffer())
-    program = torch.export.load(path).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.9 about its own reading
+        program = torch.export.load(path).module()
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode():
