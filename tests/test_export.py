@@ -34,6 +34,9 @@ from vitcompress.stored import round_to, stored_tensors
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 with_onnx = pytest.mark.skipif(bool(export.FORMATS["onnx"].missing()), reason="the extra onnx is not installed")
+with_executorch = pytest.mark.skipif(
+    bool(export.FORMATS["executorch"].missing()), reason="the extra executorch is not installed"
+)
 each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
@@ -201,6 +204,33 @@ def test_pt2_runs_where_neither_we_nor_timm_are(tmp_path: Path) -> None:
     assert done.max_difference < 1e-5
     whole = sum(t.numel() * t.element_size() for t in load_file(path).values())
     assert done.tensor_bytes < 2 * whole  # vectors are float32 here; matrices that blocks share are there once, in int8
+
+
+@with_executorch
+@pytest.mark.filterwarnings("default")  # of its packages
+@pytest.mark.parametrize(("store", "least"), [("source", 3.0), ("int8", 2.0)])
+def test_executorch_holds_what_is_shared_once(store: str, least: float, tmp_path: Path) -> None:
+    wide = Row("vit", "vit_tiny_patch16_224", {**ROWS["vit"].args, "embed_dim": 128})
+    sizes = {}
+    for share in (1, 4):
+        path = write(tmp_path / f"{share}.safetensors", wide, store, share=share, transforms=("heads", "mlp"))
+        done = exported(path, "executorch", f"{share}.pte")
+        assert done.max_difference < (1e-5 if store == "source" else 0.1) * done.largest_output
+        sizes[share] = done.out_bytes
+    assert sizes[1] > least * sizes[4]  # of four blocks
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_executorch_says_what_it_needs(
+    missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress
+) -> None:
+    path = write(tmp_path / "m.safetensors", ROWS["vit"], "int4", share=2, transforms=())
+    found = ["executorch"] if missing else []
+    monkeypatch.setattr(formats.Format, "missing", lambda self: found)
+    ended = vitcompress("export", path, "--to", "executorch", "--out", tmp_path / "m.pte")
+    assert ended.code == 2
+    assert ("vitcompress[executorch]" if missing else "four bits") in ended.err
+    assert sorted(listing(tmp_path)) == ["m.safetensors"]
 
 
 def test_timm_gets_plain_weights(tmp_path: Path) -> None:

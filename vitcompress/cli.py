@@ -287,7 +287,7 @@ def check(file: FileArgument, flags: dict[str, Any], log_json: LogOption = None)
 @app.command()
 def export(
     file: FileArgument,
-    to: Annotated[str, typer.Option(metavar="onnx|pt2|timm|hf", help="The format.")],
+    to: Annotated[str, typer.Option(metavar="onnx|pt2|executorch|timm|hf", help="The format.")],
     out: Annotated[Path, typer.Option(help="The file to write; for hf, the folder.")],
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images to compare outputs on; default: built-in ones and noise.")

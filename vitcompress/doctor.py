@@ -18,6 +18,7 @@ import vitcompress
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "webdataset": ("webdataset",),
+    "executorch": ("executorch",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vitcompress.console import Reporter
 from vitcompress.errors import ExportError, VitcompressError, first_line, nearest
+from vitcompress.export.executorch import EXECUTORCH
 from vitcompress.export.formats import Format, Written
 from vitcompress.export.hf import HF, push_folder
 from vitcompress.export.onnx import ONNX
@@ -19,7 +20,7 @@ from vitcompress.export.pt2 import PT2
 from vitcompress.export.subject import Exported, Subject
 from vitcompress.export.timm import TIMM
 
-FORMATS: Mapping[str, Format] = {"onnx": ONNX, "pt2": PT2, "timm": TIMM, "hf": HF}
+FORMATS: Mapping[str, Format] = {"onnx": ONNX, "pt2": PT2, "executorch": EXECUTORCH, "timm": TIMM, "hf": HF}
 NUM_IMAGES = 64
 
 
@@ -64,7 +65,7 @@ def export(
             raise ExportError(f"{out} was not written: {first_line(error)}.") from error
         reporter.say(f"comparing outputs on {probe.name}")
         try:
-            found = compare(subject.student, written.run, probe.batches)
+            found = compare(subject.student, written.run, probe.batches, written.tolerance)
         except ExportError as error:
             raise ExportError(f"{out} was not written: {error}.") from error
         out_bytes = _check_size(beside, out, written)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vitcompress import artifact
 from vitcompress.errors import VitcompressError
-from vitcompress.export.parity import Run
+from vitcompress.export.parity import EXACT, Run, Tolerance
 from vitcompress.export.subject import Subject
 
 SLACK = 1.05  # that a file may be larger than the numbers in it
@@ -26,12 +26,14 @@ class Written:
         tensor_bytes: of the numbers in it.
         limit_bytes: the most that the file may take.
         notes: what a user should know of it.
+        tolerance: of its outputs.
     """
 
     run: Run
     tensor_bytes: int
     limit_bytes: int
     notes: tuple[str, ...] = ()
+    tolerance: Tolerance = EXACT
 
 
 @dataclass(frozen=True)

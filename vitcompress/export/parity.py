@@ -22,8 +22,22 @@ Run = Callable[[Tensor], Tensor]
 
 BATCH_SIZE = 8
 NOISE_IMAGES = 4
-TOLERANCE = 1e-3  # of the largest output: runtimes add up in other orders
-TIE = 1e-4  # of the largest output: two classes that are nearer than this are equally likely
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far from the artifact's outputs others may be, of the largest one.
+
+    Attributes:
+        outputs: any of them; runtimes add up in other orders.
+        tie: of two classes that are nearer than this, either may be the most likely.
+    """
+
+    outputs: float = 1e-3
+    tie: float = 1e-4
+
+
+EXACT = Tolerance()
 
 
 @dataclass(frozen=True)
@@ -86,17 +100,18 @@ def _split(images: Tensor) -> tuple[Tensor, ...]:
     return tuple(itertools.chain(images[:1].split(1), images[1:].split(BATCH_SIZE) if len(images) > 1 else ()))
 
 
-def compare(student: nn.Module, run: Run, batches: Sequence[Tensor]) -> Comparison:
+def compare(student: nn.Module, run: Run, batches: Sequence[Tensor], tolerance: Tolerance = EXACT) -> Comparison:
     """Hold outputs against those of the artifact's model.
 
     Args:
         student: the artifact's model, in eval mode on CPU.
         run: images `[B, C, H, W]` to the outputs of what was written.
         batches: images.
+        tolerance: how far they may be apart.
 
     Raises:
-        ExportError: an output has another shape, is not finite, or differs by more than a thousandth of the largest;
-            or an image's most likely class is another one, and not by a tie.
+        ExportError: an output has another shape, is not finite, or differs by more than that; or an image's most
+            likely class is another one, and not by a tie.
     """
     with torch.inference_mode():
         expected = torch.cat([student(images) for images in batches])
@@ -104,13 +119,13 @@ def compare(student: nn.Module, run: Run, batches: Sequence[Tensor]) -> Comparis
     if found.shape != expected.shape:
         raise ExportError(f"outputs are {tuple(found.shape)}, the artifact's {tuple(expected.shape)}")
     largest, worst = float(expected.abs().max()), float((found - expected).abs().max())
-    if not worst <= TOLERANCE * largest:
+    if not worst <= tolerance.outputs * largest:
         raise ExportError(f"outputs differ by {worst:g} from the artifact's, of which the largest is {largest:g}")
     if not has_classes(student):
         return Comparison(len(expected), worst, largest, None)
     ours, theirs = expected.argmax(1, keepdim=True), found.argmax(1, keepdim=True)
     margin = (expected.gather(1, ours) - expected.gather(1, theirs)).squeeze(1)
-    wrong = int((margin > TIE * largest).sum())
+    wrong = int((margin > tolerance.tie * largest).sum())
     if wrong:
         raise ExportError(f"the most likely class of {wrong} of {len(expected)} images is another one")
     return Comparison(len(expected), worst, largest, int((ours == theirs).sum()))
