@@ -95,7 +95,7 @@ VARIANTS: dict[str, tuple[Loss | None, int]] = {
     "logits only": (None, 196),
     "as released, all tokens": (released, 10**6),
     "gradient at once, all tokens": (ours, 10**6),
-    "gradient at once, 196 tokens": (ours, 196),
+    "gradient at once, 128 tokens": (ours, 128),
 }
 
 
