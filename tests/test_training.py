@@ -1,4 +1,5 @@
 import copy
+import shutil
 from typing import Any
 
 import pytest
@@ -8,10 +9,12 @@ from torch import nn
 
 from vitcompress import transforms
 from vitcompress.errors import RecipeError
-from vitcompress.families import family_of
+from vitcompress.families import Tap, family_of
 from vitcompress.recipe import DEFAULT_LR, DistillRecipe
+from vitcompress.taps import tap_outputs
 from vitcompress.training import (
     check_student,
+    compiling,
     copy_parameters,
     lr_factor,
     lr_for_start,
@@ -197,3 +200,22 @@ def test_the_learning_rate_of_a_start_in_closed_form() -> None:
 def test_a_typed_learning_rate_wins_over_the_constant() -> None:
     assert DistillRecipe(lr=3e-4).peak_lr == 3e-4
     assert DistillRecipe().peak_lr == DEFAULT_LR
+
+
+@pytest.mark.filterwarnings("default")  # what torch.compile does inside itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler here")
+def test_compiled_blocks_compute_the_same_and_those_that_are_read_are_read() -> None:
+    """All blocks are alike, and one of them has a hook: torch must not take one for the other."""
+    student, _ = compressed(tiny(), share=4)
+    x = images(student)
+    tap = [Tap("blocks.2.attn.qkv")]
+    found = []
+    for compiled in ((), BLOCKS):
+        student.zero_grad()
+        with tap_outputs(student, tap) as seen, compiling(student, compiled):
+            out = student(x)
+            (out.square().sum() + seen[0].square().sum()).backward()
+        found.append((out.detach(), *(p.grad.clone() for p in student.parameters() if p.grad is not None)))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5)
+    assert all(block._compiled_call_impl is None for block in student.blocks)  # type: ignore[union-attr]

@@ -172,10 +172,17 @@ def compiling(student: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
         blocks: names of the blocks to compile; none where nothing is to be compiled.
     """
     modules = [student.get_submodule(block) for block in blocks]
+    if not modules:
+        yield
+        return
+    from torch._dynamo import config  # seldom wanted, and slow to import
+
     for module in modules:
         module.compile()
     try:
-        yield
+        # blocks that are read have hooks and others have none: torch would take what it compiled for one for the other
+        with config.patch(skip_nnmodule_hook_guards=False):
+            yield
     finally:
         for module in modules:
             module._compiled_call_impl = None

@@ -35,7 +35,7 @@ from vitcompress.plans import make_plan
 from vitcompress.recipe import DistillRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan
 from vitcompress.taps import TokenSubset
-from vitcompress.training import optimizers, training_student
+from vitcompress.training import compiling, optimizers, training_student
 from vitcompress.transforms import TRANSFORM_MODULES
 
 NAMES = {"tiny": "deit_tiny_patch16_224", "small": "deit_small_patch16_224", "swin": "swin_tiny_patch4_window7_224"}
@@ -139,7 +139,9 @@ def floor_of_a_step(teacher: nn.Module, images: Tensor) -> Work:
     return both
 
 
-def distilling_step(teacher: nn.Module, images: Tensor, transforms: Sequence[str], stack: ExitStack) -> Work:
+def distilling_step(
+    teacher: nn.Module, images: Tensor, transforms: Sequence[str], stack: ExitStack, *, compiled: bool = False
+) -> Work:
     """A step as `distill` does it, with the paper's losses on six layers."""
     size = tuple(images.shape[1:])
     recipe = DistillRecipe(loss=LOSS, layers=LAYERS, lr=1e-5)
@@ -152,6 +154,7 @@ def distilling_step(teacher: nn.Module, images: Tensor, transforms: Sequence[str
     stack.enter_context(training_student(student, blocks, recipe))
     read_student = stack.enter_context(reading(student, comparison.student, fields, tokens))
     read_teacher = stack.enter_context(reading(teacher, comparison.teacher, fields, tokens))
+    stack.enter_context(compiling(student, blocks if compiled else ()))
     updates = optimizers(student, recipe, matrices)
     given = Given(recipe.temperature, recipe.relation_heads)
 
@@ -243,6 +246,13 @@ def compiled_rows(name: str, asked: argparse.Namespace) -> list[str]:
     teacher = timm.create_model(name).eval()
     student, _ = student_of(teacher, STUDENTS["head mixing and token convolution"])
     rows = []
+    images = torch.randn(asked.batch, 3, 224, 224)
+    with ExitStack() as stack:
+        steps = [distilling_step(teacher, images, BOTH, stack, compiled=compiled) for compiled in (True, False)]
+        found = compare_times(steps[0], steps[1], asked.pairs)
+    rows.append(
+        f"| {name} | distillation, both transformations, compiled, against not compiled | {asked.batch} | {found} |"
+    )
     for batch in (1, 32):
         images = torch.randn(batch, 3, 224, 224)
         compiled: list[Any] = [torch.compile(copy.deepcopy(model)) for model in (student, teacher)]
