@@ -33,7 +33,9 @@ from vitcompress.stored import fill, layout, stored_tensors
 from vitcompress.surgery import apply_plan
 from vitcompress.tensorfile import TensorFile, opened
 
-_MOST_BUFFER_BYTES = 256 << 20  # of buffers that no file holds: window masks and rotary tables grow with the image
+_MOST_TABLE_BYTES = (
+    32 << 20
+)  # that no file holds, beside as many as it has: window masks and rotary tables grow with the image
 
 __all__ = ["Manifest", "empty_student", "header_bytes", "load", "read_manifest", "replacing", "verify", "write"]
 
@@ -178,7 +180,7 @@ def empty_student(path: Path, manifest: Manifest) -> nn.Module:
     """The model that a manifest describes, without its weights.
 
     Args:
-        path: of the artifact, for messages.
+        path: of the artifact.
         manifest: that was read from it.
 
     Raises:
@@ -192,7 +194,7 @@ def empty_student(path: Path, manifest: Manifest) -> nn.Module:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ArtifactError(f"{path}: its plan does not fit its model: {reason}") from error
     computed = num_bytes({str(id(t)): t for t in model.buffers()})
-    if computed > _MOST_BUFFER_BYTES:
+    if computed > _MOST_TABLE_BYTES + path.stat().st_size:
         raise ArtifactError(f"{path}: its model would compute {computed:,} bytes of tables for its image size.")
     return model
 
