@@ -33,9 +33,8 @@ from vitcompress.stored import fill, layout, stored_tensors
 from vitcompress.surgery import apply_plan
 from vitcompress.tensorfile import TensorFile, opened
 
-_MOST_TABLE_BYTES = (
-    32 << 20
-)  # that no file holds, beside as many as it has: window masks and rotary tables grow with the image
+# Tables that no file holds (window masks, rotary positions) grow with the image: so many bytes beside the file's own.
+_MOST_TABLE_BYTES = 32 << 20
 
 __all__ = ["Manifest", "empty_student", "header_bytes", "load", "read_manifest", "replacing", "verify", "write"]
 

@@ -194,7 +194,7 @@ class _MixedAttention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.scale = scale
         ctx.save_for_backward(q, k, v, mix_logits, mix_probs, bias, mask)
-        maps = _Maps(ctx.scale, q, k, (mix_logits, mix_probs), (bias, mask))
+        maps = _Maps(scale, q, k, (mix_logits, mix_probs), (bias, mask))
         batch, heads, queries, _ = q.shape
         out = q.new_empty(batch, queries, heads, v.shape[-1]).transpose(1, 2)  # as the projection reads it
         for images, rows in _blocks(q, k.shape[2]):
