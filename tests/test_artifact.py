@@ -21,11 +21,12 @@ import vitcompress
 from tests.conftest import listing
 from tests.tiny import ARGS, VARIANTS, compressed, images, tiny
 from vitcompress import artifact, manifest
+from vitcompress.digest import sha256_of
 from vitcompress.errors import ArtifactError
+from vitcompress.inputs import data_config
 from vitcompress.plans import Plan, make_plan
 from vitcompress.quantize import STORES
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.source import data_config, sha256_of
 from vitcompress.stored import round_to, stored_tensors
 
 

@@ -1,3 +1,4 @@
+import copy
 import re
 from typing import Any
 
@@ -14,7 +15,7 @@ from vitcompress.families.base import tap_qkv
 from vitcompress.losses import LOSSES, Given
 from vitcompress.plans import make_plan
 from vitcompress.recipe import DistillRecipe, PlanRecipe
-from vitcompress.source import Source, clone, empty_model
+from vitcompress.source import Source, empty_model
 from vitcompress.surgery import apply_plan
 from vitcompress.taps import TokenSubset
 
@@ -198,7 +199,7 @@ def test_every_family_can_be_compared_without_its_weights(row: Row) -> None:
 def test_narrow_heads_have_no_relations_to_compare(width: float, transforms: tuple[str, ...]) -> None:
     """At 0.99 as many channels are left, but they are mixtures of the teacher's."""
     teacher = vit()
-    narrow = clone(teacher.model)
+    narrow = copy.deepcopy(teacher.model)
     apply_plan(narrow, make_plan(narrow, PlanRecipe(share=1, width=width, transforms=transforms), name="vit"))  # type: ignore[arg-type]
     student = Candidate("student", narrow, SIZE)
     assert compare(student, teacher, DistillRecipe()).losses == {"logits": 1.0, "hidden": 1.0, "hidden_relation": 0.1}
@@ -209,7 +210,7 @@ def test_narrow_heads_have_no_relations_to_compare(width: float, transforms: tup
 
 def test_factors_are_compared_as_the_matrices_they_are() -> None:
     teacher = vit()
-    factored = clone(teacher.model)
+    factored = copy.deepcopy(teacher.model)
     apply_plan(factored, make_plan(factored, PlanRecipe(share=2, adapter_rank=2), name="vit"))
     student = Candidate("student", factored, SIZE)
     assert compare(student, teacher, DistillRecipe()).losses == compare(teacher, teacher, DistillRecipe()).losses

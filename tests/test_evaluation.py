@@ -10,9 +10,9 @@ from vitcompress.evaluation import (
     Accuracy,
     _Tally,
     evaluate_pair,
-    measure_speed,
     paired_interval,
 )
+from vitcompress.latency import measure_speed
 from vitcompress.views import Batch
 
 from .tiny import compressed, tiny

@@ -24,12 +24,13 @@ from tests.conftest import Vitcompress, listing
 from tests.test_families import KINDS, ROWS, Row, build, planned, randomise, student_of
 from tests.test_families import images as images_of
 from vitcompress import artifact, export
+from vitcompress.digest import sha256_of
 from vitcompress.errors import ExportError, VitcompressError
 from vitcompress.export import formats, hf
 from vitcompress.export.parity import compare
 from vitcompress.export.subject import Subject
+from vitcompress.inputs import data_config
 from vitcompress.recipe import ModelRecipe
-from vitcompress.source import data_config, sha256_of
 from vitcompress.stored import round_to, stored_tensors
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

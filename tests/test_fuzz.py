@@ -24,10 +24,12 @@ from torch import nn
 import vitcompress
 from tests.tiny import compressed, images
 from vitcompress import artifact, tensorfile
+from vitcompress.digest import Digest
 from vitcompress.errors import ArtifactError
+from vitcompress.inputs import data_config
 from vitcompress.plans import Plan
 from vitcompress.recipe import ModelRecipe
-from vitcompress.source import Digest, Source, build_model, data_config
+from vitcompress.source import Source, build_model
 from vitcompress.stored import donor_tensors, round_to, stored_tensors
 
 Base = tuple[Path, bytes, nn.Module]

@@ -17,7 +17,6 @@ from vitcompress.families.vit import VIT
 from vitcompress.plans import make_plan, measured_on
 from vitcompress.quantize import STORES, num_bytes
 from vitcompress.recipe import PlanRecipe
-from vitcompress.source import clone
 from vitcompress.stored import stored_tensors
 from vitcompress.surgery import apply_plan
 
@@ -42,7 +41,7 @@ def test_the_plan_counts_what_is_built(variant: str, kind: str, transforms: tupl
     except PlanError:
         assert (variant, KINDS[kind].get("width")) in {("swiglu", 0.5)}  # its MLP has gates
         return
-    student = clone(teacher)
+    student = copy.deepcopy(teacher)
     apply_plan(student, plan)
     assert sum(p.numel() for p in student.parameters()) == plan.size.student_params
     for store in STORES:

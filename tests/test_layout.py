@@ -1,6 +1,7 @@
 """The layout of docs/explanation.md holds: values go one way through the stages, and no stage reaches back."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,16 +9,9 @@ import pytest
 import vitcompress
 
 PACKAGE = Path(vitcompress.__file__).parent
-STAGES = (
-    "errors", "console", "doctor", "interrupts", "presets", "shipped", "bundled", "recipe", "launch", "compose",
-    "processes", "mixed_attention", "transforms", "factored", "families", "quantize", "plans", "tensorfile",
-    "manifest", "short_names", "transformers_names", "transformers_folder", "source", "survey", "surgery", "macs",
-    "quantized_layers", "stored", "fading", "taps", "initialize", "planner", "relations", "losses", "compare",
-    "classes", "data", "views", "calibration", "mixing", "evaluation", "training", "trainlog", "checkpoints",
-    "teacher_cache", "distill", "artifact", "hub", "teacher", "adapt", "report", "report_schema", "events",
-    "baselines", "budget", "prepare", "produce", "planning", "lessons", "job", "pipeline", "transfer", "export",
-    "results", "endings", "flags", "cli",
-)  # fmt: skip
+EXPLANATION = (Path(__file__).parents[1] / "docs" / "explanation.md").read_text(encoding="utf-8")
+LAYOUT = EXPLANATION.partition("## How the code is laid out")[2]
+STAGES = tuple(", ".join(re.findall(r"^\| .* \| (\w.*) \|$", LAYOUT, re.MULTILINE)[1:]).split(", "))
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 
 

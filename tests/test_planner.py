@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -30,7 +31,6 @@ from vitcompress.planner.sensitivity import Sensitivity, divergence
 from vitcompress.planner.target import Search, reach
 from vitcompress.plans import Group, make_plan, plan_of
 from vitcompress.recipe import KINDS, PlanRecipe, TargetRecipe
-from vitcompress.source import clone
 from vitcompress.surgery import apply_groups, apply_plan
 
 ROOMY: dict[str, Any] = {"embed_dim": 48, "depth": 6, "num_heads": 3}
@@ -140,7 +140,7 @@ def test_an_option_saves_what_the_built_student_lacks(name: str) -> None:
         if key in seen:
             continue
         seen.add(key)
-        student = clone(teacher)
+        student = copy.deepcopy(teacher)
         apply_groups(student, [option.group], family)
         assert num_params(teacher) - num_params(student) == option.saved_params, option
         assert option.saved_params > 0 or option.kind in ("adapter", "basis"), option
@@ -159,7 +159,7 @@ def test_an_attention_and_an_mlp_of_any_kinds_merge_into_one_group() -> None:
     for blocks, options in by_blocks.items():
         parts = {part: [shapes.keep(blocks, part), *(o for o in options if o.part == part)] for part in PARTS}
         for a, m in itertools.product(parts["attn"][::2], parts["mlp"][::2]):
-            student = clone(teacher)
+            student = copy.deepcopy(teacher)
             apply_groups(student, [merged(a, m)], family)
             assert num_params(teacher) - num_params(student) == a.saved_params + m.saved_params
     assert (shapes.keep(["blocks.0"], "attn").cost, shapes.keep(["blocks.0"], "attn").saved_params) == (0.0, 0)
@@ -181,7 +181,7 @@ def test_the_cost_of_an_option_is_that_of_the_student_run_whole(name: str) -> No
         run_options(shapes)
     )[::5]
     for option in options:
-        student = clone(teacher)
+        student = copy.deepcopy(teacher)
         apply_groups(student, [option.group], family)
         start_group(student, teacher, option.group, family, bench.inputs, {})
         assert bench.cost(option.group) == pytest.approx(divergence(student, teacher, x[6:]), rel=1e-3, abs=1e-6)
@@ -253,7 +253,7 @@ def test_narrow_blocks_go_as_far_as_by_hand(roomy: nn.Module, measured: Measured
 @pytest.mark.parametrize("ratio", [1.3, 2.0, 3.5])
 def test_a_ratio_is_reached_and_hardly_passed(ratio: float, kinds: tuple[Any, ...], roomy: nn.Module) -> None:
     found = reach(TargetRecipe(target_ratio=ratio, kinds=kinds), search_of(roomy))
-    student = clone(roomy)
+    student = copy.deepcopy(roomy)
     apply_plan(student, found.plan)
     reached = num_params(roomy) / num_params(student)
     assert ratio <= reached <= 1.02 * ratio
@@ -274,7 +274,7 @@ def test_a_ratio_out_of_reach_names_one_that_is_not(kinds: tuple[Any, ...], room
 @pytest.mark.usefixtures("at_once")
 def test_transformations_count_towards_the_ratio(roomy: nn.Module) -> None:
     found = reach(TargetRecipe(target_ratio=2), search_of(roomy, transforms=("heads", "mlp")))
-    student = clone(roomy)
+    student = copy.deepcopy(roomy)
     apply_plan(student, found.plan)
     assert 2 <= num_params(roomy) / num_params(student) <= 2.04
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -16,7 +17,6 @@ from tests.benchmarks.quality.record import Record, Results, summarise
 from tests.benchmarks.quality.render import figure, replace_section, table
 from tests.benchmarks.quality.subjects import Batches, Labelled, Sets, Subject, draw_views, taught
 from tests.tiny import images, tiny
-from vitcompress.source import clone
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 TINY = Subject("tiny", ("2",), (1e-3, 2e-3), full_steps=2, fast_steps=1, batch_size=4)
@@ -194,7 +194,7 @@ def test_options_for_shared_matrices_are_left_out_where_there_are_none(teacher: 
 def test_fewer_bits_take_fewer_bytes_and_change_little(teacher: torch.nn.Module) -> None:
     found = {}
     for store in ("source", "int8", "int4"):
-        student = clone(teacher)
+        student = copy.deepcopy(teacher)
         size = keep_stored(student, store)
         found[store] = size, (student(images(teacher)) - teacher(images(teacher))).abs().max().item()
     assert found["source"] == (4 * sum(p.numel() for p in teacher.parameters()), 0.0)

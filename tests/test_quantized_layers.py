@@ -115,7 +115,7 @@ from pathlib import Path
 from vitcompress import artifact
 from vitcompress.plans import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.source import data_config
+from vitcompress.inputs import data_config
 from vitcompress.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 store, path = sys.argv[1], Path(sys.argv[2])

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from vitcompress.errors import ArtifactError
-from vitcompress.evaluation import Accuracy, Speed
+from vitcompress.evaluation import Accuracy
 from vitcompress.families import Widths
+from vitcompress.latency import Speed
 from vitcompress.plans import Group, Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report import Parent, Report, from_json, missed_gates, print_report, to_json, to_markdown, to_svg

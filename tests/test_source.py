@@ -13,14 +13,15 @@ from torch import Tensor
 
 from tests.conftest import ARCHITECTURE
 from tests.tiny import ARGS, VARIANTS, tiny
-from vitcompress import source
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.compose import build
+from vitcompress.digest import sha256_of
 from vitcompress.errors import CheckpointError, ModelError, RecipeError, VitcompressError
 from vitcompress.families import FAMILIES, family_of
+from vitcompress.inputs import data_config
 from vitcompress.recipe import ModelRecipe
 from vitcompress.short_names import SHORT_NAMES
-from vitcompress.source import Source, data_config, empty_model, load_teacher, resolve, sha256_of
+from vitcompress.source import Source, empty_model, load_teacher, resolve
 
 Weights = dict[str, Tensor]
 
@@ -377,11 +378,3 @@ def test_the_digest_knows_names_shapes_types_and_values() -> None:
     ]
     assert len({sha256_of(weights) for weights in variants}) == len(variants)
     assert sha256_of(dict(reversed(base.items()))) == sha256_of(base)
-
-
-def test_a_clone_shares_nothing() -> None:
-    model = tiny()
-    copy = source.clone(model)
-    with torch.no_grad():
-        copy.get_parameter("head.bias").fill_(9)
-    assert not torch.equal(model.get_parameter("head.bias"), copy.get_parameter("head.bias"))

@@ -23,7 +23,6 @@ from vitcompress.initialize.walk import CHUNK_IMAGES
 from vitcompress.plans import Group, Plan, make_plan, plan_of
 from vitcompress.plans.make import layer_shapes
 from vitcompress.recipe import PlanRecipe
-from vitcompress.source import clone
 from vitcompress.surgery import apply_plan
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -43,7 +42,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def started(teacher: nn.Module, x: Tensor, plan: Plan, method: str = "first") -> nn.Module:
-    student = clone(teacher)
+    student = copy.deepcopy(teacher)
     apply_plan(student, plan)
     start_student(student.eval(), teacher, plan, lambda: x.split(16), method)
     return student
@@ -242,7 +241,7 @@ def test_every_family_starts(row: str, kind: str) -> None:
         return
     student = started(teacher, x, plan)
     assert all(torch.isfinite(p).all() for p in student.parameters())
-    truncated = clone(teacher)
+    truncated = copy.deepcopy(teacher)
     apply_plan(truncated, plan)
     assert off(student, teacher, x) < 1.1 * off(truncated.eval(), teacher, x)
     assert all(torch.equal(t, before[name]) for name, t in teacher.state_dict().items())
@@ -260,7 +259,7 @@ def test_a_start_is_better_than_truncation_on_images_it_has_not_seen(variant: st
     teacher = tiny(variant)
     x = images(teacher, 192)
     plan = make_plan(teacher, PlanRecipe(**KINDS[kind]), name="tiny")
-    truncated = clone(teacher)
+    truncated = copy.deepcopy(teacher)
     apply_plan(truncated, plan)
     assert off(started(teacher, x[:128], plan), teacher, x[128:]) < off(truncated.eval(), teacher, x[128:])
 

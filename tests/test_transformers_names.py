@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.errors import CheckpointError, ModelError
+from vitcompress.inputs import data_config
 from vitcompress.plans import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.source import data_config, empty_model, load_teacher, resolve
+from vitcompress.source import empty_model, load_teacher, resolve
 from vitcompress.surgery import apply_plan
 from vitcompress.transformers_names import to_timm_model
 

@@ -25,10 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitcompress.digest import Digest, sha256_of
 from vitcompress.errors import ArtifactError, shorten
 from vitcompress.manifest import Manifest, from_text, to_tree
 from vitcompress.quantize import num_bytes
-from vitcompress.source import Digest, Source, empty_model, sha256_of
+from vitcompress.source import Source, empty_model
 from vitcompress.stored import fill, layout, stored_tensors
 from vitcompress.surgery import apply_plan
 from vitcompress.tensorfile import TensorFile, opened

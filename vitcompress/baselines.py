@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
 
-from accelerate import Accelerator
 from torch import nn
 
 from vitcompress.console import Reporter
-from vitcompress.data import ImageSet
-from vitcompress.evaluation import Accuracy, evaluate_on
+from vitcompress.evaluation import Accuracy, Evaluator
 from vitcompress.quantize import num_bytes
-from vitcompress.recipe import DataRecipe
 from vitcompress.report import Baseline
-from vitcompress.source import clone
 from vitcompress.stored import round_to, stored_tensors
 
 BASELINES = ("fp16", "int8", "int4")
 
 
 def measure_baselines(
-    teacher: nn.Module,
-    images: ImageSet,
-    config: dict[str, Any],
-    recipe: DataRecipe,
-    accuracy: Accuracy,
-    *,
-    accelerator: Accelerator,
-    reporter: Reporter,
+    teacher: nn.Module, evaluator: Evaluator, accuracy: Accuracy, reporter: Reporter
 ) -> tuple[Baseline, ...]:
     """Evaluate the teacher in fewer bits, by the functions that store the student.
 
     Args:
         teacher: in eval mode, on the accelerator's device; not changed. One copy of it is held at a time.
-        images: that the student was evaluated on.
-        config: timm's data config of the student.
-        recipe: batch size and workers.
-        accuracy: of the student and the teacher on these images.
-        accelerator: where to run.
+        evaluator: that the student was evaluated with; has images.
+        accuracy: of the student and the teacher on these.
         reporter: told of it.
     """
     found = []
     for store in BASELINES:
         reporter.say(f"evaluating the teacher in {store}")
-        rounded = clone(teacher)
+        rounded = copy.deepcopy(teacher)
         stored = stored_tensors(rounded, store)
         round_to(rounded, stored, store)
         size = num_bytes(stored)
         del stored
         # labels say how good it is; where there are none, the teacher as it is must run again to compare with
         reference = None if accuracy.teacher_top1 is not None else teacher
-        measured = evaluate_on(images, rounded, reference, config, recipe, accelerator)
+        measured = evaluator(rounded, reference)
+        assert measured is not None  # there are images
         found.append(_baseline(f"teacher {store}", rounded, size, measured, accuracy))
     return tuple(found)
 

@@ -6,16 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
 from vitcompress.baselines import BASELINES
 from vitcompress.data import ImageSet, StreamReader
-from vitcompress.evaluation import SPEED_SECONDS, evaluate_on
+from vitcompress.evaluation import Evaluator
+from vitcompress.latency import SPEED_SECONDS
 from vitcompress.processes import from_main
-from vitcompress.recipe import DataRecipe, Recipe
 
 _PROBED_IMAGES = (32, 256)
 _WRITING_SECONDS = 3.0  # plus what a slow disk takes for the bytes
@@ -38,72 +37,55 @@ def seconds_to_train(minutes: float, started: float, finishing: Callable[[], flo
 
 
 def training_seconds(
-    recipe: Recipe,
+    minutes: float | None,
     started: float,
     student: nn.Module,
     teacher: nn.Module | None,
-    images: ImageSet | None,
-    config: dict[str, Any],
+    evaluator: Evaluator,
     *,
     baselines: bool,
-    accelerator: Accelerator,
 ) -> float | None:
     """How long to train; None where the recipe counts in steps.
 
     Args:
-        recipe: the minutes of the whole command.
+        minutes: of the whole command; None where it has no limit.
         started: when the command did, in seconds since 1970.
         student: moved to the accelerator's device, in eval mode from now on.
         teacher: the same; None where there is none.
-        images: to evaluate on afterwards; None where there are none.
-        config: timm's data config.
+        evaluator: what they are evaluated with afterwards.
         baselines: the teacher in fewer bits is evaluated too.
-        accelerator: where it runs.
     """
-    if recipe.distill.max_minutes is None:
+    if minutes is None:
         return None
     for model in filter(None, (student, teacher)):
-        model.to(accelerator.device).eval()
-    estimate = partial(
-        finishing_seconds, student, teacher, images, config, recipe.data, baselines=baselines, accelerator=accelerator
-    )
-    return seconds_to_train(recipe.distill.max_minutes, started, estimate, accelerator)
+        model.to(evaluator.accelerator.device).eval()
+    estimate = partial(finishing_seconds, student, teacher, evaluator, baselines=baselines)
+    return seconds_to_train(minutes, started, estimate, evaluator.accelerator)
 
 
-def finishing_seconds(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    images: ImageSet | None,
-    config: dict[str, Any],
-    recipe: DataRecipe,
-    *,
-    baselines: bool,
-    accelerator: Accelerator,
-) -> float:
+def finishing_seconds(student: nn.Module, teacher: nn.Module | None, evaluator: Evaluator, *, baselines: bool) -> float:
     """Estimate what evaluation, latencies, baselines and writing will take, from an evaluation of a few images.
 
     Args:
         student: in eval mode, on the accelerator's device.
         teacher: the same; None where there is none.
-        images: to evaluate on; None where there are none.
-        config: timm's data config.
-        recipe: batch size and workers.
+        evaluator: what they are evaluated with.
         baselines: the teacher in fewer bits is evaluated too.
-        accelerator: where it runs.
     """
     num_bytes = sum(p.numel() * p.element_size() for p in student.parameters())
     rest = 2 * 2 * SPEED_SECONDS + _WRITING_SECONDS + num_bytes / _DISK_BYTES_PER_SECOND
+    images = evaluator.images
     if images is None:
         return rest
 
     def seconds(count: int) -> float:
-        few = _first(images, count)
+        few = replace(evaluator, images=_first(images, count))
         start = time.perf_counter()
-        evaluate_on(few, student, teacher, config, recipe, accelerator)
+        few(student, teacher)
         return time.perf_counter() - start
 
     total = _length(images)
-    few, more = (each * accelerator.num_processes for each in _PROBED_IMAGES)
+    few, more = (each * evaluator.accelerator.num_processes for each in _PROBED_IMAGES)
     fixed = seconds(few)  # workers start, and the first pass warms up
     slope = max(0.0, seconds(more) - fixed) / (more - few) if total > few else 0.0
     passes: float = 1 + (len(BASELINES) / 2 if baselines and teacher is not None else 0)

@@ -1,11 +1,10 @@
-"""How good and how fast is the student, next to its teacher?"""
+"""How good is the student, next to its teacher?"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -24,7 +23,6 @@ from vitcompress.processes import gathered
 from vitcompress.recipe import DataRecipe
 from vitcompress.views import Batch, check_readable, evaluation_loader, share_of
 
-SPEED_SECONDS = 3.0  # to time latencies in, per batch size
 MOST_CLASSES = 20  # that a report tells of, and pairs of them: it lies in the file's header
 MOST_CONFUSIONS = 10
 _FROZEN = ConfigDict(extra="forbid")
@@ -75,16 +73,6 @@ class Accuracy:
     feature_cosine: float | None = None
     classes: tuple[ClassHits, ...] = ()
     confusions: tuple[Confusion, ...] = ()
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class Speed:
-    """Median latency of one forward pass, in milliseconds, by batch size (`"1"`, `"32"`)."""
-
-    teacher_ms: dict[str, float]
-    student_ms: dict[str, float]
-    threads: int
-    device: str
 
 
 def evaluate_pair(
@@ -142,29 +130,36 @@ def evaluate_pair(
     return whole.result(name)
 
 
-def evaluate_on(
-    images: ImageSet,
-    student: nn.Module,
-    teacher: nn.Module | None,
-    config: Mapping[str, Any],
-    recipe: DataRecipe,
-    accelerator: Accelerator,
-) -> Accuracy:
-    """Run both models over a set of images, a part of them in each process.
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Runs models over a set of images, a part of them in each process.
 
-    Args:
-        images: to evaluate on.
-        student: in eval mode, on the accelerator's device.
-        teacher: the same; None where there is none.
+    Attributes:
+        images: to evaluate on; None where there are none.
         config: timm's data config.
         recipe: batch size and workers.
         accelerator: knows the processes, which all get the whole result.
     """
-    return evaluate_pair(
-        student, teacher, evaluation_loader(images, config, recipe, share_of(accelerator)), name=images.name,
-        device=accelerator.device, skip_bad_images=recipe.skip_bad_images, features=not has_classes(student),
-        together=accelerator,
-    )  # fmt: skip
+
+    images: ImageSet | None
+    config: Mapping[str, Any]
+    recipe: DataRecipe
+    accelerator: Accelerator
+
+    def __call__(self, student: nn.Module, teacher: nn.Module | None) -> Accuracy | None:
+        """Evaluate a student; None where there are no images.
+
+        Args:
+            student: in eval mode, on the accelerator's device.
+            teacher: the same; None where there is none.
+        """
+        if self.images is None:
+            return None
+        batches = evaluation_loader(self.images, self.config, self.recipe, share_of(self.accelerator))
+        return evaluate_pair(
+            student, teacher, batches, name=self.images.name, device=self.accelerator.device,
+            skip_bad_images=self.recipe.skip_bad_images, features=not has_classes(student), together=self.accelerator,
+        )  # fmt: skip
 
 
 class _Tally:
@@ -316,49 +311,3 @@ def paired_interval(only_teacher: int, only_student: int, count: int) -> tuple[f
     centre = (b - c) / n
     half = 1.959964 * ((b + c) - (b - c) ** 2 / n) ** 0.5 / n
     return round(100 * (centre - half), 4), round(100 * (centre + half), 4)
-
-
-def measure_speed(
-    student: nn.Module,
-    teacher: nn.Module,
-    input_size: tuple[int, int, int],
-    *,
-    device: torch.device,
-    budget_seconds: float = SPEED_SECONDS,
-) -> Speed:
-    """Time one forward pass of each model, alternating, at batch 1 and 32.
-
-    Args:
-        student: in eval mode, on `device`.
-        teacher: the same.
-        input_size: (channels, height, width).
-        device: where the models are.
-        budget_seconds: time to spend per batch size; at least three pairs are timed.
-    """
-    times: dict[str, dict[str, float]] = {"student": {}, "teacher": {}}
-    for batch_size in (1, 32):
-        images = torch.zeros(batch_size, *input_size, device=device)
-        seconds: dict[str, list[float]] = {"student": [], "teacher": []}
-        end = time.perf_counter() + budget_seconds
-        while len(seconds["student"]) < 4 or (time.perf_counter() < end and len(seconds["student"]) < 50):
-            for who, model in (("student", student), ("teacher", teacher)):
-                seconds[who].append(_time_forward(model, images))
-        for who, values in seconds.items():  # the first pass warms up
-            times[who][str(batch_size)] = round(1000 * statistics.median(values[1:]), 3)
-    return Speed(times["teacher"], times["student"], torch.get_num_threads(), _device_name(device))
-
-
-def _time_forward(model: nn.Module, images: Tensor) -> float:
-    def wait() -> Any:
-        return torch.cuda.synchronize() if images.is_cuda else None
-
-    wait()
-    start = time.perf_counter()
-    with torch.inference_mode():
-        model(images)
-    wait()
-    return time.perf_counter() - start
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

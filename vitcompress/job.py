@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,27 +20,26 @@ from vitcompress.budget import training_seconds
 from vitcompress.calibration import calibration_batches, drawn
 from vitcompress.checkpoints import Checkpoints, run_facts
 from vitcompress.classes import known_classes
-from vitcompress.compare import Candidate, Comparison, compare, has_classes
+from vitcompress.compare import Comparison, has_classes
 from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_sets
+from vitcompress.digest import sha256_of
 from vitcompress.errors import RecipeError, attempting, raise_faults
-from vitcompress.evaluation import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion, Speed, measure_speed
+from vitcompress.evaluation import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion, Evaluator
 from vitcompress.fading import fading
 from vitcompress.families import family_named
 from vitcompress.initialize import needs_images, start_student
+from vitcompress.latency import Speed, measure_speed
 from vitcompress.macs import with_macs
 from vitcompress.planner.sensitivity import divergence_and_chance
 from vitcompress.planning import Planning
-from vitcompress.plans import Plan, make_plan
+from vitcompress.plans import Plan
 from vitcompress.prepare import (
     bundle_of,
-    check_cache,
     check_measurable,
     check_out,
     check_run,
-    check_store,
-    check_target,
     unfit_images,
     with_images,
 )
@@ -57,12 +57,13 @@ from vitcompress.produce import (
     write_result,
 )
 from vitcompress.quantized_layers import quantising
-from vitcompress.recipe import KINDS, PlanRecipe, Recipe
+from vitcompress.recipe import KINDS, Recipe
 from vitcompress.report import SCHEMA_VERSION, Baseline, Report, to_json
-from vitcompress.source import Source, clone, data_config, empty_model, resolve, sha256_of
+from vitcompress.settle import compared, settle, with_losses
+from vitcompress.source import Source, empty_model
 from vitcompress.surgery import apply_plan
-from vitcompress.teacher import Teacher, find_teacher
-from vitcompress.training import check_student, lr_for_start
+from vitcompress.teacher import Teacher
+from vitcompress.training import lr_for_start
 from vitcompress.trainlog import MOST_POINTS, TrainLog
 from vitcompress.views import Views
 
@@ -99,7 +100,7 @@ class Job:
 
     def _header_bytes(self, empty: nn.Module, plan: Plan, store: str) -> int:
         """The most that the header of a plan's file takes: with every number as long as numbers get."""
-        student = clone(empty)
+        student = copy.deepcopy(empty)
         apply_plan(student, plan)
         job = replace(self, plan=replace(plan, why=(_LONG_LINE,) * _MOST_LINES))
         size = replace(job.plan.size, teacher_macs=_LONG_COUNT, student_macs=_LONG_COUNT, macs_ratio=_LONG_NUMBER)
@@ -137,8 +138,8 @@ class Job:
 
     def with_plan(self, plan: Plan, store: str) -> Job:
         """The same job with a plan that was searched for, and the store that it counts on."""
-        comparison = _compared(self.source, empty_model(self.source), plan, self.teacher, self.recipe, self.config)
-        recipe = _with_losses(self.recipe, comparison)
+        comparison = compared(self.source, empty_model(self.source), plan, self.teacher, self.recipe, self.config)
+        recipe = with_losses(self.recipe, comparison.losses)
         recipe = replace(recipe, store=replace(recipe.store, store=store))  # type: ignore[arg-type]
         return replace(self, recipe=recipe, plan=plan, comparison=comparison)
 
@@ -167,7 +168,7 @@ class Job:
             job = job.planned(teacher, reporter)
         size = job.plan.size
         reporter.say(f"{job.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
-        student = clone(teacher)
+        student = copy.deepcopy(teacher)
         apply_plan(student, job.plan)
         trained = settled is not None and checkpoints is not None and checkpoints.newest() is not None
         if not trained or recipe.distill.fade:  # what fades is the difference from the start
@@ -225,10 +226,15 @@ class Job:
                 student, teacher, self._lesson(), blocks=family_named(self.plan.family).block_names(source),
                 matrices=self.plan.matrices, fade=follow, accelerator=self.accelerator, reporter=reporter,
                 checkpoints=checkpoints, seconds=training_seconds(
-                    self.recipe, started, student, source, self.val, self.config,
-                    baselines=self.recipe.store.baselines, accelerator=self.accelerator,
+                    self.recipe.distill.max_minutes, started, student, source, self.evaluator,
+                    baselines=self.recipe.store.baselines,
                 ),
             )  # fmt: skip
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What models are evaluated with."""
+        return Evaluator(self.val, self.config, self.recipe.data, self.accelerator)
 
     def _lesson(self) -> Lesson:
         name = self.teacher.name if self.teacher else self.source.name
@@ -238,9 +244,7 @@ class Job:
         """Round, evaluate, write and verify; returns the report that went into the file. The main process writes."""
         stored = Stored.of(student, self.plan, self.recipe.store.kind)
         stored.round(student)
-        accuracy = measure(
-            student, teacher, self.val, self.config, self.recipe.data, accelerator=self.accelerator, reporter=reporter
-        )  # fmt: skip
+        accuracy = measure(student, teacher, self.evaluator, reporter)
         baselines = self._baselines(teacher, accuracy, reporter)
         report: Report | None = None
         if self.accelerator.is_main_process:
@@ -297,17 +301,9 @@ class Job:
         return (self.train.note,) if self.train is not None and self.train.note else ()
 
     def _baselines(self, teacher: nn.Module, accuracy: Accuracy | None, reporter: Reporter) -> tuple[Baseline, ...]:
-        if accuracy is None or self.val is None or not self.recipe.store.baselines:
+        if accuracy is None or not self.recipe.store.baselines:
             return ()
-        return measure_baselines(
-            teacher,
-            self.val,
-            self.config,
-            self.recipe.data,
-            accuracy,
-            accelerator=self.accelerator,
-            reporter=reporter,
-        )
+        return measure_baselines(teacher, self.evaluator, accuracy, reporter)
 
     def _teacher_notes(self) -> tuple[str, ...]:
         """What a reader of the report must know where the student learned from another model."""
@@ -368,7 +364,7 @@ def prepare_job(
     accelerator = join(recipe.run, (out or Path()).parent) if joins else Accelerator(cpu=True)
     assert settled.comparison is not None  # else there was a fault
     return Job(
-        recipe if recipe.target.is_given else _with_losses(recipe, settled.comparison),
+        recipe if recipe.target.is_given else with_losses(recipe, settled.comparison.losses),
         out or Path(),
         command,
         source,
@@ -380,57 +376,3 @@ def prepare_job(
         settled.comparison,
         accelerator,
     )
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What a recipe's names stand for, without weights and images; None where there is a fault."""
-
-    source: Any
-    model: Any
-    plan: Any
-    config: Any
-    teacher: Any
-    comparison: Any
-
-
-def settle(recipe: Recipe, attempt: Any, *, measures: bool = False) -> Settled:
-    """Find model, plan and teacher, and what of them is compared, each step by `attempt`."""
-    source = attempt(resolve, recipe.model)
-    model = attempt(empty_model, source) if source else None
-    attempt(check_store, recipe.store, recipe.distill)
-    teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
-    found: Any = None
-    config: Any = None
-    comparison = None
-    if model is not None:
-        attempt(check_target, recipe, model, measures=measures)
-        # where a plan is searched for, one that shares nothing stands in for it till there are weights
-        free = PlanRecipe(share=1, transforms=recipe.plan.transforms or (), token_kernel=recipe.plan.token_kernel)
-        asked = free if recipe.target.is_given else recipe.plan
-        found = attempt(make_plan, model, asked, name=recipe.model.model, store=recipe.store.kind)
-        config = attempt(data_config, model, recipe.model)
-    if model is not None and found and config:
-        found = with_macs(found, model, config["input_size"])
-        blocks = family_named(found.family).block_names(model)
-        attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
-        if teacher or not recipe.teacher.teacher:
-            comparison = attempt(_compared, source, model, found, teacher, recipe, config)
-            if comparison is not None:
-                attempt(check_cache, recipe, comparison.losses)
-    return Settled(source, model, found, config, teacher, comparison)
-
-
-def _compared(
-    source: Source, model: nn.Module, plan: Plan, teacher: Teacher | None, recipe: Recipe, config: dict[str, Any]
-) -> Comparison:
-    """What of student and teacher is compared; the student as its plan makes it of the empty `model`."""
-    built = clone(model)
-    apply_plan(built, plan)
-    student, own = (Candidate(source.name, each, config["input_size"]) for each in (built, model))
-    return compare(student, teacher.candidate if teacher else own, recipe.distill)
-
-
-def _with_losses(recipe: Recipe, comparison: Comparison) -> Recipe:
-    """The recipe with its losses written out."""
-    return replace(recipe, distill=replace(recipe.distill, loss=dict(comparison.losses)))

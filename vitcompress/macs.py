@@ -6,6 +6,7 @@ DeiT-B has 17.56 G. Norms, activations, softmax and additions do not count, nor 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitcompress.plans import Plan
-from vitcompress.source import clone
 from vitcompress.surgery import apply_plan
 
 
@@ -45,7 +45,7 @@ def with_macs(plan: Plan, model: nn.Module, input_size: tuple[int, int, int]) ->
         model: nothing shared in it yet, on any device; not changed.
         input_size: (channels, height, width) of the images.
     """
-    built = clone(model).to("meta").eval()
+    built = copy.deepcopy(model).to("meta").eval()
     teacher_macs = macs_of(built, input_size)
     apply_plan(built, plan)
     student_macs = macs_of(built.eval(), input_size)

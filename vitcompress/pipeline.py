@@ -20,18 +20,21 @@ from vitcompress.classes import known_classes
 from vitcompress.compare import has_classes
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_to_evaluate
+from vitcompress.digest import sha256_of
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluation import Accuracy, Watch, evaluate_pair
 from vitcompress.events import tell_plan, tell_result
 from vitcompress.families import family_of
-from vitcompress.job import Job, prepare_job, settle
+from vitcompress.inputs import data_config
+from vitcompress.job import Job, prepare_job
 from vitcompress.macs import with_macs
 from vitcompress.plans import Plan, make_plan
 from vitcompress.prepare import bundle_of
 from vitcompress.processes import part, tracking
 from vitcompress.recipe import BUILT_IN, DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
 from vitcompress.report import Report, to_json
-from vitcompress.source import data_config, empty_model, load_teacher, resolve, sha256_of
+from vitcompress.settle import settle
+from vitcompress.source import empty_model, load_teacher, resolve
 from vitcompress.trainlog import DivergedError
 from vitcompress.views import evaluation_loader, random_views
 

@@ -22,14 +22,15 @@ from vitcompress.compare import Comparison
 from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
+from vitcompress.digest import sha256_of
 from vitcompress.distill import distill
-from vitcompress.evaluation import Accuracy, evaluate_on
+from vitcompress.evaluation import Accuracy, Evaluator
 from vitcompress.mixing import Mixing
 from vitcompress.plans import Plan, weighed
 from vitcompress.quantize import num_bytes
-from vitcompress.recipe import DEFAULT_STEPS, DataRecipe, Recipe
+from vitcompress.recipe import DEFAULT_STEPS, Recipe
 from vitcompress.report import Report, to_json, to_markdown, to_svg
-from vitcompress.source import Source, sha256_of
+from vitcompress.source import Source
 from vitcompress.stored import round_to, stored_tensors
 from vitcompress.teacher import Teacher, adapt_inputs
 from vitcompress.teacher_cache import TeacherCache
@@ -188,11 +189,7 @@ def load_adapted(teacher: Teacher, config: dict[str, Any], comparison: Compariso
 def measure(
     student: nn.Module,
     teacher: nn.Module | None,
-    images: ImageSet | None,
-    config: dict[str, Any],
-    recipe: DataRecipe,
-    *,
-    accelerator: Accelerator,
+    evaluator: Evaluator,
     reporter: Reporter,
 ) -> Accuracy | None:
     """Evaluate a student next to its teacher; None where there are no images.
@@ -200,19 +197,14 @@ def measure(
     Args:
         student: moved to the accelerator's device, in eval mode from now on.
         teacher: the same; None where there is none.
-        images: to evaluate on.
-        config: timm's data config of the student.
-        recipe: batch size and workers.
-        accelerator: where to run.
+        evaluator: has the images.
         reporter: told of it.
     """
-    student.to(accelerator.device).eval()
-    if teacher is not None:
-        teacher.to(accelerator.device).eval()
-    if images is None:
-        return None
-    reporter.say(f"evaluating on {images.name}")
-    return evaluate_on(images, student, teacher, config, recipe, accelerator)
+    for model in filter(None, (student, teacher)):
+        model.to(evaluator.accelerator.device).eval()
+    if evaluator.images is not None:
+        reporter.say(f"evaluating on {evaluator.images.name}")
+    return evaluator(student, teacher)
 
 
 @dataclass(frozen=True)

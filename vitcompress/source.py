@@ -6,13 +6,9 @@ hf-hub:user/repo     the Hub's config.json        local-dir:folder    the same f
 
 from __future__ import annotations
 
-import copy
 import difflib
-import hashlib
 import inspect
-import pickle
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +17,18 @@ import timm
 import timm.data
 import torch
 from timm.models import build_model_with_cfg, is_model_in_modules, parse_model_name, split_model_name_tag
-from timm.models import load_state_dict as read_checkpoint
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path  # not exported by timm
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.errors import CheckpointError, ModelError, RecipeError, first_line, shorten
+from vitcompress.errors import CheckpointError, ModelError, first_line, shorten
 from vitcompress.families import FAMILIES
 from vitcompress.recipe import ModelRecipe
 from vitcompress.short_names import SHORT_NAMES
 from vitcompress.transformers_folder import is_transformers_folder, read_folder
 from vitcompress.transformers_names import has_transformers_names, to_timm_weights
+from vitcompress.weightfiles import check_folder, read_weights, unreadable
 
 # what timm takes for itself, before the model's constructor: leave to read files or the network, or to build another
 _NOT_FOR_CONSTRUCTOR = frozenset(
@@ -91,7 +87,7 @@ def _named(name: str, *, headless: bool) -> Source:
     if kind == "hf-hub":
         return _from_config(name, identifier, load_model_config_from_hf)
     if kind == "local-dir":
-        _check_folder(Path(identifier))
+        check_folder(Path(identifier))
         if is_transformers_folder(Path(identifier)):
             found, weights = read_folder(Path(identifier), headless=headless)
             return Source(name, found.architecture, found.model_args, found.pretrained_cfg, weights)
@@ -120,7 +116,7 @@ def _from_config(name: str, identifier: str, read: Any) -> Source:
 
 def _in_folder(source: Source, folder: Path, *, headless: bool) -> Source:
     """The model of a folder given as weights for the model that `source` names, which must be of that construction."""
-    _check_folder(folder)
+    check_folder(folder)
     if not is_transformers_folder(folder):
         raise CheckpointError(
             f"--checkpoint {folder} is a folder without a config.json of transformers.",
@@ -245,7 +241,7 @@ def _fetch(source: Source) -> nn.Module:
         model: nn.Module = timm.create_model(name, pretrained=True, **source.model_args)
     except Exception as error:  # the Hub client raises dozens of types, of three libraries
         if source.name.startswith("local-dir:"):
-            raise _unreadable(f"MODEL {source.name}", error) from error
+            raise unreadable(f"MODEL {source.name}", error) from error
         raise CheckpointError(
             f"No weights for {source.name}: {first_line(error).rstrip('.')}.",
             hint="Without a network, give a local file: --checkpoint FILE.",
@@ -269,7 +265,7 @@ def _check_head(source: Source) -> None:
 
 def _fill_from_checkpoint(model: nn.Module, path: Path) -> None:
     """Load `path` into `model`, in place; names of transformers and other publishers are translated."""
-    weights = _read_weights(path)
+    weights = read_weights(path)
     if has_transformers_names(weights):
         weights = to_timm_weights(weights, headless=getattr(model, "num_classes", None) == 0)
     faults = _mismatches(model, weights)
@@ -288,69 +284,6 @@ def _fill_from_checkpoint(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "does not exist"
-        raise CheckpointError(f"--checkpoint {path} {what}.")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"--checkpoint {path} is empty.")
-    try:
-        _check_archive(path)
-        weights = read_checkpoint(str(path), weights_only=True)
-    except Exception as error:  # whatever a broken file makes torch, pickle, zipfile or safetensors say
-        raise _unreadable(f"--checkpoint {path}", error) from error
-    tensors = {name: t for name, t in weights.items() if isinstance(t, Tensor)} if isinstance(weights, dict) else {}
-    if not tensors:
-        raise CheckpointError(f"--checkpoint {path} holds no tensors by name.", hint="Save the state dict alone.")
-    swollen = [name for name, t in tensors.items() if t.nbytes > path.stat().st_size]  # one number, seen as many
-    if swollen:
-        raise CheckpointError(f"--checkpoint {path}: tensors larger than the file: {shorten(swollen)}.")
-    return tensors
-
-
-def _check_archive(path: Path) -> None:
-    """Make sure that a file of torch's is no larger in memory than on the disk: torch writes archives uncompressed.
-
-    Raises:
-        ValueError: it is.
-        zipfile.BadZipFile: it is an archive, and a broken one.
-    """
-    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(each.file_size for each in archive.infolist())
-    if unpacked > path.stat().st_size:
-        raise ValueError(f"it is an archive of {unpacked:,} bytes packed into {path.stat().st_size:,}")
-
-
-def _check_folder(folder: Path) -> None:
-    """Make sure that reading a folder's files neither waits for ever nor fills the memory.
-
-    Raises:
-        CheckpointError: naming the first that would.
-    """
-    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise CheckpointError(f"MODEL local-dir:{folder}: {path.name} is no regular file.")
-        if path.suffix in (".bin", ".pth", ".pt") and path.is_file():
-            try:
-                _check_archive(path)
-            except (OSError, ValueError, zipfile.BadZipFile) as error:
-                raise _unreadable(f"MODEL local-dir:{folder}: {path.name}", error) from error
-
-
-def _unreadable(what: str, error: BaseException) -> CheckpointError:
-    """The user's words for an error of torch, pickle or safetensors."""
-    if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
-        return CheckpointError(
-            f"{what} is no plain table of tensors; the code in it was not run.",
-            hint="Save the state dict alone, best as .safetensors.",
-        )
-    return CheckpointError(
-        f"{what} cannot be read: {first_line(error).rstrip('.')}.", hint="It may be cut short: fetch it again."
-    )
-
-
 def _mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     """Every name and shape by which `weights` differs from what `model` holds."""
     expected = model.state_dict()
@@ -362,78 +295,3 @@ def _mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
         if name in expected and t.shape != expected[name].shape
     ]
     return faults
-
-
-def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
-    """Timm's data config of `model`: input size, mean, std, interpolation, crop.
-
-    Args:
-        model: a timm model, on any device.
-        recipe: overrides.
-
-    Raises:
-        RecipeError: --mean or --std has another number of channels than the model.
-    """
-    overrides = {
-        name: value
-        for name in ("mean", "std", "interpolation", "crop_pct")
-        if (value := getattr(recipe, name)) is not None
-    }
-    config: dict[str, Any] = timm.data.resolve_model_data_config(model)
-    channels, size = _input_of(model, config["input_size"])
-    config["input_size"] = (channels, *size)
-    for name in ("mean", "std"):
-        values = tuple(overrides.get(name, config[name]))
-        if len(values) == 1 or (name not in overrides and len(values) != channels):
-            values = (sum(values) / len(values),) * channels  # a grey model under an RGB config: the channels' mean
-        if len(values) != channels:
-            raise RecipeError(f"--{name} has {len(values)} values; the model has {channels} channels.")
-        overrides[name] = values
-    return {**config, **overrides}
-
-
-def _input_of(model: nn.Module, fallback: tuple[int, int, int]) -> tuple[int, tuple[int, int]]:
-    """Channels and image size that the model was built for, whatever its config says."""
-    embed = getattr(model, "patch_embed", None)
-    projection = getattr(embed, "proj", None)
-    channels = projection.in_channels if isinstance(projection, nn.Conv2d) else fallback[0]
-    size = getattr(embed, "img_size", None)
-    return channels, tuple(size) if size is not None else fallback[1:]
-
-
-class Digest:
-    """SHA-256 over names, types, shapes and bytes of tensors, in the order in which they come."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def begin(self, name: str, dtype: torch.dtype, shape: Iterable[int]) -> None:
-        """Say which tensor the next bytes are of."""
-        self._digest.update(f"{name}:{dtype}:{tuple(shape)};".encode())
-
-    def add(self, part: memoryview) -> None:
-        """Take in bytes."""
-        self._digest.update(part)
-
-    def add_tensor(self, t: Tensor) -> None:
-        """Take in all bytes of a tensor on CPU, without a copy where it is contiguous."""
-        self.add(t.contiguous().flatten().view(torch.uint8).numpy().data)
-
-    def hex(self) -> str:
-        """The digest of all that came, 64 digits."""
-        return self._digest.hexdigest()
-
-
-def sha256_of(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of a state dict, in order of names."""
-    digest = Digest()
-    for name in sorted(weights):
-        t = weights[name].detach().cpu()
-        digest.begin(name, t.dtype, t.shape)
-        digest.add_tensor(t)
-    return digest.hex()
-
-
-def clone(model: nn.Module) -> nn.Module:
-    """A deep copy that shares no tensor with `model`."""
-    return copy.deepcopy(model)

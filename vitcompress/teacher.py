@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from vitcompress import artifact
 from vitcompress.compare import Candidate
+from vitcompress.digest import sha256_of
 from vitcompress.errors import RecipeError, VitcompressError
+from vitcompress.inputs import data_config
 from vitcompress.recipe import ModelRecipe, TeacherRecipe
-from vitcompress.source import data_config, empty_model, load_teacher, resolve, sha256_of
+from vitcompress.source import empty_model, load_teacher, resolve
 
 _FLAGS = {"MODEL ": "--teacher ", "--checkpoint": "--teacher-checkpoint", "--model-arg": "--teacher-arg"}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,12 @@ from vitcompress.compare import Candidate, Comparison, has_classes
 from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
+from vitcompress.digest import sha256_of
 from vitcompress.errors import CheckpointError, RecipeError, VitcompressError, attempting, raise_faults
-from vitcompress.evaluation import Accuracy, measure_speed
+from vitcompress.evaluation import Accuracy, Evaluator
 from vitcompress.events import tell_plan, tell_result
 from vitcompress.families import family_named
+from vitcompress.latency import measure_speed
 from vitcompress.lessons import config_of, images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.losses import LOSSES
 from vitcompress.macs import with_macs
@@ -51,7 +52,8 @@ from vitcompress.produce import (
 from vitcompress.quantized_layers import quantising
 from vitcompress.recipe import Recipe, save_interval
 from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
-from vitcompress.source import Source, build_model, empty_model, sha256_of
+from vitcompress.settle import with_losses
+from vitcompress.source import Source, build_model, empty_model
 from vitcompress.surgery import apply_plan
 from vitcompress.teacher import Teacher, find_teacher
 from vitcompress.training import check_student
@@ -106,8 +108,7 @@ def finetune(
                 student, teacher, job.lesson, blocks=family_named(job.plan.family).block_names(student),
                 matrices=job.plan.matrices, fade=quantise, accelerator=job.accelerator, reporter=reporter,
                 checkpoints=checkpoints, seconds=training_seconds(
-                    job.lesson.recipe, started, student, teacher, job.val, job.lesson.config, baselines=False,
-                    accelerator=job.accelerator,
+                    recipe.distill.max_minutes, started, student, teacher, job.evaluator, baselines=False
                 ),
             )  # fmt: skip
     except DivergedError as error:
@@ -174,14 +175,16 @@ class _Job:
         if settled is None and self.accelerator.is_main_process:
             checkpoints.begin(facts, {}, dear=False)
 
+    @property
+    def evaluator(self) -> Evaluator:
+        """What models are evaluated with."""
+        return Evaluator(self.val, self.lesson.config, self.lesson.recipe.data, self.accelerator)
+
     def measure(self, student: nn.Module, teacher: nn.Module | None, reporter: Reporter) -> Accuracy | None:
         """Evaluate the student, next to its teacher where it has one; nothing where there is nothing to measure."""
         if teacher is None and (not has_classes(student) or self.val is None or self.val.labels is None):
             return None
-        return measure(
-            student, teacher, self.val, self.lesson.config, self.lesson.recipe.data, accelerator=self.accelerator,
-            reporter=reporter,
-        )  # fmt: skip
+        return measure(student, teacher, self.evaluator, reporter)
 
     def finish(
         self, student: nn.Module, teacher: nn.Module | None, before: Accuracy | None, log: TrainLog, out: Path,
@@ -263,7 +266,7 @@ def _with_teacher(job: _Job, reporter: Reporter) -> tuple[_Job, nn.Module | None
             raise
         note = f"Without the teacher {job.teacher.name}: {error}"
         reporter.say(note)
-        recipe = _with_losses(job.lesson.recipe, rest)
+        recipe = with_losses(job.lesson.recipe, rest)
         lesson = replace(job.lesson, recipe=recipe, comparison=Comparison(rest), teacher=None)
         return replace(job, lesson=lesson, teacher=None, notes=(*job.notes, note)), None
     loaded = replace(job.teacher, load=lambda: teacher)
@@ -346,16 +349,11 @@ def _settle(
     comparison = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
     if comparison is not None:
         attempt(check_cache, recipe, comparison.losses)
-        recipe = _with_losses(recipe, comparison.losses)
+        recipe = with_losses(recipe, comparison.losses)
         attempt(check_student, model, family_named(plan.family).block_names(model), recipe.distill, name=name)
     raise_faults(RecipeError, faults)
     taught = teacher is not None and any(LOSSES[name].teacher for name in comparison.losses)
     return Lesson(recipe, images, config, comparison, teacher.name if teacher and taught else None)
-
-
-def _with_losses(recipe: Recipe, losses: Mapping[str, float]) -> Recipe:
-    """The recipe with the losses that its defaults came to."""
-    return replace(recipe, distill=replace(recipe.distill, loss=dict(losses)))
 
 
 def _check_stages(recipe: Recipe) -> None:

@@ -27,9 +27,10 @@ from torch import nn
 
 import vitcompress
 from vitcompress import artifact
+from vitcompress.inputs import data_config
 from vitcompress.plans import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.source import Source, data_config, load_teacher
+from vitcompress.source import Source, load_teacher
 from vitcompress.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 

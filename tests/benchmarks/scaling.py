@@ -7,6 +7,7 @@ the constants; for another GPU the hours scale with its rate.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 import time
@@ -26,9 +27,8 @@ from vitcompress.data import open_images
 from vitcompress.distill import weighted_losses
 from vitcompress.errors import RecipeError, attempting, raise_faults
 from vitcompress.families import family_named
-from vitcompress.job import settle
 from vitcompress.recipe import DataRecipe, Recipe
-from vitcompress.source import clone
+from vitcompress.settle import settle
 from vitcompress.surgery import apply_plan
 from vitcompress.training import training_student
 from vitcompress.views import training_loader
@@ -72,7 +72,7 @@ def step_of(recipe: Recipe) -> Step:
     faults: list[tuple[str, str]] = []
     settled = settle(recipe, attempting(faults))
     raise_faults(RecipeError, faults)
-    student = clone(settled.model)
+    student = copy.deepcopy(settled.model)
     apply_plan(student, settled.plan)
     teacher = settled.teacher.model if settled.teacher else settled.model
     blocks = family_named(settled.plan.family).block_names(student)
@@ -85,7 +85,7 @@ def step_of(recipe: Recipe) -> Step:
     ):
         for batch in BATCHES:
             images = torch.zeros(batch, *settled.config["input_size"], device="meta")
-            targets = torch.zeros(batch, int(student.num_classes), device="meta")  # type: ignore[arg-type]
+            targets = torch.zeros(batch, int(student.num_classes), device="meta")
             for counter in (FlopCounterMode(display=False), PeakBytes()):
                 with counter:
                     losses: list[Tensor] = list(compute(student, images, targets, 0, 0).values())

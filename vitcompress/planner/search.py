@@ -7,6 +7,7 @@ build     the start of each of these, and its real cost      costs add up only n
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ from vitcompress.planner.allocate import Choice, allocate, frontier
 from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
 from vitcompress.planner.sensitivity import CHUNK_IMAGES, Sensitivity, divergence
 from vitcompress.plans import Group, Plan, plan_of
-from vitcompress.source import clone
 from vitcompress.surgery import apply_plan
 
 MARKS = 24
@@ -162,7 +162,7 @@ def build(candidate: Candidate, teacher: nn.Module, images: Tensor, held_out: Te
 
 def started(plan: Plan, teacher: nn.Module, images: Tensor) -> nn.Module:
     """The student of a plan as it starts, fitted to `images`, in eval mode."""
-    student = clone(teacher)
+    student = copy.deepcopy(teacher)
     apply_plan(student, plan)
     start_student(student, teacher, plan, lambda: images.split(CHUNK_IMAGES), "first")
     return student.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,6 @@ from vitcompress.planner.sensitivity import divergence
 from vitcompress.plans import Group, Plan, measured_on, plan_of
 from vitcompress.quantize import STORES
 from vitcompress.recipe import TargetRecipe
-from vitcompress.source import clone
 from vitcompress.stored import round_to, stored_tensors
 
 FEWEST_IMAGES = 32
@@ -92,7 +92,7 @@ class Search:
     @cached_property
     def empty(self) -> nn.Module:
         """The teacher without its weights, to count bytes on: with them, each count would encode them anew."""
-        return clone(self.teacher).to("meta")
+        return copy.deepcopy(self.teacher).to("meta")
 
     def measure(self, kinds: Sequence[str]) -> Measured:
         """Measure every option of some kinds."""
@@ -199,7 +199,7 @@ def _cost_of(store: str, search: Search) -> float:
     """What storing the teacher's own weights like that does to its predictions, nats per image."""
     if STORES[store].codec is None:
         return 0.0
-    stored = clone(search.teacher)
+    stored = copy.deepcopy(search.teacher)
     round_to(stored, stored_tensors(stored, store), store)
     return divergence(stored.eval(), search.teacher, search.held_out)
 

@@ -9,7 +9,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vitcompress.errors import ArtifactError
-from vitcompress.evaluation import Accuracy, Speed
+from vitcompress.evaluation import Accuracy
+from vitcompress.latency import Speed
 from vitcompress.plans import Group, Size
 from vitcompress.trainlog import TrainLog
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,6 @@ from vitcompress.families import family_of
 from vitcompress.macs import macs_of
 from vitcompress.mixing import Mixing
 from vitcompress.recipe import DistillRecipe
-from vitcompress.source import clone
 from vitcompress.trainlog import DivergedError
 
 
@@ -130,7 +130,7 @@ class Comparison:
         sets = self.loaded[1]
         key, method = keys[0], METHODS[keys[0].method]
         start, start_top1 = self._started(key, method)
-        student, began, diverged = clone(start.student), time.perf_counter(), False
+        student, began, diverged = copy.deepcopy(start.student), time.perf_counter(), False
         if key.steps:
             try:
                 self._train(student, start, method, key)
@@ -140,10 +140,10 @@ class Comparison:
             *key, batch_size=self.subject.batch_size, start_top1=start_top1,
             seconds=round(time.perf_counter() - began, 1), diverged=diverged,
             num_params=sum(p.numel() for p in student.parameters()),
-            macs=macs_of(clone(student).to("meta").eval(), sets.input_size),
+            macs=macs_of(copy.deepcopy(student).to("meta").eval(), sets.input_size),
         )  # fmt: skip
         for other in keys:
-            stored = clone(student)
+            stored = copy.deepcopy(student)
             num_bytes = keep_stored(stored, METHODS[other.method].store)
             top1, agreement, _ = score(stored, sets.test) if test else (None, 0.0, 0.0)
             held_out_top1, _, held_out_kl = score(stored, sets.held_out)

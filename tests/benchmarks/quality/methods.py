@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from vitcompress.planner.target import Search, reach
 from vitcompress.plans import Plan, make_plan
 from vitcompress.quantize import num_bytes
 from vitcompress.recipe import PlanRecipe, TargetRecipe
-from vitcompress.source import clone
 from vitcompress.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 from vitcompress.transforms import HeadMix
@@ -107,7 +107,7 @@ def started(case: Case, plan: Plan, start: str = "first") -> Start:
         plan: of it.
         start: of whole shared matrices.
     """
-    student = clone(case.teacher)
+    student = copy.deepcopy(case.teacher)
     apply_plan(student, plan)
     start_student(student.eval(), case.teacher, plan, lambda: case.calibration.split(32), start)
     return Start(student, plan)
@@ -200,7 +200,7 @@ def planned(case: Case) -> Start:
 
 def fewer_blocks(case: Case) -> Start:
     """The teacher with fewer blocks, evenly spread, the first and the last among them."""
-    student: Any = clone(case.teacher)
+    student: Any = copy.deepcopy(case.teacher)
     blocks = student.blocks  # plain ViTs alone have one list of blocks
     each = sum(p.numel() for p in blocks[0].parameters())
     rest = sum(p.numel() for p in student.parameters()) - each * len(blocks)
@@ -214,7 +214,7 @@ def fewer_blocks(case: Case) -> Start:
 
 def as_it_is(case: Case) -> Start:
     """The teacher."""
-    return Start(clone(case.teacher), None)
+    return Start(copy.deepcopy(case.teacher), None)
 
 
 METHODS: Mapping[str, Method] = {

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.classes import known_classes
 from vitcompress.data import ImageSet, hold_out, open_sets
+from vitcompress.inputs import data_config
 from vitcompress.prepare import bundle_of
 from vitcompress.recipe import DataRecipe, ModelRecipe
-from vitcompress.source import data_config, load_teacher, resolve
+from vitcompress.source import load_teacher, resolve
 from vitcompress.views import Batch, Stream, Views, collate
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"

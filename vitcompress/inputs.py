@@ -1,0 +1,48 @@
+"""Which images does a model take?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm.data
+from torch import nn
+
+from vitcompress.errors import RecipeError
+from vitcompress.recipe import ModelRecipe
+
+
+def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
+    """Timm's data config of `model`: input size, mean, std, interpolation, crop.
+
+    Args:
+        model: a timm model, on any device.
+        recipe: overrides.
+
+    Raises:
+        RecipeError: --mean or --std has another number of channels than the model.
+    """
+    overrides = {
+        name: value
+        for name in ("mean", "std", "interpolation", "crop_pct")
+        if (value := getattr(recipe, name)) is not None
+    }
+    config: dict[str, Any] = timm.data.resolve_model_data_config(model)
+    channels, size = _input_of(model, config["input_size"])
+    config["input_size"] = (channels, *size)
+    for name in ("mean", "std"):
+        values = tuple(overrides.get(name, config[name]))
+        if len(values) == 1 or (name not in overrides and len(values) != channels):
+            values = (sum(values) / len(values),) * channels  # a grey model under an RGB config: the channels' mean
+        if len(values) != channels:
+            raise RecipeError(f"--{name} has {len(values)} values; the model has {channels} channels.")
+        overrides[name] = values
+    return {**config, **overrides}
+
+
+def _input_of(model: nn.Module, fallback: tuple[int, int, int]) -> tuple[int, tuple[int, int]]:
+    """Channels and image size that the model was built for, whatever its config says."""
+    embed = getattr(model, "patch_embed", None)
+    projection = getattr(embed, "proj", None)
+    channels = projection.in_channels if isinstance(projection, nn.Conv2d) else fallback[0]
+    size = getattr(embed, "img_size", None)
+    return channels, tuple(size) if size is not None else fallback[1:]
