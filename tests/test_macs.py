@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from vitcompress import pipeline
+from vitcompress.deliver import notes_on
 from vitcompress.macs import macs_of, with_macs
 from vitcompress.plans import Size, make_plan
-from vitcompress.produce import notes_on
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 
 from .test_families import ROWS, Row, build, planned, student_of

@@ -212,11 +212,15 @@ def _misfits(model: nn.Module, file: TensorFile, store: str) -> list[str]:
 
 def _pretrained_cfg(model: nn.Module, manifest: Manifest) -> dict[str, Any]:
     """The data config of the student, as timm keeps it, with its classes and no place to fetch the teacher from."""
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest.data_config.items()}
     labels = {k: v for k, v in manifest.source["pretrained_cfg"].items() if k.startswith("label_")}
     if manifest.classes:
         labels["label_names"] = manifest.classes
-    return {"architecture": manifest.source["architecture"], "num_classes": model.num_classes, **labels, **config}
+    return {
+        "architecture": manifest.source["architecture"],
+        "num_classes": model.num_classes,
+        **labels,
+        **manifest.data_config,
+    }
 
 
 def read_manifest(path: Path) -> Manifest:

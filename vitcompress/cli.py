@@ -98,12 +98,12 @@ def compress(
             return
         if out is None:
             raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
-        from vitcompress import launch, pipeline, produce
+        from vitcompress import deliver, launch, pipeline
 
         if launch.must_start(resolved.run):
             pipeline.check(resolved, out)
             sys.exit(launch.start(resolved.run, sys.argv[1:]))
-        command = produce.command_line(sys.argv[1:])
+        command = deliver.command_line(sys.argv[1:])
         result = pipeline.compress(resolved, out, reporter=reporter, command=command, started=STARTED)
         _conclude(result, resolved.gates, out, reporter)
 
@@ -122,12 +122,12 @@ def finetune(
     """Teach a file other classes or another image size; what its blocks share stays shared."""
     with reporting(log_json, quiet=quiet) as reporter:
         resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=_family_name)
-        from vitcompress import launch, produce, transfer
+        from vitcompress import deliver, launch, transfer
 
         if launch.must_start(resolved.run):
             transfer.check(file, resolved, out, img_size=img_size)
             sys.exit(launch.start(resolved.run, sys.argv[1:]))
-        command = produce.command_line(sys.argv[1:])
+        command = deliver.command_line(sys.argv[1:])
         result = transfer.finetune(
             file, resolved, out, img_size=img_size, reporter=reporter, command=command, started=STARTED
         )  # fmt: skip

@@ -24,6 +24,7 @@ from vitcompress.compare import Comparison, has_classes
 from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet, open_sets
+from vitcompress.deliver import Stored, described, notes_on, versions, write_result
 from vitcompress.digest import sha256_of
 from vitcompress.errors import RecipeError, attempting, raise_faults
 from vitcompress.evaluation import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion, Evaluator
@@ -44,18 +45,7 @@ from vitcompress.prepare import (
     with_images,
 )
 from vitcompress.processes import from_main, join
-from vitcompress.produce import (
-    Lesson,
-    Stored,
-    described,
-    load_adapted,
-    measure,
-    notes_on,
-    num_steps,
-    train,
-    versions,
-    write_result,
-)
+from vitcompress.produce import Lesson, load_adapted, measure, num_steps, train
 from vitcompress.quantized_layers import quantising
 from vitcompress.recipe import KINDS, Recipe
 from vitcompress.report import SCHEMA_VERSION, Baseline, Report, to_json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from vitcompress.artifact import Manifest
 from vitcompress.compare import Candidate, Comparison, check_kind, compare, has_classes
@@ -65,12 +64,7 @@ def source_as_teacher(parent: Manifest) -> Teacher | None:
         teacher = find_teacher(TeacherRecipe(name, None, dict(parent.source["model_args"])))
     except VitcompressError:
         return None
-    return replace(teacher, config=config_of(parent))
-
-
-def config_of(parent: Manifest) -> dict[str, Any]:
-    """Timm's data config of an artifact, as it was before JSON made lists of its tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in parent.data_config.items()}
+    return replace(teacher, config=dict(parent.data_config))
 
 
 def settle_losses(

@@ -46,7 +46,7 @@ class Manifest:
         source: the teacher's name and the student's architecture and arguments.
         source_sha256: digest of the teacher's tensors; empty where the student has another head or image size since.
         plan: what is shared and added.
-        data_config: timm's data config of the student.
+        data_config: timm's data config of the student; tuples where timm has them.
         recipe: the resolved recipe.
         report: the report, as `Report` writes it.
         versions: of the packages that made it.
@@ -115,7 +115,8 @@ def from_text(path: Path, text: str) -> tuple[Manifest, dict[str, Any], str]:
     digest = tree.pop("sha256")
     told = {key: value for key, value in tree.items() if key != "format_version"}
     lists = {name: tuple(told.get(name, ())) for name in ("classes", "lineage")}  # older files have neither
-    return Manifest(**{**told, **lists, "plan": header.plan}), tree, digest
+    config = {name: tuple(value) if isinstance(value, list) else value for name, value in told["data_config"].items()}
+    return Manifest(**{**told, **lists, "plan": header.plan, "data_config": config}), tree, digest
 
 
 # --- what each field may be

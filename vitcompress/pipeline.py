@@ -23,19 +23,18 @@ from vitcompress.data import ImageSet, open_to_evaluate
 from vitcompress.digest import sha256_of
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluation import Accuracy, Watch, evaluate_pair
-from vitcompress.events import tell_plan, tell_result
+from vitcompress.events import tell_plan
 from vitcompress.families import family_of
 from vitcompress.inputs import data_config
 from vitcompress.job import Job, prepare_job
 from vitcompress.macs import with_macs
 from vitcompress.plans import Plan, make_plan
 from vitcompress.prepare import bundle_of
-from vitcompress.processes import part, tracking
+from vitcompress.produce import carry_out
 from vitcompress.recipe import BUILT_IN, DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
 from vitcompress.report import Report, to_json
 from vitcompress.settle import settle
 from vitcompress.source import empty_model, load_teacher, resolve
-from vitcompress.trainlog import DivergedError
 from vitcompress.views import evaluation_loader, random_views
 
 
@@ -167,19 +166,11 @@ def compress(
     checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
     job, student = job.begun(teacher, checkpoints, reporter)
     tell_plan(reporter, job.source.name, job.plan)
-    with tracking(job.accelerator, job.recipe, job.out):
-        try:
-            log = job.distill(student, teacher, checkpoints, started, reporter)
-        except DivergedError as error:
-            kept = job.out.with_name(f"{job.out.stem}.last-good{job.out.suffix}")
-            job.finish(student, teacher, error.log, kept, reporter)
-            raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
-    report = job.finish(student, teacher, log, job.out, reporter)
-    tell_result(reporter, report, job.out)
-    if checkpoints and job.accelerator.is_main_process:
-        checkpoints.discard()
-    part(job.accelerator)
-    return report
+    return carry_out(
+        lambda: job.distill(student, teacher, checkpoints, started, reporter),
+        lambda log, out: job.finish(student, teacher, log, out, reporter),
+        job.out, job.recipe, checkpoints=checkpoints, accelerator=job.accelerator, reporter=reporter,
+    )  # fmt: skip
 
 
 def evaluate(

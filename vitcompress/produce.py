@@ -1,22 +1,16 @@
-"""How does what was asked for get done?  What all commands that write a file have in common: train, measure, write."""
+"""How does what was asked for get done?  What all commands that train have in common."""
 
 from __future__ import annotations
 
-import json
-import platform
-import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
-from vitcompress import artifact
 from vitcompress.checkpoints import Checkpoints, images_digest
 from vitcompress.compare import Comparison
 from vitcompress.compose import to_dict
@@ -25,19 +19,16 @@ from vitcompress.data import ImageSet
 from vitcompress.digest import sha256_of
 from vitcompress.distill import distill
 from vitcompress.evaluation import Accuracy, Evaluator
+from vitcompress.events import tell_result
 from vitcompress.mixing import Mixing
-from vitcompress.plans import Plan, weighed
-from vitcompress.quantize import num_bytes
+from vitcompress.processes import part, tracking
 from vitcompress.recipe import DEFAULT_STEPS, Recipe
-from vitcompress.report import Report, to_json, to_markdown, to_svg
-from vitcompress.source import Source
-from vitcompress.stored import round_to, stored_tensors
+from vitcompress.report import Report
 from vitcompress.teacher import Teacher, adapt_inputs
 from vitcompress.teacher_cache import TeacherCache
 from vitcompress.trainlog import DivergedError, TrainLog
 from vitcompress.views import Batch, Share, share_of, training_loader
 
-PROBE_IMAGES = 8
 _DECIDE_VIEWS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")
 
 
@@ -207,101 +198,40 @@ def measure(
     return evaluator(student, teacher)
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A student as its file holds it.
-
-    Attributes:
-        tensors: what the file holds, by name.
-        plan: with the bytes that they take.
-        store: how they are held.
-    """
-
-    tensors: Mapping[str, Tensor]
-    plan: Plan
-    store: str
-
-    @classmethod
-    def of(cls, student: nn.Module, plan: Plan, store: str) -> Stored:
-        """What a file holds of `student`, which is left as it is."""
-        tensors = stored_tensors(student, store)
-        return cls(tensors, weighed(plan, num_bytes(tensors)), store)
-
-    def round(self, student: nn.Module) -> None:
-        """Set the student's parameters to what the file gives back, in place: what is measured is what is stored."""
-        round_to(student, self.tensors, self.store)
-
-
-def write_result(
-    out: Path, student: nn.Module, stored: Stored, manifest: artifact.Manifest, report: Report, reporter: Reporter
-) -> None:
-    """Write a verified artifact, and beside it its two reports and their picture, where there is one to draw.
+def carry_out(
+    learn: Callable[[], TrainLog],
+    finish: Callable[[TrainLog, Path], Report],
+    out: Path,
+    recipe: Recipe,
+    *,
+    checkpoints: Checkpoints | None,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> Report:
+    """Train, and write what came out; of a training that diverged its last good state, beside `out`.
 
     Args:
-        out: the artifact.
-        student: in eval mode, rounded to `stored`.
-        stored: what the artifact holds of it.
-        manifest: what the artifact says of itself.
-        report: the same as in the manifest.
-        reporter: told of it.
+        learn: trains the student.
+        finish: evaluates it and writes it to a path.
+        out: that path.
+        recipe: what was asked for, for trackers.
+        checkpoints: of the training, discarded once all is written; None where none are kept.
+        accelerator: knows the processes, which end together.
+        reporter: told of the result.
+
+    Raises:
+        DivergedError: the training diverged; says where its last good state is.
     """
-    # noise does to compare outputs on, and is always at hand
-    size = manifest.data_config["input_size"]
-    probe = torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
-    artifact.write(out, student, manifest, probe, stored=stored.tensors)
-    _write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
-    picture, svg = picture_of(out), to_svg(report)
-    if svg is not None:
-        _write_text(picture, svg)
-    else:  # an older one would be of other numbers
-        picture.unlink(missing_ok=True)
-    _write_text(out.with_name(f"{out.stem}.report.md"), to_markdown(report, picture=picture.name if svg else None))
-    reporter.say(f"wrote {out} ({out.stat().st_size:,} bytes), verified")
-
-
-def picture_of(out: Path) -> Path:
-    """Where the picture of an artifact's report lies, if it has one."""
-    return out.with_name(f"{out.stem}.report.svg")
-
-
-def _write_text(path: Path, text: str) -> None:
-    with artifact.replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
-def notes_on(plan: Plan) -> tuple[str, ...]:
-    """What a reader of any report must know of sharing."""
-    size, notes = plan.size, []
-    if size.teacher_macs is None or size.student_macs is None or size.student_macs >= size.teacher_macs:
-        notes.append("Sharing makes a model smaller, not faster: every block is still computed.")
-    for transform, name in (("heads", "Head mixing needs"), ("rpe", "The position term on keys needs")):
-        if transform in plan.transforms:
-            notes.append(f"{name} the attention maps, so it gives up fused attention (--transforms mlp keeps it).")
-    return tuple(notes)
-
-
-def described(source: Source) -> dict[str, Any]:
-    """What an artifact says of its source: what it is, not where its weights lay."""
-    places = ("file", "source", "url", "hf_hub_id")
-    return {
-        "name": source.name,
-        "architecture": source.architecture,
-        "model_args": source.model_args,
-        "pretrained_cfg": {key: value for key, value in source.pretrained_cfg.items() if key not in places},
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("vitcompress", "torch", "timm", "accelerate", "safetensors"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a checkout on the path, not installed
-            found[name] = "unknown"
-    return found
-
-
-def command_line(arguments: list[str]) -> str:
-    """What was typed, as a shell would take it again."""
-    return shlex.join(["vitcompress", *arguments])
+    try:
+        with tracking(accelerator, recipe, out):
+            log = learn()
+    except DivergedError as error:
+        kept = out.with_name(f"{out.stem}.last-good{out.suffix}")
+        finish(error.log, kept)
+        raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
+    report = finish(log, out)
+    tell_result(reporter, report, out)
+    if checkpoints and accelerator.is_main_process:
+        checkpoints.discard()
+    part(accelerator)
+    return report

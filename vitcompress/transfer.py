@@ -26,29 +26,20 @@ from vitcompress.compare import Candidate, Comparison, has_classes
 from vitcompress.compose import to_dict
 from vitcompress.console import Reporter
 from vitcompress.data import ImageSet
+from vitcompress.deliver import Stored, described, notes_on, versions, write_result
 from vitcompress.digest import sha256_of
 from vitcompress.errors import CheckpointError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.evaluation import Accuracy, Evaluator
-from vitcompress.events import tell_plan, tell_result
+from vitcompress.events import tell_plan
 from vitcompress.families import family_named
 from vitcompress.latency import measure_speed
-from vitcompress.lessons import config_of, images_to_learn, new_head, settle_losses, source_as_teacher
+from vitcompress.lessons import images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.losses import LOSSES
 from vitcompress.macs import with_macs
 from vitcompress.plans import Plan, measured_on
 from vitcompress.prepare import check_cache, check_out, check_run, check_store, endless_epochs
-from vitcompress.processes import from_main, join, part, tracking
-from vitcompress.produce import (
-    Lesson,
-    Stored,
-    described,
-    load_adapted,
-    measure,
-    notes_on,
-    train,
-    versions,
-    write_result,
-)
+from vitcompress.processes import from_main, join
+from vitcompress.produce import Lesson, carry_out, load_adapted, measure, train
 from vitcompress.quantized_layers import quantising
 from vitcompress.recipe import Recipe, save_interval
 from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
@@ -57,7 +48,7 @@ from vitcompress.source import Source, build_model, empty_model
 from vitcompress.surgery import apply_plan
 from vitcompress.teacher import Teacher, find_teacher
 from vitcompress.training import check_student
-from vitcompress.trainlog import DivergedError, TrainLog
+from vitcompress.trainlog import TrainLog
 from vitcompress.views import Views
 
 
@@ -101,26 +92,11 @@ def finetune(
     if checkpoints and recipe.distill.steps != 0:
         job.begin(checkpoints, teacher, reporter)
     before = None if job.num_classes else job.measure(student, None, reporter)
-    try:
-        how = job.lesson.recipe.store
-        with quantising(student, how.kind, how.qat_fraction) as quantise, tracking(job.accelerator, recipe, job.out):
-            log = train(
-                student, teacher, job.lesson, blocks=family_named(job.plan.family).block_names(student),
-                matrices=job.plan.matrices, fade=quantise, accelerator=job.accelerator, reporter=reporter,
-                checkpoints=checkpoints, seconds=training_seconds(
-                    recipe.distill.max_minutes, started, student, teacher, job.evaluator, baselines=False
-                ),
-            )  # fmt: skip
-    except DivergedError as error:
-        kept = job.out.with_name(f"{job.out.stem}.last-good{job.out.suffix}")
-        job.finish(student, teacher, before, error.log, kept, reporter)
-        raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
-    report = job.finish(student, teacher, before, log, job.out, reporter)
-    tell_result(reporter, report, job.out)
-    if checkpoints and job.accelerator.is_main_process:
-        checkpoints.discard()
-    part(job.accelerator)
-    return report
+    return carry_out(
+        lambda: job.learn(student, teacher, checkpoints, started, reporter),
+        lambda log, out: job.finish(student, teacher, before, log, out, reporter),
+        job.out, recipe, checkpoints=checkpoints, accelerator=job.accelerator, reporter=reporter,
+    )  # fmt: skip
 
 
 def check(path: Path, recipe: Recipe, out: Path, *, img_size: int | None = None) -> None:
@@ -185,6 +161,21 @@ class _Job:
         if teacher is None and (not has_classes(student) or self.val is None or self.val.labels is None):
             return None
         return measure(student, teacher, self.evaluator, reporter)
+
+    def learn(
+        self, student: nn.Module, teacher: nn.Module | None, checkpoints: Checkpoints | None, started: float,
+        reporter: Reporter,
+    ) -> TrainLog:  # fmt: skip
+        """Train the student, in place."""
+        recipe, how = self.lesson.recipe, self.lesson.recipe.store
+        with quantising(student, how.kind, how.qat_fraction) as quantise:
+            return train(
+                student, teacher, self.lesson, blocks=family_named(self.plan.family).block_names(student),
+                matrices=self.plan.matrices, fade=quantise, accelerator=self.accelerator, reporter=reporter,
+                checkpoints=checkpoints, seconds=training_seconds(
+                    recipe.distill.max_minutes, started, student, teacher, self.evaluator, baselines=False
+                ),
+            )  # fmt: skip
 
     def finish(
         self, student: nn.Module, teacher: nn.Module | None, before: Accuracy | None, log: TrainLog, out: Path,
@@ -314,11 +305,9 @@ def _prepare(
     source = attempt(adapted_source, old, num_classes=num_classes, img_size=img_size)
     lesson = None
     if source is not None and images is not None and (teacher or not asked.teacher):
-        config = config_of(parent)
-        config["input_size"] = (
-            config["input_size"][0],
-            *((img_size, img_size) if img_size else config["input_size"][1:]),
-        )
+        config = dict(parent.data_config)
+        if img_size:
+            config["input_size"] = (config["input_size"][0], img_size, img_size)
         lesson = attempt(_settle, path.name, source, teacher, recipe, images, classes, config, parent.plan)
     raise_faults(RecipeError, faults)
     assert lesson is not None  # else there was a fault

@@ -195,7 +195,7 @@ class Comparison:
                 mixing=Mixing(seed=key.seed),
                 matrices=start.plan.matrices if start.plan else (),
                 fade=step,
-                accelerator=Accelerator(cpu=True),
+                accelerator=Accelerator(cpu=True, mixed_precision=self.subject.precision),
                 ticker=_Silent(),
                 input_size=sets.input_size,
                 num_steps=key.steps,
