@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -184,6 +185,7 @@ class Comparison:
         comparison = compare(sides[0], sides[1], recipe)
         set_seed(key.seed)
         fade = fading(student, teacher, start.plan, recipe.fade) if start.plan else nullcontext(lambda done: None)
+        AcceleratorState._reset_state()  # the model before may have trained in another precision
         with fade as step:
             distill(
                 student,
