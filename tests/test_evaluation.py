@@ -12,10 +12,7 @@ from vitcompress.evaluation import (
     evaluate_pair,
     paired_interval,
 )
-from vitcompress.latency import measure_speed
 from vitcompress.views import Batch
-
-from .tiny import compressed, tiny
 
 
 class Fixed(nn.Module):
@@ -106,11 +103,3 @@ def test_nothing_readable() -> None:
         evaluate_pair(model, None, [nothing], name="x", device=torch.device("cpu"))
     with pytest.raises(DataError, match="not one image"):
         evaluate_pair(model, None, [nothing], name="x", device=torch.device("cpu"), skip_bad_images=True)
-
-
-def test_speed_of_both_at_both_batch_sizes() -> None:
-    teacher = tiny()
-    student, _ = compressed(teacher, share=2)
-    speed = measure_speed(student, teacher, (3, 32, 32), device=torch.device("cpu"), budget_seconds=0.0)
-    assert set(speed.teacher_ms) == set(speed.student_ms) == {"1", "32"}
-    assert all(ms > 0 for ms in (*speed.teacher_ms.values(), *speed.student_ms.values()))

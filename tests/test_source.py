@@ -15,8 +15,7 @@ from tests.conftest import ARCHITECTURE
 from tests.tiny import ARGS, VARIANTS, tiny
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.compose import build
-from vitcompress.digest import sha256_of
-from vitcompress.errors import CheckpointError, ModelError, RecipeError, VitcompressError
+from vitcompress.errors import CheckpointError, ModelError, VitcompressError
 from vitcompress.families import FAMILIES, family_of
 from vitcompress.inputs import data_config
 from vitcompress.recipe import ModelRecipe
@@ -335,46 +334,3 @@ def test_without_a_network_the_hint_is_a_checkpoint(model: str, no_network: None
     with pytest.raises(VitcompressError, match=model) as caught:
         load_teacher(resolve(ModelRecipe(model)))
     assert "--checkpoint" in caught.value.hint
-
-
-# --- data config
-
-
-@pytest.mark.parametrize(
-    ("recipe", "expected"),
-    [
-        ({}, {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 0.9}),
-        ({"mean": (0.1, 0.2, 0.3)}, {"mean": (0.1, 0.2, 0.3), "std": (0.5,) * 3}),
-        ({"std": (0.2,)}, {"std": (0.2,) * 3}),
-        ({"interpolation": "bilinear", "crop_pct": 1.0}, {"interpolation": "bilinear", "crop_pct": 1.0}),
-    ],
-)
-def test_the_data_config_can_be_overridden(recipe: dict[str, Any], expected: dict[str, Any]) -> None:
-    config = data_config(tiny(), ModelRecipe(ARCHITECTURE, **recipe))
-    assert {name: config[name] for name in expected} == expected
-    assert config["input_size"] == (3, 32, 32)
-
-
-@pytest.mark.parametrize("wrong", [{"mean": (0.5, 0.5)}, {"std": (0.5, 0.5)}], ids=str)
-def test_a_wrong_number_of_channels_is_named(wrong: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match=f"--{next(iter(wrong))} has 2 values; the model has 3 channels"):
-        data_config(tiny(), ModelRecipe(ARCHITECTURE, **wrong))
-
-
-def test_the_input_size_is_that_of_the_model_not_of_its_config() -> None:
-    model = tiny("grey", img_size=(32, 48))
-    config = data_config(model, ModelRecipe(ARCHITECTURE))
-    assert (config["input_size"], config["mean"], config["std"]) == ((1, 32, 48), (0.5,), (0.5,))
-
-
-def test_the_digest_knows_names_shapes_types_and_values() -> None:
-    base = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
-    variants: list[Weights] = [
-        base,
-        {"a": torch.zeros(3, 2), "b": torch.ones(1)},
-        {"a": torch.zeros(2, 3).half(), "b": torch.ones(1)},
-        {"c": torch.zeros(2, 3), "b": torch.ones(1)},
-        {"a": torch.zeros(2, 3), "b": -torch.ones(1)},
-    ]
-    assert len({sha256_of(weights) for weights in variants}) == len(variants)
-    assert sha256_of(dict(reversed(base.items()))) == sha256_of(base)
