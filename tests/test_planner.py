@@ -23,7 +23,7 @@ from tests.test_families import ROWS
 from tests.tiny import images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.families import family_of
-from vitcompress.initialize import start_group
+from vitcompress.initialize import align_group, start_group
 from vitcompress.planner.allocate import BUCKETS, Choice, allocate, frontier
 from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
 from vitcompress.planner.search import Measured, _marks, candidates, smallest
@@ -87,6 +87,18 @@ def test_the_allocation_is_that_of_trying_everything(seed: int) -> None:
         assert sum(c.params for c in chosen) <= budget
         assert cost == pytest.approx(sum(c.cost for c in chosen))
         assert cost == pytest.approx(min(cost for params, cost in every if params <= budget))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_more_is_saved_than_asked_for_where_that_can_be(seed: int) -> None:
+    choices, num_blocks = instance(seed, scale=100)
+    every = [(sum(c.params for c in way), sum(c.cost for c in way)) for way in covers(choices, num_blocks)]
+    least, most = (pick(params for params, _ in every) for pick in (min, max))
+    for budget, at_least in itertools.product((least, least + 37, most, 2 * most), (0, least + 30, most)):
+        within = [cost for params, cost in every if at_least <= params <= budget]
+        found = allocate(choices, num_blocks, budget, at_least)
+        assert found is not None
+        assert found[1] == pytest.approx(min(within or [cost for params, cost in every if params <= budget]))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -181,9 +193,11 @@ def test_the_cost_of_an_option_is_that_of_the_student_run_whole(name: str) -> No
         run_options(shapes)
     )[::5]
     for option in options:
-        student = copy.deepcopy(teacher)
+        source = copy.deepcopy(teacher)
+        turns = align_group(source, option.group)
+        student = copy.deepcopy(source)
         apply_groups(student, [option.group], family)
-        start_group(student, teacher, option.group, family, bench.inputs, {})
+        start_group(student, teacher, option.group, family, bench.inputs, {}, (source, turns))
         assert bench.cost(option.group) == pytest.approx(divergence(student, teacher, x[6:]), rel=1e-3, abs=1e-6)
     assert all(torch.equal(t, before[k]) for k, t in teacher.state_dict().items())
     for module in teacher.modules():

@@ -30,7 +30,7 @@ from vitcompress.errors import RecipeError, attempting, raise_faults
 from vitcompress.evaluation import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion, Evaluator
 from vitcompress.fading import fading
 from vitcompress.families import family_named
-from vitcompress.initialize import needs_images, start_student
+from vitcompress.initialize import aligned, needs_images, start_student
 from vitcompress.latency import Speed, measure_speed
 from vitcompress.macs import with_macs
 from vitcompress.planner.sensitivity import divergence_and_chance
@@ -135,8 +135,10 @@ class Job:
 
     def begun(
         self, teacher: nn.Module, checkpoints: Checkpoints | None, reporter: Reporter
-    ) -> tuple[Job, nn.Module]:  # fmt: skip
+    ) -> tuple[Job, nn.Module, nn.Module]:  # fmt: skip
         """The job with all settled, and its student before training; or as an interrupted run left them.
+
+        The third is what the student was made of: it computes what the teacher does, heads and neurons elsewhere.
 
         Args:
             teacher: the source, on the accelerator's device.
@@ -158,18 +160,19 @@ class Job:
             job = job.planned(teacher, reporter)
         size = job.plan.size
         reporter.say(f"{job.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
-        student = copy.deepcopy(teacher)
+        source = aligned(teacher, job.plan)
+        student = copy.deepcopy(source)
         apply_plan(student, job.plan)
         trained = settled is not None and checkpoints is not None and checkpoints.newest() is not None
         if not trained or recipe.distill.fade:  # what fades is the difference from the start
-            start_student(student, teacher, job.plan, lambda: job._calibration(teacher), recipe.start.start)
+            start_student(student, source, job.plan, lambda: job._calibration(teacher), recipe.start.start)
         if settled is None:
             job = job.tuned(student, teacher, reporter)
             if checkpoints and recipe.distill.steps != 0 and job.accelerator.is_main_process:
                 plan = TypeAdapter(Plan).dump_python(job.plan, mode="json")
                 lr, store = job.recipe.distill.lr, job.recipe.store.store
                 checkpoints.begin(facts, {"plan": plan, "store": store, "lr": lr}, dear=recipe.target.is_given)
-        return job, student
+        return job, student, source
 
     def _calibration(self, teacher: nn.Module) -> Iterator[Tensor]:
         assert self.train is not None  # prepare_job saw to it

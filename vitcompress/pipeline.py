@@ -164,10 +164,10 @@ def compress(
     with job.accelerator.local_main_process_first():  # one of them fetches, the others find what it fetched
         teacher = load_teacher(job.source).to(job.accelerator.device)
     checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
-    job, student = job.begun(teacher, checkpoints, reporter)
+    job, student, source = job.begun(teacher, checkpoints, reporter)
     tell_plan(reporter, job.source.name, job.plan)
     return carry_out(
-        lambda: job.distill(student, teacher, checkpoints, started, reporter),
+        lambda: job.distill(student, source, checkpoints, started, reporter),
         lambda log, out: job.finish(student, teacher, log, out, reporter),
         job.out, job.recipe, checkpoints=checkpoints, accelerator=job.accelerator, reporter=reporter,
     )  # fmt: skip

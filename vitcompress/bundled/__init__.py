@@ -50,6 +50,7 @@ FASHION_VIT = Bundle(
     images=HERE / "fashion_mnist.npz",
     recipe={
         "data": {"batch_size": 64, "crop_min": 0.85},
+        "start": {"start": "first"},  # what fades begins as the source in any case
         "distill": {"steps": 700, "optimizer": "muon", "fade": 0.6},
     },
 )  # fmt: skip

@@ -9,7 +9,7 @@ from vitcompress.families.base import BlockTransform, Family, Tap
 from vitcompress.families.beit import BEIT
 from vitcompress.families.eva import EVA
 from vitcompress.families.insertion import layers_called
-from vitcompress.families.narrow import Widths, full_widths, narrow_block, narrowed_shapes
+from vitcompress.families.narrow import Widths, full_widths, narrow_block, narrowed_shapes, plain_attention, plain_mlp
 from vitcompress.families.swin import SWIN
 from vitcompress.families.swin_v2 import SWIN_V2
 from vitcompress.families.vit import VIT
@@ -18,7 +18,7 @@ FAMILIES: tuple[Family, ...] = (VIT, SWIN, SWIN_V2, BEIT, EVA)
 
 __all__ = [
     "FAMILIES", "BlockTransform", "Family", "Tap", "Widths", "family_named", "family_of", "full_widths",
-    "layers_called", "narrow_block", "narrowed_shapes",
+    "layers_called", "narrow_block", "narrowed_shapes", "plain_attention", "plain_mlp",
 ]  # fmt: skip
 
 

@@ -44,8 +44,8 @@ def full_widths(block: Any, narrow_attention: Callable[[Any], nn.Module] | None)
     """
     mlp: Any = getattr(block, "mlp", None)
     attn: Any = getattr(block, "attn", None)
-    hidden = mlp.fc1.out_features if _plain_mlp(mlp) else None
-    if narrow_attention is None or not _plain_attention(attn):
+    hidden = mlp.fc1.out_features if plain_mlp(mlp) else None
+    if narrow_attention is None or not plain_attention(attn):
         return Widths(hidden)
     width = attn.proj.in_features // attn.num_heads
     return Widths(hidden, width, width)
@@ -110,12 +110,12 @@ def project_narrow(attn: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _plain_mlp(mlp: Any) -> bool:
+def plain_mlp(mlp: Any) -> bool:
     """Whether the neurons of `mlp` act one by one and its biases take up what the others leave."""
     return type(mlp) is Mlp and isinstance(mlp.norm, nn.Identity) and None not in (mlp.fc1.bias, mlp.fc2.bias)
 
 
-def _plain_attention(attn: Any) -> bool:
+def plain_attention(attn: Any) -> bool:
     """Whether queries, keys and values are linear in the input, with nothing per channel between their products.
 
     timm's own, exactly: others (differential attention) look alike and compute something else.

@@ -1,5 +1,6 @@
 """What does a student start from?  Shared matrices, factors and narrow layers, fitted to calibration images.
 
+align    a teacher that computes the same, whose blocks are more alike
 whole    matrices of groups that share them and have nothing else
 factors  factors of groups of several blocks, with the matrices they are added to
 walk     narrow blocks and factors of single blocks, one after the other as they run
@@ -14,18 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families import Family, layers_called
+from vitcompress.initialize.align import Turns, align_group, aligned
 from vitcompress.initialize.factors import fit_factors, start_factors
 from vitcompress.initialize.regression import Moments
 from vitcompress.initialize.walk import BlockInputs, convert_block, run_block, start_in_order
-from vitcompress.initialize.whole import STARTS
+from vitcompress.initialize.whole import STARTS, fit_whole, shared_layers
 from vitcompress.plans import Group, Plan
 
-__all__ = ["STARTS", "BlockInputs", "needs_images", "start_group", "start_student"]
+__all__ = [
+    "STARTS", "BlockInputs", "align_group", "aligned", "needs_images", "start_group", "start_student",
+]  # fmt: skip
 
 
 def needs_images(plan: Plan, method: str) -> bool:
     """Whether the starts of a plan are fitted to images."""
-    return method == "calibrated" or any(not group.is_plain for group in plan.groups)
+    return any(not group.is_plain or (method == "calibrated" and len(group.blocks) > 1) for group in plan.groups)
 
 
 def start_student(
@@ -53,30 +57,37 @@ def start_group(
     family: Family,
     inputs: Mapping[str, BlockInputs],
     seen: dict[Any, Any],
+    turned: tuple[nn.Module, Turns] | None = None,
 ) -> None:
     """Set the start of one group alone, for the inputs that its blocks have in the teacher, in place.
 
     Args:
         student: has the group, and may have the teacher's own modules elsewhere.
         teacher: in eval mode.
-        group: of the student.
+        group: of the student, not of several narrow blocks.
         family: of the teacher.
         inputs: of the group's blocks in the teacher.
         seen: moments of the same inputs that were taken for other ways of making the same part of the same block, by
             block; those that are new are added.
+        turned: the model that the group was made of, and how it was turned; None where that is the teacher.
     """
+    source, turns = turned or (teacher, {})
     with torch.no_grad(), layers_called(student), layers_called(teacher):
         if len(group.blocks) == 1:
             convert_block(
                 student.get_submodule(group.donor), teacher.get_submodule(group.donor), group, family,
                 inputs[group.donor], seen.setdefault(group.donor, {}),
             )  # fmt: skip
-        elif group.ranks:
-            for block in group.blocks:
-                own = {layer: Moments() for layer in group.ranks if f"{block}.{layer}" not in seen}
-                for args, kwargs in inputs[block] if own else ():
-                    taken, _, _ = run_block(teacher.get_submodule(block), args[0], args[1:], kwargs, inputs=tuple(own))
-                    for layer, found in own.items():
-                        found.add(taken[layer])
-                seen.update({f"{block}.{layer}": found for layer, found in own.items()})
-            fit_factors(student, teacher, family, group, seen)
+            return
+        layers = [*shared_layers(group, family), *group.ranks]
+        for block in group.blocks:
+            own = {layer: Moments() for layer in layers if f"{block}.{layer}" not in seen}
+            for args, kwargs in inputs[block] if own else ():
+                taken, _, _ = run_block(teacher.get_submodule(block), args[0], args[1:], kwargs, inputs=tuple(own))
+                for layer, found in own.items():
+                    found.add(taken[layer])
+            seen.update({f"{block}.{layer}": found for layer, found in own.items()})
+        moments = {f"{block}.{layer}": seen[f"{block}.{layer}"] for block in group.blocks for layer in layers}
+        moments.update({name: moments[name].turned(turn) for name, turn in turns.items() if name in moments})
+        fit_whole(student, source, family, group, moments)
+        fit_factors(student, source, family, group, moments)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.families import family_named, layers_called
+from vitcompress.families import Family, family_named, layers_called
+from vitcompress.initialize.regression import Moments
 from vitcompress.plans import Group, Plan
 
 Images = Iterable[Tensor]
@@ -43,7 +44,8 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
 
     Source: ours; ordinary multi-output least squares. See docs/explanation.md.
     """
-    fits = [(group, layer, _Fit()) for group in filter(_whole, plan.groups) for layer in _layers(group, plan)]
+    family = family_named(plan.family)
+    fits = [(group, layer, _Fit()) for group in filter(_whole, plan.groups) for layer in shared_layers(group, family)]
     handles = [
         teacher.get_submodule(f"{block}.{layer}").register_forward_pre_hook(partial(_add_inputs, fit, block))
         for group, layer, fit in fits
@@ -57,6 +59,26 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
         for handle in handles:
             handle.remove()
     for group, layer, fit in fits:
+        fit.solve(student, teacher, group, layer)
+
+
+def fit_whole(
+    student: nn.Module, teacher: nn.Module, family: Family, group: Group, moments: Mapping[str, Moments]
+) -> None:
+    """Set the matrices that a group shares and has nothing beside, as `start_calibrated` does, in place.
+
+    Args:
+        student: its shared matrices and the biases of those layers are set.
+        teacher: whose layers they are fitted to.
+        family: of the teacher.
+        group: of the student's plan.
+        moments: of the inputs of the group's layers in the teacher, by the layers' full names.
+    """
+    for layer in shared_layers(group, family):
+        fit = _Fit()
+        for block in group.blocks:
+            name = f"{block}.{layer}"
+            fit.add(block, teacher.get_submodule(name).weight, moments[name])  # type: ignore[arg-type]
         fit.solve(student, teacher, group, layer)
 
 
@@ -76,13 +98,12 @@ class _Fit:
     sums: dict[str, Tensor] = field(default_factory=dict)  # Σ x per block
     count: dict[str, int] = field(default_factory=dict)
 
-    def add(self, block: str, weight: Tensor, x: Tensor) -> None:
-        x = x.detach().flatten(0, -2).double()
-        moment = x.T @ x
-        self.inputs = self.inputs + moment
-        self.targets = self.targets + weight.detach().double() @ moment
-        self.sums[block] = self.sums.get(block, 0) + x.sum(0)
-        self.count[block] = self.count.get(block, 0) + len(x)
+    def add(self, block: str, weight: Tensor, moments: Moments) -> None:
+        x, xx = torch.as_tensor(moments.x), torch.as_tensor(moments.xx)
+        self.inputs = self.inputs + xx
+        self.targets = self.targets + weight.detach().double() @ xx
+        self.sums[block] = self.sums.get(block, 0) + x
+        self.count[block] = self.count.get(block, 0) + moments.count
 
     def solve(self, student: nn.Module, teacher: nn.Module, group: Group, layer: str) -> None:
         """Set the student's `layer` of `group` from the moments, in place."""
@@ -119,13 +140,18 @@ def _regress(moment: Tensor, target: Tensor, prior: Tensor) -> Tensor:
 
 
 def _add_inputs(fit: _Fit, block: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    fit.add(block, module.weight, inputs[0])  # type: ignore[arg-type]
+    moments = Moments()
+    moments.add(inputs[0])
+    fit.add(block, module.weight, moments)  # type: ignore[arg-type]
 
 
-def _layers(group: Group, plan: Plan) -> list[str]:
-    """The linear layers whose matrices a group shares, by their names inside a block; position tables are none."""
-    weights = family_named(plan.family).weights
-    return [name.removesuffix(".weight") for name in group.shared if weights.fullmatch(name)]
+def shared_layers(group: Group, family: Family) -> list[str]:
+    """The linear layers whose matrices a group shares and has nothing beside, by their names inside a block.
+
+    Position tables are none.
+    """
+    names = [name.removesuffix(".weight") for name in group.shared if family.weights.fullmatch(name)]
+    return [name for name in names if name not in group.ranks]
 
 
 def _whole(group: Group) -> bool:

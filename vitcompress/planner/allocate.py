@@ -2,8 +2,9 @@
 
     best[j][b] = min over i < j and the ways of making blocks i … j−1 as one group of  best[i][b − params] + cost
 
-Costs are taken to add up, which they nearly do while they are small. What is counted is not the parameters of a choice
-but how many more they are than on the way with the fewest: that way fits whenever anything does.
+where b is what is used. Costs are taken to add up, which they nearly do while they are small. What is counted is not
+the parameters of a choice but how many more they are than on the way with the fewest: that way fits whenever anything
+does.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Choice:
     key: Any
 
 
-def allocate(choices: Sequence[Choice], num_blocks: int, budget: int) -> tuple[list[Choice], float] | None:
+def allocate(
+    choices: Sequence[Choice], num_blocks: int, budget: int, at_least: int = 0
+) -> tuple[list[Choice], float] | None:
     """The choices, in order of blocks, that cover every block once, fit the budget and cost least; and their cost.
 
     What a choice has more than the fewest is rounded up to 1/4000 of what the budget leaves for that, so the sum never
@@ -47,6 +50,7 @@ def allocate(choices: Sequence[Choice], num_blocks: int, budget: int) -> tuple[l
         choices: of every run of blocks that could be a group.
         num_blocks: how many there are.
         budget: parameters.
+        at_least: parameters below which the sum does not fall, where there is such a way.
 
     Returns:
         None where nothing fits.
@@ -60,7 +64,7 @@ def allocate(choices: Sequence[Choice], num_blocks: int, budget: int) -> tuple[l
     choices = [choice for choice in choices if math.isfinite(fewest[choice.first])]
     needs = [math.ceil((fewest[choice.first] + choice.params - fewest[choice.last]) / unit) for choice in choices]
     best = np.full((num_blocks + 1, buckets + 1), np.inf)
-    best[0, :] = 0.0
+    best[0, 0] = 0.0
     picked = np.full((num_blocks + 1, buckets + 1), -1, dtype=np.int64)
     by_end: Mapping[int, list[int]] = {j: [] for j in range(num_blocks + 1)}
     for number, choice in enumerate(choices):
@@ -75,13 +79,18 @@ def allocate(choices: Sequence[Choice], num_blocks: int, budget: int) -> tuple[l
             better = cost < best[end, need:]
             best[end, need:][better] = cost[better]
             picked[end, need:][better] = number
+    rounded = num_blocks if unit > 1 else 0  # a choice counts as up to a bucket more than it has
+    lowest = min(buckets, max(0, math.ceil((at_least - fewest[num_blocks]) / unit) + rounded))
+    if not np.isfinite(best[num_blocks, lowest:]).any():
+        lowest = 0
+    used = buckets - int(best[num_blocks, lowest:][::-1].argmin())  # of what costs the same, the one that keeps most
     chosen: list[Choice] = []
-    end, left = num_blocks, buckets
+    end, left = num_blocks, used
     while end:
         number = int(picked[end, left])
         chosen.append(choices[number])
         end, left = choices[number].first, left - needs[number]
-    return chosen[::-1], float(best[num_blocks, buckets])
+    return chosen[::-1], float(best[num_blocks, used])
 
 
 def fewest_params(choices: Sequence[Choice], num_blocks: int) -> list[float]:

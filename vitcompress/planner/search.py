@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vitcompress.families import Widths, family_of, full_widths
-from vitcompress.initialize import start_student
+from vitcompress.initialize import aligned, start_student
 from vitcompress.planner.allocate import Choice, allocate, frontier
 from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
 from vitcompress.planner.sensitivity import CHUNK_IMAGES, Sensitivity, divergence
@@ -26,6 +26,9 @@ from vitcompress.surgery import apply_plan
 
 MARKS = 24
 """Settings per scale that the allocation chooses from, between those that were measured."""
+
+CLOSE = 0.015
+"""Of a budget: how much less a plan has, where one can be made that close, though a smaller one may cost no more."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def candidates(measured: Measured, budget: int, token_kernel: int, transforms: t
     for kinds in mixes:
         choices = measured.choices(kinds)
         # the allocation counts what is kept: parameters of the blocks
-        picked = allocate(choices, len(shapes.blocks), shapes.params(shapes.blocks) - saved_at_least)
+        most = shapes.params(shapes.blocks) - saved_at_least
+        picked = allocate(choices, len(shapes.blocks), most, most - round(CLOSE * budget))
         if picked is None:
             continue
         groups = tuple(merged(*choice.key) for choice in picked[0])
@@ -162,9 +166,10 @@ def build(candidate: Candidate, teacher: nn.Module, images: Tensor, held_out: Te
 
 def started(plan: Plan, teacher: nn.Module, images: Tensor) -> nn.Module:
     """The student of a plan as it starts, fitted to `images`, in eval mode."""
-    student = copy.deepcopy(teacher)
+    source = aligned(teacher, plan)
+    student = copy.deepcopy(source)
     apply_plan(student, plan)
-    start_student(student, teacher, plan, lambda: images.split(CHUNK_IMAGES), "first")
+    start_student(student, source, plan, lambda: images.split(CHUNK_IMAGES), "calibrated")
     return student.eval()
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families import Family
-from vitcompress.initialize import start_group
+from vitcompress.initialize import align_group, start_group
 from vitcompress.plans import Group
 from vitcompress.surgery import apply_groups
 
@@ -52,9 +52,11 @@ class Sensitivity:
     def cost(self, group: Group) -> float:
         """KL of the teacher's predictions and those it has with `group` made otherwise, nats per image."""
         first = group.blocks[0]
-        student = _with_copies(self.teacher, group.blocks)
+        source = _with_copies(self.teacher, group.blocks)
+        turns = align_group(source, group)
+        student = _with_copies(source, group.blocks)
         apply_groups(student, [group], self.family)
-        start_group(student, self.teacher, group, self.family, self.inputs, self.seen)
+        start_group(student, self.teacher, group, self.family, self.inputs, self.seen, (source, turns))
         with torch.no_grad(), _entered_at(student, self.blocks, first) as entry:
             found = []
             for chunk, given in zip(self.judged.split(CHUNK_IMAGES), self.entries[first], strict=True):

@@ -139,7 +139,7 @@ class StartRecipe:
     start: Annotated[
         Literal["first", "mean", "calibrated"],
         Field(description="Start of the shared weights: the group's first block, its mean, or the least-squares fit."),
-    ] = "first"
+    ] = "calibrated"
     calibration_images: Annotated[int, Field(ge=1, description="Images that starts are fitted to.")] = 256
 
 

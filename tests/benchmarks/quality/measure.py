@@ -179,7 +179,7 @@ class Comparison:
     def _train(self, student: nn.Module, start: Start, method: Method, key: Key) -> None:
         """Train a student, in place."""
         assert self.loaded is not None
-        teacher, sets = self.loaded
+        teacher, sets = start.source, self.loaded[1]
         recipe = training_recipe(method, start, self._options(method), lr=key.lr, steps=key.steps)
         sides = [Candidate(key.model, model, sets.input_size) for model in (student, teacher)]
         comparison = compare(sides[0], sides[1], recipe)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitcompress.errors import PlanError
 from vitcompress.families import family_of
-from vitcompress.initialize import start_student
+from vitcompress.initialize import aligned, start_student
 from vitcompress.planner.target import Search, reach
 from vitcompress.plans import Plan, make_plan
 from vitcompress.quantize import num_bytes
@@ -67,10 +67,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Start:
-    """A student before training, and its plan; None where it is none of the product's."""
+    """A student before training.
+
+    Attributes:
+        student: it.
+        plan: None where it is none of the product's.
+        source: what it was made of, and learns from.
+    """
 
     student: nn.Module
     plan: Plan | None
+    source: nn.Module
 
 
 Build = Callable[[Case], Start]
@@ -99,23 +106,25 @@ class Method:
     store: str = "source"
 
 
-def started(case: Case, plan: Plan, start: str = "first") -> Start:
+def started(case: Case, plan: Plan, start: str = "calibrated", *, turned: bool = True) -> Start:
     """The student that the product makes of a plan.
 
     Args:
         case: the teacher.
         plan: of it.
         start: of whole shared matrices.
+        turned: blocks that share are turned towards one another first.
     """
-    student = copy.deepcopy(case.teacher)
+    source = aligned(case.teacher, plan) if turned else case.teacher
+    student = copy.deepcopy(source)
     apply_plan(student, plan)
-    start_student(student.eval(), case.teacher, plan, lambda: case.calibration.split(32), start)
-    return Start(student, plan)
+    start_student(student.eval(), source, plan, lambda: case.calibration.split(32), start)
+    return Start(student, plan, source)
 
 
 def random_start(case: Case) -> Start:
     """Shared blocks from random weights; embedding and head are the teacher's."""
-    made = started(case, case.plan(share=case.share))
+    made = started(case, case.plan(share=case.share), "first", turned=False)
     with seeded(case.seed), torch.no_grad():
         for block in family_of(made.student, case.name).block_names(made.student):
             for module in made.student.get_submodule(block).modules():
@@ -130,7 +139,7 @@ def random_start(case: Case) -> Start:
 
 def released_start(case: Case) -> Start:
     """The donor's weights, and head mixes near zero: MiniViT's released code."""
-    made = started(case, case.plan(share=case.share))
+    made = started(case, case.plan(share=case.share), "first", turned=False)
     with seeded(case.seed), torch.no_grad():
         for module in made.student.modules():
             if isinstance(module, HeadMix):
@@ -140,12 +149,17 @@ def released_start(case: Case) -> Start:
 
 def first_block(case: Case) -> Start:
     """Shared matrices of each group's first block; transformations start as the identity."""
-    return started(case, case.plan(share=case.share))
+    return started(case, case.plan(share=case.share), "first", turned=False)
 
 
 def calibrated(case: Case) -> Start:
-    """Shared matrices fitted to images."""
-    return started(case, case.plan(share=case.share), "calibrated")
+    """Shared matrices fitted to images, of blocks as they stand."""
+    return started(case, case.plan(share=case.share), turned=False)
+
+
+def turned(case: Case) -> Start:
+    """Shared matrices fitted to images, of blocks turned towards one another."""
+    return started(case, case.plan(share=case.share))
 
 
 def residuals(case: Case) -> Start:
@@ -209,12 +223,12 @@ def fewer_blocks(case: Case) -> Start:
         raise UnfitError("not even one whole block is within the budget")
     kept = [round(k * (len(blocks) - 1) / max(1, count - 1)) for k in range(count)]
     student.blocks = nn.Sequential(*(blocks[index] for index in kept))
-    return Start(student, None)
+    return Start(student, None, case.teacher)
 
 
 def as_it_is(case: Case) -> Start:
     """The teacher."""
-    return Start(copy.deepcopy(case.teacher), None)
+    return Start(copy.deepcopy(case.teacher), None, case.teacher)
 
 
 METHODS: Mapping[str, Method] = {
@@ -227,8 +241,8 @@ METHODS: Mapping[str, Method] = {
         random=True,
     ),
     "first": Method(first_block, "shared matrices of the first block, transformations the identity"),
-    "calibrated": Method(calibrated, "shared matrices fitted to images"),
-    "shared": Method(first_block, "ours, shared matrices, as the product trains them", ours=True),
+    "calibrated": Method(calibrated, "shared matrices fitted to images, blocks as they stand"),
+    "shared": Method(turned, "ours, shared matrices, as the product starts and trains them", ours=True),
     "residuals": Method(residuals, "ours, half as many shared matrices, each block with a residual (`--adapter-rank`)"),
     "bases": Method(bases, "ours, one basis per stage (`--no-matrices --basis`)"),
     "narrow": Method(narrow, "ours, narrow blocks (`--share 1 --width`)"),
