@@ -59,7 +59,7 @@ def test_without_labels_it_is_agreement(
 def test_without_images_or_wish_there_are_none(
     tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
-    assert compress(vitcompress, tmp_path / "a.safetensors", *teacher).baselines == ()
+    assert compress(vitcompress, tmp_path / "a.safetensors", *teacher, "--start", "first").baselines == ()
     words = ["--data", images, "--no-baselines"]
     assert compress(vitcompress, tmp_path / "b.safetensors", *teacher, *words).baselines == ()
 

@@ -25,7 +25,7 @@ def test_fading_falls_from_one_to_zero() -> None:
 def test_at_first_every_block_does_what_it_did(variant: str, share_biases: bool) -> None:
     teacher = tiny(variant)
     student, plan = compressed(teacher, share=4, share_biases=share_biases)
-    start_mean(student, teacher, plan, ())
+    start_mean(student, teacher, plan, list)
     x = images(teacher)
     with fading(student, teacher, plan, 0.5) as step:
         step(0.0)

@@ -263,7 +263,7 @@ def test_every_start_keeps_blocks_that_are_equal_already(row: Row) -> None:
         expected = teacher(images(row))
         for start in STARTS.values():
             student = student_of(teacher, plan)
-            start(student, teacher, plan, [images(row)])
+            start(student, teacher, plan, lambda: [images(row)])
             torch.testing.assert_close(
                 student(images(row)), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
             )

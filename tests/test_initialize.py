@@ -9,7 +9,7 @@ from .tiny import compressed, images, tiny
 def test_first_leaves_the_donors_weights() -> None:
     teacher = tiny()
     student, plan = compressed(teacher, share=2)
-    start_first(student, teacher, plan, ())
+    start_first(student, teacher, plan, list)
     assert torch.equal(
         student.get_parameter("blocks.2.mlp.fc1.weight"), teacher.get_parameter("blocks.2.mlp.fc1.weight")
     )
@@ -18,7 +18,7 @@ def test_first_leaves_the_donors_weights() -> None:
 def test_mean_is_the_mean_of_each_group() -> None:
     teacher = tiny()
     student, plan = compressed(teacher, share=2)
-    start_mean(student, teacher, plan, ())
+    start_mean(student, teacher, plan, list)
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
         each = [teacher.get_parameter(f"blocks.{i}.{layer}.weight") for i in (2, 3)]
         torch.testing.assert_close(student.get_parameter(f"blocks.3.{layer}.weight"), (each[0] + each[1]) / 2)
@@ -29,7 +29,7 @@ def test_every_start_of_groups_of_one_is_the_teacher() -> None:
     x = images(teacher, 4)
     for start in STARTS.values():
         student, plan = compressed(teacher, share=1)
-        start(student, teacher, plan, [x])
+        start(student, teacher, plan, lambda: [x])
         torch.testing.assert_close(student(x), teacher(x), atol=1e-5, rtol=1e-5)
 
 
@@ -38,7 +38,7 @@ def _layer_error(share_biases: bool, layer: str, start: str) -> float:
     teacher = tiny().double()
     student, plan = compressed(teacher, share=4, share_biases=share_biases)
     x = images(teacher, 64).double()
-    STARTS[start](student, teacher, plan, [x[:32], x[32:]])
+    STARTS[start](student, teacher, plan, lambda: [x[:32], x[32:]])
     inputs: dict[str, torch.Tensor] = {}
     for i in range(4):
         module = teacher.get_submodule(f"blocks.{i}.{layer}")
@@ -75,7 +75,7 @@ def test_calibrated_is_least_squares() -> None:
     for i in range(4):
         module = teacher.get_submodule(f"blocks.{i}.attn.proj")
         module.register_forward_hook(lambda m, args, out: inputs.append(args[0].flatten(0, 1)))
-    start_calibrated(student, teacher, plan, [x])
+    start_calibrated(student, teacher, plan, lambda: [x])
     centred = [v - v.mean(0) for v in inputs]
     targets = [c @ teacher.get_parameter(f"blocks.{i}.attn.proj.weight").T for i, c in enumerate(centred)]
     expected, *_ = np.linalg.lstsq(torch.cat(centred).detach().numpy(), torch.cat(targets).detach().numpy())
@@ -86,5 +86,5 @@ def test_calibrated_is_least_squares() -> None:
 def test_calibration_leaves_no_hook_behind() -> None:
     teacher = tiny()
     student, plan = compressed(teacher, share=2)
-    start_calibrated(student, teacher, plan, [images(teacher)])
+    start_calibrated(student, teacher, plan, lambda: [images(teacher)])
     assert not any(module._forward_pre_hooks for module in teacher.modules())

@@ -187,18 +187,21 @@ class Job:
             return self
         images = torch.cat(list(self._calibration(source)))[:JUDGED_IMAGES]
         far, chance = divergence_and_chance(student.eval(), source, images)
-        lr = from_main(lr_for_start(far, chance, self.recipe.data.batch_size), self.accelerator)
+        width = int(source.num_features)  # type: ignore[arg-type]
+        lr = from_main(lr_for_start(far, chance, self.recipe.data.batch_size, width), self.accelerator)
         reporter.say(f"start: {far:.3f} nats from {self.source.name} ({chance:.2f} would be chance): --lr {lr:.2g}")
         return replace(self, recipe=replace(self.recipe, distill=replace(recipe, lr=lr)))
 
     def distill(
-        self, student: nn.Module, source: nn.Module, checkpoints: Checkpoints | None, started: float, reporter: Reporter
+        self, student: nn.Module, source: nn.Module, original: nn.Module, checkpoints: Checkpoints | None,
+        started: float, reporter: Reporter,
     ) -> TrainLog:  # fmt: skip
         """Train the student, in place, to do what the teacher does: the source, if no other is named.
 
         Args:
             student: before training.
-            source: what it was made from.
+            source: what it was made of.
+            original: as it was loaded, which computes the same.
             checkpoints: where the state of the training is kept; None where it is not.
             started: when the command was, in seconds since 1970.
             reporter: shows how it goes.
@@ -218,6 +221,7 @@ class Job:
             return train(
                 student, teacher, self._lesson(), blocks=family_named(self.plan.family).block_names(source),
                 matrices=self.plan.matrices, fade=follow, accelerator=self.accelerator, reporter=reporter,
+                same_as=None if self.teacher else original,
                 checkpoints=checkpoints, seconds=training_seconds(
                     self.recipe.distill.max_minutes, started, student, source, self.evaluator,
                     baselines=self.recipe.store.baselines,

@@ -165,9 +165,11 @@ def compress(
         teacher = load_teacher(job.source).to(job.accelerator.device)
     checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
     job, student, source = job.begun(teacher, checkpoints, reporter)
+    if source is not teacher:
+        teacher.cpu()  # until it is measured: the source does the same in its place
     tell_plan(reporter, job.source.name, job.plan)
     return carry_out(
-        lambda: job.distill(student, source, checkpoints, started, reporter),
+        lambda: job.distill(student, source, teacher, checkpoints, started, reporter),
         lambda log, out: job.finish(student, teacher, log, out, reporter),
         job.out, job.recipe, checkpoints=checkpoints, accelerator=job.accelerator, reporter=reporter,
     )  # fmt: skip

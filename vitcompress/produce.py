@@ -67,6 +67,7 @@ def train(
     reporter: Reporter,
     checkpoints: Checkpoints | None = None,
     seconds: float | None = None,
+    same_as: nn.Module | None = None,
 ) -> TrainLog:
     """Train the student, in place.
 
@@ -81,6 +82,7 @@ def train(
         reporter: shows how it goes.
         checkpoints: where the state is kept; None for nowhere.
         seconds: length in time, where the recipe counts in minutes.
+        same_as: computes what the teacher does, and caches go by its weights; None where that is the teacher.
     """
     steps, images = num_steps(lesson), lesson.images
     if steps == 0 or images is None:
@@ -93,6 +95,10 @@ def train(
             images, lesson.config, recipe.data, seed=seed, num_steps=steps, start=start, share=share
         )  # fmt: skip
 
+    cache = None
+    if teacher is not None:
+        num_classes: Any = student.num_classes
+        cache = _teacher_cache(lesson, same_as or teacher, num_classes, share, accelerator)
     with reporter.training() as ticker, _divergence_of(lesson):
         log = distill(
             student,
@@ -118,7 +124,7 @@ def train(
             seed=seed,
             skip_bad_images=recipe.data.skip_bad_images,
             checkpoints=checkpoints,
-            cache=_teacher_cache(lesson, teacher, student.num_classes, share, accelerator),  # type: ignore[arg-type]
+            cache=cache,
             compiled=recipe.run.compile,
         )
     return lesson.named(log)
@@ -135,11 +141,11 @@ def _divergence_of(lesson: Lesson) -> Iterator[None]:
 
 
 def _teacher_cache(
-    lesson: Lesson, teacher: nn.Module | None, num_classes: int, share: Share, accelerator: Accelerator
+    lesson: Lesson, teacher: nn.Module, num_classes: int, share: Share, accelerator: Accelerator
 ) -> TeacherCache | None:
     """What the teacher said of the lesson's views in earlier runs; None where nobody asked for that."""
     recipe, steps, images = lesson.recipe, num_steps(lesson), lesson.images
-    if recipe.run.cache_teacher is None or teacher is None or steps is None or images is None:
+    if recipe.run.cache_teacher is None or steps is None or images is None:
         return None
     fields = to_dict(recipe)["data"]
     facts = {

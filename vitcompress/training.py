@@ -69,8 +69,8 @@ def optimizers(student: nn.Module, recipe: DistillRecipe, matrices: Collection[s
     ]
 
 
-def lr_for_start(divergence: float, of_chance: float, batch_size: int) -> float:
-    """Peak learning rate of AdamW for a start: small where little is lost, ten times that where all is.
+def lr_for_start(divergence: float, of_chance: float, batch_size: int, width: int) -> float:
+    """Peak learning rate of AdamW for a start: small where little is lost, up to ten times that where all is.
 
     Chosen on a small model and on DeiT-Tiny: docs/explanation.md. With the square root of the batch, as noise has it.
 
@@ -78,11 +78,14 @@ def lr_for_start(divergence: float, of_chance: float, batch_size: int) -> float:
         divergence: KL of the start's predictions, nats per image.
         of_chance: the same of predictions that know nothing of the image.
         batch_size: images per step.
+        width: channels of the model: the wider, the smaller the steps from a far start.
 
-    Source: ours; for the square root, Malladi et al. 2022, arXiv:2205.10287.
+    Source: ours; for the square root, Malladi et al. 2022, arXiv:2205.10287; for the width, Yang et al. 2022,
+        arXiv:2203.03466, Sec. 3.
     """
     lost = min(1.0, divergence / of_chance) if of_chance > 0 else 1.0
-    return float(5e-5 * 10**lost * math.sqrt(batch_size / 16))
+    most = min(10.0, max(2.0, 960 / width))
+    return float(5e-5 * most**lost * math.sqrt(batch_size / 16))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

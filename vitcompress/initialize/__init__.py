@@ -44,7 +44,7 @@ def start_student(
         images: gives calibration batches `[B, C, H, W]`, the same each time.
         method: start of whole shared matrices, a key of `STARTS`.
     """
-    STARTS[method](student, teacher, plan, images() if method == "calibrated" else ())
+    STARTS[method](student, teacher, plan, images)
     if needs_images(plan, "first"):
         start_factors(student, teacher, plan, images())
         start_in_order(student, teacher, plan, images())

@@ -14,7 +14,7 @@ from vitcompress.families import Family, family_named, layers_called
 from vitcompress.initialize.regression import Moments
 from vitcompress.plans import Group, Plan
 
-Images = Iterable[Tensor]
+Images = Callable[[], Iterable[Tensor]]
 
 
 def start_first(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
@@ -40,7 +40,7 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
         student: its shared matrices and the biases of those layers are set.
         teacher: in eval mode.
         plan: the student's.
-        images: calibration batches `[B, C, H, W]`, on the teacher's device.
+        images: gives calibration batches `[B, C, H, W]`, on the teacher's device.
 
     Source: ours; ordinary multi-output least squares. See docs/explanation.md.
     """
@@ -53,7 +53,7 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
     ]
     try:
         with torch.no_grad(), layers_called(teacher):
-            for batch in images:
+            for batch in images() if fits else ():
                 teacher(batch)
     finally:
         for handle in handles:
