@@ -23,7 +23,7 @@ from vitcompress.initialize.whole import STARTS, fit_whole, shared_layers
 from vitcompress.plans import Group, Plan
 
 __all__ = [
-    "STARTS", "BlockInputs", "align_group", "aligned", "needs_images", "start_group", "start_student",
+    "STARTS", "BlockInputs", "Turns", "align_group", "aligned", "needs_images", "start_group", "start_student",
 ]  # fmt: skip
 
 

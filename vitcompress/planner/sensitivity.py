@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families import Family
-from vitcompress.initialize import align_group, start_group
+from vitcompress.initialize import Turns, align_group, start_group
 from vitcompress.plans import Group
 from vitcompress.surgery import apply_groups
 
@@ -37,6 +37,7 @@ class Sensitivity:
         self.inputs, _ = self._watched(fitted)
         self.seen: dict[Any, Any] = {}
         self.entries, self.expected = self._watched(judged)
+        self.turned: tuple[Any, tuple[nn.Module, Turns]] | None = None  # by blocks and what they share
 
     def _watched(self, images: Tensor) -> tuple[dict[str, list[Given]], Tensor]:
         """What the teacher's blocks are given for some images, in chunks, and its predictions."""
@@ -52,8 +53,7 @@ class Sensitivity:
     def cost(self, group: Group) -> float:
         """KL of the teacher's predictions and those it has with `group` made otherwise, nats per image."""
         first = group.blocks[0]
-        source = _with_copies(self.teacher, group.blocks)
-        turns = align_group(source, group)
+        source, turns = self._turned(group)
         student = _with_copies(source, group.blocks)
         apply_groups(student, [group], self.family)
         start_group(student, self.teacher, group, self.family, self.inputs, self.seen, (source, turns))
@@ -63,6 +63,16 @@ class Sensitivity:
                 entry[0] = given
                 found.append(F.log_softmax(student(chunk).float(), -1))
         return _kl(torch.cat(found), self.expected)
+
+    def _turned(self, group: Group) -> tuple[nn.Module, Turns]:
+        """The model that a group is made of, and how it was turned; kept for the next, often of another rank."""
+        if len(group.blocks) == 1 or not group.shared:
+            return self.teacher, {}
+        key = group.blocks, group.shared
+        if self.turned is None or self.turned[0] != key:
+            source = _with_copies(self.teacher, group.blocks)
+            self.turned = key, (source, align_group(source, group))
+        return self.turned[1]
 
 
 def _keep(kept: list[Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
