@@ -57,7 +57,8 @@ def start_group(
     family: Family,
     inputs: Mapping[str, BlockInputs],
     seen: dict[Any, Any],
-    turned: tuple[nn.Module, Turns] | None = None,
+    source: nn.Module,
+    turns: Turns,
 ) -> None:
     """Set the start of one group alone, for the inputs that its blocks have in the teacher, in place.
 
@@ -69,9 +70,9 @@ def start_group(
         inputs: of the group's blocks in the teacher.
         seen: moments of the same inputs that were taken for other ways of making the same part of the same block, by
             block; those that are new are added.
-        turned: the model that the group was made of, and how it was turned; None where that is the teacher.
+        source: the model that the group was made of: the teacher, or turned.
+        turns: how; empty where it was not.
     """
-    source, turns = turned or (teacher, {})
     with torch.no_grad(), layers_called(student), layers_called(teacher):
         if len(group.blocks) == 1:
             convert_block(

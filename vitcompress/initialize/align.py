@@ -73,13 +73,13 @@ def _turnable(model: nn.Module, group: Group) -> dict[str, tuple[str, Callable[[
     if len(group.blocks) == 1:
         return {}
     kinds = {
-        "mlp": (("fc1", "fc2"), plain_mlp, _align_neurons),
-        "attn": (("proj", "qkv"), plain_attention, _align_heads),
+        "mlp": ("fc1", "fc2", plain_mlp, _align_neurons),
+        "attn": ("qkv", "proj", plain_attention, _align_heads),
     }
     return {
-        part: ("fc2" if part == "mlp" else "proj", align)
-        for part, (layers, is_plain, align) in kinds.items()
-        if any(f"{part}.{layer}.weight" in group.shared for layer in layers)
+        part: (writes, align)
+        for part, (reads, writes, is_plain, align) in kinds.items()
+        if any(f"{part}.{layer}.weight" in group.shared for layer in (reads, writes))
         and all(is_plain(getattr(model.get_submodule(block), part, None)) for block in group.blocks)
     }
 

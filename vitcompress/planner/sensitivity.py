@@ -56,7 +56,7 @@ class Sensitivity:
         source, turns = self._turned(group)
         student = _with_copies(source, group.blocks)
         apply_groups(student, [group], self.family)
-        start_group(student, self.teacher, group, self.family, self.inputs, self.seen, (source, turns))
+        start_group(student, self.teacher, group, self.family, self.inputs, self.seen, source, turns)
         with torch.no_grad(), _entered_at(student, self.blocks, first) as entry:
             found = []
             for chunk, given in zip(self.judged.split(CHUNK_IMAGES), self.entries[first], strict=True):
