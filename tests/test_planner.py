@@ -22,11 +22,12 @@ from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.test_families import ROWS
 from tests.tiny import images, tiny
 from vitcompress.errors import PlanError
-from vitcompress.families import family_of
+from vitcompress.families import Widths, family_of
 from vitcompress.initialize import align_group, start_group
+from vitcompress.planner import target
 from vitcompress.planner.allocate import BUCKETS, Choice, allocate, frontier
 from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
-from vitcompress.planner.search import Measured, _marks, candidates, smallest
+from vitcompress.planner.search import Candidate, Measured, _marks, candidates, evened, smallest
 from vitcompress.planner.sensitivity import Sensitivity, divergence
 from vitcompress.planner.target import Search, reach
 from vitcompress.plans import Group, make_plan, plan_of
@@ -273,6 +274,57 @@ def test_a_ratio_is_reached_and_hardly_passed(ratio: float, kinds: tuple[Any, ..
     assert ratio <= reached <= 1.02 * ratio
     assert found.tried[0].cost == min(c.cost for c in found.tried if not math.isnan(c.cost))
     assert len(found.reasons()) == len(found.tried)
+
+
+def test_widths_are_brought_nearer_to_one_another_within_the_budget(roomy: nn.Module, measured: Measured) -> None:
+    shapes = measured.shapes
+    uneven = [
+        Group((block,), (), widths=Widths(hidden=30 + 120 * (number % 2))) for number, block in enumerate(shapes.blocks)
+    ]
+    plan = plan_of(roomy, shapes.family, uneven, (), 3)
+    budget = plan.size.student_params
+    spreads = []
+    for share in (1.0, 0.5, 0.0):
+        made = evened(plan, shapes, budget, share)
+        assert made is not None
+        assert 0.985 * budget <= made.size.student_params <= budget
+        hidden = [group.widths.hidden or 0 for group in made.groups]
+        spreads.append(max(hidden) / min(hidden))
+    assert spreads[0] > spreads[1] > spreads[2]
+    assert spreads[2] < 1.1
+
+
+def test_blocks_that_share_or_have_factors_are_not_made_even(roomy: nn.Module, measured: Measured) -> None:
+    shapes = measured.shapes
+    shared = Group(tuple(shapes.blocks[:2]), ("mlp.fc1.weight",))
+    groups = [shared, *(Group((block,), ()) for block in shapes.blocks[2:])]
+    plan = plan_of(roomy, shapes.family, groups, (), 3)
+    assert evened(plan, shapes, plan.size.student_params, 0.5) is None
+    narrow = [shared, *(Group((block,), (), widths=Widths(hidden=9)) for block in shapes.blocks[2:])]
+    plan = plan_of(roomy, shapes.family, narrow, (), 3)
+    made = evened(plan, shapes, plan.size.student_params, 0.5)
+    assert made is not None
+    assert made.groups[0] == shared
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("helps", [1, 3])
+def test_plans_are_made_even_for_as_long_as_that_helps(
+    helps: int, roomy: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Candidate] = []
+
+    def build(candidate: Candidate, *rest: Any) -> Candidate:
+        made = candidate.name.endswith("evened")
+        tried.extend([candidate] if made else [])
+        return replace(candidate, cost=1.0 - 0.1 * min(len(tried), helps) if made else 1.0)
+
+    monkeypatch.setattr(target, "build", build)
+    found = reach(TargetRecipe(target_ratio=2.5, kinds=("narrow",)), search_of(roomy))
+    assert len(tried) == helps + 1
+    assert found.plan.groups == tried[helps - 1].plan.groups
+    assert [candidate.name for candidate in found.tried] == ["narrow, evened", "narrow"]
+    assert "predicted" not in found.reasons()[0]
 
 
 @pytest.mark.usefixtures("at_once")

@@ -61,7 +61,7 @@ JUDGED_IMAGES = 128  # of the calibration images, to tell how far a start is
 
 # what a header is counted with before there are numbers
 _LONG_COUNT, _LONG_NUMBER, _LONG_ROUNDED = 10**12, 1.2345678901234567e-05, -12345.678912
-_LONG_LINE, _MOST_LINES = 120 * "-", len(KINDS) + 1
+_LONG_LINE, _MOST_LINES = 120 * "-", len(KINDS) + 2
 _SPARE_BYTES = 1024  # for notes on what a plan leaves of the losses
 
 

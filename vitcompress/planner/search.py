@@ -3,6 +3,7 @@
 measure   what every option costs alone                      `sensitivity`
 allocate  the cheapest sum of options within the budget      `allocate`: of all kinds together, and of each alone
 build     the start of each of these, and its real cost      costs add up only nearly, and kinds differ in that
+even      the best of these with blocks more alike           where much is cut, costs do not add up at all
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ MARKS = 24
 CLOSE = 0.015
 """Of a budget: how much less a plan has, where one can be made that close, though a smaller one may cost no more."""
 
+_EVEN_ROUNDS = 16
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -38,7 +41,7 @@ class Candidate:
     Attributes:
         name: the kinds of options that it was put together from.
         plan: what it is.
-        predicted: sum of its options' costs, nats per image.
+        predicted: sum of its options' costs, nats per image; nan where it was not put together from options.
         cost: that of its start on images that it was not fitted to, nats per image; nan where it was not built.
     """
 
@@ -138,6 +141,54 @@ def candidates(measured: Measured, budget: int, token_kernel: int, transforms: t
         plan = plan_of(shapes.model, shapes.family, groups, transforms, token_kernel)
         found.setdefault(repr(groups), Candidate(", ".join(kinds), plan, picked[1]))
     return sorted(found.values(), key=lambda candidate: candidate.predicted)
+
+
+def evened(plan: Plan, shapes: Shapes, budget: int, share: float) -> Plan | None:
+    """The plan with the widths of its narrow blocks nearer to one another, in proportion to the teacher's.
+
+    Options are measured in a teacher that is whole elsewhere. Where all blocks are cut deep, that says too little of
+    how much less one may have than another.
+
+    Args:
+        plan: any.
+        shapes: of the teacher's blocks.
+        budget: most parameters of the whole student.
+        share: of the differences, as logarithms, that is left, 0–1.
+
+    Returns:
+        None where nothing is narrow, or widths in such proportions do not come close to the budget.
+    """
+    if all(group.widths == Widths() for group in plan.groups):
+        return None
+
+    def made(scales: Sequence[float]) -> Plan:
+        groups = [_scaled(shapes, group, share, scale) for group, scale in zip(plan.groups, scales, strict=True)]
+        return plan_of(shapes.model, shapes.family, groups, plan.transforms, plan.token_kernel)
+
+    low, high = 0.0, 1.0
+    for _ in range(_EVEN_ROUNDS):
+        middle = (low + high) / 2
+        fits = made([middle] * len(plan.groups)).size.student_params <= budget
+        low, high = (middle, high) if fits else (low, middle)
+    scales = [low] * len(plan.groups)
+    for number in range(len(scales)):  # widths are whole numbers: what is left goes to some blocks
+        more = [*scales[:number], high, *scales[number + 1 :]]
+        scales = more if made(more).size.student_params <= budget else scales
+    found = made(scales)
+    return found if (1 - CLOSE) * budget <= found.size.student_params <= budget else None
+
+
+def _scaled(shapes: Shapes, group: Group, share: float, scale: float) -> Group:
+    """A block of its own with widths `scale · full · (width / full) ** share`; any other group as it is."""
+    if len(group.blocks) > 1 or group.shared or group.ranks:
+        return group
+    full = full_widths(shapes.model.get_submodule(group.donor), shapes.family.narrow_attention)
+    widths: dict[str, int | None] = {}
+    for name in ("hidden", "qk", "v"):
+        most, width = getattr(full, name), getattr(group.widths, name)
+        count = most and max(1, int(scale * most * ((width or most) / most) ** share))
+        widths[name] = count if count != most else None
+    return replace(group, widths=Widths(**widths))
 
 
 def smallest(measured: Measured, token_kernel: int, transforms: tuple[str, ...]) -> Plan:

@@ -11,7 +11,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from vitcompress.errors import PlanError
-from vitcompress.planner.search import Candidate, Measured, build, candidates, measure, smallest, started
+from vitcompress.planner.search import Candidate, Measured, build, candidates, evened, measure, smallest, started
 from vitcompress.planner.sensitivity import divergence
 from vitcompress.plans import Group, Plan, measured_on, plan_of
 from vitcompress.quantize import STORES
@@ -45,7 +45,8 @@ class Found:
     def reasons(self) -> tuple[str, ...]:
         """What the plan was chosen from, one line each, best first."""
         return tuple(
-            f"{c.name}: {c.plan.size.student_params:,} parameters, {c.predicted:.3f} nats predicted, "
+            f"{c.name}: {c.plan.size.student_params:,} parameters, "
+            + ("" if math.isnan(c.predicted) else f"{c.predicted:.3f} nats predicted, ")
             + ("not built" if math.isnan(c.cost) else f"{c.cost:.3f} as started")
             for c in self.tried
         )
@@ -140,7 +141,26 @@ def _best(
     """The candidates within a budget that fit, the few most promising of them built; best first."""
     found = [c for c in candidates(measured, budget, search.token_kernel, search.transforms) if fits(c.plan)]
     built = [build(candidate, search.teacher, search.fitted, search.held_out) for candidate in found[:BUILT]]
+    if built:
+        built += _evened(min(built, key=lambda candidate: candidate.cost), measured, search, budget, fits)
     return sorted(built, key=lambda candidate: candidate.cost) + found[BUILT:]
+
+
+def _evened(
+    best: Candidate, measured: Measured, search: Search, budget: int, fits: Callable[[Plan], bool]
+) -> list[Candidate]:
+    """A plan made more even, by halves for as long as that helps; none where it does not."""
+    kept, share = best, 1.0
+    while True:
+        share /= 2
+        plan = evened(best.plan, measured.shapes, budget, share)
+        if plan is None or not fits(plan):
+            break
+        made = build(Candidate(f"{best.name}, evened", plan, math.nan), search.teacher, search.fitted, search.held_out)
+        if made.cost >= kept.cost:
+            break
+        kept = made
+    return [] if kept is best else [kept]
 
 
 def _within_bytes(measured: Measured, search: Search, limit: int) -> Found:
