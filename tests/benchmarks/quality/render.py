@@ -115,9 +115,8 @@ def figure(records: Iterable[Record], model: str, steps: int | None = None) -> s
         axes.set_xticks([], minor=True)
         means = [row.mean for method in rows.values() for row in method]
         lowest = max(means, default=0.0) - POINTS_SHOWN
-        if 2 * sum(mean >= lowest for mean in means) >= len(
-            means
-        ):  # else most of what is to be compared would be cut off
+        near = sum(mean >= lowest for mean in means)
+        if 2 * near >= len(means):  # else most of what is to be compared would be cut off
             axes.set_ylim(bottom=max(axes.get_ylim()[0], lowest))
         axes.set_xlabel("size of the tensors (MB, logarithmic)")
         axes.set_ylabel("top-1 (%)")
