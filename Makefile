@@ -41,7 +41,7 @@ docs: $(STAMP)  ## the site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 schema: $(STAMP)  ## the report's JSON Schema, anew from the code
-	$(BIN)/python -m vitcompress.report_schema
+	$(BIN)/python -m vitcompress.report.schema
 
 bench: $(STAMP)  ## what is measured rather than asserted
 	$(BIN)/python -m tests.benchmarks

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.tiny import ARGS, VARIANTS, tiny
-from vitcompress.cli import main
+from vitcompress.commands.cli import main
 
 ARCHITECTURE = VARIANTS["vit"][0]
 

@@ -20,14 +20,14 @@ from torch import nn
 import vitcompress
 from tests.conftest import listing
 from tests.tiny import ARGS, VARIANTS, compressed, images, tiny
-from vitcompress import artifact, manifest
-from vitcompress.digest import sha256_of
 from vitcompress.errors import ArtifactError
-from vitcompress.inputs import data_config
+from vitcompress.files import artifact, manifest
+from vitcompress.files.digest import sha256_of
 from vitcompress.plans import Plan, make_plan
-from vitcompress.quantize import STORES
+from vitcompress.pretrained.inputs import data_config
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.stored import round_to, stored_tensors
+from vitcompress.storage.quantize import STORES
+from vitcompress.storage.stored import round_to, stored_tensors
 
 
 def manifest_of(teacher: nn.Module, plan: Plan, variant: str, **model_args: Any) -> artifact.Manifest:

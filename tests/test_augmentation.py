@@ -8,9 +8,9 @@ import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from vitcompress.data import ArrayReader, ImageSet
+from vitcompress.data.views import Stream, Views, training_loader
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import DataRecipe
-from vitcompress.views import Stream, Views, training_loader
 
 EVERYTHING = {"auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "repeats": 3}
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, draw_image, listing, model_flags
 from tests.test_artifact import HARM
 from tests.tiny import ARGS, tiny
-from vitcompress import artifact
+from vitcompress.files import artifact
 
 Weights = dict[str, Tensor]
 OLD = b"an older file of the user's"

@@ -12,10 +12,11 @@ from rich.console import Console
 import vitcompress as package
 from tests.conftest import Vitcompress
 from tests.test_report import REPORT, UNLABELLED, shown
-from vitcompress import artifact, pipeline
-from vitcompress.baselines import BASELINES
+from vitcompress.files import artifact
+from vitcompress.jobs import pipeline
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.report import Baseline, Report, from_json, print_plan, to_json, to_markdown
+from vitcompress.report.baselines import BASELINES
 
 CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu", "--quiet")
 ROWS = (

@@ -11,8 +11,8 @@ import pytest
 from accelerate import Accelerator
 
 from tests.conftest import Vitcompress
-from vitcompress import cli
-from vitcompress.budget import seconds_to_train
+from vitcompress.commands import cli
+from vitcompress.jobs.budget import seconds_to_train
 
 
 def test_the_minutes_count_from_the_start_of_the_command_and_evaluation_is_in_them(

@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Vitcompress
-from vitcompress import checkpoints, trainlog
+from vitcompress.distillation import checkpoints, trainlog
 from vitcompress.recipe import Interval, save_interval
 
 STEPS = 7

@@ -18,9 +18,11 @@ from safetensors import safe_open
 from tests.conftest import Vitcompress, listing
 from tests.test_source import save_as_timm_does
 from tests.tiny import tiny
-from vitcompress import __version__, artifact, cli, console, endings
-from vitcompress.compose import build, to_dict
+from vitcompress import __version__, console
+from vitcompress.commands import cli, endings
+from vitcompress.files import artifact
 from vitcompress.recipe import STAGES, Recipe, options
+from vitcompress.recipe.compose import build, to_dict
 
 COMMANDS = tuple(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 SIZE_KEYS = {
@@ -57,7 +59,7 @@ def start(*words: object) -> subprocess.Popen[str]:
 )
 def test_help_and_version_import_neither_torch_nor_timm_and_answer_at_once(words: list[str]) -> None:
     code = (
-        "import sys, atexit; from vitcompress.cli import main\n"
+        "import sys, atexit; from vitcompress.commands.cli import main\n"
         "heavy = {'torch', 'timm', 'torchvision', 'numpy', 'matplotlib'}\n"
         "atexit.register(lambda: print('heavy:', sorted(heavy & sys.modules.keys())))\n"
         f"sys.argv = ['vitcompress', *{words!r}]; main()"
@@ -145,7 +147,7 @@ def parse(vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch, *words: obj
     def stop(resolved: Recipe, *args: Any, **kwargs: Any) -> None:
         raise Parsed(resolved)
 
-    monkeypatch.setattr("vitcompress.pipeline.compress", stop)
+    monkeypatch.setattr("vitcompress.jobs.pipeline.compress", stop)
     with pytest.raises(Parsed) as caught:
         vitcompress("compress", *words, "--out", "x.safetensors")
     return to_dict(caught.value.args[0])
@@ -377,7 +379,7 @@ def test_a_bug_is_not_dressed_up_as_a_mistake(vitcompress: Vitcompress, monkeypa
     def crash(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("vitcompress.pipeline.plan", crash)
+    monkeypatch.setattr("vitcompress.jobs.pipeline.plan", crash)
     with pytest.raises(ZeroDivisionError):
         vitcompress("plan", "deit_tiny")
 

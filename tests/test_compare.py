@@ -8,16 +8,16 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from vitcompress.compare import Candidate, Side, compare, default_losses, pair_layers, reading
+from vitcompress.distillation.compare import Candidate, Side, compare, default_losses, pair_layers, reading
+from vitcompress.distillation.losses import LOSSES, Given
+from vitcompress.distillation.taps import TokenSubset
 from vitcompress.errors import RecipeError
 from vitcompress.families import Tap, family_of
 from vitcompress.families.base import tap_qkv
-from vitcompress.losses import LOSSES, Given
 from vitcompress.plans import make_plan
+from vitcompress.pretrained.source import Source, empty_model
 from vitcompress.recipe import DistillRecipe, PlanRecipe
-from vitcompress.source import Source, empty_model
 from vitcompress.surgery import apply_plan
-from vitcompress.taps import TokenSubset
 
 from .test_families import ROWS, Row
 from .tiny import ARGS, images, tiny

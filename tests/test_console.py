@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Vitcompress
+from vitcompress.commands.endings import reporting
 from vitcompress.console import EVENTS, LOG_VERSION, STARTED_VARIABLE, JsonLog, Reporter
-from vitcompress.endings import reporting
 
 PAGE = Path(__file__).parents[1] / "docs" / "ci.md"
 FAST = ("--share", 2, "--steps", 3, "--batch-size", 4, "--num-workers", 0, "--device", "cpu", "--no-baselines")

@@ -13,11 +13,11 @@ from PIL import Image
 
 from tests.conftest import Vitcompress
 from vitcompress.bundled import PHOTOGRAPHS
-from vitcompress.calibration import calibration_batches, drawn
 from vitcompress.data import ImageSet, open_sets
+from vitcompress.data.calibration import calibration_batches, drawn
 from vitcompress.data.crops import SHORTEST
+from vitcompress.data.views import training_loader
 from vitcompress.recipe import DataRecipe
-from vitcompress.views import training_loader
 
 CONFIG: dict[str, Any] = {"interpolation": "bicubic", "crop_pct": 0.9}
 FALLBACK = "a fallback"

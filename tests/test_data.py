@@ -16,9 +16,9 @@ from PIL import Image
 from tests.conftest import draw_image
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.data import ImageSet, hold_out, open_images, open_sets
+from vitcompress.data.views import Batch, Stream, Views, check_readable, evaluation_loader, spare_cores, training_loader
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
-from vitcompress.views import Batch, Stream, Views, check_readable, evaluation_loader, spare_cores, training_loader
 
 RGB: dict[str, Any] = {
     "input_size": (3, 32, 32),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vitcompress.digest import sha256_of
+from vitcompress.files.digest import sha256_of
 
 
 def test_the_digest_knows_names_shapes_types_and_values() -> None:

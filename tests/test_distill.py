@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vitcompress.compare import Candidate, compare
-from vitcompress.distill import distill
-from vitcompress.mixing import Mixing
+from vitcompress.data.mixing import Mixing
+from vitcompress.data.views import Batch
+from vitcompress.distillation.compare import Candidate, compare
+from vitcompress.distillation.distill import distill
+from vitcompress.distillation.trainlog import DivergedError, TrainLog
 from vitcompress.recipe import LOSSES, DistillRecipe
-from vitcompress.trainlog import DivergedError, TrainLog
-from vitcompress.views import Batch
 
 from .tiny import compressed, images, tiny
 

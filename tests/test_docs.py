@@ -12,8 +12,8 @@ import typer.main
 from safetensors.torch import save_file
 
 import vitcompress
-from vitcompress.cli import app
-from vitcompress.compose import build
+from vitcompress.commands.cli import app
+from vitcompress.recipe.compose import build
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

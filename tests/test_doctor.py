@@ -11,7 +11,7 @@ import timm
 import torch
 
 from tests.conftest import Vitcompress
-from vitcompress import doctor
+from vitcompress.commands import doctor
 
 ROOT = Path(__file__).parents[1]
 NAMES = [

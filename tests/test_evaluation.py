@@ -3,8 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitcompress.data.views import Batch
 from vitcompress.errors import DataError
-from vitcompress.evaluation import (
+from vitcompress.measuring.evaluation import (
     MOST_CLASSES,
     MOST_CONFUSIONS,
     Accuracy,
@@ -12,7 +13,6 @@ from vitcompress.evaluation import (
     evaluate_pair,
     paired_interval,
 )
-from vitcompress.views import Batch
 
 
 class Fixed(nn.Module):

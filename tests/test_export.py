@@ -23,15 +23,16 @@ import vitcompress
 from tests.conftest import Vitcompress, listing
 from tests.test_families import KINDS, ROWS, Row, build, planned, randomise, student_of
 from tests.test_families import images as images_of
-from vitcompress import artifact, export
-from vitcompress.digest import sha256_of
+from vitcompress import export
 from vitcompress.errors import ExportError, VitcompressError
 from vitcompress.export import formats, hf
 from vitcompress.export.parity import compare
 from vitcompress.export.subject import Subject
-from vitcompress.inputs import data_config
+from vitcompress.files import artifact
+from vitcompress.files.digest import sha256_of
+from vitcompress.pretrained.inputs import data_config
 from vitcompress.recipe import ModelRecipe
-from vitcompress.stored import round_to, stored_tensors
+from vitcompress.storage.stored import round_to, stored_tensors
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 with_onnx = pytest.mark.skipif(bool(export.FORMATS["onnx"].missing()), reason="the extra onnx is not installed")

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from vitcompress.fading import fade_factor, fading
+from vitcompress.distillation.fading import fade_factor, fading
+from vitcompress.distillation.training import optimizers, set_lr
 from vitcompress.initialize.whole import start_mean
 from vitcompress.recipe import DistillRecipe
-from vitcompress.training import optimizers, set_lr
 
 from .test_families import ROWS, build
 from .test_families import images as row_images

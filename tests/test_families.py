@@ -16,19 +16,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vitcompress import artifact
 from vitcompress.errors import ModelError, PlanError
 from vitcompress.families import FAMILIES, Family, family_named, family_of, insertion
+from vitcompress.files import artifact
 from vitcompress.initialize import STARTS
-from vitcompress.macs import macs_of, with_macs
-from vitcompress.mixed_attention import mixed_attention
+from vitcompress.layers.mixed_attention import mixed_attention
+from vitcompress.layers.transforms import KeyPositions, TokenConvolution
+from vitcompress.measuring.macs import macs_of, with_macs
 from vitcompress.plans import Plan, make_plan
+from vitcompress.pretrained.short_names import SHORT_NAMES
+from vitcompress.pretrained.source import Source, empty_model, resolve
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.short_names import SHORT_NAMES
-from vitcompress.source import Source, empty_model, resolve
-from vitcompress.stored import donor_tensors
+from vitcompress.storage.stored import donor_tensors
 from vitcompress.surgery import apply_plan
-from vitcompress.transforms import KeyPositions, TokenConvolution
 
 
 @dataclass(frozen=True)

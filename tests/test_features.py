@@ -12,9 +12,9 @@ import vitcompress as package
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.test_evaluation import Fixed
 from tests.tiny import tiny
-from vitcompress.evaluation import evaluate_pair
-from vitcompress.losses import feature_mse
-from vitcompress.views import Batch
+from vitcompress.data.views import Batch
+from vitcompress.distillation.losses import feature_mse
+from vitcompress.measuring.evaluation import evaluate_pair
 
 FAST = ("--num-workers", 0, "--device", "cpu", "--quiet", "--batch-size", 6, "--share", 2)
 CPU = torch.device("cpu")

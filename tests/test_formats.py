@@ -15,9 +15,9 @@ from PIL import Image
 from tests.conftest import Vitcompress, draw_image
 from tests.formats import CLASSES, jpeg, photographs, samples, write_idx, write_shard, write_shards
 from vitcompress.data import ImageSet, open_sets
+from vitcompress.data.views import evaluation_loader, training_loader
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
-from vitcompress.views import evaluation_loader, training_loader
 
 CONFIG: dict[str, Any] = {
     "input_size": (3, 32, 32), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0,

@@ -23,14 +23,14 @@ from torch import nn
 
 import vitcompress
 from tests.tiny import compressed, images
-from vitcompress import artifact, tensorfile
-from vitcompress.digest import Digest
 from vitcompress.errors import ArtifactError
-from vitcompress.inputs import data_config
+from vitcompress.files import artifact, tensorfile
+from vitcompress.files.digest import Digest
 from vitcompress.plans import Plan
+from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.source import Source, build_model
 from vitcompress.recipe import ModelRecipe
-from vitcompress.source import Source, build_model
-from vitcompress.stored import donor_tensors, round_to, stored_tensors
+from vitcompress.storage.stored import donor_tensors, round_to, stored_tensors
 
 Base = tuple[Path, bytes, nn.Module]
 SPARE_BYTES = 48 << 20  # the allocator's own, and Python's, whatever the file

@@ -23,8 +23,8 @@ from torch import nn
 import vitcompress as package
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, listing, model_flags
 from tests.tiny import tiny
-from vitcompress import artifact
 from vitcompress.errors import ArtifactError
+from vitcompress.files import artifact
 
 # --- checkpoints
 
@@ -179,7 +179,7 @@ def test_a_file_killed_while_it_is_written_leaves_the_old_one(mini: Path) -> Non
     script = f"""
         import os, signal
         from pathlib import Path
-        from vitcompress import artifact
+        from vitcompress.files import artifact
         with artifact.replacing(Path({str(mini)!r})) as beside:
             beside.write_bytes(b"half of it")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -20,8 +20,8 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from tests.test_data import GREY, RGB, folder_set
+from vitcompress.data.views import Views
 from vitcompress.recipe import DataRecipe
-from vitcompress.views import Views
 
 KINDS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM")
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)

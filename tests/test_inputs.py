@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vitcompress.errors import RecipeError
-from vitcompress.inputs import data_config
+from vitcompress.pretrained.inputs import data_config
 from vitcompress.recipe import ModelRecipe
 
 from .conftest import ARCHITECTURE

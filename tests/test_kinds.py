@@ -11,13 +11,13 @@ from torch import nn
 
 from tests.tiny import compressed, images, tiny
 from vitcompress.errors import PlanError
-from vitcompress.factored import FactoredLinear
 from vitcompress.families import Widths, narrow_block
 from vitcompress.families.vit import VIT
+from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans import make_plan, measured_on
-from vitcompress.quantize import STORES, num_bytes
 from vitcompress.recipe import PlanRecipe
-from vitcompress.stored import stored_tensors
+from vitcompress.storage.quantize import STORES, num_bytes
+from vitcompress.storage.stored import stored_tensors
 from vitcompress.surgery import apply_plan
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from vitcompress.latency import measure_speed
+from vitcompress.measuring.latency import measure_speed
 
 from .tiny import compressed, tiny
 

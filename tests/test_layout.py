@@ -1,7 +1,8 @@
-"""The layout of docs/explanation.md holds: values go one way through the stages, and no stage reaches back."""
+"""The layout of docs/explanation.md holds: values go one way through the packages, and none reaches back."""
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import vitcompress
 PACKAGE = Path(vitcompress.__file__).parent
 EXPLANATION = (Path(__file__).parents[1] / "docs" / "explanation.md").read_text(encoding="utf-8")
 LAYOUT = EXPLANATION.partition("## How the code is laid out")[2]
-STAGES = tuple(", ".join(re.findall(r"^\| .* \| (\w.*) \|$", LAYOUT, re.MULTILINE)[1:]).split(", "))
+STAGES = tuple(
+    name for row in re.findall(r"^\| (`.*?) \|", LAYOUT, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+)
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.stem.startswith("__")]
 
 
@@ -19,23 +22,32 @@ def stage_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_stages(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
+    """The dotted names of the modules that a file imports of the package, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "vitcompress":
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names} & set(STAGES)
-    return found
+            for alias in node.names:
+                inner = PACKAGE.joinpath(*node.module.split(".")[1:], alias.name)
+                is_module = inner.is_dir() or inner.with_suffix(".py").exists()
+                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
+    return found - {"vitcompress"}
 
 
-def test_every_module_is_a_stage() -> None:
+def test_every_package_is_in_the_table() -> None:
     assert {stage_of(path) for path in FILES} == set(STAGES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_stage_imports_only_earlier_ones(path: Path) -> None:
+def test_a_package_imports_only_earlier_ones(path: Path) -> None:
     own = STAGES.index(stage_of(path))
-    assert [name for name in imported_stages(path) if STAGES.index(name) > own] == []
+    assert [name for name in imported_modules(path) if STAGES.index(name.split(".")[1]) > own] == []
+
+
+def test_no_modules_import_each_other() -> None:
+    names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
+    graph = {name.removesuffix(".__init__"): imported_modules(path) for path, name in names.items()}
+    assert set(TopologicalSorter(graph).static_order()) >= set(graph)  # raises CycleError
 
 
 def test_only_the_command_line_prints_and_exits() -> None:
@@ -44,5 +56,5 @@ def test_only_the_command_line_prints_and_exits() -> None:
             node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)
         }
         assert "print" not in names, path
-        if stage_of(path) not in ("cli", "endings", "flags", "bundled", "launch"):
+        if stage_of(path) not in ("commands", "bundled", "parallel"):
             assert not {"sys", "SystemExit", "typer"} & names, path

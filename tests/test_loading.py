@@ -12,9 +12,9 @@ import vitcompress
 from tests.benchmarks import loading
 from tests.test_artifact import write_student
 from tests.tiny import images
-from vitcompress import artifact, manifest, tensorfile
 from vitcompress.errors import ArtifactError
-from vitcompress.source import Source, build_model, empty_model
+from vitcompress.files import artifact, manifest, tensorfile
+from vitcompress.pretrained.source import Source, build_model, empty_model
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the resident set and its peak")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcompress.losses import (
+from vitcompress.distillation.losses import (
     LOSSES,
     Given,
     Outputs,
@@ -15,8 +15,8 @@ from vitcompress.losses import (
     hidden_relations,
     kl_logits,
 )
+from vitcompress.distillation.relations import BLOCK_BYTES, relation_kl
 from vitcompress.recipe import LOSSES as LOSS_NAMES
-from vitcompress.relations import BLOCK_BYTES, relation_kl
 
 
 def test_kl_by_hand() -> None:

@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from vitcompress import pipeline
-from vitcompress.deliver import notes_on
-from vitcompress.macs import macs_of, with_macs
+from vitcompress.jobs import pipeline
+from vitcompress.jobs.deliver import notes_on
+from vitcompress.measuring.macs import macs_of, with_macs
 from vitcompress.plans import Size, make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 

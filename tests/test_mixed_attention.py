@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress import mixed_attention as module
-from vitcompress.mixed_attention import attend_whole, mix_heads, mixed_attention
+from vitcompress.layers import mixed_attention as module
+from vitcompress.layers.mixed_attention import attend_whole, mix_heads, mixed_attention
 
 from .test_families import ROWS, Row, build
 from .test_families import images as row_images

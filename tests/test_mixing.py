@@ -3,10 +3,10 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from vitcompress.compose import build
+from vitcompress.data.mixing import Mixing
+from vitcompress.data.views import seeded
 from vitcompress.errors import RecipeError
-from vitcompress.mixing import Mixing
-from vitcompress.views import seeded
+from vitcompress.recipe.compose import build
 
 
 def batch(count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

@@ -45,7 +45,7 @@ def test_the_wheel_is_small_and_whole(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }  # fmt: skip
     assert kept <= names
-    assert {"vitcompress/py.typed", "vitcompress/report_schema.json"} <= kept
+    assert {"vitcompress/py.typed", "vitcompress/report/schema.json"} <= kept
     assert {name.split("/")[0] for name in names} == {"vitcompress", f"vitcompress-{PROJECT['version']}.dist-info"}
 
 

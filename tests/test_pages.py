@@ -23,9 +23,11 @@ from timm.data import ImageNetInfo
 from tests.conftest import Vitcompress
 from tests.test_baselines import ROWS
 from tests.test_report import REPORT, UNLABELLED
-from vitcompress.compose import build, from_dict, to_dict
-from vitcompress.evaluation import ClassHits, Confusion
+from vitcompress.distillation.trainlog import TrainLog
+from vitcompress.jobs.results import class_names
+from vitcompress.measuring.evaluation import ClassHits, Confusion
 from vitcompress.plans import Group
+from vitcompress.recipe.compose import build, from_dict, to_dict
 from vitcompress.report import (
     Examples,
     Result,
@@ -41,8 +43,6 @@ from vitcompress.report.differences import cautions
 from vitcompress.report.page import gate_rows, recipe_text
 from vitcompress.report.private import without_places
 from vitcompress.report.sharing import boxes, in_words
-from vitcompress.results import class_names
-from vitcompress.trainlog import TrainLog
 
 CURVE = tuple(
     {"step": float(i), "lr": 1e-3, "loss": 3.0 / i, "logits": 2.0 / i, "hidden": 1.0 / i} for i in range(1, 40)

@@ -2,11 +2,11 @@ from typing import Any
 
 import pytest
 
-from vitcompress import pipeline
 from vitcompress.errors import PlanError
+from vitcompress.jobs import pipeline
 from vitcompress.plans import make_plan
+from vitcompress.pretrained.source import empty_model, resolve
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.source import empty_model, resolve
 
 from .tiny import VARIANTS, compressed, tiny
 

@@ -10,13 +10,13 @@ import torch
 
 from tests.conftest import Vitcompress, model_flags
 from tests.tiny import compressed, images, tiny
-from vitcompress import pipeline
-from vitcompress.compose import build, to_dict
 from vitcompress.errors import RecipeError
 from vitcompress.families import FAMILIES
+from vitcompress.jobs import pipeline
 from vitcompress.plans import make_plan
-from vitcompress.presets import PRESETS, fill
 from vitcompress.recipe import STAGES, Recipe, options
+from vitcompress.recipe.compose import build, to_dict
+from vitcompress.recipe.presets import PRESETS, fill
 
 WIDTHS = {"deit_tiny": 192, "deit_small": 384, "deit_base": 768}
 # the table of Mini-DeiT, without class token: parameters by model and number of blocks that share

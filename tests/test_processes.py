@@ -23,10 +23,10 @@ from safetensors.torch import load_file
 
 from tests.conftest import Vitcompress
 from tests.test_checkpoints import wait_for
-from vitcompress import launch, processes
+from vitcompress.data.views import Share, Stream
 from vitcompress.errors import RecipeError
+from vitcompress.parallel import launch, processes
 from vitcompress.recipe import RunRecipe
-from vitcompress.views import Share, Stream
 
 TOLERANCE = 1e-5  # of weights that are some tenths
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.plans import make_plan
-from vitcompress.quantize import (
+from vitcompress.recipe import STORES_IN_LOOP, PlanRecipe, StoreRecipe
+from vitcompress.storage.quantize import (
     SCALE,
     STORES,
     cast,
@@ -25,8 +26,7 @@ from vitcompress.quantize import (
     pack,
     unpack,
 )
-from vitcompress.recipe import STORES_IN_LOOP, PlanRecipe, StoreRecipe
-from vitcompress.stored import stored_tensors
+from vitcompress.storage.stored import stored_tensors
 from vitcompress.surgery import apply_plan
 
 from .test_families import ROWS, Row, build

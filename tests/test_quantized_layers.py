@@ -13,15 +13,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vitcompress import quantized_layers
-from vitcompress.compare import Candidate, compare
-from vitcompress.distill import distill
-from vitcompress.fading import fading
-from vitcompress.mixing import Mixing
-from vitcompress.quantize import STORES, Codec, matrix_names
-from vitcompress.quantized_layers import StoredMatrix, quantising
+from vitcompress.data.mixing import Mixing
+from vitcompress.distillation.compare import Candidate, compare
+from vitcompress.distillation.distill import distill
+from vitcompress.distillation.fading import fading
 from vitcompress.recipe import DistillRecipe
-from vitcompress.stored import fill, round_to, stored_tensors
+from vitcompress.storage import quantized_layers
+from vitcompress.storage.quantize import STORES, Codec, matrix_names
+from vitcompress.storage.quantized_layers import StoredMatrix, quantising
+from vitcompress.storage.stored import fill, round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 
 from .test_distill import BLOCKS, Steps, batches
@@ -112,11 +112,11 @@ def test_a_kept_deit_base_takes_less_memory(tmp_path: Path) -> None:
 _WRITE = """
 import sys, torch, timm
 from pathlib import Path
-from vitcompress import artifact
+from vitcompress.files import artifact
 from vitcompress.plans import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.inputs import data_config
-from vitcompress.stored import round_to, stored_tensors
+from vitcompress.pretrained.inputs import data_config
+from vitcompress.storage.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 store, path = sys.argv[1], Path(sys.argv[2])
 name = "deit_base_patch16_224"
@@ -135,7 +135,7 @@ import ctypes, gc, re, sys
 import timm, torch
 from pathlib import Path
 import vitcompress
-from vitcompress import artifact
+from vitcompress.files import artifact
 def resident():
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free is not the model's

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 import vitcompress
 from tests.conftest import Vitcompress
-from vitcompress import artifact
-from vitcompress.quantize import decode_int8, encode_int8
+from vitcompress.files import artifact
+from vitcompress.storage.quantize import decode_int8, encode_int8
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "deit_tiny.safetensors").is_file(), reason="../shared/data is not here")

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from vitcompress import recipe as recipes
-from vitcompress.compose import build, from_dict, to_dict
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import STAGES, options
+from vitcompress.recipe.compose import build, from_dict, to_dict
 
 
 def test_a_recipe_survives_json_and_yaml() -> None:

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from vitcompress.distillation.trainlog import TrainLog
 from vitcompress.errors import ArtifactError
-from vitcompress.evaluation import Accuracy
 from vitcompress.families import Widths
-from vitcompress.latency import Speed
+from vitcompress.measuring.evaluation import Accuracy
+from vitcompress.measuring.latency import Speed
 from vitcompress.plans import Group, Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report import Parent, Report, from_json, missed_gates, print_report, to_json, to_markdown, to_svg
 from vitcompress.report.picture import Point, alt_text, draw, points_of
-from vitcompress.trainlog import TrainLog
 
 REPORT = Report(
     schema_version=1,

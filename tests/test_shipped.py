@@ -12,11 +12,11 @@ import yaml
 
 from tests.conftest import Vitcompress, model_flags
 from tests.test_presets import PUBLISHED, WIDTHS
-from vitcompress import pipeline, shipped
-from vitcompress.cli import app
-from vitcompress.compose import build, from_dict
+from vitcompress.commands.cli import app
 from vitcompress.errors import RecipeError
-from vitcompress.recipe import Recipe
+from vitcompress.jobs import pipeline
+from vitcompress.recipe import Recipe, shipped
+from vitcompress.recipe.compose import build, from_dict
 
 PAPER = (
     "mini-deit-ti", "mini-deit-s", "mini-deit-b", "mini-deit-b-single", "mini-deit-b-384", "mini-swin-t",
@@ -51,7 +51,7 @@ def test_every_recipe_passes_a_dry_run_without_weights_or_images(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a dry run reads no weights")
 
-    monkeypatch.setattr("vitcompress.source.load_teacher", fail)
+    monkeypatch.setattr("vitcompress.pretrained.source.load_teacher", fail)
     monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
     monkeypatch.chdir(tmp_path)
     ended = vitcompress("compress", "--recipe", name, "--dry-run")

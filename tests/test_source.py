@@ -14,13 +14,13 @@ from torch import Tensor
 from tests.conftest import ARCHITECTURE
 from tests.tiny import ARGS, VARIANTS, tiny
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.compose import build
 from vitcompress.errors import CheckpointError, ModelError, VitcompressError
 from vitcompress.families import FAMILIES, family_of
-from vitcompress.inputs import data_config
+from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.short_names import SHORT_NAMES
+from vitcompress.pretrained.source import Source, empty_model, load_teacher, resolve
 from vitcompress.recipe import ModelRecipe
-from vitcompress.short_names import SHORT_NAMES
-from vitcompress.source import Source, empty_model, load_teacher, resolve
+from vitcompress.recipe.compose import build
 
 Weights = dict[str, Tensor]
 

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 
 from tests.conftest import Vitcompress
 from tests.formats import packed, photographs, samples, write_shard, write_shards
-from vitcompress.calibration import calibration_batches, drawn
 from vitcompress.data import ImageSet, StreamReader, open_sets
+from vitcompress.data.calibration import calibration_batches, drawn
+from vitcompress.data.views import Batch, Stream, check_readable, evaluation_loader, training_loader
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
-from vitcompress.views import Batch, Stream, check_readable, evaluation_loader, training_loader
 
 pytest.importorskip("webdataset", reason="the extra webdataset is not installed")
 

@@ -6,12 +6,12 @@ import pytest
 import timm
 
 from tests.conftest import Vitcompress
-from vitcompress import survey as module
+from vitcompress.commands import survey as module
+from vitcompress.commands.survey import survey
 from vitcompress.errors import ModelError
-from vitcompress.pipeline import plan
+from vitcompress.jobs.pipeline import plan
+from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.short_names import SHORT_NAMES
-from vitcompress.survey import survey
 
 
 def test_a_pattern_selects_names_and_the_numbers_are_the_plans(vitcompress: Vitcompress) -> None:

@@ -3,12 +3,12 @@ from typing import Any
 import pytest
 import torch
 
-from vitcompress.compare import Candidate, compare, reading
+from vitcompress.distillation.compare import Candidate, compare, reading
+from vitcompress.distillation.losses import LOSSES, Given
+from vitcompress.distillation.taps import TokenSubset, tap_outputs
+from vitcompress.distillation.training import training_student
 from vitcompress.families import FAMILIES, Tap, family_of, layers_called
-from vitcompress.losses import LOSSES, Given
 from vitcompress.recipe import DistillRecipe
-from vitcompress.taps import TokenSubset, tap_outputs
-from vitcompress.training import training_student
 
 from .test_families import ROWS, Row, build
 from .test_families import images as row_images

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vitcompress
-from vitcompress.compose import build
+from vitcompress.distillation.teacher import adapt_inputs, find_teacher
 from vitcompress.errors import CheckpointError, VitcompressError
 from vitcompress.recipe import TeacherRecipe
+from vitcompress.recipe.compose import build
 from vitcompress.report import Report
-from vitcompress.teacher import adapt_inputs, find_teacher
 
 from .tiny import ARGS, tiny
 
@@ -122,7 +122,7 @@ def test_an_artifact_teaches(files: Path, tmp_path: Path) -> None:
 def test_teachers_that_cannot_be_told_before_any_weight_is_loaded(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitcompress.pipeline.load_teacher", lambda source: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("vitcompress.jobs.pipeline.load_teacher", lambda source: pytest.fail("weights were loaded"))
     with pytest.raises(VitcompressError) as caught:
         compress(files, tmp_path, **wide(files), drop_path=0.5, auto_augment="nonsense")
     assert "--loss hidden" in str(caught.value)

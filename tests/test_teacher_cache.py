@@ -11,9 +11,9 @@ import torch
 
 from tests.conftest import Vitcompress
 from tests.test_checkpoints import same_tensors
+from vitcompress.data.views import Share
+from vitcompress.distillation.teacher_cache import TeacherCache
 from vitcompress.errors import RecipeError
-from vitcompress.teacher_cache import TeacherCache
-from vitcompress.views import Share
 
 
 @pytest.fixture

@@ -7,12 +7,8 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from vitcompress import transforms
-from vitcompress.errors import RecipeError
-from vitcompress.families import Tap, family_of
-from vitcompress.recipe import DEFAULT_LR, DistillRecipe
-from vitcompress.taps import tap_outputs
-from vitcompress.training import (
+from vitcompress.distillation.taps import tap_outputs
+from vitcompress.distillation.training import (
     check_student,
     compiling,
     copy_parameters,
@@ -22,6 +18,10 @@ from vitcompress.training import (
     running_mean,
     training_student,
 )
+from vitcompress.errors import RecipeError
+from vitcompress.families import Tap, family_of
+from vitcompress.layers import transforms
+from vitcompress.recipe import DEFAULT_LR, DistillRecipe
 
 from .test_families import ROWS, Row, build
 from .tiny import compressed, images, tiny

@@ -16,15 +16,15 @@ import vitcompress as package
 from tests.benchmarks import transfer
 from tests.conftest import Vitcompress, draw_image, listing
 from tests.test_families import ROWS
-from vitcompress import artifact
-from vitcompress.adapt import adapt_student, adapted_source
 from vitcompress.errors import RecipeError
-from vitcompress.manifest import to_tree
+from vitcompress.files import artifact
+from vitcompress.files.manifest import to_tree
+from vitcompress.jobs.adapt import adapt_student, adapted_source
 from vitcompress.plans import Plan, make_plan, measured_on
+from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.recipe import PlanRecipe
 from vitcompress.report import Parent, Report, from_json
-from vitcompress.source import Source, build_model, empty_model
-from vitcompress.stored import donor_tensors, fill
+from vitcompress.storage.stored import donor_tensors, fill
 from vitcompress.surgery import apply_plan
 
 FAST = ("--batch-size", 6, "--num-workers", 0, "--device", "cpu", "--quiet")
@@ -277,9 +277,9 @@ def test_mistakes_come_before_any_weight(
     words: list[str], named: list[str], flat: Path, regrouped: Path, mini: Path, tmp_path: Path,
     vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch, no_network: None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("vitcompress.transfer.artifact.load", lambda path: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("vitcompress.jobs.transfer.artifact.load", lambda path: pytest.fail("weights were loaded"))
     if "{regrouped}/train/red" in words:  # a flat folder, and a parent whose teacher is no place to look for
-        monkeypatch.setattr("vitcompress.transfer.source_as_teacher", lambda parent: None)
+        monkeypatch.setattr("vitcompress.jobs.transfer.source_as_teacher", lambda parent: None)
     before = listing(tmp_path)
     typed = [word.format(flat=flat, regrouped=regrouped) for word in words]
     ended = vitcompress("finetune", mini, "--out", tmp_path / "out.safetensors", *FAST, *typed)

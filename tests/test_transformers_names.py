@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitcompress import artifact
 from vitcompress.errors import CheckpointError, ModelError
-from vitcompress.inputs import data_config
+from vitcompress.files import artifact
 from vitcompress.plans import make_plan
+from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.source import empty_model, load_teacher, resolve
+from vitcompress.pretrained.transformers_names import to_timm_model
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.source import empty_model, load_teacher, resolve
 from vitcompress.surgery import apply_plan
-from vitcompress.transformers_names import to_timm_model
 
 _PLAIN: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32,

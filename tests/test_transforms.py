@@ -6,7 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitcompress.families.vit import MixedAttention
-from vitcompress.transforms import HeadMix, KeyPositions, TokenConvolution, attach_token_convolution, offset_buckets
+from vitcompress.layers.transforms import (
+    HeadMix,
+    KeyPositions,
+    TokenConvolution,
+    attach_token_convolution,
+    offset_buckets,
+)
 
 from .tiny import compressed, images, tiny
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "hub",
-    "compress": "pipeline",
-    "evaluate": "pipeline",
-    "finetune": "transfer",
-    "plan": "pipeline",
+    "load": "files.hub",
+    "compress": "jobs.pipeline",
+    "evaluate": "jobs.pipeline",
+    "finetune": "jobs.transfer",
+    "plan": "jobs.pipeline",
     "Recipe": "recipe",
     "Report": "report",
     "VitcompressError": "errors",
@@ -27,11 +27,11 @@ __all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "fine
 
 if TYPE_CHECKING:
     from vitcompress.errors import VitcompressError
-    from vitcompress.hub import load
-    from vitcompress.pipeline import compress, evaluate, plan
+    from vitcompress.files.hub import load
+    from vitcompress.jobs.pipeline import compress, evaluate, plan
+    from vitcompress.jobs.transfer import finetune
     from vitcompress.recipe import Recipe
     from vitcompress.report import Report
-    from vitcompress.transfer import finetune
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from vitcompress.errors import PlanError, shorten
-from vitcompress.factored import FactoredLinear
 from vitcompress.families import Family, family_named, full_widths, narrow_block
+from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans import Group, Plan, layer_shapes
 
 

@@ -26,12 +26,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vitcompress
-from vitcompress import artifact
-from vitcompress.inputs import data_config
+from vitcompress.files import artifact
 from vitcompress.plans import make_plan
+from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.source import Source, load_teacher
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.source import Source, load_teacher
-from vitcompress.stored import round_to, stored_tensors
+from vitcompress.storage.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 
 WEIGHTS = Path("../shared/data/deit_tiny.safetensors")

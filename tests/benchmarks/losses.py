@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import vitcompress
-from vitcompress.compose import build
+from vitcompress.recipe.compose import build
 
 ADDED = {"hidden": 1.0, "attention": 1.0, "hidden_relation": 0.1}  # the paper's weights; ours for hidden
 SEEDS = (0, 1, 2)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitcompress.compare import Side, reading
+from vitcompress.distillation.compare import Side, reading
+from vitcompress.distillation.losses import Outputs, attention_relations, hidden_relations, kl_logits
+from vitcompress.distillation.taps import TokenSubset
 from vitcompress.families import Tap
-from vitcompress.losses import Outputs, attention_relations, hidden_relations, kl_logits
-from vitcompress.taps import TokenSubset
 
 BATCH_SIZE = 2
 SETTINGS = {

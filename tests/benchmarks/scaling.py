@@ -22,16 +22,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.relation_memory import PeakBytes
-from vitcompress import compose, pipeline
 from vitcompress.data import open_images
-from vitcompress.distill import weighted_losses
+from vitcompress.data.views import training_loader
+from vitcompress.distillation.distill import weighted_losses
+from vitcompress.distillation.training import training_student
 from vitcompress.errors import RecipeError, attempting, raise_faults
 from vitcompress.families import family_named
-from vitcompress.recipe import DataRecipe, Recipe
-from vitcompress.settle import settle
+from vitcompress.jobs import pipeline
+from vitcompress.jobs.settle import settle
+from vitcompress.recipe import DataRecipe, Recipe, compose
 from vitcompress.surgery import apply_plan
-from vitcompress.training import training_student
-from vitcompress.views import training_loader
 
 RECIPES = (
     "mini-deit-ti", "mini-deit-s", "mini-deit-b", "mini-swin-t", "mini-swin-s", "mini-swin-b", "mini-deit-b-posthoc",

@@ -28,15 +28,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.compare import Candidate, compare, reading
+from vitcompress.distillation.compare import Candidate, compare, reading
+from vitcompress.distillation.losses import LOSSES, Given
+from vitcompress.distillation.taps import TokenSubset
+from vitcompress.distillation.training import compiling, optimizers, training_student
 from vitcompress.families import family_of
-from vitcompress.losses import LOSSES, Given
+from vitcompress.layers.transforms import TRANSFORM_MODULES
 from vitcompress.plans import make_plan
 from vitcompress.recipe import DistillRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan
-from vitcompress.taps import TokenSubset
-from vitcompress.training import compiling, optimizers, training_student
-from vitcompress.transforms import TRANSFORM_MODULES
 
 NAMES = {"tiny": "deit_tiny_patch16_224", "small": "deit_small_patch16_224", "swin": "swin_tiny_patch4_window7_224"}
 LOSS = {"logits": 1.0, "attention": 1.0, "hidden_relation": 0.1}  # the paper's three, with its weights

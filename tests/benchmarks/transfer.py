@@ -16,10 +16,10 @@ from PIL import Image
 from torch import nn
 
 import vitcompress
-from vitcompress import artifact
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.compose import build
-from vitcompress.source import Source, build_model
+from vitcompress.files import artifact
+from vitcompress.pretrained.source import Source, build_model
+from vitcompress.recipe.compose import build
 from vitcompress.surgery import apply_plan
 
 GROUPS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitcompress.classes import class_indices, names_in_order
+from vitcompress.data.classes import class_indices, names_in_order
 from vitcompress.data.readers import Reader
 from vitcompress.data.streams import StreamLabels, StreamReader
 from vitcompress.errors import DataError

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from timm.models import split_model_name_tag
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.compare import has_classes
+from vitcompress.distillation.compare import has_classes
 from vitcompress.export.subject import Subject
 from vitcompress.report import Report, from_json, to_markdown
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vitcompress import artifact
-from vitcompress.artifact import Manifest
-from vitcompress.quantize import num_bytes
+from vitcompress.files import artifact
+from vitcompress.files.artifact import Manifest
+from vitcompress.storage.quantize import num_bytes
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vitcompress.families.base import BlockTransform
 from vitcompress.families.narrow import project_narrow
-from vitcompress.mixed_attention import mixed_attention
-from vitcompress.transforms import HeadMix, KeyPositions, TokenConvolution, attach_token_convolution
+from vitcompress.layers.mixed_attention import mixed_attention
+from vitcompress.layers.transforms import HeadMix, KeyPositions, TokenConvolution, attach_token_convolution
 
 
 def take_over(ours: nn.Module, attn: nn.Module) -> None:

@@ -19,7 +19,7 @@ from vitcompress.families.insertion import (
     project_qkv,
     take_over,
 )
-from vitcompress.transforms import KeyPositions
+from vitcompress.layers.transforms import KeyPositions
 
 
 class NarrowAttention(nn.Module):

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.factored import FactoredLinear
 from vitcompress.families import Family, family_named, layers_called
 from vitcompress.initialize.regression import Moments, leading, low_rank, regress, roots
+from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans import Group, Plan
 
 ROUNDS = 6

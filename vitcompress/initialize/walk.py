@@ -19,10 +19,10 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vitcompress.factored import FactoredLinear
 from vitcompress.families import Family, Widths, family_named, layers_called, narrowed_shapes
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
 from vitcompress.initialize.regression import Moments, low_rank, regress
+from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans import Group, Plan
 
 BlockInputs = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]

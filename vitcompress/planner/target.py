@@ -14,9 +14,9 @@ from vitcompress.errors import PlanError
 from vitcompress.planner.search import Candidate, Measured, build, candidates, evened, measure, smallest, started
 from vitcompress.planner.sensitivity import divergence
 from vitcompress.plans import Group, Plan, measured_on, plan_of
-from vitcompress.quantize import STORES
 from vitcompress.recipe import TargetRecipe
-from vitcompress.stored import round_to, stored_tensors
+from vitcompress.storage.quantize import STORES
+from vitcompress.storage.stored import round_to, stored_tensors
 
 FEWEST_IMAGES = 32
 FITTED_TOKENS = 12_000  # enough for regressions on a few thousand neurons

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitcompress.families import Family, narrowed_shapes
 from vitcompress.plans.model import Group, Size
-from vitcompress.quantize import STORES, encode, is_matrix, matrix_names, num_bytes, stored_bytes
+from vitcompress.storage.quantize import STORES, encode, is_matrix, matrix_names, num_bytes, stored_bytes
 
 
 def size_of(

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from vitcompress.distillation.trainlog import TrainLog
 from vitcompress.errors import ArtifactError
-from vitcompress.evaluation import Accuracy
-from vitcompress.latency import Speed
+from vitcompress.measuring.evaluation import Accuracy
+from vitcompress.measuring.latency import Speed
 from vitcompress.plans import Group, Size
-from vitcompress.trainlog import TrainLog
 
 SCHEMA_VERSION = 1
 

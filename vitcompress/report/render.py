@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-from vitcompress.evaluation import Accuracy
+from vitcompress.measuring.evaluation import Accuracy
 from vitcompress.plans import Group, Plan, Size
 from vitcompress.report.model import Report
 from vitcompress.report.picture import alt_text, draw, points_of

@@ -28,14 +28,14 @@ from tests.benchmarks.quality.methods import (
 )
 from tests.benchmarks.quality.record import Key, Record, Results
 from tests.benchmarks.quality.subjects import Batches, Labelled, Sets, Subject, logits_of
-from vitcompress.compare import Candidate, compare
-from vitcompress.distill import distill
-from vitcompress.fading import fading
+from vitcompress.data.mixing import Mixing
+from vitcompress.distillation.compare import Candidate, compare
+from vitcompress.distillation.distill import distill
+from vitcompress.distillation.fading import fading
+from vitcompress.distillation.trainlog import DivergedError
 from vitcompress.families import family_of
-from vitcompress.macs import macs_of
-from vitcompress.mixing import Mixing
+from vitcompress.measuring.macs import macs_of
 from vitcompress.recipe import DistillRecipe
-from vitcompress.trainlog import DivergedError
 
 
 @dataclass(frozen=True)

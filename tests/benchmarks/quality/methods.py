@@ -12,17 +12,17 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from vitcompress.data.views import seeded
 from vitcompress.errors import PlanError
 from vitcompress.families import family_of
 from vitcompress.initialize import aligned, start_student
+from vitcompress.layers.transforms import HeadMix
 from vitcompress.planner.target import Search, reach
 from vitcompress.plans import Plan, make_plan
-from vitcompress.quantize import num_bytes
 from vitcompress.recipe import PlanRecipe, TargetRecipe
-from vitcompress.stored import round_to, stored_tensors
+from vitcompress.storage.quantize import num_bytes
+from vitcompress.storage.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
-from vitcompress.transforms import HeadMix
-from vitcompress.views import seeded
 
 SMALLEST = "smallest"
 WHOLE = "1"  # the ratio of what keeps all of the teacher's parameters

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.classes import known_classes
 from vitcompress.data import ImageSet, hold_out, open_sets
-from vitcompress.inputs import data_config
-from vitcompress.prepare import bundle_of
+from vitcompress.data.classes import known_classes
+from vitcompress.data.views import Batch, Stream, Views, collate
+from vitcompress.jobs.prepare import bundle_of
+from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.source import load_teacher, resolve
 from vitcompress.recipe import DataRecipe, ModelRecipe
-from vitcompress.source import load_teacher, resolve
-from vitcompress.views import Batch, Stream, Views, collate
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 NUM_CALIBRATION = 256

@@ -1,0 +1,1 @@
+"""What is done for a user, from the recipe to the report: where the stages meet."""

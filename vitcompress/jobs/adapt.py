@@ -1,0 +1,110 @@
+"""How does a student get another head or another image size, and stay as small as it is?"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitcompress.errors import RecipeError
+from vitcompress.plans import Plan
+from vitcompress.pretrained.source import Source, empty_model
+from vitcompress.surgery import tie_group
+
+
+def adapted_source(source: Source, *, num_classes: int | None, img_size: int | None) -> Source:
+    """The model of `source` with another head or image size; reads no weights.
+
+    Args:
+        source: a model that timm can build.
+        num_classes: K of the new head; None to keep the head.
+        img_size: rows and columns of an image, in pixels; None to keep the size.
+
+    Raises:
+        RecipeError: the model cannot have that size.
+    """
+    model_args = dict(source.model_args)
+    if img_size is not None:
+        model: Any = empty_model(source)
+        size = (img_size, img_size)
+        if not hasattr(model, "set_input_size"):
+            raise RecipeError(f"--img-size {img_size}: {source.name} cannot change its size.", hint="Leave it out.")
+        if tuple(model.patch_embed.img_size) != size:
+            _check_patches(model, img_size)
+            with torch.device("meta"):
+                model.set_input_size(img_size=size)
+            _check_windows(model, img_size)
+            model_args |= {  # what timm noted of the resize: windows grow with the image
+                name: model._model_args[name] for name in ("img_size", "window_size") if name in model._model_args
+            }
+    if num_classes is None:
+        return replace(source, model_args=model_args)
+    cfg = {name: value for name, value in source.pretrained_cfg.items() if not name.startswith("label_")}
+    if "num_classes" in cfg:
+        cfg["num_classes"] = num_classes
+    return replace(source, model_args={**model_args, "num_classes": num_classes}, pretrained_cfg=cfg)
+
+
+def adapt_student(student: nn.Module, plan: Plan, *, num_classes: int | None, img_size: int | None) -> None:
+    """Give a student another head or image size, in place.
+
+    Position embeddings and tables of relative positions are resampled by timm. Where blocks shared a table, timm has
+    given each a new one of its own: they are tied again.
+
+    Args:
+        student: as `artifact.load` gives it.
+        plan: what it shares.
+        num_classes: K of the new head, which starts as timm starts it; None to keep the head.
+        img_size: rows and columns of an image, in pixels; None to keep the size.
+    """
+    model: Any = student
+    if img_size is not None and tuple(model.patch_embed.img_size) != (img_size, img_size):
+        with warnings.catch_warnings():  # of torch, about how timm's interpolation indexes; tests hold its values
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"timm\.layers\.interpolate")
+            model.set_input_size(img_size=(img_size, img_size))
+    if num_classes is not None:
+        model.reset_classifier(num_classes)
+    for group in plan.groups:
+        tie_group(student, group)
+
+
+def _check_patches(model: Any, img_size: int) -> None:
+    """Make sure that patches cover the image.
+
+    Raises:
+        RecipeError: the patch size does not divide it.
+    """
+    patch = max(model.patch_embed.patch_size)
+    if all(img_size % side == 0 for side in model.patch_embed.patch_size) and img_size >= patch:
+        return
+    below, above = _multiples(img_size, patch)
+    raise RecipeError(
+        f"--img-size {img_size}: patches of {patch} pixels do not divide it.", hint=f"Take {below} or {above}."
+    )
+
+
+def _check_windows(model: Any, img_size: int) -> None:
+    """Make sure that windows tile the grid of every stage: timm would pad, and attend to what is not there.
+
+    Raises:
+        RecipeError: those of a stage do not.
+    """
+    for number, stage in enumerate(getattr(model, "layers", ())):
+        for block in stage.blocks:
+            grid, window = block.input_resolution, block.window_size
+            if any(size % side for size, side in zip(grid, window, strict=True)):
+                below, above = _multiples(img_size, model.feature_info[-1]["reduction"])
+                raise RecipeError(
+                    f"--img-size {img_size}: windows of {window[0]}×{window[1]} do not tile the {grid[0]}×{grid[1]} "
+                    f"patches of stage {number}.",
+                    hint=f"Take {below} or {above}.",
+                )
+
+
+def _multiples(number: int, of: int) -> tuple[int, int]:
+    """The multiples of `of` next to a number that is none, the lower of them at least `of`."""
+    below = max(of, number // of * of)
+    return below, below + of

@@ -1,0 +1,70 @@
+"""What is there to show of a file?  Its report, its recipe and its classes, gathered for a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from vitcompress.console import Reporter
+from vitcompress.data.classes import known_classes
+from vitcompress.files import artifact
+from vitcompress.files.manifest import Manifest
+from vitcompress.jobs import pipeline
+from vitcompress.recipe import DataRecipe
+from vitcompress.report import Examples, Result, from_json
+
+
+def result_of(file: Path) -> Result:
+    """What a file says of itself, for people.
+
+    Args:
+        file: an artifact.
+
+    Raises:
+        ArtifactError: it is none, or of another schema.
+    """
+    manifest = artifact.read_manifest(file)
+    report = from_json(manifest.report)
+    return Result(file.name, file.stat().st_size, report, manifest.recipe, class_names(manifest))
+
+
+def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, reporter: Reporter) -> Examples:
+    """Evaluate a file anew, and collect the images on which it and its teacher differ most.
+
+    Args:
+        file: an artifact.
+        recipe: the images.
+        checkpoint: weights of the source; None to look for them.
+        reporter: told why there is no teacher.
+    """
+    config = artifact.read_manifest(file).data_config
+    found = Examples(config["mean"], config["std"])
+    found.accuracy = pipeline.evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=found.watch)
+    return found
+
+
+def write_page(out: Path, html: str, reporter: Reporter) -> None:
+    """Write a page, whole or not at all, and say so.
+
+    Raises:
+        ArtifactError: the folder cannot be written to.
+    """
+    with artifact.replacing(out) as beside:
+        beside.write_text(html, encoding="utf-8")
+    reporter.say(f"wrote {out}")
+
+
+def class_names(manifest: Manifest) -> tuple[str, ...]:
+    """Names of the classes as people say them: of ImageNet's, not the WordNet number."""
+    cfg = manifest.source["pretrained_cfg"]
+    count = manifest.source["model_args"].get("num_classes", cfg.get("num_classes", len(manifest.classes)))
+    if not isinstance(count, int):
+        return ()
+    names = known_classes(manifest.classes, cfg, count)
+    subset = infer_imagenet_subset({"num_classes": count})
+    if subset and names:
+        known = ImageNetInfo(subset)
+        if names == tuple(known.label_names()):
+            return tuple(known.index_to_description(index).partition(",")[0] for index in range(count))
+    return names

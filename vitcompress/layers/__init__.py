@@ -1,0 +1,1 @@
+"""What stands in a block where a layer was, or beside it."""

@@ -1,0 +1,90 @@
+"""Which process am I, and what do all of them agree on?  Thin functions over accelerate; one process pays nothing."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from torch import Tensor
+
+from vitcompress.errors import RecipeError
+from vitcompress.recipe import Recipe, RunRecipe
+from vitcompress.recipe.compose import to_dict
+
+T = TypeVar("T")
+
+_UNTIE = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron"}
+_PATIENCE_HOURS = 24  # one process alone searches for a plan, and writes; a process that dies ends the others anyway
+
+
+def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
+    """Join the processes that were started for this run, or be the only one.
+
+    Args:
+        run: device and precision.
+        logs: where trackers write that write to disk.
+
+    Raises:
+        RecipeError: accelerate is set up for something that would untie shared parameters.
+    """
+    accelerator = Accelerator(
+        cpu=run.device == "cpu",
+        mixed_precision="bf16" if run.precision == "bf16" else "no",
+        log_with=run.log_with,
+        project_dir=logs if run.log_with else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=_PATIENCE_HOURS))],
+    )
+    name = _UNTIE.get(accelerator.distributed_type)
+    if name:
+        raise RecipeError(
+            f"{name} cuts parameters apart: what blocks share would no longer be one.",
+            hint="Use accelerate's plain multi-GPU launch; a shared model needs no sharding.",
+        )
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
+    return accelerator
+
+
+def mean_of(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """The mean of a tensor over all processes."""
+    found: Tensor = values if accelerator.num_processes == 1 else accelerator.reduce(values, reduction="mean")
+    return found
+
+
+def gathered(value: T, accelerator: Accelerator) -> list[T]:
+    """Everybody's value, in the order of the processes."""
+    return [value] if accelerator.num_processes == 1 else list(gather_object([value]))
+
+
+def from_main(value: T, accelerator: Accelerator) -> T:
+    """The main process's value, in all of them."""
+    if accelerator.num_processes == 1:
+        return value
+    box: list[Any] = [value]
+    broadcast_object_list(box)
+    found: T = box[0]
+    return found
+
+
+@contextmanager
+def tracking(accelerator: Accelerator, recipe: Recipe, out: Path) -> Iterator[None]:
+    """Send what is logged to the tracker that was asked for, under the name of `out`, until the context ends."""
+    tree = {f"{stage}.{name}": value for stage, fields in to_dict(recipe).items() for name, value in fields.items()}
+    plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in tree.items()}
+    accelerator.init_trackers(f"{out.stem}.logs", config=plain)
+    try:
+        yield
+    finally:  # not end_training, which parts the processes: what follows is done together
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def part(accelerator: Accelerator) -> None:
+    """Part from the other processes: the run is over."""
+    accelerator.end_training()

@@ -1,0 +1,1 @@
+"""Other people's models: what a name means, and how their weights are read."""

@@ -1,0 +1,1 @@
+"""How weights are held in fewer bits, on disk and in memory."""
