@@ -198,7 +198,7 @@ def test_the_cost_of_an_option_is_that_of_the_student_run_whole(name: str) -> No
         turns = align_group(source, option.group)
         student = copy.deepcopy(source)
         apply_groups(student, [option.group], family)
-        start_group(student, teacher, option.group, family, bench.inputs, {}, source, turns)
+        start_group(student, teacher, option.group, family, bench.inputs, bench.weights, {}, source, turns)
         assert bench.cost(option.group) == pytest.approx(divergence(student, teacher, x[6:]), rel=1e-3, abs=1e-6)
     assert all(torch.equal(t, before[k]) for k, t in teacher.state_dict().items())
     for module in teacher.modules():

@@ -1,5 +1,6 @@
 """What does a student start from?  Shared matrices, factors and narrow layers, fitted to calibration images.
 
+importance  what each token counts in a fit
 align    a teacher that computes the same, whose blocks are more alike
 whole    matrices of groups that share them and have nothing else
 factors  factors of groups of several blocks, with the matrices they are added to
@@ -17,13 +18,15 @@ from torch import Tensor, nn
 from vitcompress.families import Family, layers_called
 from vitcompress.initialize.align import Turns, align_group, aligned
 from vitcompress.initialize.factors import fit_factors, start_factors
+from vitcompress.initialize.importance import TokenWeights, token_weights
 from vitcompress.initialize.regression import Moments
 from vitcompress.initialize.walk import BlockInputs, convert_block, run_block, start_in_order
 from vitcompress.initialize.whole import STARTS, fit_whole, shared_layers
 from vitcompress.plans import Group, Plan
 
 __all__ = [
-    "STARTS", "BlockInputs", "Turns", "align_group", "aligned", "needs_images", "start_group", "start_student",
+    "STARTS", "BlockInputs", "TokenWeights", "Turns", "align_group", "aligned", "needs_images", "start_group",
+    "start_student", "token_weights",
 ]  # fmt: skip
 
 
@@ -56,6 +59,7 @@ def start_group(
     group: Group,
     family: Family,
     inputs: Mapping[str, BlockInputs],
+    weights: TokenWeights,
     seen: dict[Any, Any],
     source: nn.Module,
     turns: Turns,
@@ -68,6 +72,7 @@ def start_group(
         group: of the student, not of several narrow blocks.
         family: of the teacher.
         inputs: of the group's blocks in the teacher.
+        weights: what each token counts in their fits.
         seen: moments of the same inputs that were taken for other ways of making the same part of the same block, by
             block; those that are new are added.
         source: the model that the group was made of: the teacher, or turned.
@@ -77,7 +82,7 @@ def start_group(
         if len(group.blocks) == 1:
             convert_block(
                 student.get_submodule(group.donor), teacher.get_submodule(group.donor), group, family,
-                inputs[group.donor], seen.setdefault(group.donor, {}),
+                inputs[group.donor], weights[group.donor], seen.setdefault(group.donor, {}),
             )  # fmt: skip
             return
         layers = [*shared_layers(group, family), *group.ranks]

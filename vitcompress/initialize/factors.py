@@ -8,6 +8,7 @@ x_i is the input of block i's layer in the teacher. Private biases take up what 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families import Family, family_named, layers_called
-from vitcompress.initialize.regression import Moments, leading, low_rank, regress, roots
+from vitcompress.initialize.regression import Moments, leading, low_rank, regress_near, roots
 from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans import Group, Plan
 
@@ -120,11 +121,13 @@ def _start_layer(
 
 def _fit_base(residues: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> Tensor:
     """The matrix nearest to all `residues`, each weighted by its own inputs."""
-    total = torch.stack(list(moments.values())).sum(0)
-    ridge = 1e-4 * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype, device=total.device)
-    prior = torch.stack(list(residues.values())).mean(0)
-    target = torch.stack([residues[block] @ moments[block] for block in residues]).sum(0)
-    return regress(total + ridge, target + prior @ ridge)
+    total, prior = _total(moments.values()), _total(residues.values()) / len(residues)
+    return regress_near(total, _total(residues[block] @ moments[block] for block in residues), prior)
+
+
+def _total(matrices: Iterable[Tensor]) -> Tensor:
+    """Their sum, without holding them side by side: of a large model that would be gigabytes."""
+    return functools.reduce(torch.add, matrices)
 
 
 def _adapters(
@@ -141,8 +144,8 @@ def _bases(
 
 def _read(residues: Mapping[str, Tensor], moments: Mapping[str, Tensor], rank: int) -> Iterator[tuple[Tensor, Tensor]]:
     """W_i ≈ U_i S: the inputs that matter to all blocks' layers."""
-    root, inverse = roots(torch.stack(list(moments.values())).mean(0))
-    gram = torch.stack([residue.T @ residue for residue in residues.values()]).sum(0)
+    root, inverse = roots(_total(moments.values()) / len(moments))
+    gram = _total(residue.T @ residue for residue in residues.values())
     basis = leading(root @ gram @ root, rank).T @ inverse
     for block, residue in residues.items():
         seen = moments[block] @ basis.T
@@ -153,6 +156,6 @@ def _written(
     residues: Mapping[str, Tensor], moments: Mapping[str, Tensor], rank: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """W_i ≈ S U_i: the directions of the stream that all blocks' layers write to."""
-    basis = leading(torch.stack([r @ moments[block] @ r.T for block, r in residues.items()]).sum(0), rank)
+    basis = leading(_total(r @ moments[block] @ r.T for block, r in residues.items()), rank)
     for residue in residues.values():
         yield basis, basis.T @ residue

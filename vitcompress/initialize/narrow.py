@@ -31,15 +31,18 @@ def choose_neurons(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
     Source: Hassibi and Stork 1993, optimal brain surgeon; for neurons, Frantar and Alistarh 2022, arXiv:2208.11580.
     """
     kept = torch.arange(len(covariance), device=covariance.device)
+    inverse = torch.linalg.inv(covariance)
     for left in range(ROUNDS, 0, -1):  # a few at a time: one by one chooses no better, and takes minutes at width 3072
-        inverse, outer = torch.linalg.inv(covariance[kept][:, kept]), weight[:, kept]
-        cost = outer.square().sum(0) / inverse.diagonal()
+        cost = weight.square().sum(0) / inverse.diagonal()
         gone = cost.argsort(stable=True)[: -(-(len(kept) - count) // left)]
+        if not len(gone):
+            break
         rest = torch.ones(len(kept), dtype=torch.bool, device=kept.device)
         rest[gone] = False
-        outer = outer - torch.linalg.solve(inverse[gone][:, gone], outer[:, gone].T).T @ inverse[gone]
-        weight = weight.clone()
-        weight[:, kept] = outer
+        # what is left of the inverse once the inputs that go are no more: its Schur complement
+        lost = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, rest])
+        weight = weight[:, rest] - weight[:, gone] @ lost
+        inverse = inverse[rest][:, rest] - inverse[rest][:, gone] @ lost
         kept = kept[rest]
     return kept
 

@@ -15,27 +15,31 @@ RIDGE = 1e-4
 class Moments:
     """Sums over samples of inputs `x` `[n, D]` and targets `y` `[n, O]`: `x`, `y`, `x xᵀ` and `y xᵀ`."""
 
-    count: int = 0
+    count: float = 0
     x: Tensor | float = 0.0
     y: Tensor | float = 0.0
     xx: Tensor | float = 0.0
     yx: Tensor | float = 0.0
 
-    def add(self, x: Tensor, y: Tensor | None = None) -> None:
+    def add(self, x: Tensor, y: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Count samples, in place.
 
         Args:
-            x: inputs `[..., D]`.
-            y: targets `[..., O]`; None where only the inputs matter.
+            x: inputs `[B, ..., D]`.
+            y: targets `[B, ..., O]`; None where only the inputs matter.
+            weight: what each sample counts, `[...]`, the same for each of the batch; None for 1.
         """
+        each = torch.ones(x.shape[:-1], dtype=torch.double, device=x.device)
+        each = (each if weight is None else each * weight).flatten()[:, None]
         x = x.detach().flatten(0, -2).double()  # in float32 a large mean leaves nothing of small deviations from it
-        self.count += len(x)
-        self.x = self.x + x.sum(0)
-        self.xx = self.xx + x.T @ x
+        counted = x * each
+        self.count += float(each.sum())
+        self.x = self.x + counted.sum(0)
+        self.xx = self.xx + counted.T @ x
         if y is not None:
             y = y.detach().flatten(0, -2).double()
-            self.y = self.y + y.sum(0)
-            self.yx = self.yx + y.T @ x
+            self.y = self.y + (y * each).sum(0)
+            self.yx = self.yx + y.T @ counted
 
     @property
     def mean(self) -> Tensor:
@@ -70,8 +74,19 @@ class Moments:
 
 def with_ridge(covariance: Tensor) -> Tensor:
     """A covariance `[D, D]` that can be inverted."""
-    ridge = RIDGE * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).eps)  # all may be zero
-    return covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    return covariance + ridge_of(covariance) * torch.eye(
+        len(covariance), dtype=covariance.dtype, device=covariance.device
+    )
+
+
+def ridge_of(covariance: Tensor) -> Tensor:
+    """What `with_ridge` adds to the diagonal, `[]`; never zero, though all inputs may be."""
+    return RIDGE * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).eps)
+
+
+def regress_near(covariance: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
+    """As `regress`, drawn to `prior` `[O, D]` in directions that the images hardly show."""
+    return regress(with_ridge(covariance), cross + ridge_of(covariance) * prior)
 
 
 def regress(covariance: Tensor, cross: Tensor) -> Tensor:
@@ -83,7 +98,7 @@ def regress(covariance: Tensor, cross: Tensor) -> Tensor:
 def roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric square root of a covariance `[D, D]` and its inverse."""
     values, vectors = torch.linalg.eigh(covariance)
-    values = values.clamp(min=RIDGE * 1e-2 * values.max()).sqrt()
+    values = values.clamp(min=RIDGE * 1e-2 * values.max().clamp(min=torch.finfo(values.dtype).eps)).sqrt()
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
 
 
@@ -91,15 +106,23 @@ def low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Ten
     """Factors `up` `[O, r]` and `down` `[r, D]` whose product does what `weight` `[O, D]` does, as well as rank r can.
 
     Minimises E‖(weight − up·down) x‖² over inputs x of that covariance: a truncated SVD, whitened by the inputs.
+    That is what `weight` says in the directions in which its outputs vary most, so its smaller side is enough.
 
     Source: Wang et al. 2024, arXiv:2403.07378, Sec. 3.1; reduced-rank regression, Izenman 1975.
     """
-    root, inverse = roots(covariance)
-    seen = weight @ root
-    basis = leading(seen.T @ seen, rank)
-    up = seen @ basis
-    scale = up.norm(dim=0).clamp(min=torch.finfo(up.dtype).tiny).sqrt()  # both factors get the same share of the size,
-    return up / scale, scale[:, None] * (basis.T @ inverse)  # so that one learning rate fits both
+    if weight.shape[0] <= weight.shape[1]:
+        up = leading(weight @ covariance @ weight.T, rank)
+        down = up.T @ weight
+    else:
+        root, inverse = roots(covariance)
+        seen = weight @ root
+        basis = leading(seen.T @ seen, rank)
+        up, down = seen @ basis, basis.T @ inverse
+    size = ((down @ covariance) * down).sum(1).clamp(min=0).sqrt() / up.norm(dim=0).clamp(
+        min=torch.finfo(up.dtype).tiny
+    )
+    scale = size.clamp(min=torch.finfo(up.dtype).tiny).sqrt()[:, None]  # both factors get the same share of the size,
+    return up * scale.T, down / scale  # so that one learning rate fits both
 
 
 def leading(gram: Tensor, rank: int) -> Tensor:

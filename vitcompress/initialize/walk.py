@@ -20,6 +20,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitcompress.families import Family, Widths, family_named, layers_called, narrowed_shapes
+from vitcompress.initialize.importance import token_weights
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
 from vitcompress.initialize.regression import Moments, low_rank, regress
 from vitcompress.layers.factored import FactoredLinear
@@ -49,7 +50,8 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
     groups = {group.donor: group for group in plan.groups if _begins_here(group)}
     if not groups:
         return
-    family = family_named(plan.family)
+    family, batches = family_named(plan.family), list(images)
+    weights = token_weights(teacher, family, list(groups), batches)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(layers_called(student))
@@ -58,9 +60,17 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
         for name in family.block_names(teacher):
             block: Any = student.get_submodule(name)
             own = teacher.get_submodule(name)
-            block.forward = partial(_convert, block, own=own, group=groups.get(name), family=family, stream=stream)
+            block.forward = partial(
+                _convert,
+                block,
+                own=own,
+                group=groups.get(name),
+                family=family,
+                stream=stream,
+                weights=weights.get(name, {}),
+            )
             stack.callback(delattr, block, "forward")  # the class's is back
-        student(torch.cat(list(images)))
+        student(torch.cat(batches))
     for group in groups.values():
         _copy_biases(student, teacher, group)
 
@@ -95,17 +105,24 @@ def _convert(
     group: Group | None,
     family: Family,
     stream: _Stream,
+    weights: Mapping[str, Tensor],
     **named: Any,
 ) -> Tensor:
     """Forward pass of the student's block that first sets its layers, for the input that it sees."""
     stream.step(own, x, rest, named)
     if group is not None:
-        _Conversion(block, own, x, rest, named, stream, {}).make(group, family)
+        _Conversion(block, own, x, rest, named, stream, weights, {}).make(group, family)
     return torch.cat([run_block(block, chunk, rest, named)[2] for chunk in x.split(CHUNK_IMAGES)])
 
 
 def convert_block(
-    block: nn.Module, own: nn.Module, group: Group, family: Family, inputs: BlockInputs, seen: dict[Any, Any]
+    block: nn.Module,
+    own: nn.Module,
+    group: Group,
+    family: Family,
+    inputs: BlockInputs,
+    weights: Mapping[str, Tensor],
+    seen: dict[Any, Any],
 ) -> None:
     """Set a narrow or factored block alone, for the inputs that it has in the teacher, in place.
 
@@ -115,10 +132,11 @@ def convert_block(
         group: of this one block.
         family: of the teacher.
         inputs: of the block.
+        weights: what each token counts, by layer inside the block.
         seen: moments of the same inputs, from other ways of making the same part; those that are new are added.
     """
     x = torch.cat([args[0] for args, _ in inputs])
-    _Conversion(block, own, x, inputs[0][0][1:], inputs[0][1], _Stream(), seen).make(group, family)
+    _Conversion(block, own, x, inputs[0][0][1:], inputs[0][1], _Stream(), weights, seen).make(group, family)
 
 
 class _Conversion:
@@ -132,9 +150,11 @@ class _Conversion:
         rest: Sequence[Any],
         named: Mapping[str, Any],
         stream: _Stream,
+        weights: Mapping[str, Tensor],
         seen: dict[Any, Any],
     ) -> None:
         self.block, self.own, self.x, self.rest, self.named, self.stream = block, own, x, rest, named, stream
+        self.weights = weights
         self.seen = seen  # moments that do not depend on how wide the part is made
 
     def make(self, group: Group, family: Family) -> None:
@@ -160,9 +180,9 @@ class _Conversion:
         for _, chunk in self._chunks():
             inputs, outputs, _ = self._run(self.own, chunk, inputs=("attn.proj",), outputs=("attn.qkv",))
             parts = outputs["attn.qkv"].chunk(3, dim=-1)
-            q.add(parts[0])
-            k.add(parts[1])
-            attended.add(inputs["attn.proj"])
+            q.add(parts[0], weight=self.weights["attn.qkv"])
+            k.add(parts[1], weight=self.weights["attn.qkv"])
+            attended.add(inputs["attn.proj"], weight=self.weights["attn.proj"])
         return q, k, attended
 
     def narrow_mlp(self) -> None:
@@ -175,7 +195,8 @@ class _Conversion:
         for part, chunk in self._chunks():
             inputs, _, _ = self._run(self.block, chunk, inputs=("mlp.fc1", *self._between))
             hidden = mlp.act(mlp.fc1(inputs["mlp.fc1"]))
-            moments.add(hidden, self._wanted("mlp.fc2", part, mlp.fc2(hidden), inputs.get("norm2")))
+            wanted = self._wanted("mlp.fc2", part, mlp.fc2(hidden), inputs.get("norm2"))
+            moments.add(hidden, wanted, self.weights["mlp.fc2"])
         return moments
 
     def factorise(self, layer: str, *, writes: bool) -> None:
@@ -199,7 +220,7 @@ class _Conversion:
         """Inputs of a layer that reads the stream."""
         moments = Moments()
         for _, chunk in self._chunks():
-            moments.add(self._run(self.block, chunk, inputs=(layer,))[0][layer])
+            moments.add(self._run(self.block, chunk, inputs=(layer,))[0][layer], weight=self.weights[layer])
         return moments
 
     def _written(self, layer: str) -> Moments:
@@ -214,7 +235,7 @@ class _Conversion:
                 mlp = self.own.mlp
                 read = self._run(self.block, chunk, inputs=("mlp",))[0]["mlp"]
                 wanted = self._wanted(layer, part, mlp(read), inputs.get("norm2"))
-            moments.add(inputs[layer], wanted)
+            moments.add(inputs[layer], wanted, self.weights[layer])
         return moments
 
     def _wanted(self, layer: str, part: slice, written: Tensor, before: Tensor | None) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.families import Family, family_named, layers_called
-from vitcompress.initialize.regression import Moments
+from vitcompress.families import Family, Widths, family_named, layers_called
+from vitcompress.initialize.regression import Moments, regress_near
 from vitcompress.plans import Group, Plan
 
 Images = Callable[[], Iterable[Tensor]]
@@ -25,6 +25,8 @@ def start_mean(student: nn.Module, teacher: nn.Module, plan: Plan, images: Image
     """Set every shared parameter to its mean over the group's blocks, in place."""
     for group in filter(_whole, plan.groups):
         for name in group.shared:
+            if name.removesuffix(".weight") in group.ranks:
+                continue  # its factors are fitted together with it
             each = [teacher.get_parameter(f"{block}.{name}") for block in group.blocks]
             _set(student, f"{group.donor}.{name}", torch.stack([p.detach().double() for p in each]).mean(0))
 
@@ -96,7 +98,7 @@ class _Fit:
     inputs: Tensor | float = 0.0  # Σ_i Σ x xᵀ
     targets: Tensor | float = 0.0  # Σ_i W_i Σ x xᵀ
     sums: dict[str, Tensor] = field(default_factory=dict)  # Σ x per block
-    count: dict[str, int] = field(default_factory=dict)
+    count: dict[str, float] = field(default_factory=dict)
 
     def add(self, block: str, weight: Tensor, moments: Moments) -> None:
         x, xx = torch.as_tensor(moments.x), torch.as_tensor(moments.xx)
@@ -114,29 +116,22 @@ class _Fit:
         moment, target = self.inputs / count, self.targets / count  # averages over blocks and tokens
         first = next(iter(linears.values()))
         if first.bias is None:
-            _set(student, f"{group.donor}.{layer}.weight", _regress(moment, target, weights.mean(0)))
+            _set(student, f"{group.donor}.{layer}.weight", regress_near(moment, target, weights.mean(0)))
             return
         biases = torch.stack([linear.bias.detach().double() for linear in linears.values()])  # type: ignore[operator]
         outputs = torch.einsum("god,gd->go", weights, means) + biases  # mean output per block
         if f"{layer}.bias" in group.shared:
             mean_in, mean_out = means.mean(0), outputs.mean(0)
             target = target + torch.einsum("go,gd->od", biases, means) / len(means)
-            w = _regress(moment - mean_in.outer(mean_in), target - mean_out.outer(mean_in), weights.mean(0))
+            w = regress_near(moment - mean_in.outer(mean_in), target - mean_out.outer(mean_in), weights.mean(0))
             _set(student, f"{group.donor}.{layer}.bias", mean_out - w @ mean_in)
         else:
             centred = moment - torch.einsum("gd,ge->de", means, means) / len(means)
             explained = torch.einsum("god,gd,ge->oe", weights, means, means) / len(means)
-            w = _regress(centred, target - explained, weights.mean(0))
+            w = regress_near(centred, target - explained, weights.mean(0))
             for block, output, mean in zip(group.blocks, outputs, means, strict=True):
                 _set(student, f"{block}.{layer}.bias", output - w @ mean)
         _set(student, f"{group.donor}.{layer}.weight", w)
-
-
-def _regress(moment: Tensor, target: Tensor, prior: Tensor) -> Tensor:
-    """`target @ inverse(moment)`, drawn to `prior` in directions that the images never showed."""
-    ridge = 1e-4 * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    solved: Tensor = torch.linalg.solve(moment + ridge, (target + prior @ ridge).T).T
-    return solved
 
 
 def _add_inputs(fit: _Fit, block: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -155,8 +150,8 @@ def shared_layers(group: Group, family: Family) -> list[str]:
 
 
 def _whole(group: Group) -> bool:
-    """Whether blocks of the teacher's shapes share matrices: those of other groups are started elsewhere."""
-    return len(group.blocks) > 1 and group.is_plain
+    """Whether blocks of the teacher's shapes share matrices: narrow ones are started elsewhere."""
+    return len(group.blocks) > 1 and group.widths == Widths()
 
 
 def _set(model: nn.Module, name: str, value: Tensor) -> None:

@@ -101,7 +101,7 @@ def fewest_params(choices: Sequence[Choice], num_blocks: int) -> list[float]:
     return fewest
 
 
-def frontier(choices: Sequence[Choice], most: int = 200) -> list[Choice]:
+def frontier(choices: Sequence[Choice], most: int = 2000) -> list[Choice]:
     """The choices of one run that no other beats in both parameters and cost; at most `most`, evenly spread."""
     kept: list[Choice] = []
     for choice in sorted(choices, key=lambda c: (c.params, c.cost)):

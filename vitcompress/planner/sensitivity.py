@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families import Family
-from vitcompress.initialize import Turns, align_group, start_group
+from vitcompress.initialize import Turns, align_group, start_group, token_weights
 from vitcompress.plans import Group
 from vitcompress.surgery import apply_groups
 
@@ -35,6 +35,7 @@ class Sensitivity:
         self.teacher, self.family, self.judged = teacher, family, judged
         self.blocks = family.block_names(teacher)
         self.inputs, _ = self._watched(fitted)
+        self.weights = token_weights(teacher, family, self.blocks, [fitted])
         self.seen: dict[Any, Any] = {}
         self.entries, self.expected = self._watched(judged)
         self.turned: tuple[Any, tuple[nn.Module, Turns]] | None = None  # by blocks and what they share
@@ -56,7 +57,9 @@ class Sensitivity:
         source, turns = self._turned(group)
         student = _with_copies(source, group.blocks)
         apply_groups(student, [group], self.family)
-        start_group(student, self.teacher, group, self.family, self.inputs, self.seen, source, turns)
+        start_group(
+            student, self.teacher, group, self.family, self.inputs, self.weights, self.seen, source, turns
+        )  # fmt: skip
         with torch.no_grad(), _entered_at(student, self.blocks, first) as entry:
             found = []
             for chunk, given in zip(self.judged.split(CHUNK_IMAGES), self.entries[first], strict=True):
