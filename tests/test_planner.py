@@ -27,7 +27,7 @@ from vitcompress.initialize import align_group, start_group
 from vitcompress.planner import target
 from vitcompress.planner.allocate import BUCKETS, Choice, allocate, frontier
 from vitcompress.planner.options import PARTS, Option, Shapes, merged, run_options, single_options
-from vitcompress.planner.search import Candidate, Measured, _marks, candidates, evened, smallest
+from vitcompress.planner.search import Candidate, Measured, _marks, candidates, evened, smallest, started
 from vitcompress.planner.sensitivity import Sensitivity, divergence
 from vitcompress.planner.target import Search, reach
 from vitcompress.plans import Group, make_plan, plan_of
@@ -205,6 +205,42 @@ def test_the_cost_of_an_option_is_that_of_the_student_run_whole(name: str) -> No
         assert "forward" not in vars(module)
         assert not module._forward_pre_hooks
         assert not module._forward_hooks
+
+
+def test_a_group_made_of_two_kinds_starts_as_it_was_measured() -> None:
+    """Matrices that a group shares are fitted, too, where other layers of it are factors."""
+    teacher = tiny()
+    family = family_of(teacher, "tiny")
+    blocks = family.block_names(teacher)
+    x = images(teacher, 40)
+    bench = Sensitivity(teacher, family, x[:32], x[32:])
+    options = list(run_options(Shapes(teacher, family, blocks, KINDS)))
+    for kind in ("basis", "adapter", "share"):
+        for attention in [
+            o for o in options if o.kind == "share" and o.part == "attn" and o.group.blocks == (*blocks,)
+        ]:
+            mlp = next(o for o in options if o.kind == kind and o.part == "mlp" and o.group.blocks == (*blocks,))
+            group = merged(attention, mlp)
+            plan = plan_of(teacher, family, [group], (), 3)
+            assert bench.cost(group) == pytest.approx(
+                divergence(started(plan, teacher, x[:32]), teacher, x[32:]), rel=1e-3
+            )
+
+
+def test_what_was_kept_of_blocks_is_freed() -> None:
+    teacher = tiny()
+    family = family_of(teacher, "tiny")
+    blocks = family.block_names(teacher)
+    x = images(teacher, 8)
+    bench = Sensitivity(teacher, family, x[:4], x[4:])
+    shapes = Shapes(teacher, family, blocks, KINDS)
+    costs = [bench.cost(o.group) for _, o in single_options(shapes, blocks[0])] + [
+        bench.cost(next(run_options(shapes)).group)
+    ]
+    assert bench.seen
+    bench.forget(blocks[:2])
+    assert not bench.seen
+    assert bench.cost(next(run_options(shapes)).group) == pytest.approx(costs[-1])
 
 
 def test_marks_keep_what_was_measured_and_never_rise_with_width() -> None:

@@ -115,6 +115,45 @@ def test_dead_inputs_do_no_harm(alive: int) -> None:
     assert set(range(alive)) <= set(kept.tolist())
 
 
+def test_low_rank_is_the_same_by_either_side() -> None:
+    """Of a matrix with more rows than columns the inputs are looked at, else the outputs."""
+    weight, mixing = noise(5, 5), noise(5, 5, seed=1)
+    covariance = mixing @ mixing.T
+    products = [
+        up @ down
+        for up, down in (
+            low_rank(weight, covariance, 2),
+            low_rank(torch.cat([weight, weight[:0], torch.zeros(3, 5)]), covariance, 2),
+        )
+    ]
+    torch.testing.assert_close(products[1][:5], products[0])
+    up, down = low_rank(weight, covariance, 3)
+    torch.testing.assert_close(up.norm(dim=0), ((down @ covariance) * down).sum(1).sqrt())
+
+
+def test_neurons_are_those_of_an_inversion_each_round() -> None:
+    mixing, weight = noise(40, 40), noise(6, 40, seed=2)
+    covariance = mixing @ mixing.T / 40 + torch.eye(40)
+    left, outer = torch.arange(40), weight
+    for number in range(32, 0, -1):
+        inverse = torch.linalg.inv(covariance[left][:, left])
+        gone = (outer.square().sum(0) / inverse.diagonal()).argsort(stable=True)[: -(-(len(left) - 9) // number)]
+        rest = torch.tensor([i for i in range(len(left)) if i not in gone.tolist()])
+        outer = outer - torch.linalg.solve(inverse[gone][:, gone], outer[:, gone].T).T @ inverse[gone]
+        left, outer = left[rest], outer[:, rest]
+    assert choose_neurons(covariance, weight, 9).tolist() == left.tolist()
+
+
+def test_a_head_that_looks_at_nothing_can_be_narrowed() -> None:
+    teacher = tiny()
+    with torch.no_grad():
+        for p in (teacher.blocks[1].attn.qkv.weight, teacher.blocks[1].attn.qkv.bias):  # type: ignore[index, union-attr]
+            p[:8] = 0
+    student, plan = compressed(teacher, share=1, width=0.5, transforms=())
+    start_student(student, teacher, plan, lambda: [images(teacher, 8)], "first")
+    assert all(p.isfinite().all() for p in student.parameters())
+
+
 # --- narrow layers
 
 

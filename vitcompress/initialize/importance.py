@@ -21,7 +21,7 @@ from vitcompress.plans import layer_shapes
 TokenWeights = Mapping[str, Mapping[str, Tensor]]
 """By block and by layer inside it: what each token counts, `[N]`, or `[H, W]` on a grid; 1 on average."""
 
-FLOOR = 0.3
+FLOOR = 0.5
 """What a token counts at least: a class token alone is one sample per image, too few for wide layers."""
 
 MOST_IMAGES = 64  # means over them differ little from those over more

@@ -20,7 +20,14 @@ WIDTH_SHARES = {
     "qk": (0.6, 0.3, 0.12, 0.05),
     "v": (0.85, 0.55, 0.28, 0.1, 0.03),
 }
-RANK_SHARES = (0.45, 0.2, 0.07, 0.02)  # above a half, factors have more parameters than a square matrix
+RANK_SHARES = (
+    0.7,
+    0.45,
+    0.2,
+    0.07,
+    0.02,
+)  # of the smaller side; above a half, only factors of oblong matrices save anything
+ADAPTER_SHARE = 0.2  # beside a whole matrix, more is better spent on others
 RUN_LENGTHS = (2, 3, 4, 6, 12, 24, 48)
 
 
@@ -137,7 +144,9 @@ def single_options(shapes: Shapes, block: str) -> Iterator[tuple[str, Option]]:
         layers = shapes.layers(block, part)
         for share in RANK_SHARES if layers else ():
             rank = max(1, round(share * min(map(min, layers.values()))))
-            yield f"{part}.rank", shapes.option("low_rank", [block], part, rank, ranks=dict.fromkeys(layers, rank))
+            option = shapes.option("low_rank", [block], part, rank, ranks=dict.fromkeys(layers, rank))
+            if option.saved_params > 0:
+                yield f"{part}.rank", option
 
 
 def run_options(shapes: Shapes) -> Iterator[Option]:
@@ -154,11 +163,13 @@ def run_options(shapes: Shapes) -> Iterator[Option]:
                 continue
             smallest = min(map(min, layers.values()))
             for share in RANK_SHARES:
-                ranks = dict.fromkeys(layers, max(1, round(share * smallest)))
                 dial = max(1, round(share * smallest))
+                ranks = dict.fromkeys(layers, dial)
                 if "basis" in shapes.kinds:
-                    yield shapes.option("basis", blocks, part, dial, ranks=ranks, bases=tuple(layers))
-                if "adapter" in shapes.kinds and share <= RANK_SHARES[1]:
+                    option = shapes.option("basis", blocks, part, dial, ranks=ranks, bases=tuple(layers))
+                    if option.saved_params > 0:
+                        yield option
+                if "adapter" in shapes.kinds and share <= ADAPTER_SHARE:
                     yield shapes.option("adapter", blocks, part, dial, ranks=ranks, shared=shared)
 
 

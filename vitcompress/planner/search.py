@@ -9,6 +9,7 @@ even      the best of these with blocks more alike           where much is cut, 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,12 +107,15 @@ def measure(
     total, done = max(1, len(singles) + len(runs)), 0
     measured: dict[tuple[str, str], list[Option]] = defaultdict(list)
     found: list[Option] = []
-    for block, scale, option in singles:
-        measured[block, scale].append(replace(option, cost=bench.cost(option.group)))
-        tell((done := done + 1) / total)
+    for block, options in itertools.groupby(singles, key=lambda single: single[0]):
+        for _, scale, option in options:
+            measured[block, scale].append(replace(option, cost=bench.cost(option.group)))
+            tell((done := done + 1) / total)
+        bench.forget([block])
     for option in runs:
         found.append(replace(option, cost=bench.cost(option.group)))
         tell((done := done + 1) / total)
+        bench.forget(shapes.blocks[: shapes.blocks.index(option.group.blocks[0])])  # runs come by their first blocks
     return Measured(shapes, measured, found)
 
 

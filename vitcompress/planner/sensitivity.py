@@ -67,6 +67,13 @@ class Sensitivity:
                 found.append(F.log_softmax(student(chunk).float(), -1))
         return _kl(torch.cat(found), self.expected)
 
+    def forget(self, blocks: Sequence[str]) -> None:
+        """Free what was kept of some blocks for options of theirs that are still to come: there are none, in place."""
+        for key in [
+            key for key in self.seen if key in blocks or key.startswith(tuple(f"{block}." for block in blocks))
+        ]:
+            del self.seen[key]
+
     def _turned(self, group: Group) -> tuple[nn.Module, Turns]:
         """The model that a group is made of, and how it was turned; kept for the next, often of another rank."""
         if len(group.blocks) == 1 or not group.shared:

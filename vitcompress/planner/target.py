@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ class Search:
 
     def measure(self, kinds: Sequence[str]) -> Measured:
         """Measure every option of some kinds."""
-        fitted = self.fitted[: max(FEWEST_IMAGES, math.ceil(FITTED_TOKENS / _num_tokens(self.teacher)))]
+        fitted = self.fitted[: max(FEWEST_IMAGES, math.ceil(FITTED_TOKENS / _fewest_tokens(self.teacher, self.images)))]
         judged = self.held_out[:FEWEST_IMAGES]
         return measure(self.teacher, fitted, judged, kinds, name=self.name, tell=self.tell)
 
@@ -247,6 +248,8 @@ def _within_drop(measured: Measured, search: Search, limit: float) -> Found:
     return found
 
 
-def _num_tokens(model: nn.Module) -> int:
-    """Tokens of an image, roughly: patches of the grid."""
-    return int(getattr(model.patch_embed, "num_patches", None) or 196)
+def _fewest_tokens(model: nn.Module, images: Tensor) -> int:
+    """Tokens of an image, `[B, C, H, W]`, in the model's last stage, where there are fewest."""
+    info: Any = model.feature_info
+    reduction = int(info[-1]["reduction"])
+    return max(1, (images.shape[-2] // reduction) * (images.shape[-1] // reduction))

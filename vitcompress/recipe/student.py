@@ -140,7 +140,7 @@ class StartRecipe:
         Literal["first", "mean", "calibrated"],
         Field(description="Start of the shared weights: the group's first block, its mean, or the least-squares fit."),
     ] = "calibrated"
-    calibration_images: Annotated[int, Field(ge=1, description="Images that starts are fitted to.")] = 256
+    calibration_images: Annotated[int, Field(ge=1, description="Images that starts are fitted to.")] = 512
 
 
 @dataclass(frozen=True, config=CONFIG)
