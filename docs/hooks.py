@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def section(name: str, command: Any) -> Iterator[str]:
         for parameter in command.params:
             if parameter.name != "help":
                 words, meaning = parameter.get_help_record(context)
-                cells = [f"`{words}`".replace("|", "\\|"), " ".join(meaning.split()).replace("|", "\\|")]
+                # in a span of code no backslash hides a bar from the table
+                cells = [f"<code>{escape(words)}</code>", " ".join(meaning.split())]
+                cells = [cell.replace("|", "&#124;") for cell in cells]
                 panels.setdefault(getattr(parameter, "rich_help_panel", None) or "", []).append(" | ".join(cells))
     for panel, rows in sorted(panels.items()):
         yield f"| {panel or 'of the command'} | |\n|---|---|"

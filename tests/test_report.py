@@ -12,7 +12,17 @@ from vitcompress.measuring.evaluation import Accuracy
 from vitcompress.measuring.latency import Speed
 from vitcompress.plans import Group, Size
 from vitcompress.recipe import GateRecipe
-from vitcompress.report import Parent, Report, from_json, missed_gates, print_report, to_json, to_markdown, to_svg
+from vitcompress.report import (
+    Baseline,
+    Parent,
+    Report,
+    from_json,
+    missed_gates,
+    print_report,
+    to_json,
+    to_markdown,
+    to_svg,
+)
 from vitcompress.report.picture import Point, alt_text, draw, points_of
 
 REPORT = Report(
@@ -171,3 +181,14 @@ def test_the_report_says_what_layers_are_made_of() -> None:
     tree = to_json(REPORT)
     del tree["made_of"]  # a report from before
     assert from_json(tree) == REPORT
+
+
+def test_a_report_says_so_where_the_teacher_in_fewer_bits_is_better() -> None:
+    assert REPORT.accuracy is not None
+    better = Baseline("teacher int8", 10, REPORT.size.student_bytes - 1, 99.0, -1.0, None, None)
+    worse = replace(better, name="teacher int4", top1=REPORT.accuracy.student_top1 - 1)  # type: ignore[operator]
+    large = replace(better, name="teacher fp16", bytes=REPORT.size.student_bytes)
+    shown = to_markdown(replace(REPORT, baselines=(large, better, worse)))
+    assert "- The teacher int8, without training, is smaller than this student" in shown
+    assert "has a better top-1 (99.00 % against" in shown
+    assert "without training, is smaller" not in to_markdown(replace(REPORT, baselines=(large, worse)))

@@ -40,9 +40,23 @@ def test_the_commands_are_those_of_the_program(site: Path) -> None:
 
 def test_python_is_there_with_its_docstrings(site: Path) -> None:
     text = (site / "python.html").read_text(encoding="utf-8")
-    for name in ("pipeline.compress", "hub.load", "transfer.finetune", "export.export", "report.Report"):
+    for name in (
+        "jobs.pipeline.compress",
+        "files.hub.load",
+        "jobs.transfer.finetune",
+        "export.export",
+        "report.Report",
+    ):
         assert f'id="vitcompress.{name}"' in text
     assert "before any weight is loaded where the recipe shows it" in text
+
+
+def test_tables_and_lists_are_made_of_what_is_written_as_one(site: Path) -> None:
+    """Where no blank line is before one, it is a paragraph here, though not on GitHub."""
+    for page in site.glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert re.findall(r"\|---|<p>[^<]*\n- ", text) == [], page.name
+        assert re.findall(r"<code>[^<]*\\\|", text) == [], page.name
 
 
 def test_nothing_is_fetched_from_others(site: Path) -> None:

@@ -90,7 +90,8 @@ def _write_text(path: Path, text: str) -> None:
 def notes_on(plan: Plan) -> tuple[str, ...]:
     """What a reader of any report must know of sharing."""
     size, notes = plan.size, []
-    if size.teacher_macs is None or size.student_macs is None or size.student_macs >= size.teacher_macs:
+    shares = any(len(group.blocks) > 1 for group in plan.groups)
+    if shares and (size.teacher_macs is None or size.student_macs is None or size.student_macs >= size.teacher_macs):
         notes.append("Sharing makes a model smaller, not faster: every block is still computed.")
     for transform, name in (("heads", "Head mixing needs"), ("rpe", "The position term on keys needs")):
         if transform in plan.transforms:

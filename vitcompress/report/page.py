@@ -33,6 +33,7 @@ from vitcompress.report.render import (
 from vitcompress.report.sharing import boxes, groups_of, in_words, letters
 
 _SIZE = (4.4, 3.8)  # of a drawing, in inches: on a phone its type is still read
+_FEWEST_IMAGES = 10  # of a class that is shown
 _MOST_LETTERS = 60  # of a class's name
 PAGES = Environment(
     loader=PackageLoader("vitcompress.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -105,10 +106,11 @@ def cards(report: Report, file_bytes: int) -> list[tuple[str, str, str]]:
     if found is None:
         return [*shown, ("accuracy", "–", "not measured: there were no images")]
     if found.student_top1 is not None:
-        shown.append(("top-1", f"{found.student_top1:.2f} %", f"on {found.num_images:,} images"))
+        teacher = f"teacher {found.teacher_top1:.2f} %, " if found.teacher_top1 is not None else ""
+        shown.append(("top-1", f"{found.student_top1:.2f} %", f"{teacher}on {found.num_images:,} images"))
     if found.top1_drop is not None and found.top1_drop_ci95 is not None:
         low, high = found.top1_drop_ci95
-        shown.append(("drop", f"{found.top1_drop:.2f} points", f"95 % interval {low:.2f} to {high:.2f}, paired"))
+        shown.append(("top-1 drop", f"{found.top1_drop:.2f} points", f"95 % interval {low:.2f} to {high:.2f}, paired"))
     if found.agreement is not None:
         shown.append(("agreement", f"{found.agreement:.2f} %", "of images on which student and teacher say the same"))
     if found.feature_cosine is not None:
@@ -131,9 +133,14 @@ def gate_rows(result: Result) -> list[tuple[str, bool, str]]:
 
 
 def class_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The classes that changed most: name, images, accuracy of teacher and student, change; empty without labels."""
+    """The classes that changed most: name, images, accuracy of teacher and student, change; empty without labels.
+
+    Classes of a few images are left out: of one image, each change is one of 100 points.
+    """
     found: list[tuple[str, ...]] = []
     for row in report.accuracy.classes if report.accuracy else ():
+        if row.num_images < _FEWEST_IMAGES:
+            continue
         before, after = row.teacher_hits, row.student_hits
         change = "" if before is None else f"{100 * (after - before) / row.num_images:+.1f} points"
         teacher = "–" if before is None else f"{100 * before / row.num_images:.1f} %"

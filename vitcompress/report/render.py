@@ -145,10 +145,15 @@ def speed_rows(report: Report) -> list[Row]:
             f"latency, batch {batch}",
             f"{teacher:.1f} ms",
             f"{report.speed.student_ms[batch]:.1f} ms",
-            f"{report.speed.student_ms[batch] / teacher:.2f}×",
+            _pace(report.speed.student_ms[batch] / teacher),
         )
         for batch, teacher in report.speed.teacher_ms.items()
     ]
+
+
+def _pace(ratio: float) -> str:
+    """`2.04× slower`, of the student's time over the teacher's."""
+    return f"{ratio:.2f}× slower" if ratio >= 1 else f"{1 / ratio:.2f}× faster"
 
 
 def size_rows(size: Size) -> list[Row]:
@@ -198,7 +203,7 @@ def baseline_rows(report: Report) -> list[tuple[str, ...]]:
     if not report.baselines or report.accuracy is None:
         return []
     size, found, measure = report.size, report.accuracy, _measure_of(report)
-    own = {"top1": found.student_top1, "agreement": found.agreement, "feature_cosine": found.feature_cosine}
+    own = _own(found)
     name = "student" if report.store == "source" else f"student {report.store}"
     every = [(name, size.student_params, size.student_bytes, own[measure], found.top1_drop)]
     every += [(b.name, b.params, b.bytes, getattr(b, measure), b.top1_drop) for b in report.baselines]
@@ -237,7 +242,7 @@ def _percent(value: float | None) -> str:
 
 def remarks(report: Report) -> list[str]:
     """The sentences under the table."""
-    lines = [*kinds(report.made_of), *reasons(report.why)]
+    lines = [*untrained_is_better(report), *kinds(report.made_of), *reasons(report.why)]
     if report.accuracy:
         lines.append(_accuracy_remark(report.accuracy))
     if report.train.steps:
@@ -245,7 +250,7 @@ def remarks(report: Report) -> list[str]:
         verb = "Trained on labels" if train.teacher is None else "Distilled"
         lines.append(
             f"{verb} for {train.steps:,} steps, {train.images:,} images in {train.seconds:.0f} s "
-            f"({train.images_per_second:.0f} images/s), on {report.data}."
+            f"({_rate(train.images_per_second)} images/s), on {report.data}."
         )
     else:
         lines.append("Converted without training.")
@@ -255,6 +260,30 @@ def remarks(report: Report) -> list[str]:
     if report.speed:
         lines.append(f"Latency: median, {report.speed.threads} threads, {report.speed.device}.")
     return [*lines, *report.notes]
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+def untrained_is_better(report: Report) -> list[str]:
+    """A sentence where the teacher in fewer bits beats the student in bytes and in what is measured; else nothing."""
+    measure, size = _measure_of(report), report.size.student_bytes
+    own = _own(report.accuracy)[measure] if report.accuracy else None
+    found = [(value, b) for b in report.baselines if b.bytes < size and (value := getattr(b, measure)) is not None]
+    if own is None or not any(value > own for value, _ in found):
+        return []
+    value, best = max(found, key=lambda pair: (pair[0], -pair[1].bytes))
+    before, after = (f"{each:.4f}" if measure == "feature_cosine" else _percent(each) for each in (value, own))
+    return [
+        f"The {best.name}, without training, is smaller than this student ({megabytes(best.bytes)} against "
+        f"{megabytes(size)}) and has a better {_MEASURES[measure]} ({before} against {after})."
+    ]
+
+
+def _own(found: Accuracy) -> dict[str, float | None]:
+    """What baselines are compared by, of the student."""
+    return {"top1": found.student_top1, "agreement": found.agreement, "feature_cosine": found.feature_cosine}
 
 
 def _accuracy_remark(accuracy: Accuracy) -> str:
