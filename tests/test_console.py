@@ -57,7 +57,7 @@ def test_on_stderr_there_is_nothing_else(vitcompress: Vitcompress, mini: Path, i
 
 def test_processes_that_a_command_starts_write_to_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text("of an older run\n")
+    log.write_text('{"log_version": 1, "event": "of an older run"}\n')
     with reporting(str(log), quiet=True) as reporter:
         with monkeypatch.context() as patch:
             patch.setenv("RANK", "0")

@@ -195,7 +195,10 @@ def show_report(
         )
     found = _stored_report(file)
     from vitcompress import report
+    from vitcompress.jobs import results
 
+    if html is not None:
+        results.check_page(html, {str(file): file, "--checkpoint": checkpoint})
     if as_json:
         _print_json(report.to_json(found))
     elif markdown:
@@ -203,8 +206,6 @@ def show_report(
     elif html is None:
         report.print_report(found, Console())
     if html is not None:
-        from vitcompress.jobs import results
-
         data = compose.build({"model": "", **flags}).data
         reporter = Reporter()
         seen = results.examples_of(file, data, checkpoint=checkpoint, reporter=reporter) if flags else None
@@ -222,8 +223,10 @@ def compare(
         if len(files) < 2:
             raise VitcompressError("There is one file only.", hint="vitcompress report FILE shows it.")
         from vitcompress import report
-        from vitcompress.jobs.results import result_of, write_page
+        from vitcompress.jobs.results import check_page, result_of, write_page
 
+        if html is not None:
+            check_page(html, {str(file): file for file in files})
         results = [result_of(file) for file in files]
         if html is not None:
             write_page(html, report.compared_html(results), Reporter())

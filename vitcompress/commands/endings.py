@@ -17,8 +17,10 @@ import vitcompress
 from vitcompress import interrupts
 from vitcompress.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main
 from vitcompress.errors import ExportError, RecipeError, VitcompressError
+from vitcompress.files.targets import check_no_weights
 from vitcompress.interrupts import TerminationError
 
+LOG_BEGIN = b'{"log_version"'
 EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 
 
@@ -62,6 +64,8 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
     if log_json is None or not is_main():
         yield Reporter(quiet=quiet or log_json == "-")
         return
+    if log_json != "-":
+        _check_log(Path(log_json))
     started_by_us = "RANK" in os.environ and STARTED_VARIABLE in os.environ  # who started us has begun the log
     try:
         if log_json != "-" and not started_by_us:
@@ -92,6 +96,26 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
             log.write("end", exit_code=code, seconds=round(time.time() - STARTED, 3))
         if stream is not sys.stderr:
             stream.close()
+
+
+def _check_log(path: Path) -> None:
+    """Make sure that a log would take the place of nothing but an older log.
+
+    Raises:
+        RecipeError: it would.
+    """
+    check_no_weights("--log-json", path)
+    try:
+        if not path.is_file() or not path.stat().st_size:
+            return
+        with path.open("rb") as file:
+            is_log = file.read(len(LOG_BEGIN)) == LOG_BEGIN
+    except OSError:
+        return  # opening it tells, with the reason
+    if not is_log:
+        raise RecipeError(
+            f"--log-json {path} is there, and is no log: it would be overwritten.", hint="Name another file."
+        )
 
 
 def _exit_code(error: BaseException) -> int:

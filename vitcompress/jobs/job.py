@@ -38,6 +38,7 @@ from vitcompress.jobs.prepare import (
     check_measurable,
     check_out,
     check_run,
+    files_read,
     unfit_images,
     with_images,
 )
@@ -335,7 +336,7 @@ def prepare_job(
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
     if out is not None:
-        attempt(check_out, out, {"--checkpoint": recipe.model.checkpoint})
+        attempt(check_out, out, files_read(recipe))
     attempt(check_run, recipe)
     if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
         faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))

@@ -16,6 +16,7 @@ from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data import NO_LENGTH_HINT, ImageSet
 from vitcompress.distillation.losses import LOSSES
 from vitcompress.errors import RecipeError, raise_faults
+from vitcompress.files.targets import check_apart
 from vitcompress.parallel.launch import num_processes
 from vitcompress.recipe import BUILT_IN, KINDS, STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
 
@@ -94,14 +95,22 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
         raise RecipeError(f"--out {out}: the folder {folder} does not exist.", hint=f"mkdir -p {folder}")
     if out.is_dir():
         raise RecipeError(f"--out {out} is a folder.", hint="Name a file, like mini.safetensors.")
-    for name, path in inputs.items():
-        if path is not None and out.exists() and path.exists() and out.samefile(path):
-            raise RecipeError(f"--out {out} would overwrite {name}.", hint="Name another file.")
+    check_apart("--out", out, inputs)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise RecipeError(f"--out {out}: the folder {folder} cannot be written to: {error.strerror}.") from error
+
+
+def files_read(recipe: Recipe) -> dict[str, Path | None]:
+    """The files that hold a recipe's models, by the flags that name them."""
+    teacher = recipe.teacher
+    return {
+        "--checkpoint": recipe.model.checkpoint,
+        "--teacher": Path(teacher.teacher) if teacher.teacher else None,
+        "--teacher-checkpoint": teacher.teacher_checkpoint,
+    }
 
 
 def check_run(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -10,6 +11,7 @@ from vitcompress.console import Reporter
 from vitcompress.data.classes import known_classes
 from vitcompress.files import artifact
 from vitcompress.files.manifest import Manifest
+from vitcompress.files.targets import check_apart, check_no_weights
 from vitcompress.jobs import pipeline
 from vitcompress.recipe import DataRecipe
 from vitcompress.report import Examples, Result, from_json
@@ -42,6 +44,20 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
     found = Examples(config["mean"], config["std"])
     found.accuracy = pipeline.evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=found.watch)
     return found
+
+
+def check_page(out: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Make sure that a page would take the place of nothing that is read, and of no weights.
+
+    Args:
+        out: the page.
+        inputs: what is read, by what the user calls it.
+
+    Raises:
+        RecipeError: it would.
+    """
+    check_apart("--html", out, inputs)
+    check_no_weights("--html", out)
 
 
 def write_page(out: Path, html: str, reporter: Reporter) -> None:

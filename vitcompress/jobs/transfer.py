@@ -35,7 +35,7 @@ from vitcompress.jobs.adapt import adapt_student, adapted_source
 from vitcompress.jobs.budget import training_seconds
 from vitcompress.jobs.deliver import Stored, described, notes_on, versions, write_result
 from vitcompress.jobs.lessons import images_to_learn, new_head, settle_losses, source_as_teacher
-from vitcompress.jobs.prepare import check_cache, check_out, check_run, check_store, endless_epochs
+from vitcompress.jobs.prepare import check_cache, check_out, check_run, check_store, endless_epochs, files_read
 from vitcompress.jobs.produce import Lesson, carry_out, load_adapted, measure, train
 from vitcompress.jobs.settle import with_losses
 from vitcompress.measuring.evaluation import Accuracy, Evaluator
@@ -275,11 +275,7 @@ def _prepare(
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
     asked = recipe.teacher
-    inputs = {
-        "--teacher": Path(asked.teacher) if asked.teacher else None,
-        "--teacher-checkpoint": asked.teacher_checkpoint,
-    }
-    attempt(check_out, out, {str(path): path, **inputs})
+    attempt(check_out, out, {str(path): path, **files_read(recipe)})
     attempt(check_run, recipe)
     attempt(_check_stages, recipe)
     parent = attempt(artifact.read_manifest, path)
