@@ -2,10 +2,13 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -28,7 +31,7 @@ def events(text: str) -> list[dict[str, Any]]:
 def test_a_run_and_its_result(vitcompress: Vitcompress, teacher: Sequence[str], images: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "mini.safetensors", tmp_path / "log.jsonl"
     words = ("compress", *teacher, "--data", images, *FAST, "--out", out, "--quiet", "--log-json", log)
-    ended = vitcompress(*words, "--min-ratio", 50)
+    ended = vitcompress(*words, "--max-drop", -101)
     assert (ended.code, ended.err.count("missed:"), ended.err.count("\n")) == (3, 1, 1)
     found = events(log.read_text(encoding="utf-8"))
     by_name = {line["event"]: line for line in found}
@@ -137,3 +140,33 @@ def test_no_colour_where_it_is_not_wanted(
             monkeypatch.setenv(name, value)
         assert "\x1b[3" not in vitcompress("report", mini).out
         assert "\x1b[3" not in vitcompress("report", "nowhere").err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_log_that_is_full(mini: Path, vitcompress: Vitcompress) -> None:
+    ended = vitcompress("check", mini, "--min-ratio", 1, "--log-json", "/dev/full")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("Error: --log-json /dev/full: No space left on device.")
+
+
+def run_into(stdout: int | IO[bytes], *words: object) -> tuple[int, str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "vitcompress", *map(str, words)], stdout=stdout, stderr=subprocess.PIPE, text=True
+    )
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["report"], ["report", "--json"]], ids=" ".join)
+def test_a_stdout_that_takes_no_more(words: list[str], made: Path) -> None:
+    words = [*words, str(made / "mini.safetensors")]
+    with open("/dev/full", "wb") as full:
+        assert run_into(full, *words) == (
+            2, "Error: The result cannot be written to stdout: No space left on device.\n",
+        )  # fmt: skip
+    ours, theirs = os.pipe()
+    os.close(ours)  # who would have read has gone
+    try:
+        assert run_into(theirs, *words) == (141, "")
+    finally:
+        os.close(theirs)

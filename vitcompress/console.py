@@ -17,6 +17,8 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vitcompress.errors import VitcompressError
+
 SECONDS_BETWEEN_LINES = 5.0
 STARTED_VARIABLE = "VITCOMPRESS_STARTED"  # for processes that the command starts
 STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))  # of the command, in seconds since 1970
@@ -46,6 +48,14 @@ def local_processes() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+class Results(Console):
+    """Stdout, where results go; what happens where nobody reads them any more is settled where the command ends."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error through that rich is handling."""
+        raise  # rich calls this in its except clause
+
+
 class Ticker(Protocol):
     """Told of every training step."""
 
@@ -68,7 +78,7 @@ class JsonLog:
     """
 
     def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
+        self.stream, self.broken = stream, False
         self.last: dict[str, float] = {}
 
     def write(self, event: str, **fields: Any) -> None:
@@ -77,12 +87,24 @@ class JsonLog:
         Args:
             event: a key of `EVENTS`.
             fields: all that `EVENTS` names, JSON values.
+
+        Raises:
+            VitcompressError: it cannot be written; nothing more is then.
         """
         assert fields.keys() == set(EVENTS[event]), event
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = {"log_version": LOG_VERSION, "event": event, "time": now, **fields}
-        self.stream.write(json.dumps({name: _finite(value) for name, value in line.items()}, allow_nan=False) + "\n")
-        self.stream.flush()
+        text = json.dumps({name: _finite(value) for name, value in line.items()}, allow_nan=False)
+        try:
+            if not self.broken:
+                self.stream.write(text + "\n")
+                self.stream.flush()
+        except OSError as error:
+            self.broken = True
+            name = getattr(self.stream, "name", "")
+            raise VitcompressError(
+                f"--log-json {name}: {error.strerror}.", hint="Name a file with room for it."
+            ) from error
 
     def now_and_then(self, event: str, *, done: float, **fields: Any) -> None:
         """Write one line, unless the last of this event was less than seconds ago; the first and the end always."""

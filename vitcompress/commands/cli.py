@@ -14,21 +14,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
+from typer.core import TyperGroup
 
 import vitcompress
 from vitcompress import interrupts
 from vitcompress import recipe as recipes
-from vitcompress.commands.endings import EXIT_GATE, reporting, user_errors
+from vitcompress.commands.endings import EXIT_GATE, reporting, results_written, user_errors
 from vitcompress.commands.flags import takes
-from vitcompress.console import STARTED, Reporter, is_main
+from vitcompress.console import STARTED, Reporter, Results, is_main
 from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.recipe import compose, shipped
 
 if TYPE_CHECKING:
     from vitcompress.report import Report
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class _Commands(TyperGroup):
+    """The commands, none of which ends in a traceback where stdout takes no more."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with results_written():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A file that vitcompress compress or finetune wrote.")
@@ -165,7 +174,7 @@ def plan(
 
         if calibrate is not None and not resolved.target.is_given:
             options = pipeline.sensitivities(resolved, reporter=reporter)
-            _print_json(options) if as_json else report.print_options(options, resolved.model.model, Console())
+            _print_json(options) if as_json else report.print_options(options, resolved.model.model, Results())
             return
         if resolved.target.is_given:
             found = pipeline.search(resolved, reporter=reporter)
@@ -175,7 +184,7 @@ def plan(
         if as_json:
             _print_json(report.to_json(found))
         else:
-            report.print_plan(found, resolved.model.model, Console())
+            report.print_plan(found, resolved.model.model, Results())
 
 
 @app.command(name="report")
@@ -204,7 +213,7 @@ def show_report(
     elif markdown:
         typer.echo(report.to_markdown(found))
     elif html is None:
-        report.print_report(found, Console())
+        report.print_report(found, Results())
     if html is not None:
         data = compose.build({"model": "", **flags}).data
         reporter = Reporter()
@@ -233,7 +242,7 @@ def compare(
         if as_json:
             _print_json([{"file": r.name, "file_bytes": r.file_bytes, **report.to_json(r.report)} for r in results])
         elif html is None:
-            report.print_compared(results, list(map(str, files)), Console())
+            report.print_compared(results, list(map(str, files)), Results())
 
 
 @app.command()
@@ -251,7 +260,7 @@ def diff(
         if as_json:
             _print_json([row._asdict() for row in found])
         else:
-            report.print_differences(found, (str(first), str(second)), Console())
+            report.print_differences(found, (str(first), str(second)), Results())
 
 
 @app.command()
@@ -276,7 +285,7 @@ def evaluate(
         if as_json:
             _print_json(report.to_json(accuracy))
         else:
-            report.print_accuracy(accuracy, Console())
+            report.print_accuracy(accuracy, Results())
 
 
 @app.command()
@@ -346,7 +355,7 @@ def models(
 
         with Reporter(quiet=quiet).counting("counting parameters") as tell:
             found = survey.survey(pattern, tell=tell)
-        _print_json(report.to_json(found)) if as_json else survey.print_survey(found, Console())
+        _print_json(report.to_json(found)) if as_json else survey.print_survey(found, Results())
 
 
 shipped_app = typer.Typer(help="List the recipes that come with the package, or show one.")
@@ -380,7 +389,7 @@ def _show_dry_run(resolved: recipes.Recipe) -> None:
     if found is None:
         typer.echo(f"{resolved.model.model}: the plan is searched for when it runs, on its weights and images.")
     else:
-        report.print_plan(found, resolved.model.model, Console())
+        report.print_plan(found, resolved.model.model, Results())
     for note in notes:
         typer.echo(note)
     typer.echo(yaml.safe_dump(compose.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
@@ -404,7 +413,7 @@ def _conclude(result: Report, gates: recipes.GateRecipe, out: Path, reporter: Re
     if is_main():
         from vitcompress import report
 
-        report.print_report(result, Console())
+        report.print_report(result, Results())
         if gates != recipes.GateRecipe():
             _exit_on(report.missed_gates(result, gates, file_bytes=out.stat().st_size), reporter)
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
@@ -21,7 +21,7 @@ from vitcompress.files.targets import check_no_weights
 from vitcompress.interrupts import TerminationError
 
 LOG_BEGIN = b'{"log_version"'
-EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
+EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_TERMINATED = 1, 2, 3, 130, 141, 143
 
 
 @contextmanager
@@ -77,10 +77,11 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
             f"--log-json {log_json}: {error.strerror}.", hint="Name a file in a folder that exists."
         ) from error
     log, code = JsonLog(stream), 0
-    if not started_by_us:
-        log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
     try:
-        yield Reporter(quiet=quiet or log_json == "-", log=log)
+        if not started_by_us:
+            log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
+        with results_written():
+            yield Reporter(quiet=quiet or log_json == "-", log=log)
     except BaseException as error:
         code = _exit_code(error)
         if not isinstance(error, (SystemExit, typer.Exit)):
@@ -95,7 +96,37 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
         if not started_by_us:
             log.write("end", exit_code=code, seconds=round(time.time() - STARTED, 3))
         if stream is not sys.stderr:
-            stream.close()
+            with suppress(OSError):  # what it could not take has been told
+                stream.close()
+
+
+@contextmanager
+def results_written() -> Iterator[None]:
+    """Turn a full stdout into a message and exit code 2; one without a reader (`| head`), into 141.
+
+    Raises:
+        VitcompressError: it is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        fault = _fault_of_stdout()
+        if fault is None:
+            raise
+        with open(os.devnull, "w") as nowhere:  # or what is left in the buffer would fail again at the very end
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(fault, BrokenPipeError):
+            sys.exit(EXIT_NO_READER)
+        raise VitcompressError(f"The result cannot be written to stdout: {fault.strerror}.") from error
+
+
+def _fault_of_stdout() -> OSError | None:
+    """Why stdout does not take what lies in its buffer; None where it does."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
 
 
 def _check_log(path: Path) -> None:
