@@ -156,6 +156,39 @@ def test_every_fault_that_can_be_seen_at_once_is_told_at_once(
     mistake(ended, "--share 99", "gone.pth", "nothing", "--out")
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["compress", "dry run"])
+def test_a_gate_that_the_plan_misses_is_told_before_training(
+    more: list[str], out: Path, vitcompress: Vitcompress, teacher: list[str], mini: Path, images: Path
+) -> None:
+    words = ["--data", images, "--share", 2, "--min-ratio", 20, "--max-size", "1KB", "--out", out]
+    for command in [["compress", *teacher, *more], *([] if more else [["finetune", mini]])]:
+        asked = [word for word in words if command[0] == "compress" or word not in ("--share", 2)]
+        ended = vitcompress(*command, *asked)
+        mistake(ended, "--min-ratio 20: this plan gives 1.", "--max-size 1,000 bytes: this plan's tensors alone")
+
+
+def test_what_is_not_there_is_told_without_reading_it(vitcompress: Vitcompress, tmp_path: Path, images: Path) -> None:
+    gone = tmp_path / "gone.safetensors"
+    mistake(vitcompress("plan", "deit_tiny", "--checkpoint", gone), f"--checkpoint {gone} does not exist")
+    words = ["--checkpoint", gone, "--data", tmp_path / "no", "--val-data", f"wds:{tmp_path}/none", "--class-map", gone]
+    ended = vitcompress("compress", "deit_tiny", *words, "--dry-run")
+    mistake(
+        ended, f"--checkpoint {gone}", f"--data {tmp_path}/no does", f"--val-data wds:{tmp_path}/none", "--class-map"
+    )
+    ended = vitcompress("plan", "deit_tiny", "--calibrate", tmp_path / "no")
+    mistake(ended, f"--calibrate {tmp_path}/no does not exist")
+    assert "--data" not in ended.err
+
+
+@pytest.mark.parametrize("name", ["b.pt", "b", "b.safetensor"])
+def test_a_file_of_another_ending_is_refused(
+    name: str, out: Path, vitcompress: Vitcompress, teacher: list[str], mini: Path, images: Path
+) -> None:
+    for command in (["compress", *teacher], ["finetune", mini]):
+        ended = vitcompress(*command, "--data", images, *FAST, "--out", out.with_name(name))
+        mistake(ended, f"{name}: what is written is a .safetensors file", "Hint: --out", "b.safetensors")
+
+
 @pytest.mark.parametrize(
     "kind", [["--adapter-rank", 2], ["--share", 1, "--basis", 2, "--no-matrices"], ["--share", 1, "--width", 0.5]]
 )

@@ -346,10 +346,11 @@ def test_check_says_which_gates_are_missed(
 
 
 def test_compress_writes_the_file_and_then_says_which_gates_are_missed(
-    tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]
+    tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
     out = tmp_path / "mini.safetensors"
-    words = ["--min-ratio", 99, "--max-size", "1KB", "--quiet", "--out", out]
+    size = json.loads(vitcompress("plan", *teacher, "--json").out)["size"]["student_bytes"]  # and there is a header
+    words = ["--data", images, "--max-drop", -101, "--max-size", size, "--quiet", "--out", out]
     ended = vitcompress("compress", *teacher, *CONVERT, *words)
     assert (ended.code, len(ended.err.splitlines())) == (3, 2)
     assert artifact.load(out).num_classes == 5

@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from vitcompress.console import Reporter
-from vitcompress.data import ImageSet, open_to_evaluate
+from vitcompress.data import ImageSet, check_places, open_to_evaluate
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import evaluation_loader, random_views
 from vitcompress.distillation.checkpoints import Checkpoints
@@ -25,7 +25,7 @@ from vitcompress.families import family_of
 from vitcompress.files import artifact
 from vitcompress.files.digest import sha256_of
 from vitcompress.jobs.job import Job, prepare_job
-from vitcompress.jobs.prepare import bundle_of
+from vitcompress.jobs.prepare import bundle_of, check_checkpoint
 from vitcompress.jobs.produce import carry_out
 from vitcompress.jobs.settle import settle
 from vitcompress.measuring.evaluation import Accuracy, Watch, evaluate_pair
@@ -34,7 +34,7 @@ from vitcompress.plans import Plan, make_plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import empty_model, load_teacher, resolve
 from vitcompress.recipe import BUILT_IN, DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
-from vitcompress.report import Report, to_json
+from vitcompress.report import Report, to_json, unreachable_gates
 from vitcompress.report.events import tell_plan
 
 
@@ -46,6 +46,7 @@ def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
         recipe: what to share.
         store: how the file would hold the student.
     """
+    check_checkpoint(model)
     empty = empty_model(resolve(model))
     found = make_plan(empty, recipe, name=model.model, store=store)
     return with_macs(found, empty, data_config(empty, model)["input_size"])
@@ -100,7 +101,7 @@ def family_name(model: ModelRecipe) -> str:
 
 
 def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
-    """Check all of a recipe that can be told without weights, images and the machine that will run it.
+    """Check all of a recipe that can be told without reading weights and images, and without what would run it.
 
     Args:
         recipe: what would be done.
@@ -115,6 +116,10 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
     settled = settle(recipe, attempt)
+    attempt(check_checkpoint, recipe.model)
+    attempt(check_places, recipe.data)
+    if settled.plan and not recipe.target.is_given:
+        faults += unreachable_gates(settled.plan.size, recipe.gates)
     if settled.config:
         attempt(random_views, settled.config, recipe.data)
     raise_faults(RecipeError, faults)

@@ -15,10 +15,19 @@ import torch
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data import NO_LENGTH_HINT, ImageSet
 from vitcompress.distillation.losses import LOSSES
-from vitcompress.errors import RecipeError, raise_faults
-from vitcompress.files.targets import check_apart
+from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faults
+from vitcompress.files.targets import SUFFIX, check_apart
 from vitcompress.parallel.launch import num_processes
-from vitcompress.recipe import BUILT_IN, KINDS, STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
+from vitcompress.recipe import (
+    BUILT_IN,
+    KINDS,
+    STORES_IN_LOOP,
+    DistillRecipe,
+    ModelRecipe,
+    PlanRecipe,
+    Recipe,
+    StoreRecipe,
+)
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
 _FLAGS = {"matrices": "--no-matrices"}  # where it is not the name of the field
@@ -93,6 +102,9 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
     folder = out.parent
     if not folder.is_dir():
         raise RecipeError(f"--out {out}: the folder {folder} does not exist.", hint=f"mkdir -p {folder}")
+    if out.suffix != SUFFIX and not out.is_dir():
+        hint = f"--out {out.with_suffix(SUFFIX)}; vitcompress export makes other formats of it."
+        raise RecipeError(f"--out {out}: what is written is a {SUFFIX} file.", hint=hint)
     if out.is_dir():
         raise RecipeError(f"--out {out} is a folder.", hint="Name a file, like mini.safetensors.")
     check_apart("--out", out, inputs)
@@ -101,6 +113,18 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
             pass
     except OSError as error:
         raise RecipeError(f"--out {out}: the folder {folder} cannot be written to: {error.strerror}.") from error
+
+
+def check_checkpoint(model: ModelRecipe) -> None:
+    """Make sure that the file with the model's weights is there.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    path = model.checkpoint
+    if path is not None and not path.exists():
+        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"--checkpoint {path} does not exist{nearest(path.name, beside)}.")
 
 
 def files_read(recipe: Recipe) -> dict[str, Path | None]:

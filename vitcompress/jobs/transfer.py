@@ -46,7 +46,7 @@ from vitcompress.plans import Plan, measured_on
 from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.recipe import Recipe, save_interval
 from vitcompress.recipe.compose import to_dict
-from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
+from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json, unreachable_gates
 from vitcompress.report.events import tell_plan
 from vitcompress.storage.quantized_layers import quantising
 from vitcompress.surgery import apply_plan
@@ -82,6 +82,12 @@ def finetune(
     started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
     job = _prepare(Path(path), recipe, Path(out), img_size, command)
+    if job.lesson.images and job.lesson.images.labels is not None:
+        reporter.say(
+            f"new head for {job.num_classes} classes"
+            if job.num_classes
+            else f"{job.lesson.images.name}: of its own classes, so its head is kept"
+        )
     set_seed(recipe.run.seed, device_specific=True)
     with job.accelerator.local_main_process_first():
         job, teacher = _with_teacher(job, reporter)
@@ -309,6 +315,7 @@ def _prepare(
     assert lesson is not None  # else there was a fault
     empty = empty_model(source)
     plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, lesson.config["input_size"])
+    raise_faults(RecipeError, unreachable_gates(plan.size, recipe.gates))
     return _Job(
         lesson, out, command, parent, _lineage(path, parent), source, plan,
         num_classes, classes, val, teacher, asked.teacher is None,
