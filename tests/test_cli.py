@@ -300,6 +300,18 @@ def test_evaluate_measures_a_labelled_folder(made: Path, images: Path, weights: 
     assert found["kl"] == pytest.approx(stored["kl"], abs=1e-5)
 
 
+def test_evaluate_compares_with_another_file(
+    made: Path, mini: Path, images: Path, vitcompress: Vitcompress, no_network: None
+) -> None:
+    words = ["evaluate", made / "mini.safetensors", "--data", images, "--num-workers", 0, "--json"]
+    found = json.loads(vitcompress(*words, "--teacher", mini).out)
+    assert (found["agreement"], found["kl"], found["top1_drop"]) == (100.0, 0.0, 0.0)
+    for more, named in (([mini, "--checkpoint", mini], "has its weights"), (["deit_bsae"], "--teacher deit_bsae is")):
+        ended = vitcompress("evaluate", made / "mini.safetensors", "--data", images, "--teacher", *more)
+        assert (ended.code, "MODEL" in ended.err) == (2, False)
+        assert named in ended.err
+
+
 def test_evaluate_goes_on_without_a_teacher_and_says_so(
     made: Path, images: Path, no_network: None, vitcompress: Vitcompress
 ) -> None:

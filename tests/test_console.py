@@ -170,3 +170,9 @@ def test_a_stdout_that_takes_no_more(words: list[str], made: Path) -> None:
         assert run_into(theirs, *words) == (141, "")
     finally:
         os.close(theirs)
+
+
+def test_a_loss_of_nothing_has_no_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter().training() as ticker:
+        ticker.step(done=1.0, loss=-1e-6, images_per_second=1.0)
+    assert "loss 0.000" in capsys.readouterr().err

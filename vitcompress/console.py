@@ -142,8 +142,13 @@ class Reporter:
             self.log.write(event, **fields)
 
     @contextmanager
-    def counting(self, what: str) -> Iterator[Callable[[float], None]]:
-        """Show how far something has come until the context ends; to be told the share that is done, 0–1."""
+    def counting(self, what: str, *, brief: bool = False) -> Iterator[Callable[[float], None]]:
+        """Show how far something has come until the context ends; to be told the share that is done, 0–1.
+
+        Args:
+            what: it is.
+            brief: without a terminal, do not say that it is over unless it took a while.
+        """
 
         def logged(show: Callable[[float], None]) -> Callable[[float], None]:
             def count(done: float) -> None:
@@ -154,7 +159,7 @@ class Reporter:
             return count
 
         if not self.console.is_terminal:
-            yield logged(_Lines(self.console, what).count)
+            yield logged(_Lines(self.console, what, brief=brief).count)
             return
         with Progress(TextColumn(what), BarColumn(), TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task(what, total=1.0)
@@ -197,26 +202,31 @@ class _Bar:
 
     def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
         stall = _stall(waiting)
-        self.progress.update(self.task, completed=done, loss=loss, speed=images_per_second, stall=stall)
+        self.progress.update(self.task, completed=done, loss=_shown(loss), speed=images_per_second, stall=stall)
 
 
 class _Lines:
-    def __init__(self, console: Console, what: str) -> None:
-        self.console, self.what = console, what
+    def __init__(self, console: Console, what: str, *, brief: bool = False) -> None:
+        self.console, self.what, self.brief = console, what, brief
         self.start = self.last = time.monotonic()
 
     def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
-        self.count(done, f"loss {loss:.3f}  {images_per_second:.0f} images/s{_stall(waiting)}")
+        self.count(done, f"loss {_shown(loss):.3f}  {images_per_second:.0f} images/s{_stall(waiting)}")
 
     def count(self, done: float, text: str = "") -> None:
         """Print one line now and then."""
         now = time.monotonic()
-        if now - self.last < SECONDS_BETWEEN_LINES and done < 1:
+        if now - self.last < SECONDS_BETWEEN_LINES and (done < 1 or self.brief):
             return
         self.last = now
         left = (now - self.start) * (1 - done) / done if done else float("nan")
         parts = [f"{self.what} {100 * done:3.0f} %", text, f"{left:.0f} s left"]
         self.console.print("  ".join(filter(None, parts)), markup=False)
+
+
+def _shown(loss: float) -> float:
+    """A loss as three decimals show it: what rounds to nothing has no sign."""
+    return round(loss, 3) + 0.0
 
 
 def _stall(waiting: float) -> str:

@@ -127,6 +127,17 @@ def check_checkpoint(model: ModelRecipe) -> None:
         raise CheckpointError(f"--checkpoint {path} does not exist{nearest(path.name, beside)}.")
 
 
+def check_kind_of(asked: object, kind: type, example: str) -> None:
+    """Make sure that who calls from Python gives a recipe, and no name of a model.
+
+    Raises:
+        RecipeError: it is something else.
+    """
+    if not isinstance(asked, kind):
+        hint = f"For example {example}, all from vitcompress.recipe: docs/reference.md."
+        raise RecipeError(f"{asked!r} is a {type(asked).__name__}, and no {kind.__name__}.", hint=hint)
+
+
 def files_read(recipe: Recipe) -> dict[str, Path | None]:
     """The files that hold a recipe's models, by the flags that name them."""
     teacher = recipe.teacher

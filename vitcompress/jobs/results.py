@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -10,6 +10,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from vitcompress.console import Reporter
 from vitcompress.data.classes import known_classes
 from vitcompress.files import artifact
+from vitcompress.files.hub import locate
 from vitcompress.files.manifest import Manifest
 from vitcompress.files.targets import check_apart, check_no_weights
 from vitcompress.jobs import pipeline
@@ -21,14 +22,15 @@ def result_of(file: Path) -> Result:
     """What a file says of itself, for people.
 
     Args:
-        file: an artifact.
+        file: an artifact, or what `locate` takes for one.
 
     Raises:
         ArtifactError: it is none, or of another schema.
     """
-    manifest = artifact.read_manifest(file)
+    found = locate(file)
+    manifest = artifact.read_manifest(found)
     report = from_json(manifest.report)
-    return Result(file.name, file.stat().st_size, report, manifest.recipe, class_names(manifest))
+    return Result(file.name, found.stat().st_size, report, manifest.recipe, class_names(manifest))
 
 
 def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, reporter: Reporter) -> Examples:
@@ -40,23 +42,24 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
         checkpoint: weights of the source; None to look for them.
         reporter: told why there is no teacher.
     """
-    config = artifact.read_manifest(file).data_config
+    config = artifact.read_manifest(locate(file)).data_config
     found = Examples(config["mean"], config["std"])
     found.accuracy = pipeline.evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=found.watch)
     return found
 
 
-def check_page(out: Path, inputs: Mapping[str, Path | None]) -> None:
+def check_page(out: Path, files: Sequence[Path], checkpoint: Path | None = None) -> None:
     """Make sure that a page would take the place of nothing that is read, and of no weights.
 
     Args:
         out: the page.
-        inputs: what is read, by what the user calls it.
+        files: the artifacts that it shows, or what `locate` takes for such.
+        checkpoint: weights that are read, too.
 
     Raises:
         RecipeError: it would.
     """
-    check_apart("--html", out, inputs)
+    check_apart("--html", out, {**{str(file): locate(file) for file in files}, "--checkpoint": checkpoint})
     check_no_weights("--html", out)
 
 

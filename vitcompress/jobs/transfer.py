@@ -35,7 +35,15 @@ from vitcompress.jobs.adapt import adapt_student, adapted_source
 from vitcompress.jobs.budget import training_seconds
 from vitcompress.jobs.deliver import Stored, described, notes_on, versions, write_result
 from vitcompress.jobs.lessons import images_to_learn, new_head, settle_losses, source_as_teacher
-from vitcompress.jobs.prepare import check_cache, check_out, check_run, check_store, endless_epochs, files_read
+from vitcompress.jobs.prepare import (
+    check_cache,
+    check_kind_of,
+    check_out,
+    check_run,
+    check_store,
+    endless_epochs,
+    files_read,
+)
 from vitcompress.jobs.produce import Lesson, carry_out, load_adapted, measure, train
 from vitcompress.jobs.settle import with_losses
 from vitcompress.measuring.evaluation import Accuracy, Evaluator
@@ -81,6 +89,7 @@ def finetune(
     """
     started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
+    check_kind_of(recipe, Recipe, 'Recipe(ModelRecipe("mini"), data=DataRecipe("images"))')
     job = _prepare(Path(path), recipe, Path(out), img_size, command)
     if job.lesson.images and job.lesson.images.labels is not None:
         reporter.say(
