@@ -14,6 +14,7 @@ from vitcompress.plans import Group, Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report import Parent, Report, from_json, missed_gates, print_report, to_json, to_markdown, to_svg
 from vitcompress.report.picture import Point, alt_text, draw, points_of
+from vitcompress.report.render import size_rows
 
 REPORT = Report(
     schema_version=1,
@@ -171,3 +172,8 @@ def test_the_report_says_what_layers_are_made_of() -> None:
     tree = to_json(REPORT)
     del tree["made_of"]  # a report from before
     assert from_json(tree) == REPORT
+
+
+def test_what_is_larger_is_not_called_smaller() -> None:
+    size = replace(REPORT.size, params_ratio=0.99, bytes_ratio=0.5)
+    assert [row[3] for row in size_rows(size)][:2] == ["1.01× more", "2.00× larger"]
