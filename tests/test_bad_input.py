@@ -134,6 +134,7 @@ def test_a_model_or_plan_that_cannot_be(
         (["--loss", "logits=0"], ["--loss", "zero"]),
         (["--loss", "logits=[1"], ["--loss"]),
         (["--max-size", "big"], ["--max-size", "40MB"]),
+        (["--max-size", "40"], ["--max-size: 40 is 40 bytes", "did you mean 40MB?"]),
         (["--max-drop", "nan"], ["--max-drop"]),
         (["--epochs", "inf", "--steps", None], ["--epochs"]),
         (["--epochs", "1", "--max-minutes", "1", "--steps", None], ["--steps, --epochs and --max-minutes"]),
@@ -161,7 +162,8 @@ def test_a_gate_that_the_plan_misses_is_told_before_training(
     more: list[str], out: Path, vitcompress: Vitcompress, teacher: list[str], mini: Path, images: Path
 ) -> None:
     words = ["--data", images, "--share", 2, "--min-ratio", 20, "--max-size", "1KB", "--out", out]
-    for command in [["compress", *teacher, *more], *([] if more else [["finetune", mini]])]:
+    commands: list[list[object]] = [["compress", *teacher, *more], *([] if more else [["finetune", mini]])]
+    for command in commands:
         asked = [word for word in words if command[0] == "compress" or word not in ("--share", 2)]
         ended = vitcompress(*command, *asked)
         mistake(ended, "--min-ratio 20: this plan gives 1.", "--max-size 1,000 bytes: this plan's tensors alone")
@@ -346,6 +348,16 @@ def test_every_wrong_key_of_a_checkpoint_is_listed_at_once(out: Path, tmp_path: 
         "--model-arg",
     )
     assert sum(line.startswith("  ") for line in ended.err.splitlines()) == 6
+
+
+def test_a_checkpoint_of_another_width_is_told_in_a_few_lines(
+    out: Path, tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    save_file(tiny(embed_dim=48, depth=6).state_dict(), tmp_path / "w.safetensors")
+    words = [ARCHITECTURE, *model_flags(), "--checkpoint", tmp_path / "w.safetensors", "--steps", 0, "--out", out]
+    ended = vitcompress("compress", *words)
+    mistake(ended, "more)", "The weights are 48 wide, the model 24.")
+    assert sum(line.startswith("  ") for line in ended.err.splitlines()) == 4
 
 
 def test_a_checkpoint_of_another_depth_is_not_taken(out: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:
