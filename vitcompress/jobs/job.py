@@ -211,6 +211,11 @@ class Job:
         student.to(self.accelerator.device)  # before the source's matrices are laid beside it
         teacher = load_adapted(self.teacher, self.config, self.comparison) if self.teacher else source
         how = self.recipe.store
+        if self.recipe.distill.fade and num_steps(self._lesson()) != 0:
+            reporter.say(
+                f"the blocks' own matrices fade out until {self.recipe.distill.fade:.0%} of the training: "
+                "the loss rises from near 0 until then, and falls after"
+            )
         with (
             fading(student, source, self.plan, self.recipe.distill.fade) as fade,
             quantising(student, how.kind, how.qat_fraction) as quantise,
