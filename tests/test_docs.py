@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import vitcompress
 from vitcompress.commands.cli import app
+from vitcompress.errors import RecipeError
 from vitcompress.recipe.compose import build
 
 ROOT = Path(__file__).parents[1]
@@ -90,3 +91,21 @@ def test_every_make_target_of_the_pages_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:`|    )make ([a-z][a-z-]*)", "\n".join(p.read_text(encoding="utf-8") for p in PAGES)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_example_of_the_reference_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", reference, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code.replace("steps=200", "steps=0"), found)
+    assert found["report"].size.params_ratio > 5
+    assert (tmp_path / "mini.safetensors").is_file()
+
+
+@pytest.mark.parametrize("function", ["compress", "plan", "finetune"])
+def test_a_name_in_the_place_of_a_recipe_is_a_mistake_with_an_example(function: str, mini: Path) -> None:
+    given = {"compress": ("fashion_vit", "x.safetensors"), "plan": ("fashion_vit", None)}
+    with pytest.raises(RecipeError, match="'fashion_vit' is a str, and no ") as caught:
+        getattr(vitcompress, function)(*given.get(function, (mini, "fashion_vit", "x.safetensors")))
+    assert "For example" in caught.value.hint

@@ -1,6 +1,7 @@
 """Other heads and sizes: what was shared stays shared, what was the same stays the same, and mistakes come first."""
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import vitcompress as package
 from tests.benchmarks import transfer
 from tests.conftest import Vitcompress, draw_image, listing
 from tests.test_families import ROWS
-from vitcompress.console import Reporter
+from vitcompress.console import JsonLog, Reporter
 from vitcompress.errors import RecipeError
 from vitcompress.files import artifact
 from vitcompress.files.manifest import to_tree
@@ -372,9 +373,8 @@ def test_the_head_is_kept_for_numbers_and_for_some_of_its_classes(
 
 
 def test_a_new_head_is_told_of_before_training(mini: Path, regrouped: Path, tmp_path: Path, no_network: None) -> None:
-    said = []
-    reporter = Reporter(quiet=True)
-    reporter.say = said.append  # type: ignore[method-assign]
+    log = io.StringIO()
+    reporter = Reporter(quiet=True, log=JsonLog(log))
     recipe = build({"model": "mini", "data": str(regrouped), "steps": 1, "batch_size": 6, "num_workers": 0})
     package.finetune(mini, recipe, tmp_path / "new.safetensors", reporter=reporter)
-    assert said[0] == "new head for 3 classes"
+    assert json.loads(log.getvalue().splitlines()[0])["text"] == "new head for 3 classes"

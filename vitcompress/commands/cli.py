@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+from rich.console import Console
 from typer.core import TyperGroup
 
 import vitcompress
@@ -104,7 +105,7 @@ def compress(
     with reporting(log_json, quiet=quiet) as reporter:
         resolved = compose.build(flags, file=recipe, preset=preset, family_name=_family_name)
         if dry_run:
-            _show_dry_run(resolved)
+            _show_dry_run(resolved, reporter)
             return
         if out is None:
             raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
@@ -207,7 +208,7 @@ def show_report(
     from vitcompress.jobs import results
 
     if html is not None:
-        results.check_page(html, {str(file): file, "--checkpoint": checkpoint})
+        results.check_page(html, [file], checkpoint)
     if as_json:
         _print_json(report.to_json(found))
     elif markdown:
@@ -235,7 +236,7 @@ def compare(
         from vitcompress.jobs.results import check_page, result_of, write_page
 
         if html is not None:
-            check_page(html, {str(file): file for file in files})
+            check_page(html, files)
         results = [result_of(file) for file in files]
         if html is not None:
             write_page(html, report.compared_html(results), Reporter())
@@ -268,7 +269,9 @@ def diff(
 def evaluate(
     file: FileArgument,
     flags: dict[str, Any],
-    teacher: Annotated[str | None, typer.Option(help="Compare with this model; default: the file's source.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Compare with this model, or another file; default: the file's source.")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of the teacher.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -296,9 +299,11 @@ def check(file: FileArgument, flags: dict[str, Any], log_json: LogOption = None)
         gates = compose.build({"model": "", **flags}).gates
         if not flags:
             raise VitcompressError("There is no gate to check.", hint="Give --max-drop, --min-ratio or --max-size.")
+        from vitcompress.files import hub
         from vitcompress.report import missed_gates
 
-        _exit_on(missed_gates(_stored_report(file), gates, file_bytes=file.stat().st_size), reporter)
+        found = hub.locate(file)
+        _exit_on(missed_gates(_stored_report(found), gates, file_bytes=found.stat().st_size), reporter)
         typer.echo("every gate is met")
 
 
@@ -377,8 +382,8 @@ def show_recipe(name: Annotated[str, typer.Argument(help="As vitcompress recipes
         typer.echo(shipped.recipe_text(name), nl=False)
 
 
-def _show_dry_run(resolved: recipes.Recipe) -> None:
-    """Print the plan, and the recipe with its preset and every default written out, as a recipe file has it."""
+def _show_dry_run(resolved: recipes.Recipe, reporter: Reporter) -> None:
+    """Show the plan on stderr; print the recipe with its preset and every default, as a recipe file has it."""
     from vitcompress import report
     from vitcompress.initialize import needs_images
     from vitcompress.jobs import pipeline
@@ -387,11 +392,11 @@ def _show_dry_run(resolved: recipes.Recipe) -> None:
     found, notes = pipeline.dry_run(resolved)
     resolved = with_images(resolved, fitted=found is None or needs_images(found, resolved.start.start))
     if found is None:
-        typer.echo(f"{resolved.model.model}: the plan is searched for when it runs, on its weights and images.")
+        reporter.say(f"{resolved.model.model}: the plan is searched for when it runs, on its weights and images.")
     else:
-        report.print_plan(found, resolved.model.model, Results())
+        report.print_plan(found, resolved.model.model, Console(stderr=True, quiet=reporter.console.quiet))
     for note in notes:
-        typer.echo(note)
+        reporter.say(note)
     typer.echo(yaml.safe_dump(compose.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
 
 
@@ -403,9 +408,9 @@ def _family_name(model: recipes.ModelRecipe) -> str:
 
 def _stored_report(file: Path) -> Any:
     from vitcompress import report
-    from vitcompress.files import artifact
+    from vitcompress.files import artifact, hub
 
-    return report.from_json(artifact.read_manifest(file).report)
+    return report.from_json(artifact.read_manifest(hub.locate(file)).report)
 
 
 def _conclude(result: Report, gates: recipes.GateRecipe, out: Path, reporter: Reporter) -> None:
