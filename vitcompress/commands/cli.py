@@ -205,9 +205,10 @@ def show_report(
         )
     found = _stored_report(file)
     from vitcompress import report
-    from vitcompress.jobs import results
 
     if html is not None:
+        from vitcompress.jobs import results
+
         results.check_page(html, [file], checkpoint)
     if as_json:
         _print_json(report.to_json(found))

@@ -13,7 +13,6 @@ from vitcompress.files import artifact
 from vitcompress.files.hub import locate
 from vitcompress.files.manifest import Manifest
 from vitcompress.files.targets import check_apart, check_no_weights
-from vitcompress.jobs import pipeline
 from vitcompress.recipe import DataRecipe
 from vitcompress.report import Examples, Result, from_json
 
@@ -42,6 +41,8 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
         checkpoint: weights of the source; None to look for them.
         reporter: told why there is no teacher.
     """
+    from vitcompress.jobs import pipeline  # compare and diff need nothing of it, and it is slow to import
+
     config = artifact.read_manifest(locate(file)).data_config
     found = Examples(config["mean"], config["std"])
     found.accuracy = pipeline.evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=found.watch)
