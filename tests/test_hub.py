@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def test_commands_take_a_folder(folder: Path, images: Path, vitcompress: Vitcomp
     for words in (["report"], ["check", "--min-ratio", 1], ["evaluate", *data], ["compare", folder], ["diff", folder]):
         ended = vitcompress(*words, folder)
         assert ended.code == 0, ended
-    assert "repo" in vitcompress("compare", folder, folder).out
+    both = json.loads(vitcompress("compare", folder, folder, "--json").out)
+    assert [row["file"] for row in both] == ["repo", "repo"]
     ended = vitcompress("report", folder, "--html", folder / "model.safetensors")
     assert (ended.code, "would overwrite" in ended.err) == (2, True)

@@ -48,14 +48,6 @@ def local_processes() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-class Results(Console):
-    """Stdout, where results go; what happens where nobody reads them any more is settled where the command ends."""
-
-    def on_broken_pipe(self) -> None:
-        """Let the error through that rich is handling."""
-        raise  # rich calls this in its except clause
-
-
 class Ticker(Protocol):
     """Told of every training step."""
 

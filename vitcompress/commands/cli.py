@@ -15,30 +15,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from typer.core import TyperGroup
 
 import vitcompress
 from vitcompress import interrupts
 from vitcompress import recipe as recipes
-from vitcompress.commands.endings import EXIT_GATE, reporting, results_written, user_errors
+from vitcompress.commands.endings import EXIT_GATE, Results, put, reporting, user_errors
 from vitcompress.commands.flags import takes
-from vitcompress.console import STARTED, Reporter, Results, is_main
+from vitcompress.console import STARTED, Reporter, is_main
 from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.recipe import compose, shipped
 
 if TYPE_CHECKING:
     from vitcompress.report import Report
 
-
-class _Commands(TyperGroup):
-    """The commands, none of which ends in a traceback where stdout takes no more."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with results_written():
-            return super().invoke(ctx)
-
-
-app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A file that vitcompress compress or finetune wrote.")
@@ -78,7 +68,7 @@ def root(
 ) -> None:
     """Make pretrained Vision Transformers small, after the fact, by sharing weights between blocks."""
     if version:
-        typer.echo(vitcompress.__version__)
+        put(vitcompress.__version__)
         raise typer.Exit
     for name in ("accelerate", "matplotlib", "timm", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.ERROR)  # their notices would stand between our lines
@@ -213,7 +203,7 @@ def show_report(
     if as_json:
         _print_json(report.to_json(found))
     elif markdown:
-        typer.echo(report.to_markdown(found))
+        put(report.to_markdown(found))
     elif html is None:
         report.print_report(found, Results())
     if html is not None:
@@ -305,7 +295,7 @@ def check(file: FileArgument, flags: dict[str, Any], log_json: LogOption = None)
 
         found = hub.locate(file)
         _exit_on(missed_gates(_stored_report(found), gates, file_bytes=found.stat().st_size), reporter)
-        typer.echo("every gate is met")
+        put("every gate is met")
 
 
 @app.command()
@@ -334,7 +324,7 @@ def export(
             _print_json(report.to_json(done))
         else:
             for line in done.lines():
-                typer.echo(line)
+                put(line)
 
 
 @app.command()
@@ -343,7 +333,7 @@ def doctor() -> None:
     from vitcompress.commands import doctor as machine
 
     for line in machine.lines():
-        typer.echo(line)
+        put(line)
 
 
 @app.command()
@@ -373,14 +363,14 @@ def list_recipes(context: typer.Context) -> None:
     """List the recipes that come with the package; `recipes show NAME` prints one."""
     if context.invoked_subcommand is None:
         for name in shipped.recipe_names():
-            typer.echo(f"{name:<28}{yaml.safe_load(shipped.recipe_text(name))['notes']['what']}")
+            put(f"{name:<28}{yaml.safe_load(shipped.recipe_text(name))['notes']['what']}")
 
 
 @shipped_app.command(name="show")
 def show_recipe(name: Annotated[str, typer.Argument(help="As vitcompress recipes lists it.")]) -> None:
     """Print a recipe as YAML, with what was published and measured of it."""
     with user_errors():
-        typer.echo(shipped.recipe_text(name), nl=False)
+        put(shipped.recipe_text(name), nl=False)
 
 
 def _show_dry_run(resolved: recipes.Recipe, reporter: Reporter) -> None:
@@ -398,7 +388,7 @@ def _show_dry_run(resolved: recipes.Recipe, reporter: Reporter) -> None:
         report.print_plan(found, resolved.model.model, Console(stderr=True, quiet=reporter.console.quiet))
     for note in notes:
         reporter.say(note)
-    typer.echo(yaml.safe_dump(compose.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
+    put(yaml.safe_dump(compose.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
 
 
 def _family_name(model: recipes.ModelRecipe) -> str:
@@ -434,4 +424,4 @@ def _exit_on(missed: list[str], reporter: Reporter) -> None:
 
 
 def _print_json(tree: dict[str, Any] | list[dict[str, Any]]) -> None:
-    typer.echo(json.dumps(tree, indent=2))
+    put(json.dumps(tree, indent=2))

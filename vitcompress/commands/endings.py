@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -80,8 +81,7 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
     try:
         if not started_by_us:
             log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
-        with results_written():
-            yield Reporter(quiet=quiet or log_json == "-", log=log)
+        yield Reporter(quiet=quiet or log_json == "-", log=log)
     except BaseException as error:
         code = _exit_code(error)
         if not isinstance(error, (SystemExit, typer.Exit)):
@@ -101,7 +101,7 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
 
 
 @contextmanager
-def results_written() -> Iterator[None]:
+def _written() -> Iterator[None]:
     """Turn a full stdout into a message and exit code 2; one without a reader (`| head`), into 141.
 
     Raises:
@@ -110,23 +110,35 @@ def results_written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fault = _fault_of_stdout()
-        if fault is None:
-            raise
         with open(os.devnull, "w") as nowhere:  # or what is left in the buffer would fail again at the very end
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        if isinstance(fault, BrokenPipeError):
+        if isinstance(error, BrokenPipeError):
             sys.exit(EXIT_NO_READER)
-        raise VitcompressError(f"The result cannot be written to stdout: {fault.strerror}.") from error
+        raise VitcompressError(f"The result cannot be written to stdout: {error.strerror}.") from error
 
 
-def _fault_of_stdout() -> OSError | None:
-    """Why stdout does not take what lies in its buffer; None where it does."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        return error
-    return None
+def put(text: str, *, nl: bool = True) -> None:
+    """Print a result as it is.
+
+    Args:
+        text: of one line or more.
+        nl: end it with another.
+    """
+    with _written():
+        typer.echo(text, nl=nl)
+
+
+class Results(Console):
+    """Stdout, where tables go."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print as rich does."""
+        with _written():
+            super().print(*args, **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        """Let the error through that rich is handling."""
+        raise  # rich calls this in its except clause
 
 
 def _check_log(path: Path) -> None:

@@ -324,7 +324,8 @@ def _prepare(
     assert lesson is not None  # else there was a fault
     empty = empty_model(source)
     plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, lesson.config["input_size"])
-    raise_faults(RecipeError, unreachable_gates(plan.size, recipe.gates))
+    hint = "What the file shares stays shared; --store int8 and int4 need fewer bytes."
+    raise_faults(RecipeError, [(message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates)])
     return _Job(
         lesson, out, command, parent, _lineage(path, parent), source, plan,
         num_classes, classes, val, teacher, asked.teacher is None,

@@ -104,8 +104,8 @@ def print_differences(found: Sequence[Difference], names: tuple[str, str], conso
 def _gathered(found: Sequence[Difference]) -> list[Difference]:
     """The same in fewer rows: groups that changed alike in one, and baselines that one file has not in another."""
     rows: list[Difference] = []
-    baselines = [row for row in found if row.name.startswith("baselines.")]
-    lacking = [all(row[side] is None for row in baselines) for side in (2, 3)]
+    baselines = [row for row in found if row.name.partition(".")[0] == "baselines"]
+    lacking = [not any(row[side] for row in baselines) for side in (2, 3)]
     for row in found:
         last = rows[-1] if rows else None
         if row in baselines and any(lacking):
