@@ -134,6 +134,7 @@ def test_a_model_or_plan_that_cannot_be(
         (["--loss", "logits=0"], ["--loss", "zero"]),
         (["--loss", "logits=[1"], ["--loss"]),
         (["--max-size", "big"], ["--max-size", "40MB"]),
+        (["--max-size", "40"], ["--max-size: 40 is 40 bytes", "did you mean 40MB?"]),
         (["--max-drop", "nan"], ["--max-drop"]),
         (["--epochs", "inf", "--steps", None], ["--epochs"]),
         (["--epochs", "1", "--max-minutes", "1", "--steps", None], ["--steps, --epochs and --max-minutes"]),
@@ -154,6 +155,40 @@ def test_every_fault_that_can_be_seen_at_once_is_told_at_once(
     words = ["--share", 99, "--checkpoint", tmp_path / "gone.pth", "--data", tmp_path / "nothing", "--max-drop", 1]
     ended = vitcompress("compress", "deit_tiny", *words, "--out", out.parent / "no" / "x.safetensors")
     mistake(ended, "--share 99", "gone.pth", "nothing", "--out")
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["compress", "dry run"])
+def test_a_gate_that_the_plan_misses_is_told_before_training(
+    more: list[str], out: Path, vitcompress: Vitcompress, teacher: list[str], mini: Path, images: Path
+) -> None:
+    words = ["--data", images, "--share", 2, "--min-ratio", 20, "--max-size", "1KB", "--out", out]
+    commands: list[list[object]] = [["compress", *teacher, *more], *([] if more else [["finetune", mini]])]
+    for command in commands:
+        asked = [word for word in words if command[0] == "compress" or word not in ("--share", 2)]
+        ended = vitcompress(*command, *asked)
+        mistake(ended, "--min-ratio 20: this plan gives 1.", "--max-size 1,000 bytes: this plan's tensors alone")
+
+
+def test_what_is_not_there_is_told_without_reading_it(vitcompress: Vitcompress, tmp_path: Path, images: Path) -> None:
+    gone = tmp_path / "gone.safetensors"
+    mistake(vitcompress("plan", "deit_tiny", "--checkpoint", gone), f"--checkpoint {gone} does not exist")
+    words = ["--checkpoint", gone, "--data", tmp_path / "no", "--val-data", f"wds:{tmp_path}/none", "--class-map", gone]
+    ended = vitcompress("compress", "deit_tiny", *words, "--dry-run")
+    mistake(
+        ended, f"--checkpoint {gone}", f"--data {tmp_path}/no does", f"--val-data wds:{tmp_path}/none", "--class-map"
+    )
+    ended = vitcompress("plan", "deit_tiny", "--calibrate", tmp_path / "no")
+    mistake(ended, f"--calibrate {tmp_path}/no does not exist")
+    assert "--data" not in ended.err
+
+
+@pytest.mark.parametrize("name", ["b.pt", "b", "b.safetensor"])
+def test_a_file_of_another_ending_is_refused(
+    name: str, out: Path, vitcompress: Vitcompress, teacher: list[str], mini: Path, images: Path
+) -> None:
+    for command in (["compress", *teacher], ["finetune", mini]):
+        ended = vitcompress(*command, "--data", images, *FAST, "--out", out.with_name(name))
+        mistake(ended, f"{name}: what is written is a .safetensors file", "Hint: --out", "b.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -313,6 +348,16 @@ def test_every_wrong_key_of_a_checkpoint_is_listed_at_once(out: Path, tmp_path: 
         "--model-arg",
     )
     assert sum(line.startswith("  ") for line in ended.err.splitlines()) == 6
+
+
+def test_a_checkpoint_of_another_width_is_told_in_a_few_lines(
+    out: Path, tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    save_file(tiny(embed_dim=48, depth=6).state_dict(), tmp_path / "w.safetensors")
+    words = [ARCHITECTURE, *model_flags(), "--checkpoint", tmp_path / "w.safetensors", "--steps", 0, "--out", out]
+    ended = vitcompress("compress", *words)
+    mistake(ended, "more)", "The weights are 48 wide, the model 24.")
+    assert sum(line.startswith("  ") for line in ended.err.splitlines()) == 4
 
 
 def test_a_checkpoint_of_another_depth_is_not_taken(out: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:

@@ -300,6 +300,18 @@ def test_evaluate_measures_a_labelled_folder(made: Path, images: Path, weights: 
     assert found["kl"] == pytest.approx(stored["kl"], abs=1e-5)
 
 
+def test_evaluate_compares_with_another_file(
+    made: Path, mini: Path, images: Path, vitcompress: Vitcompress, no_network: None
+) -> None:
+    words = ["evaluate", made / "mini.safetensors", "--data", images, "--num-workers", 0, "--json"]
+    found = json.loads(vitcompress(*words, "--teacher", mini).out)
+    assert (found["agreement"], found["kl"], found["top1_drop"]) == (100.0, 0.0, 0.0)
+    for more, named in (([mini, "--checkpoint", mini], "has its weights"), (["deit_bsae"], "--teacher deit_bsae is")):
+        ended = vitcompress("evaluate", made / "mini.safetensors", "--data", images, "--teacher", *more)
+        assert (ended.code, "MODEL" in ended.err) == (2, False)
+        assert named in ended.err
+
+
 def test_evaluate_goes_on_without_a_teacher_and_says_so(
     made: Path, images: Path, no_network: None, vitcompress: Vitcompress
 ) -> None:
@@ -346,10 +358,11 @@ def test_check_says_which_gates_are_missed(
 
 
 def test_compress_writes_the_file_and_then_says_which_gates_are_missed(
-    tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]
+    tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
     out = tmp_path / "mini.safetensors"
-    words = ["--min-ratio", 99, "--max-size", "1KB", "--quiet", "--out", out]
+    size = json.loads(vitcompress("plan", *teacher, "--json").out)["size"]["student_bytes"]  # and there is a header
+    words = ["--data", images, "--max-drop", -101, "--max-size", size, "--quiet", "--out", out]
     ended = vitcompress("compress", *teacher, *CONVERT, *words)
     assert (ended.code, len(ended.err.splitlines())) == (3, 2)
     assert artifact.load(out).num_classes == 5

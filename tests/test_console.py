@@ -2,10 +2,13 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -28,7 +31,7 @@ def events(text: str) -> list[dict[str, Any]]:
 def test_a_run_and_its_result(vitcompress: Vitcompress, teacher: Sequence[str], images: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "mini.safetensors", tmp_path / "log.jsonl"
     words = ("compress", *teacher, "--data", images, *FAST, "--out", out, "--quiet", "--log-json", log)
-    ended = vitcompress(*words, "--min-ratio", 50)
+    ended = vitcompress(*words, "--max-drop", -101)
     assert (ended.code, ended.err.count("missed:"), ended.err.count("\n")) == (3, 1, 1)
     found = events(log.read_text(encoding="utf-8"))
     by_name = {line["event"]: line for line in found}
@@ -50,14 +53,14 @@ def test_a_run_and_its_result(vitcompress: Vitcompress, teacher: Sequence[str], 
 def test_on_stderr_there_is_nothing_else(vitcompress: Vitcompress, mini: Path, images: Path) -> None:
     ended = vitcompress("evaluate", mini, "--data", images / "val", "--num-workers", 0, "--log-json", "-")
     assert ended.code == 0
-    assert [line["event"] for line in events(ended.err)] == ["start", "note", "note", "evaluate", "end"]
+    assert [line["event"] for line in events(ended.err)] == ["start", "note", "note", "progress", "evaluate", "end"]
     missed = vitcompress("check", mini, "--min-ratio", 50, "--log-json", "-")
     assert (missed.code, [line["event"] for line in events(missed.err)]) == (3, ["start", "gate", "end"])
 
 
 def test_processes_that_a_command_starts_write_to_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text("of an older run\n")
+    log.write_text('{"log_version": 1, "event": "of an older run"}\n')
     with reporting(str(log), quiet=True) as reporter:
         with monkeypatch.context() as patch:
             patch.setenv("RANK", "0")
@@ -137,3 +140,39 @@ def test_no_colour_where_it_is_not_wanted(
             monkeypatch.setenv(name, value)
         assert "\x1b[3" not in vitcompress("report", mini).out
         assert "\x1b[3" not in vitcompress("report", "nowhere").err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_log_that_is_full(mini: Path, vitcompress: Vitcompress) -> None:
+    ended = vitcompress("check", mini, "--min-ratio", 1, "--log-json", "/dev/full")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("Error: --log-json /dev/full: No space left on device.")
+
+
+def run_into(stdout: int | IO[bytes], *words: object) -> tuple[int, str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "vitcompress", *map(str, words)], stdout=stdout, stderr=subprocess.PIPE, text=True
+    )
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["report"], ["report", "--json"]], ids=" ".join)
+def test_a_stdout_that_takes_no_more(words: list[str], made: Path) -> None:
+    words = [*words, str(made / "mini.safetensors")]
+    with open("/dev/full", "wb") as full:
+        assert run_into(full, *words) == (
+            2, "Error: The result cannot be written to stdout: No space left on device.\n",
+        )  # fmt: skip
+    ours, theirs = os.pipe()
+    os.close(ours)  # who would have read has gone
+    try:
+        assert run_into(theirs, *words) == (141, "")
+    finally:
+        os.close(theirs)
+
+
+def test_a_loss_of_nothing_has_no_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter().training() as ticker:
+        ticker.step(done=1.0, loss=-1e-6, images_per_second=1.0)
+    assert "loss 0.000" in capsys.readouterr().err

@@ -12,8 +12,13 @@ import typer.main
 from safetensors.torch import save_file
 
 import vitcompress
+from tests.test_report import REPORT
 from vitcompress.commands.cli import app
+from vitcompress.errors import RecipeError
+from vitcompress.jobs import pipeline
+from vitcompress.recipe import Recipe
 from vitcompress.recipe.compose import build
+from vitcompress.report import Report
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,3 +95,29 @@ def test_every_make_target_of_the_pages_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:`|    )make ([a-z][a-z-]*)", "\n".join(p.read_text(encoding="utf-8") for p in PAGES)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_example_of_the_reference_is_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it runs but the training, which others test."""
+    asked: list[tuple[Recipe, str]] = []
+
+    def compress(recipe: Recipe, out: str) -> Report:
+        asked.append((recipe, out))
+        return REPORT
+
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", reference, re.DOTALL)
+    monkeypatch.setattr("vitcompress.jobs.pipeline.compress", compress)
+    exec(code, {})
+    ((recipe, out),) = asked
+    found, _ = pipeline.dry_run(recipe)
+    assert found is not None
+    assert (len(found.groups), recipe.distill.steps, out) == (1, 200, "mini.safetensors")
+
+
+@pytest.mark.parametrize("function", ["compress", "plan", "finetune"])
+def test_a_name_in_the_place_of_a_recipe_is_a_mistake_with_an_example(function: str, mini: Path) -> None:
+    given = {"compress": ("fashion_vit", "x.safetensors"), "plan": ("fashion_vit", None)}
+    with pytest.raises(RecipeError, match="'fashion_vit' is a str, and no ") as caught:
+        getattr(vitcompress, function)(*given.get(function, (mini, "fashion_vit", "x.safetensors")))
+    assert "For example" in caught.value.hint

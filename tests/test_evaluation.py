@@ -49,6 +49,14 @@ def test_accuracies_by_hand() -> None:
     assert run(LABELS, sizes=(2, 2)) == found
 
 
+def test_the_share_that_is_done_is_told_where_it_is_known() -> None:
+    batches = [Batch(torch.zeros(2, 1, 1, 1), torch.tensor([0, 1]), ())] * 4
+    told: list[float] = []
+    for given in (batches, (batch for batch in batches)):  # nobody knows how many the second are
+        evaluate_pair(Fixed(STUDENT), None, given, name="x", device=torch.device("cpu"), tell=told.append)
+    assert told == [0.25, 0.5, 0.75, 1.0]
+
+
 def test_classes_and_confusions_by_hand() -> None:
     found = run([0, 1, 3, 3])  # the teacher says 0 1 2 3, the student 0 1 2 7
     hits = [(row.index, row.num_images, row.teacher_hits, row.student_hits) for row in found.classes]

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from vitcompress.distillation.training import optimizers, set_lr
 from vitcompress.initialize.whole import start_mean
 from vitcompress.recipe import DistillRecipe
 
+from .conftest import Vitcompress
 from .test_families import ROWS, build
 from .test_families import images as row_images
 from .tiny import VARIANTS, compressed, images, tiny
@@ -168,3 +170,12 @@ def test_learning_rates_follow_their_own_peaks() -> None:
         for optimizer in both:
             set_lr(optimizer, factor)
     assert [group["lr"] for optimizer in both for group in optimizer.param_groups] == pytest.approx([2e-3, 1e-4, 1e-4])
+
+
+def test_the_fading_is_told_of_once_before_training(
+    teacher: list[str], images: Path, tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    words = ["--data", images, "--steps", 1, "--batch-size", 4, "--num-workers", 0, "--device", "cpu", "--no-baselines"]
+    ended = vitcompress("compress", *teacher, *words, "--fade", 0.6, "--out", tmp_path / "m.safetensors")
+    assert ended.err.count("fade out until 60% of the training") == 1
+    assert ended.err.index("fade out") < ended.err.index("distil")

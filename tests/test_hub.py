@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-import vitcompress
+import vitcompress as package
+from tests.conftest import Vitcompress
 from vitcompress.errors import ArtifactError
 
 
@@ -22,11 +24,11 @@ def folder(mini: Path) -> Path:
 
 
 def test_a_folder_is_the_file_in_it(mini: Path, folder: Path) -> None:
-    from_file, from_folder = vitcompress.load(mini).state_dict(), vitcompress.load(str(folder)).state_dict()
+    from_file, from_folder = package.load(mini).state_dict(), package.load(str(folder)).state_dict()
     assert all(torch.equal(t, from_file[name]) for name, t in from_folder.items())
     (folder / "model.safetensors").unlink()
     with pytest.raises(ArtifactError, match=r"a folder without model\.safetensors"):
-        vitcompress.load(folder)
+        package.load(folder)
 
 
 @pytest.mark.parametrize(("name", "revision"), [("hf-hub:me/mini", None), ("hf-hub:me/mini@v2", "v2")])
@@ -40,7 +42,7 @@ def test_the_hub_is_asked_for_the_file(
         return str(folder / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    model = vitcompress.load(name)
+    model = package.load(name)
     assert asked == [("me/mini", "model.safetensors", revision)]
     assert not model.training
 
@@ -51,5 +53,16 @@ def test_what_the_hub_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     with pytest.raises(ArtifactError, match=r"hf-hub:me/mini cannot be fetched: 404 Client Error\.$") as error:
-        vitcompress.load("hf-hub:me/mini")
+        package.load("hf-hub:me/mini")
     assert "hf auth login" in error.value.hint
+
+
+def test_commands_take_a_folder(folder: Path, images: Path, vitcompress: Vitcompress, no_network: None) -> None:
+    data = ["--data", images, "--num-workers", 0]
+    for words in (["report"], ["check", "--min-ratio", 1], ["evaluate", *data], ["compare", folder], ["diff", folder]):
+        ended = vitcompress(*words, folder)
+        assert ended.code == 0, ended
+    both = json.loads(vitcompress("compare", folder, folder, "--json").out)
+    assert [row["file"] for row in both] == ["repo", "repo"]
+    ended = vitcompress("report", folder, "--html", folder / "model.safetensors")
+    assert (ended.code, "would overwrite" in ended.err) == (2, True)

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 from timm.data import ImageNetInfo
 
 from tests.conftest import Vitcompress
@@ -35,6 +36,7 @@ from vitcompress.report import (
     compared_rows,
     differences,
     from_json,
+    print_differences,
     to_html,
     to_json,
     to_markdown,
@@ -242,6 +244,22 @@ def test_imagenet_classes_are_told_by_name_where_the_source_was_a_local_file() -
     assert class_names(manifest)[985] == "daisy"
     manifest.classes = ()
     assert class_names(manifest) == ()
+
+
+def test_a_diff_tells_what_is_alike_once() -> None:
+    plain = tuple(Group((f"blocks.{i}", f"blocks.{i + 1}"), ("attn.qkv.weight",)) for i in range(0, 6, 2))
+    more = tuple(replace(group, shared=("attn.qkv.weight", "mlp.fc1.weight")) for group in plain)
+    first = replace(RESULT, report=replace(TRAINED, made_of=plain, baselines=()))
+    second = replace(RESULT, report=replace(TRAINED, made_of=more))
+    found = differences(first, second)
+    console = Console(width=200, file=io.StringIO())
+    print_differences(found, ("a", "b"), console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("attn.qkv.weight") == 2  # a row of both files
+    assert "groups of blocks.0, blocks.2, blocks.4" in shown
+    assert re.findall(r"baselines\S* +│ not measured +│ measured", shown) != []
+    assert shown.count("baselines") == 1
+    assert len(found) > len([line for line in shown.splitlines() if line.startswith("│")])
 
 
 # --- on the command line

@@ -391,14 +391,24 @@ def test_a_size_is_kept_and_made_use_of(store: str | None, roomy: nn.Module) -> 
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("store", [None, "source"])
-def test_a_size_out_of_reach_names_one_that_is_not(store: str | None, roomy: nn.Module) -> None:
-    with pytest.raises(PlanError, match="--target-size 2,000 bytes is out of reach") as error:
-        reach(TargetRecipe(target_size=2000, kinds=("share",)), search_of(roomy, store=store))
+@pytest.mark.parametrize(("store", "limit"), [(None, 8_000), ("source", 42_000)])
+def test_a_size_out_of_reach_names_one_that_is_not(store: str | None, limit: int, roomy: nn.Module) -> None:
+    with pytest.raises(PlanError, match=f"--target-size {limit:,} bytes is out of reach") as error:
+        reach(TargetRecipe(target_size=limit, kinds=("share",)), search_of(roomy, store=store))
     least = error.value.hint.split("--target-size ")[1].split(",")[0]
     again = TargetRecipe(target_size=least, kinds=("share",))  # type: ignore[arg-type]
     found = reach(again, search_of(roomy, store=store))
     assert found.plan.size.student_bytes + 1000 <= int(least.removesuffix("kB")) * 1000
+
+
+@pytest.mark.parametrize(("store", "rest"), [(None, 7_350), ("source", 41_876)])
+def test_a_size_that_the_rest_exceeds_is_refused_before_measuring(
+    store: str | None, rest: int, roomy: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Search, "measure", lambda *args: pytest.fail("measured"))
+    with pytest.raises(PlanError, match=f"{rest:,} are not in its blocks") as error:
+        reach(TargetRecipe(target_size=2000), search_of(roomy, store=store))
+    assert f"{-(-rest // 1000)}kB" in error.value.hint
 
 
 @pytest.mark.usefixtures("at_once")
@@ -496,9 +506,9 @@ def test_plan_measures_options(teacher: list[str], flat: Path, vitcompress: Vitc
 
 def test_a_dry_run_says_that_the_plan_is_searched_for(teacher: list[str], vitcompress: Vitcompress) -> None:
     ended = vitcompress("compress", *teacher, "--target-ratio", 2, "--dry-run")
-    assert (ended.code, ended.err) == (0, "")
-    assert "the plan is searched for when it runs" in ended.out
-    assert "share nothing" not in ended.out
+    assert ended.code == 0
+    assert "the plan is searched for when it runs" in ended.err
+    assert "share nothing" not in ended.err
     assert "target_ratio: 2.0" in ended.out
 
 

@@ -24,6 +24,7 @@ from vitcompress.report import (
     to_svg,
 )
 from vitcompress.report.picture import Point, alt_text, draw, points_of
+from vitcompress.report.render import size_rows
 
 REPORT = Report(
     schema_version=1,
@@ -192,3 +193,8 @@ def test_a_report_says_so_where_the_teacher_in_fewer_bits_is_better() -> None:
     assert "- The teacher int8, without training, is smaller than this student" in shown
     assert "has a better top-1 (99.00 % against" in shown
     assert "without training, is smaller" not in to_markdown(replace(REPORT, baselines=(large, worse)))
+
+
+def test_what_is_larger_is_not_called_smaller() -> None:
+    size = replace(REPORT.size, params_ratio=0.99, bytes_ratio=0.5)
+    assert [row[3] for row in size_rows(size)][:2] == ["1.01× more", "2.00× larger"]

@@ -55,10 +55,9 @@ def test_every_recipe_passes_a_dry_run_without_weights_or_images(
     monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
     monkeypatch.chdir(tmp_path)
     ended = vitcompress("compress", "--recipe", name, "--dry-run")
-    assert (ended.code, ended.err) == (0, "")
-    assert "parameters" in ended.out
-    printed = ended.out[ended.out.index("\nmodel:\n") :]
-    assert from_dict(yaml.safe_load(printed)) == recipe_of(name)
+    assert ended.code == 0
+    assert "parameters" in ended.err
+    assert from_dict(yaml.safe_load(ended.out)) == recipe_of(name)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """Other heads and sizes: what was shared stays shared, what was the same stays the same, and mistakes come first."""
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import vitcompress as package
 from tests.benchmarks import transfer
 from tests.conftest import Vitcompress, draw_image, listing
 from tests.test_families import ROWS
+from vitcompress.console import JsonLog, Reporter
 from vitcompress.errors import RecipeError
 from vitcompress.files import artifact
 from vitcompress.files.manifest import to_tree
@@ -23,6 +25,7 @@ from vitcompress.jobs.adapt import adapt_student, adapted_source
 from vitcompress.plans import Plan, make_plan, measured_on
 from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.recipe import PlanRecipe
+from vitcompress.recipe.compose import build
 from vitcompress.report import Parent, Report, from_json
 from vitcompress.storage.stored import donor_tensors, fill
 from vitcompress.surgery import apply_plan
@@ -346,3 +349,32 @@ def test_a_compressed_model_learns_other_classes_better_than_random_weights(tmp_
         for name in ("mini.safetensors", "random.safetensors")
     }
     assert best["mini.safetensors"] > best["random.safetensors"] + 3, best
+
+
+def class_folders(root: Path, names: dict[str, int]) -> Path:
+    for name, count in names.items():
+        for number in range(count):
+            draw_image(root / name / f"{number}.png", number)
+    return root
+
+
+def test_the_head_is_kept_for_numbers_and_for_some_of_its_classes(
+    mini: Path, tmp_path: Path, vitcompress: Vitcompress, no_network: None
+) -> None:
+    words = ["--num-workers", 0, "--device", "cpu", "--steps", 0]
+    for number, names in enumerate(("01234", "13", ("bee", "dog"))):
+        data, out = class_folders(tmp_path / f"{number}", dict.fromkeys(names, 3)), tmp_path / f"{number}.safetensors"
+        ended = vitcompress("finetune", mini, "--out", out, "--data", data, *words)
+        assert ended.code == 0, ended.err
+        assert "so its head is kept" in ended.err
+        found = artifact.read_manifest(out)
+        assert found.classes == ("ape", "bee", "cat", "dog", "eel")
+        assert found.source_sha256 == artifact.read_manifest(mini).source_sha256
+
+
+def test_a_new_head_is_told_of_before_training(mini: Path, regrouped: Path, tmp_path: Path, no_network: None) -> None:
+    log = io.StringIO()
+    reporter = Reporter(quiet=True, log=JsonLog(log))
+    recipe = build({"model": "mini", "data": str(regrouped), "steps": 1, "batch_size": 6, "num_workers": 0})
+    package.finetune(mini, recipe, tmp_path / "new.safetensors", reporter=reporter)
+    assert json.loads(log.getvalue().splitlines()[0])["text"] == "new head for 3 classes"

@@ -17,6 +17,8 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vitcompress.errors import VitcompressError
+
 SECONDS_BETWEEN_LINES = 5.0
 STARTED_VARIABLE = "VITCOMPRESS_STARTED"  # for processes that the command starts
 STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))  # of the command, in seconds since 1970
@@ -68,7 +70,7 @@ class JsonLog:
     """
 
     def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
+        self.stream, self.broken = stream, False
         self.last: dict[str, float] = {}
 
     def write(self, event: str, **fields: Any) -> None:
@@ -77,12 +79,24 @@ class JsonLog:
         Args:
             event: a key of `EVENTS`.
             fields: all that `EVENTS` names, JSON values.
+
+        Raises:
+            VitcompressError: it cannot be written; nothing more is then.
         """
         assert fields.keys() == set(EVENTS[event]), event
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = {"log_version": LOG_VERSION, "event": event, "time": now, **fields}
-        self.stream.write(json.dumps({name: _finite(value) for name, value in line.items()}, allow_nan=False) + "\n")
-        self.stream.flush()
+        text = json.dumps({name: _finite(value) for name, value in line.items()}, allow_nan=False)
+        try:
+            if not self.broken:
+                self.stream.write(text + "\n")
+                self.stream.flush()
+        except OSError as error:
+            self.broken = True
+            name = getattr(self.stream, "name", "")
+            raise VitcompressError(
+                f"--log-json {name}: {error.strerror}.", hint="Name a file with room for it."
+            ) from error
 
     def now_and_then(self, event: str, *, done: float, **fields: Any) -> None:
         """Write one line, unless the last of this event was less than seconds ago; the first and the end always."""
@@ -120,8 +134,13 @@ class Reporter:
             self.log.write(event, **fields)
 
     @contextmanager
-    def counting(self, what: str) -> Iterator[Callable[[float], None]]:
-        """Show how far something has come until the context ends; to be told the share that is done, 0–1."""
+    def counting(self, what: str, *, brief: bool = False) -> Iterator[Callable[[float], None]]:
+        """Show how far something has come until the context ends; to be told the share that is done, 0–1.
+
+        Args:
+            what: it is.
+            brief: without a terminal, do not say that it is over unless it took a while.
+        """
 
         def logged(show: Callable[[float], None]) -> Callable[[float], None]:
             def count(done: float) -> None:
@@ -132,7 +151,7 @@ class Reporter:
             return count
 
         if not self.console.is_terminal:
-            yield logged(_Lines(self.console, what).count)
+            yield logged(_Lines(self.console, what, brief=brief).count)
             return
         with Progress(TextColumn(what), BarColumn(), TimeRemainingColumn(), console=self.console) as progress:
             task = progress.add_task(what, total=1.0)
@@ -175,26 +194,31 @@ class _Bar:
 
     def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
         stall = _stall(waiting)
-        self.progress.update(self.task, completed=done, loss=loss, speed=images_per_second, stall=stall)
+        self.progress.update(self.task, completed=done, loss=_shown(loss), speed=images_per_second, stall=stall)
 
 
 class _Lines:
-    def __init__(self, console: Console, what: str) -> None:
-        self.console, self.what = console, what
+    def __init__(self, console: Console, what: str, *, brief: bool = False) -> None:
+        self.console, self.what, self.brief = console, what, brief
         self.start = self.last = time.monotonic()
 
     def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
-        self.count(done, f"loss {loss:.3f}  {images_per_second:.0f} images/s{_stall(waiting)}")
+        self.count(done, f"loss {_shown(loss):.3f}  {images_per_second:.0f} images/s{_stall(waiting)}")
 
     def count(self, done: float, text: str = "") -> None:
         """Print one line now and then."""
         now = time.monotonic()
-        if now - self.last < SECONDS_BETWEEN_LINES and done < 1:
+        if now - self.last < SECONDS_BETWEEN_LINES and (done < 1 or self.brief):
             return
         self.last = now
         left = (now - self.start) * (1 - done) / done if done else float("nan")
         parts = [f"{self.what} {100 * done:3.0f} %", text, f"{left:.0f} s left"]
         self.console.print("  ".join(filter(None, parts)), markup=False)
+
+
+def _shown(loss: float) -> float:
+    """A loss as three decimals show it: what rounds to nothing has no sign."""
+    return round(loss, 3) + 0.0
 
 
 def _stall(waiting: float) -> str:

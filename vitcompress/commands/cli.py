@@ -19,7 +19,7 @@ from rich.console import Console
 import vitcompress
 from vitcompress import interrupts
 from vitcompress import recipe as recipes
-from vitcompress.commands.endings import EXIT_GATE, reporting, user_errors
+from vitcompress.commands.endings import EXIT_GATE, Results, put, reporting, user_errors
 from vitcompress.commands.flags import takes
 from vitcompress.console import STARTED, Reporter, is_main
 from vitcompress.errors import RecipeError, VitcompressError
@@ -68,7 +68,7 @@ def root(
 ) -> None:
     """Make pretrained Vision Transformers small, after the fact, by sharing weights between blocks."""
     if version:
-        typer.echo(vitcompress.__version__)
+        put(vitcompress.__version__)
         raise typer.Exit
     for name in ("accelerate", "matplotlib", "timm", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.ERROR)  # their notices would stand between our lines
@@ -95,7 +95,7 @@ def compress(
     with reporting(log_json, quiet=quiet) as reporter:
         resolved = compose.build(flags, file=recipe, preset=preset, family_name=_family_name)
         if dry_run:
-            _show_dry_run(resolved)
+            _show_dry_run(resolved, reporter)
             return
         if out is None:
             raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
@@ -165,7 +165,7 @@ def plan(
 
         if calibrate is not None and not resolved.target.is_given:
             options = pipeline.sensitivities(resolved, reporter=reporter)
-            _print_json(options) if as_json else report.print_options(options, resolved.model.model, Console())
+            _print_json(options) if as_json else report.print_options(options, resolved.model.model, Results())
             return
         if resolved.target.is_given:
             found = pipeline.search(resolved, reporter=reporter)
@@ -175,7 +175,7 @@ def plan(
         if as_json:
             _print_json(report.to_json(found))
         else:
-            report.print_plan(found, resolved.model.model, Console())
+            report.print_plan(found, resolved.model.model, Results())
 
 
 @app.command(name="report")
@@ -196,15 +196,17 @@ def show_report(
     found = _stored_report(file)
     from vitcompress import report
 
-    if as_json:
-        _print_json(report.to_json(found))
-    elif markdown:
-        typer.echo(report.to_markdown(found))
-    elif html is None:
-        report.print_report(found, Console())
     if html is not None:
         from vitcompress.jobs import results
 
+        results.check_page(html, [file], checkpoint)
+    if as_json:
+        _print_json(report.to_json(found))
+    elif markdown:
+        put(report.to_markdown(found))
+    elif html is None:
+        report.print_report(found, Results())
+    if html is not None:
         data = compose.build({"model": "", **flags}).data
         reporter = Reporter()
         seen = results.examples_of(file, data, checkpoint=checkpoint, reporter=reporter) if flags else None
@@ -222,15 +224,17 @@ def compare(
         if len(files) < 2:
             raise VitcompressError("There is one file only.", hint="vitcompress report FILE shows it.")
         from vitcompress import report
-        from vitcompress.jobs.results import result_of, write_page
+        from vitcompress.jobs.results import check_page, result_of, write_page
 
+        if html is not None:
+            check_page(html, files)
         results = [result_of(file) for file in files]
         if html is not None:
             write_page(html, report.compared_html(results), Reporter())
         if as_json:
             _print_json([{"file": r.name, "file_bytes": r.file_bytes, **report.to_json(r.report)} for r in results])
         elif html is None:
-            report.print_compared(results, list(map(str, files)), Console())
+            report.print_compared(results, list(map(str, files)), Results())
 
 
 @app.command()
@@ -248,7 +252,7 @@ def diff(
         if as_json:
             _print_json([row._asdict() for row in found])
         else:
-            report.print_differences(found, (str(first), str(second)), Console())
+            report.print_differences(found, (str(first), str(second)), Results())
 
 
 @app.command()
@@ -256,7 +260,9 @@ def diff(
 def evaluate(
     file: FileArgument,
     flags: dict[str, Any],
-    teacher: Annotated[str | None, typer.Option(help="Compare with this model; default: the file's source.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Compare with this model, or another file; default: the file's source.")
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of the teacher.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -273,7 +279,7 @@ def evaluate(
         if as_json:
             _print_json(report.to_json(accuracy))
         else:
-            report.print_accuracy(accuracy, Console())
+            report.print_accuracy(accuracy, Results())
 
 
 @app.command()
@@ -284,10 +290,12 @@ def check(file: FileArgument, flags: dict[str, Any], log_json: LogOption = None)
         gates = compose.build({"model": "", **flags}).gates
         if not flags:
             raise VitcompressError("There is no gate to check.", hint="Give --max-drop, --min-ratio or --max-size.")
+        from vitcompress.files import hub
         from vitcompress.report import missed_gates
 
-        _exit_on(missed_gates(_stored_report(file), gates, file_bytes=file.stat().st_size), reporter)
-        typer.echo("every gate is met")
+        found = hub.locate(file)
+        _exit_on(missed_gates(_stored_report(found), gates, file_bytes=found.stat().st_size), reporter)
+        put("every gate is met")
 
 
 @app.command()
@@ -316,7 +324,7 @@ def export(
             _print_json(report.to_json(done))
         else:
             for line in done.lines():
-                typer.echo(line)
+                put(line)
 
 
 @app.command()
@@ -325,7 +333,7 @@ def doctor() -> None:
     from vitcompress.commands import doctor as machine
 
     for line in machine.lines():
-        typer.echo(line)
+        put(line)
 
 
 @app.command()
@@ -343,7 +351,7 @@ def models(
 
         with Reporter(quiet=quiet).counting("counting parameters") as tell:
             found = survey.survey(pattern, tell=tell)
-        _print_json(report.to_json(found)) if as_json else survey.print_survey(found, Console())
+        _print_json(report.to_json(found)) if as_json else survey.print_survey(found, Results())
 
 
 shipped_app = typer.Typer(help="List the recipes that come with the package, or show one.")
@@ -355,18 +363,18 @@ def list_recipes(context: typer.Context) -> None:
     """List the recipes that come with the package; `recipes show NAME` prints one."""
     if context.invoked_subcommand is None:
         for name in shipped.recipe_names():
-            typer.echo(f"{name:<28}{yaml.safe_load(shipped.recipe_text(name))['notes']['what']}")
+            put(f"{name:<28}{yaml.safe_load(shipped.recipe_text(name))['notes']['what']}")
 
 
 @shipped_app.command(name="show")
 def show_recipe(name: Annotated[str, typer.Argument(help="As vitcompress recipes lists it.")]) -> None:
     """Print a recipe as YAML, with what was published and measured of it."""
     with user_errors():
-        typer.echo(shipped.recipe_text(name), nl=False)
+        put(shipped.recipe_text(name), nl=False)
 
 
-def _show_dry_run(resolved: recipes.Recipe) -> None:
-    """Print the plan, and the recipe with its preset and every default written out, as a recipe file has it."""
+def _show_dry_run(resolved: recipes.Recipe, reporter: Reporter) -> None:
+    """Show the plan on stderr; print the recipe with its preset and every default, as a recipe file has it."""
     from vitcompress import report
     from vitcompress.initialize import needs_images
     from vitcompress.jobs import pipeline
@@ -375,12 +383,12 @@ def _show_dry_run(resolved: recipes.Recipe) -> None:
     found, notes = pipeline.dry_run(resolved)
     resolved = with_images(resolved, fitted=found is None or needs_images(found, resolved.start.start))
     if found is None:
-        typer.echo(f"{resolved.model.model}: the plan is searched for when it runs, on its weights and images.")
+        reporter.say(f"{resolved.model.model}: the plan is searched for when it runs, on its weights and images.")
     else:
-        report.print_plan(found, resolved.model.model, Console())
+        report.print_plan(found, resolved.model.model, Console(stderr=True, quiet=reporter.console.quiet))
     for note in notes:
-        typer.echo(note)
-    typer.echo(yaml.safe_dump(compose.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
+        reporter.say(note)
+    put(yaml.safe_dump(compose.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
 
 
 def _family_name(model: recipes.ModelRecipe) -> str:
@@ -391,9 +399,9 @@ def _family_name(model: recipes.ModelRecipe) -> str:
 
 def _stored_report(file: Path) -> Any:
     from vitcompress import report
-    from vitcompress.files import artifact
+    from vitcompress.files import artifact, hub
 
-    return report.from_json(artifact.read_manifest(file).report)
+    return report.from_json(artifact.read_manifest(hub.locate(file)).report)
 
 
 def _conclude(result: Report, gates: recipes.GateRecipe, out: Path, reporter: Reporter) -> None:
@@ -401,7 +409,7 @@ def _conclude(result: Report, gates: recipes.GateRecipe, out: Path, reporter: Re
     if is_main():
         from vitcompress import report
 
-        report.print_report(result, Console())
+        report.print_report(result, Results())
         if gates != recipes.GateRecipe():
             _exit_on(report.missed_gates(result, gates, file_bytes=out.stat().st_size), reporter)
 
@@ -416,4 +424,4 @@ def _exit_on(missed: list[str], reporter: Reporter) -> None:
 
 
 def _print_json(tree: dict[str, Any] | list[dict[str, Any]]) -> None:
-    typer.echo(json.dumps(tree, indent=2))
+    put(json.dumps(tree, indent=2))

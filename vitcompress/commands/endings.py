@@ -7,8 +7,9 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -17,9 +18,11 @@ import vitcompress
 from vitcompress import interrupts
 from vitcompress.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main
 from vitcompress.errors import ExportError, RecipeError, VitcompressError
+from vitcompress.files.targets import check_no_weights
 from vitcompress.interrupts import TerminationError
 
-EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
+LOG_BEGIN = b'{"log_version"'
+EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_TERMINATED = 1, 2, 3, 130, 141, 143
 
 
 @contextmanager
@@ -62,6 +65,8 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
     if log_json is None or not is_main():
         yield Reporter(quiet=quiet or log_json == "-")
         return
+    if log_json != "-":
+        _check_log(Path(log_json))
     started_by_us = "RANK" in os.environ and STARTED_VARIABLE in os.environ  # who started us has begun the log
     try:
         if log_json != "-" and not started_by_us:
@@ -73,9 +78,9 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
             f"--log-json {log_json}: {error.strerror}.", hint="Name a file in a folder that exists."
         ) from error
     log, code = JsonLog(stream), 0
-    if not started_by_us:
-        log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
     try:
+        if not started_by_us:
+            log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
         yield Reporter(quiet=quiet or log_json == "-", log=log)
     except BaseException as error:
         code = _exit_code(error)
@@ -91,7 +96,69 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
         if not started_by_us:
             log.write("end", exit_code=code, seconds=round(time.time() - STARTED, 3))
         if stream is not sys.stderr:
-            stream.close()
+            with suppress(OSError):  # what it could not take has been told
+                stream.close()
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Turn a full stdout into a message and exit code 2; one without a reader (`| head`), into 141.
+
+    Raises:
+        VitcompressError: it is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:  # or what is left in the buffer would fail again at the very end
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(EXIT_NO_READER)
+        raise VitcompressError(f"The result cannot be written to stdout: {error.strerror}.") from error
+
+
+def put(text: str, *, nl: bool = True) -> None:
+    """Print a result as it is.
+
+    Args:
+        text: of one line or more.
+        nl: end it with another.
+    """
+    with _written():
+        typer.echo(text, nl=nl)
+
+
+class Results(Console):
+    """Stdout, where tables go."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print as rich does."""
+        with _written():
+            super().print(*args, **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        """Let the error through that rich is handling."""
+        raise  # rich calls this in its except clause
+
+
+def _check_log(path: Path) -> None:
+    """Make sure that a log would take the place of nothing but an older log.
+
+    Raises:
+        RecipeError: it would.
+    """
+    check_no_weights("--log-json", path)
+    try:
+        if not path.is_file() or not path.stat().st_size:
+            return
+        with path.open("rb") as file:
+            is_log = file.read(len(LOG_BEGIN)) == LOG_BEGIN
+    except OSError:
+        return  # opening it tells, with the reason
+    if not is_log:
+        raise RecipeError(
+            f"--log-json {path} is there, and is no log: it would be overwritten.", hint="Name another file."
+        )
 
 
 def _exit_code(error: BaseException) -> int:

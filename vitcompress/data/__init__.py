@@ -18,26 +18,29 @@ import numpy as np
 
 from vitcompress.bundled import Bundle
 from vitcompress.data.crops import open_crops
-from vitcompress.data.folders import open_folder
+from vitcompress.data.folders import folder_at, open_folder
 from vitcompress.data.named import open_named
 from vitcompress.data.readers import ArrayReader, FileReader, Reader
 from vitcompress.data.sets import NO_LENGTH_HINT, Found, ImageSet, hold_out, labelled
 from vitcompress.data.shards import open_shards
 from vitcompress.data.streams import Sample, StreamReader
 from vitcompress.data.tables import open_table
+from vitcompress.errors import DataError, attempting, raise_faults
 from vitcompress.recipe import BUILT_IN, DataRecipe
 
 __all__ = [
-    "NO_LENGTH_HINT", "ArrayReader", "FileReader", "ImageSet", "Reader", "Sample", "StreamReader", "hold_out",
-    "open_images", "open_sets", "open_to_evaluate",
+    "NO_LENGTH_HINT", "ArrayReader", "FileReader", "ImageSet", "Reader", "Sample", "StreamReader", "check_places",
+    "hold_out", "open_images", "open_sets", "open_to_evaluate",
 ]  # fmt: skip
 
+_PATTERN = re.compile(r"[{}*?\[\]]|:")  # of shards, or a URL
 _KIND = re.compile(r"(wds|hfds|torch)([:/])(.+)", re.IGNORECASE | re.DOTALL)
 
 
 def open_sets(
-    recipe: DataRecipe, *, bundle: Bundle | None, num_classes: int | None, seed: int, classes: Sequence[str] = ()
-) -> tuple[ImageSet | None, ImageSet | None]:
+    recipe: DataRecipe, *, bundle: Bundle | None, num_classes: int | None, seed: int, classes: Sequence[str] = (),
+    flag: str = "--data",
+) -> tuple[ImageSet | None, ImageSet | None]:  # fmt: skip
     """Find the images to train and to evaluate on; opens no image.
 
     Args:
@@ -47,6 +50,7 @@ def open_sets(
             images have.
         seed: which images are held out, where they must be.
         classes: names of the model's classes, in order; empty where they are not known.
+        flag: the option that named the training images, for messages.
 
     Returns:
         Training and validation images; None where there are none.
@@ -55,17 +59,36 @@ def open_sets(
         DataError: images are missing, or their classes match no mapping.
     """
     data = BUILT_IN if recipe.data is None and bundle else recipe.data
-    train = open_images(data, "train", "--data", recipe, bundle, num_classes, classes) if data else None
+    train = open_images(data, "train", flag, recipe, bundle, num_classes, classes) if data else None
     if num_classes is None and train is not None and train.classes:  # so that both sets count the same classes
         num_classes, classes = len(train.classes), train.classes
     val = None
     if recipe.val_data is not None:
         val = open_to_evaluate(recipe.val_data, "--val-data", recipe, bundle, num_classes, classes)
     elif data is not None:
-        val = open_images(data, "val", "--data", recipe, bundle, num_classes, classes)
+        val = open_images(data, "val", flag, recipe, bundle, num_classes, classes)
     if val is None and train is not None:
         train, val = hold_out(train, seed=seed)
     return train, val
+
+
+def check_places(recipe: DataRecipe) -> None:
+    """Make sure that what names images by a path is there; opens and lists nothing.
+
+    Raises:
+        DataError: something is not; every such thing at once.
+    """
+    faults: list[tuple[str, str]] = []
+    for flag, spec in (("--data", recipe.data), ("--val-data", recipe.val_data)):
+        if spec is not None and spec != BUILT_IN:
+            kind, place = kind_of(spec)
+            if not kind:
+                attempting(faults)(folder_at, place, flag)
+            elif kind in ("wds", "hfds") and not _PATTERN.search(place) and not Path(place).exists():
+                faults.append((f"{flag} {spec} does not exist.", ""))
+    if recipe.class_map is not None and not recipe.class_map.is_file():
+        faults.append((f"--class-map {recipe.class_map} does not exist.", ""))
+    raise_faults(DataError, faults)
 
 
 def open_to_evaluate(

@@ -56,6 +56,18 @@ def class_indices(
     )
 
 
+def are_own(names: Sequence[str], num_classes: int, classes: Sequence[str]) -> bool:
+    """Whether classes of images tell by themselves which of a model's classes they are: by name or by number.
+
+    Args:
+        names: as `class_indices` takes them.
+        num_classes: K of the model.
+        classes: names of its classes, in order; empty where they are not known.
+    """
+    known = {*classes, *map(str, range(num_classes))} if all(name.isdecimal() for name in names) else set(classes)
+    return bool(names) and set(names) <= known
+
+
 def _mapped(names: Sequence[str], where: str, num_classes: int | None, class_map: Path) -> Mapping[str, int]:
     if not class_map.is_file() or class_map.suffix != ".txt":
         raise DataError(f"--class-map {class_map} is not a .txt file.", hint="One class's name per line.")

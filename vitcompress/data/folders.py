@@ -27,15 +27,25 @@ def open_folder(place: str, split: str, flag: str) -> Found | None:
     Raises:
         DataError: missing, not readable, or empty.
     """
+    root = folder_at(place, flag)
+    train, val = _splits(root)
+    if split == "val" and val is None:
+        return None
+    return _images(val if split == "val" and val is not None else train, flag)
+
+
+def folder_at(place: str, flag: str) -> Path:
+    """The folder of images; its arguments are those of `open_folder`.
+
+    Raises:
+        DataError: missing, or no folder.
+    """
     root = Path(place)
     if not root.is_dir():
         beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
         what = "is not a folder" if root.exists() else f"does not exist{nearest(root.name, beside)}"
         raise DataError(f"{flag} {root} {what}.", hint=_other_kind(root))
-    train, val = _splits(root)
-    if split == "val" and val is None:
-        return None
-    return _images(val if split == "val" and val is not None else train, flag)
+    return root
 
 
 def _images(root: Path, flag: str) -> Found:

@@ -20,7 +20,7 @@ from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import empty_model, load_teacher, resolve
 from vitcompress.recipe import ModelRecipe, TeacherRecipe
 
-_FLAGS = {"MODEL ": "--teacher ", "--checkpoint": "--teacher-checkpoint", "--model-arg": "--teacher-arg"}
+_FLAGS = {"MODEL ": "--teacher ", "--model-arg": "--teacher-arg"}
 
 
 @dataclass(frozen=True)
@@ -51,24 +51,28 @@ class Teacher:
         return Candidate(self.name, self.model, self.config["input_size"])
 
 
-def find_teacher(recipe: TeacherRecipe) -> Teacher:
+def find_teacher(recipe: TeacherRecipe, *, checkpoint_flag: str = "--teacher-checkpoint") -> Teacher:
     """Find the teacher that `recipe` names; loads no weights.
+
+    Args:
+        recipe: its name, weights and arguments.
+        checkpoint_flag: the option that its weights are given by, for messages.
 
     Raises:
         VitcompressError: there is none, or its weights are not there.
     """
     assert recipe.teacher is not None  # the caller has one where nothing is named
     if recipe.teacher.endswith(".safetensors"):
-        return _from_artifact(Path(recipe.teacher), recipe)
+        return _from_artifact(Path(recipe.teacher), recipe, checkpoint_flag)
     if recipe.teacher_checkpoint is not None and not recipe.teacher_checkpoint.exists():
-        raise RecipeError(f"--teacher-checkpoint {recipe.teacher_checkpoint} does not exist.")
+        raise RecipeError(f"{checkpoint_flag} {recipe.teacher_checkpoint} does not exist.")
     named = ModelRecipe(recipe.teacher, recipe.teacher_checkpoint, recipe.teacher_arg)
-    with _flags_of_the_teacher():
+    with _flags_of_the_teacher(checkpoint_flag):
         source = resolve(named)
         model = empty_model(source)
 
     def load() -> nn.Module:
-        with _flags_of_the_teacher():
+        with _flags_of_the_teacher(checkpoint_flag):
             return load_teacher(source)
 
     classes = tuple(source.pretrained_cfg.get("label_names") or ())
@@ -76,22 +80,22 @@ def find_teacher(recipe: TeacherRecipe) -> Teacher:
 
 
 @contextmanager
-def _flags_of_the_teacher() -> Iterator[None]:
+def _flags_of_the_teacher(checkpoint_flag: str) -> Iterator[None]:
     """Let messages about a model name the flags that the teacher is given by."""
     try:
         yield
     except VitcompressError as error:
         message, hint = str(error), error.hint
-        for flag, ours in _FLAGS.items():
+        for flag, ours in {**_FLAGS, "--checkpoint": checkpoint_flag}.items():
             message, hint = message.replace(flag, ours), hint.replace(flag, ours)
         raise type(error)(message, hint=hint) from error
 
 
-def _from_artifact(path: Path, recipe: TeacherRecipe) -> Teacher:
+def _from_artifact(path: Path, recipe: TeacherRecipe, checkpoint_flag: str) -> Teacher:
     if recipe.teacher_checkpoint is not None or recipe.teacher_arg:
         raise RecipeError(
             f"--teacher {path} has its weights and sizes in it.",
-            hint="Leave out --teacher-checkpoint and --teacher-arg.",
+            hint=f"Leave out {checkpoint_flag} and --teacher-arg.",
         )
     manifest = artifact.read_manifest(path)
     model = artifact.empty_student(path, manifest)

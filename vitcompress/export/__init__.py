@@ -19,6 +19,7 @@ from vitcompress.export.parity import compare, probe_of
 from vitcompress.export.pt2 import PT2
 from vitcompress.export.subject import Exported, Subject
 from vitcompress.export.timm import TIMM
+from vitcompress.files.targets import check_apart
 
 FORMATS: Mapping[str, Format] = {"onnx": ONNX, "pt2": PT2, "executorch": EXECUTORCH, "timm": TIMM, "hf": HF}
 NUM_IMAGES = 64
@@ -54,6 +55,7 @@ def export(
     """
     reporter, out = reporter or Reporter(quiet=True), Path(out)
     how = _checked(to, out, push)
+    check_apart("--out", out, {str(path): Path(path)})
     subject = Subject.of(Path(path))
     how.check(subject)
     probe = probe_of(subject, data, num_images)

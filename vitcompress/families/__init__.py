@@ -38,10 +38,8 @@ def family_of(model: nn.Module, name: str) -> Family:
     known = ", ".join(f"{family.name} ({family.model_type.__name__})" for family in FAMILIES)
     raise ModelError(
         f"{name} is a {type(model).__name__}, which cannot be compressed.",
-        hint=f"Name a model of one of these families, like deit_small: {known}. A new family is a file that supplies "
-        "the timm class, patterns for the names of its blocks (with their stage), of the matrices, biases and position "
-        "tables they share, an attention that mixes heads, where the token convolution goes, and timm's checkpoint "
-        "translation: docs/adding-a-family.md.",
+        hint=f"Name a model of one of these families, like deit_small: {known}. A new one is one file: "
+        "docs/adding-a-family.md.",
     )
 
 

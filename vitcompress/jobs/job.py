@@ -35,9 +35,11 @@ from vitcompress.jobs.deliver import Stored, described, notes_on, versions, writ
 from vitcompress.jobs.planning import Planning
 from vitcompress.jobs.prepare import (
     bundle_of,
+    check_checkpoint,
     check_measurable,
     check_out,
     check_run,
+    files_read,
     unfit_images,
     with_images,
 )
@@ -52,7 +54,7 @@ from vitcompress.plans import Plan
 from vitcompress.pretrained.source import Source, empty_model
 from vitcompress.recipe import KINDS, Recipe
 from vitcompress.recipe.compose import to_dict
-from vitcompress.report import SCHEMA_VERSION, Baseline, Report, to_json
+from vitcompress.report import SCHEMA_VERSION, Baseline, Report, to_json, unreachable_gates
 from vitcompress.report.baselines import BASELINES, measure_baselines
 from vitcompress.storage.quantized_layers import quantising
 from vitcompress.surgery import apply_plan
@@ -209,6 +211,11 @@ class Job:
         student.to(self.accelerator.device)  # before the source's matrices are laid beside it
         teacher = load_adapted(self.teacher, self.config, self.comparison) if self.teacher else source
         how = self.recipe.store
+        if self.recipe.distill.fade and num_steps(self._lesson()) != 0:
+            reporter.say(
+                f"the blocks' own matrices fade out until {self.recipe.distill.fade:.0%} of the training: "
+                "the loss rises from near 0 until then, and falls after"
+            )
         with (
             fading(student, source, self.plan, self.recipe.distill.fade) as fade,
             quantising(student, how.kind, how.qat_fraction) as quantise,
@@ -335,13 +342,14 @@ def prepare_job(
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
     if out is not None:
-        attempt(check_out, out, {"--checkpoint": recipe.model.checkpoint})
+        attempt(check_out, out, files_read(recipe))
     attempt(check_run, recipe)
-    if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
-        faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
+    attempt(check_checkpoint, recipe.model)
     settled = settle(recipe, attempt, measures=measures)
     if measures and settled.model is not None:
         attempt(check_measurable, settled.model)
+    if settled.plan and not (measures or recipe.target.is_given):
+        faults += unreachable_gates(settled.plan.size, recipe.gates)
     source, model, config = settled.source, settled.model, settled.config
     train = val = None
     if model is not None and hasattr(model, "num_classes"):
@@ -351,6 +359,7 @@ def prepare_job(
         sets = attempt(
             open_sets, recipe.data, bundle=bundle_of(source.name), num_classes=model.num_classes,
             seed=recipe.run.seed, classes=known_classes((), source.pretrained_cfg, model.num_classes),
+            flag="--calibrate" if measures else "--data",
         )  # fmt: skip
         train, val = sets or (None, None)
         if sets is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitcompress.data import ImageSet, open_sets
+from vitcompress.data.classes import are_own
 from vitcompress.distillation.compare import Candidate, Comparison, check_kind, compare, has_classes
 from vitcompress.distillation.losses import LOSSES
 from vitcompress.distillation.teacher import Teacher, find_teacher
@@ -17,7 +18,7 @@ from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
 def images_to_learn(
     recipe: DataRecipe, parent: Manifest, known: tuple[str, ...], *, num_classes: int, seed: int
 ) -> tuple[ImageSet, ImageSet | None]:
-    """The images to learn from and to evaluate on, counted by their own classes where they have any.
+    """The images to learn from and to evaluate on, counted by the artifact's classes or, where others, by their own.
 
     Args:
         recipe: folders and the class map.
@@ -39,6 +40,10 @@ def images_to_learn(
         assert images is not None
     elif not images.streams and len(set(images.labels)) < 2:
         raise RecipeError(f"{images.name} has images of one class only.", hint="There is nothing to tell apart.")
+    elif recipe.class_map is None and are_own(images.classes, num_classes, known):
+        images, val = open_sets(recipe, bundle=bundle, num_classes=num_classes, seed=seed, classes=known)
+        assert images is not None
+        images = replace(images, classes=known)  # not the numbers that may stand for them
     return images, val
 
 

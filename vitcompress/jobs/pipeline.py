@@ -15,26 +15,37 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from vitcompress.console import Reporter
-from vitcompress.data import ImageSet, open_to_evaluate
+from vitcompress.data import ImageSet, check_places, open_to_evaluate
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import evaluation_loader, random_views
 from vitcompress.distillation.checkpoints import Checkpoints
-from vitcompress.distillation.compare import has_classes
+from vitcompress.distillation.compare import Candidate, compare, has_classes
+from vitcompress.distillation.teacher import find_teacher
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
 from vitcompress.families import family_of
 from vitcompress.files import artifact
 from vitcompress.files.digest import sha256_of
+from vitcompress.files.hub import locate
 from vitcompress.jobs.job import Job, prepare_job
-from vitcompress.jobs.prepare import bundle_of
-from vitcompress.jobs.produce import carry_out
+from vitcompress.jobs.prepare import bundle_of, check_checkpoint, check_kind_of
+from vitcompress.jobs.produce import carry_out, load_adapted
 from vitcompress.jobs.settle import settle
 from vitcompress.measuring.evaluation import Accuracy, Watch, evaluate_pair
 from vitcompress.measuring.macs import with_macs
 from vitcompress.plans import Plan, make_plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import empty_model, load_teacher, resolve
-from vitcompress.recipe import BUILT_IN, DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
-from vitcompress.report import Report, to_json
+from vitcompress.recipe import (
+    BUILT_IN,
+    DataRecipe,
+    DistillRecipe,
+    ModelRecipe,
+    PlanRecipe,
+    Recipe,
+    TeacherRecipe,
+    save_interval,
+)
+from vitcompress.report import Report, to_json, unreachable_gates
 from vitcompress.report.events import tell_plan
 
 
@@ -46,6 +57,8 @@ def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
         recipe: what to share.
         store: how the file would hold the student.
     """
+    check_kind_of(model, ModelRecipe, 'ModelRecipe("deit_tiny")')
+    check_checkpoint(model)
     empty = empty_model(resolve(model))
     found = make_plan(empty, recipe, name=model.model, store=store)
     return with_macs(found, empty, data_config(empty, model)["input_size"])
@@ -100,7 +113,7 @@ def family_name(model: ModelRecipe) -> str:
 
 
 def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
-    """Check all of a recipe that can be told without weights, images and the machine that will run it.
+    """Check all of a recipe that can be told without reading weights and images, and without what would run it.
 
     Args:
         recipe: what would be done.
@@ -115,6 +128,10 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
     settled = settle(recipe, attempt)
+    attempt(check_checkpoint, recipe.model)
+    attempt(check_places, recipe.data)
+    if settled.plan and not recipe.target.is_given:
+        faults += unreachable_gates(settled.plan.size, recipe.gates)
     if settled.config:
         attempt(random_views, settled.config, recipe.data)
     raise_faults(RecipeError, faults)
@@ -156,6 +173,7 @@ def compress(
     """
     started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
+    check_kind_of(recipe, Recipe, 'Recipe(ModelRecipe("deit_tiny"))')
     job = prepare_job(recipe, Path(out), command)
     for note in job.image_notes:
         reporter.say(note)
@@ -187,45 +205,75 @@ def evaluate(
     """Measure an artifact on images, next to its teacher where that can be had.
 
     Args:
-        path: the artifact.
+        path: the artifact, as `load` takes it.
         recipe: `data` names the images; of a folder with train/ and val/ in it, val/ is taken.
-        teacher: compare with this model instead of the artifact's source.
+        teacher: compare with this model, or file of ours, instead of the artifact's source.
         checkpoint: weights of the source; no path is ever taken from the artifact itself.
         reporter: told why there is no teacher.
         watch: told of each batch: images, logits of student and teacher, labels.
     """
     reporter = reporter or Reporter(quiet=True)
-    manifest = artifact.read_manifest(Path(path))
+    path = locate(path)
+    manifest = artifact.read_manifest(path)
     student = artifact.load(path)
-    name = str(manifest.source["name"])
     images = _images_to_evaluate(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
-    try:
-        if teacher is None and checkpoint is None and not manifest.source_sha256:
-            raise CheckpointError("the file was fine-tuned: its source has another head or another image size.")
-        if teacher is None and checkpoint is None and ":" in name:
-            raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
-        reporter.say(f"loading {teacher.model if teacher else name}")
-        reference = load_teacher(resolve(teacher or ModelRecipe(name, checkpoint, dict(manifest.source["model_args"]))))
-        if teacher is None and sha256_of(reference.state_dict()) != manifest.source_sha256:
-            raise CheckpointError("these are other weights than the artifact was made from.")
-    except VitcompressError as error:
-        if teacher is not None or checkpoint is not None or not has_classes(student):
-            raise  # features can only be compared
-        reporter.say(f"Without the teacher: {error} {error.hint}")
-        reference = None
+    reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
     device = Accelerator().device
-    accuracy = evaluate_pair(
-        student.to(device),
-        reference.to(device) if reference else None,
-        evaluation_loader(images, manifest.data_config, recipe),
-        name=images.name,
-        device=device,
-        skip_bad_images=recipe.skip_bad_images,
-        features=not has_classes(student),
-        watch=watch,
-    )
+    with reporter.counting("evaluating", brief=True) as tell:
+        accuracy = evaluate_pair(
+            student.to(device),
+            reference.to(device) if reference else None,
+            evaluation_loader(images, manifest.data_config, recipe),
+            name=images.name,
+            device=device,
+            skip_bad_images=recipe.skip_bad_images,
+            features=not has_classes(student),
+            watch=watch,
+            tell=tell,
+        )
     reporter.tell("evaluate", accuracy=to_json(accuracy))
     return accuracy
+
+
+def _reference(
+    path: Path, manifest: artifact.Manifest, student: nn.Module, teacher: ModelRecipe | None, checkpoint: Path | None,
+    reporter: Reporter,
+) -> nn.Module | None:  # fmt: skip
+    """What an artifact is compared with, taking its views; None where nothing is named and its source is not to be had.
+
+    Raises:
+        VitcompressError: what is named is not there, or cannot be compared.
+    """
+    name = str(manifest.source["name"])
+    if teacher is not None:
+        reporter.say(f"loading {teacher.model}")
+        return _named(path, manifest, teacher)
+    try:
+        if checkpoint is None and not manifest.source_sha256:
+            raise CheckpointError("the file was fine-tuned: its source has another head or another image size.")
+        if checkpoint is None and ":" in name:
+            raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
+        reporter.say(f"loading {name}")
+        reference = load_teacher(resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"]))))
+        if sha256_of(reference.state_dict()) != manifest.source_sha256:
+            raise CheckpointError("these are other weights than the artifact was made from.")
+    except VitcompressError as error:
+        if checkpoint is not None or not has_classes(student):
+            raise  # features can only be compared
+        reporter.say(f"Without the teacher: {error} {error.hint}")
+        return None
+    return reference
+
+
+def _named(path: Path, manifest: artifact.Manifest, teacher: ModelRecipe) -> nn.Module:
+    """The model that --teacher names, whatever it is to those who compress: timm's or a file of ours."""
+    asked = TeacherRecipe(teacher.model, teacher.checkpoint, teacher.model_arg)
+    found = find_teacher(asked, checkpoint_flag="--checkpoint")
+    empty = artifact.empty_student(path, manifest)
+    losses = {"logits" if has_classes(empty) else "features": 1.0}
+    own = Candidate(path.name, empty, manifest.data_config["input_size"])
+    config = dict(manifest.data_config)
+    return load_adapted(found, config, compare(own, found.candidate, DistillRecipe(loss=losses)))
 
 
 def _images_to_evaluate(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:

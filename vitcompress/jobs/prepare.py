@@ -15,9 +15,19 @@ import torch
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data import NO_LENGTH_HINT, ImageSet
 from vitcompress.distillation.losses import LOSSES
-from vitcompress.errors import RecipeError, raise_faults
+from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faults
+from vitcompress.files.targets import SUFFIX, check_apart
 from vitcompress.parallel.launch import num_processes
-from vitcompress.recipe import BUILT_IN, KINDS, STORES_IN_LOOP, DistillRecipe, PlanRecipe, Recipe, StoreRecipe
+from vitcompress.recipe import (
+    BUILT_IN,
+    KINDS,
+    STORES_IN_LOOP,
+    DistillRecipe,
+    ModelRecipe,
+    PlanRecipe,
+    Recipe,
+    StoreRecipe,
+)
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
 _FLAGS = {"matrices": "--no-matrices"}  # where it is not the name of the field
@@ -92,16 +102,50 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
     folder = out.parent
     if not folder.is_dir():
         raise RecipeError(f"--out {out}: the folder {folder} does not exist.", hint=f"mkdir -p {folder}")
+    if out.suffix != SUFFIX and not out.is_dir():
+        hint = f"--out {out.with_suffix(SUFFIX)}; vitcompress export makes other formats of it."
+        raise RecipeError(f"--out {out}: what is written is a {SUFFIX} file.", hint=hint)
     if out.is_dir():
         raise RecipeError(f"--out {out} is a folder.", hint="Name a file, like mini.safetensors.")
-    for name, path in inputs.items():
-        if path is not None and out.exists() and path.exists() and out.samefile(path):
-            raise RecipeError(f"--out {out} would overwrite {name}.", hint="Name another file.")
+    check_apart("--out", out, inputs)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise RecipeError(f"--out {out}: the folder {folder} cannot be written to: {error.strerror}.") from error
+
+
+def check_checkpoint(model: ModelRecipe) -> None:
+    """Make sure that the file with the model's weights is there.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    path = model.checkpoint
+    if path is not None and not path.exists():
+        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"--checkpoint {path} does not exist{nearest(path.name, beside)}.")
+
+
+def check_kind_of(asked: object, kind: type, example: str) -> None:
+    """Make sure that who calls from Python gives a recipe, and no name of a model.
+
+    Raises:
+        RecipeError: it is something else.
+    """
+    if not isinstance(asked, kind):
+        hint = f"For example {example}, all from vitcompress.recipe: docs/reference.md."
+        raise RecipeError(f"{asked!r} is a {type(asked).__name__}, and no {kind.__name__}.", hint=hint)
+
+
+def files_read(recipe: Recipe) -> dict[str, Path | None]:
+    """The files that hold a recipe's models, by the flags that name them."""
+    teacher = recipe.teacher
+    return {
+        "--checkpoint": recipe.model.checkpoint,
+        "--teacher": Path(teacher.teacher) if teacher.teacher else None,
+        "--teacher-checkpoint": teacher.teacher_checkpoint,
+    }
 
 
 def check_run(recipe: Recipe) -> None:

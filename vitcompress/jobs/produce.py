@@ -201,7 +201,8 @@ def measure(
         model.to(evaluator.accelerator.device).eval()
     if evaluator.images is not None:
         reporter.say(f"evaluating on {evaluator.images.name}")
-    return evaluator(student, teacher)
+    with reporter.counting("evaluating", brief=True) as tell:
+        return evaluator(student, teacher, tell)
 
 
 def carry_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -9,8 +10,9 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from vitcompress.console import Reporter
 from vitcompress.data.classes import known_classes
 from vitcompress.files import artifact
+from vitcompress.files.hub import locate
 from vitcompress.files.manifest import Manifest
-from vitcompress.jobs import pipeline
+from vitcompress.files.targets import check_apart, check_no_weights
 from vitcompress.recipe import DataRecipe
 from vitcompress.report import Examples, Result, from_json
 
@@ -19,14 +21,15 @@ def result_of(file: Path) -> Result:
     """What a file says of itself, for people.
 
     Args:
-        file: an artifact.
+        file: an artifact, or what `locate` takes for one.
 
     Raises:
         ArtifactError: it is none, or of another schema.
     """
-    manifest = artifact.read_manifest(file)
+    found = locate(file)
+    manifest = artifact.read_manifest(found)
     report = from_json(manifest.report)
-    return Result(file.name, file.stat().st_size, report, manifest.recipe, class_names(manifest))
+    return Result(file.name, found.stat().st_size, report, manifest.recipe, class_names(manifest))
 
 
 def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, reporter: Reporter) -> Examples:
@@ -38,10 +41,27 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
         checkpoint: weights of the source; None to look for them.
         reporter: told why there is no teacher.
     """
-    config = artifact.read_manifest(file).data_config
+    from vitcompress.jobs import pipeline  # compare and diff need nothing of it, and it is slow to import
+
+    config = artifact.read_manifest(locate(file)).data_config
     found = Examples(config["mean"], config["std"])
     found.accuracy = pipeline.evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=found.watch)
     return found
+
+
+def check_page(out: Path, files: Sequence[Path], checkpoint: Path | None = None) -> None:
+    """Make sure that a page would take the place of nothing that is read, and of no weights.
+
+    Args:
+        out: the page.
+        files: the artifacts that it shows, or what `locate` takes for such.
+        checkpoint: weights that are read, too.
+
+    Raises:
+        RecipeError: it would.
+    """
+    check_apart("--html", out, {**{str(file): locate(file) for file in files}, "--checkpoint": checkpoint})
+    check_no_weights("--html", out)
 
 
 def write_page(out: Path, html: str, reporter: Reporter) -> None:

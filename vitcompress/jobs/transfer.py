@@ -35,7 +35,15 @@ from vitcompress.jobs.adapt import adapt_student, adapted_source
 from vitcompress.jobs.budget import training_seconds
 from vitcompress.jobs.deliver import Stored, described, notes_on, versions, write_result
 from vitcompress.jobs.lessons import images_to_learn, new_head, settle_losses, source_as_teacher
-from vitcompress.jobs.prepare import check_cache, check_out, check_run, check_store, endless_epochs
+from vitcompress.jobs.prepare import (
+    check_cache,
+    check_kind_of,
+    check_out,
+    check_run,
+    check_store,
+    endless_epochs,
+    files_read,
+)
 from vitcompress.jobs.produce import Lesson, carry_out, load_adapted, measure, train
 from vitcompress.jobs.settle import with_losses
 from vitcompress.measuring.evaluation import Accuracy, Evaluator
@@ -46,7 +54,7 @@ from vitcompress.plans import Plan, measured_on
 from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.recipe import Recipe, save_interval
 from vitcompress.recipe.compose import to_dict
-from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json
+from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json, unreachable_gates
 from vitcompress.report.events import tell_plan
 from vitcompress.storage.quantized_layers import quantising
 from vitcompress.surgery import apply_plan
@@ -81,7 +89,14 @@ def finetune(
     """
     started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
+    check_kind_of(recipe, Recipe, 'Recipe(ModelRecipe("mini"), data=DataRecipe("images"))')
     job = _prepare(Path(path), recipe, Path(out), img_size, command)
+    if job.lesson.images and job.lesson.images.labels is not None:
+        reporter.say(
+            f"new head for {job.num_classes} classes"
+            if job.num_classes
+            else f"{job.lesson.images.name}: of its own classes, so its head is kept"
+        )
     set_seed(recipe.run.seed, device_specific=True)
     with job.accelerator.local_main_process_first():
         job, teacher = _with_teacher(job, reporter)
@@ -275,11 +290,7 @@ def _prepare(
     faults: list[tuple[str, str]] = []
     attempt = attempting(faults)
     asked = recipe.teacher
-    inputs = {
-        "--teacher": Path(asked.teacher) if asked.teacher else None,
-        "--teacher-checkpoint": asked.teacher_checkpoint,
-    }
-    attempt(check_out, out, {str(path): path, **inputs})
+    attempt(check_out, out, {str(path): path, **files_read(recipe)})
     attempt(check_run, recipe)
     attempt(_check_stages, recipe)
     parent = attempt(artifact.read_manifest, path)
@@ -313,6 +324,8 @@ def _prepare(
     assert lesson is not None  # else there was a fault
     empty = empty_model(source)
     plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, lesson.config["input_size"])
+    hint = "What the file shares stays shared; --store int8 and int4 need fewer bytes."
+    raise_faults(RecipeError, [(message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates)])
     return _Job(
         lesson, out, command, parent, _lineage(path, parent), source, plan,
         num_classes, classes, val, teacher, asked.teacher is None,

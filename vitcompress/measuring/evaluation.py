@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -86,6 +86,7 @@ def evaluate_pair(
     features: bool = False,
     together: Accelerator | None = None,
     watch: Watch | None = None,
+    tell: Callable[[float], None] | None = None,
 ) -> Accuracy:
     """Run both models over the same images.
 
@@ -100,6 +101,7 @@ def evaluate_pair(
         together: knows the processes that have a part of the batches each, and all get the whole result; None where
             this process has all.
         watch: told of each batch of this process: images, logits of student and teacher, labels.
+        tell: told the share of this process's batches that is done, 0–1; never, where nobody knows how many they are.
 
     Raises:
         DataError: an unreadable image, or none that is readable.
@@ -107,7 +109,7 @@ def evaluate_pair(
     tally: _Tally | _FeatureTally = _FeatureTally() if features else _Tally()
     fault: DataError | None = None
     with torch.inference_mode():
-        for batch in batches:
+        for batch in _told_of(batches, tell):
             try:
                 tally.skipped += check_readable(batch, skip=skip_bad_images)
             except DataError as error:
@@ -130,6 +132,15 @@ def evaluate_pair(
     return whole.result(name)
 
 
+def _told_of(batches: Iterable[Batch], tell: Callable[[float], None] | None) -> Iterator[Batch]:
+    """The same batches, each told of once it is over."""
+    total = operator.length_hint(batches, 0)
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        if tell and total:
+            tell(number / total)
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
     """Runs models over a set of images, a part of them in each process.
@@ -146,12 +157,15 @@ class Evaluator:
     recipe: DataRecipe
     accelerator: Accelerator
 
-    def __call__(self, student: nn.Module, teacher: nn.Module | None) -> Accuracy | None:
+    def __call__(
+        self, student: nn.Module, teacher: nn.Module | None, tell: Callable[[float], None] | None = None
+    ) -> Accuracy | None:
         """Evaluate a student; None where there are no images.
 
         Args:
             student: in eval mode, on the accelerator's device.
             teacher: the same; None where there is none.
+            tell: told the share that is done, 0–1.
         """
         if self.images is None:
             return None
@@ -159,6 +173,7 @@ class Evaluator:
         return evaluate_pair(
             student, teacher, batches, name=self.images.name, device=self.accelerator.device,
             skip_bad_images=self.recipe.skip_bad_images, features=not has_classes(student), together=self.accelerator,
+            tell=tell,
         )  # fmt: skip
 
 

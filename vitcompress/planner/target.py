@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitcompress.errors import PlanError
+from vitcompress.families import family_of
 from vitcompress.planner.search import Candidate, Measured, build, candidates, evened, measure, smallest, started
 from vitcompress.planner.sensitivity import divergence
 from vitcompress.plans import Group, Plan, measured_on, plan_of
 from vitcompress.recipe import TargetRecipe
-from vitcompress.storage.quantize import STORES
+from vitcompress.storage.quantize import STORES, num_bytes
 from vitcompress.storage.stored import round_to, stored_tensors
 
 FEWEST_IMAGES = 32
@@ -113,6 +114,8 @@ def reach(target: TargetRecipe, search: Search) -> Found:
     Raises:
         PlanError: it is out of reach, with what is not.
     """
+    if target.target_size is not None:
+        _check_rest(search, target.target_size)
     measured = search.measure(target.kinds)
     if target.target_drop is not None:
         return _within_drop(measured, search, target.target_drop)
@@ -182,6 +185,25 @@ def _within_bytes(measured: Measured, search: Search, limit: int) -> Found:
     _, budget, store = min(options)
     tried = _best(measured, search, budget, lambda plan: _file_bytes(plan, search, store) <= limit)
     return _found(tried, search, store, measured)
+
+
+def _check_rest(search: Search, limit: int) -> None:
+    """Make sure, before anything is measured, that what lies outside the blocks is not too large by itself.
+
+    Raises:
+        PlanError: it is, in the store that takes the fewest bytes.
+    """
+    blocks = tuple(f"{block}." for block in family_of(search.empty, search.name).block_names(search.empty))
+    stores = [search.store] if search.store else _COMPARED_STORES
+    rest = min(
+        num_bytes({name: t for name, t in stored_tensors(search.empty, store).items() if not name.startswith(blocks)})
+        for store in stores
+    )
+    if rest > limit:
+        raise PlanError(
+            f"--target-size {limit:,} bytes is out of reach of {search.name}: {rest:,} are not in its blocks.",
+            hint=f"More than --target-size {math.ceil(rest / 1000)}kB, or a smaller model.",
+        )
 
 
 def _budget(measured: Measured, search: Search, store: str, limit: int) -> tuple[int, float]:

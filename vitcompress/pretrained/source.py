@@ -278,20 +278,35 @@ def _fill_from_checkpoint(model: nn.Module, path: Path) -> None:
         if not converted or _mismatches(model, converted):
             raise CheckpointError(
                 f"--checkpoint {path} does not fit the model:\n" + "\n".join(f"  {fault}" for fault in faults),
-                hint="Give the model the weights were made for, or its sizes with --model-arg key=value.",
+                hint=f"{_widths(model, weights)}Give the model the weights were made for, or its sizes with "
+                "--model-arg key=value.",
             )
         weights = converted
     model.load_state_dict(weights)
 
 
 def _mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Every name and shape by which `weights` differs from what `model` holds."""
+    """The names and shapes by which `weights` differs from what `model` holds: of each kind the first and the last."""
     expected = model.state_dict()
-    faults = [f"missing: {name} {tuple(t.shape)}" for name, t in expected.items() if name not in weights]
-    faults += [f"unexpected: {name} {tuple(t.shape)}" for name, t in weights.items() if name not in expected]
-    faults += [
+    missing = [f"missing: {name} {tuple(t.shape)}" for name, t in expected.items() if name not in weights]
+    unexpected = [f"unexpected: {name} {tuple(t.shape)}" for name, t in weights.items() if name not in expected]
+    shapes = [
         f"shape: {name} is {tuple(t.shape)}, the model has {tuple(expected[name].shape)}"
         for name, t in weights.items()
         if name in expected and t.shape != expected[name].shape
     ]
-    return faults
+    return [line for kind in (missing, unexpected, shapes) for line in _ends(kind)]
+
+
+def _ends(faults: list[str]) -> list[str]:
+    """The first and the last, and a count of what is between."""
+    more = len(faults) - 2
+    return faults if more <= 0 else [f"{faults[0]} … ({more} more)", faults[-1]]
+
+
+def _widths(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """How wide the weights and the model are, by the first norm that both have; empty where that is the same."""
+    for name, t in model.state_dict().items():
+        if name.endswith(("norm1.weight", "norm.weight")) and name in weights and t.shape != weights[name].shape:
+            return f"The weights are {weights[name].numel()} wide, the model {t.numel()}. "
+    return ""

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BeforeValidator, ConfigDict
 
+_LEAST_BYTES = 1000
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -43,7 +44,10 @@ def _bytes(value: Any) -> Any:
     if found is None:
         raise ValueError(f"{value!r} is not a size like 40MB or 38MiB")
     power = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}[found[2]]
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if 0 < size < _LEAST_BYTES:
+        raise ValueError(f"{value.strip()} is {size} bytes, less than any model (did you mean {found[1]}MB?)")
+    return size
 
 
 def _text(value: Any) -> Any:

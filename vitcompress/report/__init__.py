@@ -9,7 +9,7 @@ from vitcompress.report.differences import (
     print_differences,
 )
 from vitcompress.report.examples import Example, Examples
-from vitcompress.report.gates import missed_gates
+from vitcompress.report.gates import missed_gates, unreachable_gates
 from vitcompress.report.model import SCHEMA_VERSION, Baseline, Parent, Report, from_json, to_json
 from vitcompress.report.page import Result, to_html
 from vitcompress.report.render import print_accuracy, print_options, print_plan, print_report, to_markdown, to_svg
@@ -38,4 +38,5 @@ __all__ = [
     "to_json",
     "to_markdown",
     "to_svg",
+    "unreachable_gates",
 ]

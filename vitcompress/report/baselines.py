@@ -36,7 +36,8 @@ def measure_baselines(
         del stored
         # labels say how good it is; where there are none, the teacher as it is must run again to compare with
         reference = None if accuracy.teacher_top1 is not None else teacher
-        measured = evaluator(rounded, reference)
+        with reporter.counting(f"teacher in {store}", brief=True) as tell:
+            measured = evaluator(rounded, reference, tell)
         assert measured is not None  # there are images
         found.append(_baseline(f"teacher {store}", rounded, size, measured, accuracy))
     return tuple(found)

@@ -89,6 +89,7 @@ def _leaves(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def print_differences(found: Sequence[Difference], names: tuple[str, str], console: Console) -> None:
     """Print what two files do not have in common: a table for each part."""
+    found = _gathered(found)
     for part in dict.fromkeys(row.part for row in found):
         table = Table(part, *(escape(name) for name in names), "change")
         for row in found:
@@ -98,6 +99,25 @@ def print_differences(found: Sequence[Difference], names: tuple[str, str], conso
         console.print(table)
     if not found:
         console.print("The two are alike: plan, recipe, numbers and versions.")
+
+
+def _gathered(found: Sequence[Difference]) -> list[Difference]:
+    """The same in fewer rows: groups that changed alike in one, and baselines that one file has not in another."""
+    rows: list[Difference] = []
+    baselines = [row for row in found if row.name.partition(".")[0] == "baselines"]
+    lacking = [not any(row[side] for row in baselines) for side in (2, 3)]
+    for row in found:
+        last = rows[-1] if rows else None
+        if row in baselines and any(lacking):
+            if row is baselines[0]:
+                said = ["not measured" if lacks else "measured" for lacks in lacking]
+                rows.append(Difference(row.part, "baselines", *said))
+        elif last and row.name.startswith("group of ") and last[2:] == row[2:] and last.name.startswith("group"):
+            names = last.name.partition(" of ")[2]
+            rows[-1] = last._replace(name=f"groups of {names}, {row.name.removeprefix('group of ')}")
+        else:
+            rows.append(row)
+    return rows
 
 
 def shown(value: Any) -> str:

@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+from vitcompress.plans import Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report.model import Report
+
+
+def unreachable_gates(size: Size, gates: GateRecipe) -> list[tuple[str, str]]:
+    """The gates that a plan misses whatever is trained, as `(message, hint)` pairs.
+
+    Args:
+        size: what the plan makes of the model.
+        gates: what the result must reach.
+    """
+    found = []
+    if gates.min_ratio is not None and size.params_ratio < gates.min_ratio:
+        found.append(
+            (
+                f"--min-ratio {gates.min_ratio:g}: this plan gives {size.params_ratio:.2f}.",
+                "Share more, or give --target-ratio.",
+            )
+        )
+    if gates.max_size is not None and size.student_bytes > gates.max_size:
+        message = f"--max-size {gates.max_size:,} bytes: this plan's tensors alone have {size.student_bytes:,}."
+        found.append((message, "Give --store int8 or int4, or --target-size."))
+    return found
 
 
 def missed_gates(report: Report, gates: GateRecipe, *, file_bytes: int) -> list[str]:

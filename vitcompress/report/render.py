@@ -158,10 +158,13 @@ def _pace(ratio: float) -> str:
 
 def size_rows(size: Size) -> list[Row]:
     """Parameters, bytes and multiply-accumulates."""
+    fewer = _times(size.params_ratio, "fewer", "more")
+    smaller = _times(size.bytes_ratio, "smaller", "larger")
+    macs = "" if size.macs_ratio is None else _times(size.macs_ratio, "fewer", "more")
     return [
-        ("parameters", f"{size.teacher_params:,}", f"{size.student_params:,}", f"{size.params_ratio:.2f}× fewer"),
-        ("tensors", megabytes(size.teacher_bytes), megabytes(size.student_bytes), f"{size.bytes_ratio:.2f}× smaller"),
-        ("MACs per image", _macs(size.teacher_macs), _macs(size.student_macs), _macs_change(size.macs_ratio)),
+        ("parameters", f"{size.teacher_params:,}", f"{size.student_params:,}", fewer),
+        ("tensors", megabytes(size.teacher_bytes), megabytes(size.student_bytes), smaller),
+        ("MACs per image", _macs(size.teacher_macs), _macs(size.student_macs), macs),
     ]
 
 
@@ -173,11 +176,9 @@ def _macs(count: int | None) -> str:
     return f"{count / factor:.2f} {unit}"
 
 
-def _macs_change(ratio: float | None) -> str:
-    """`1.25× fewer`; more of them, as transformations need some, by the factor that is above one."""
-    if ratio is None:
-        return ""
-    return f"{ratio:.2f}× fewer" if ratio >= 1 else f"{1 / ratio:.2f}× more"
+def _times(ratio: float, less: str, more: str) -> str:
+    """`1.25× fewer`; where there is more, as transformations need some, by the factor that is above one."""
+    return f"{ratio:.2f}× {less}" if ratio >= 1 else f"{1 / ratio:.2f}× {more}"
 
 
 def _accuracy_rows(accuracy: Accuracy) -> list[Row]:
