@@ -208,10 +208,10 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def begin(*words: object) -> subprocess.Popen[str]:
+def begin(*words: object, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "vitcompress", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
     )  # fmt: skip
 
 
@@ -235,6 +235,15 @@ def test_a_real_process_goes_on_after_a_real_signal(
     assert vitcompress(*asked, "--out", cut, "--resume").code == 0
     assert vitcompress(*asked, "--out", whole).code == 0
     assert same_tensors(whole, cut)
+
+
+def test_sigterm_to_workers_too_keeps_the_state(words: list[object], tmp_path: Path) -> None:
+    asked = [*words[: words.index("--steps")], "--max-minutes", 5, "--save-every", 2, "--num-workers", 1]
+    process = begin(*asked, "--out", tmp_path / "cut.safetensors", start_new_session=True)
+    wait_for(tmp_path / "cut.checkpoints" / "step-00000002", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Terminated. Its state is in" in errors) == (143, True), errors
 
 
 def test_sigterm_where_nothing_trains_ends_at_once(words: list[object], tmp_path: Path) -> None:
