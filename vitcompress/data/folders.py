@@ -39,7 +39,7 @@ def open_folder(place: str, split: str, flag: str) -> Found | None:
 
 
 def _images(root: Path, flag: str) -> Found:
-    paths = tuple(sorted(path for path in _walk(root) if path.suffix.lower() in EXTENSIONS))
+    paths = tuple(sorted(_walk(root), key=_by_folders))
     if not paths:
         kinds = {path.suffix for path in root.iterdir()}
         raise DataError(
@@ -48,16 +48,18 @@ def _images(root: Path, flag: str) -> Found:
             or (f"{flag} hfds:{root} reads tables." if kinds & {".parquet", ".arrow"} else "")
             or f"Looked for {', '.join(sorted(EXTENSIONS))}.",
         )  # fmt: skip
-    folders = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
+    start = len(_inside(root))
+    folders = {_first_folder(path, start) for path in paths}
     if "" in folders:
-        if len(set(folders)) > 1:
+        if len(folders) > 1:
             raise DataError(
                 f"{flag} {root} holds both images and folders of images.", hint="Class folders, or a flat folder."
             )
         return Found(str(root), FileReader(paths))
-    classes = sorted(set(folders))
+    classes = sorted(folders)
     position = {name: number for number, name in enumerate(classes)}
-    return Found(str(root), FileReader(paths), tuple(position[folder] for folder in folders), tuple(classes))
+    targets = tuple(position[_first_folder(path, start)] for path in paths)
+    return Found(str(root), FileReader(paths), targets, tuple(classes))
 
 
 def _other_kind(root: Path) -> str:
@@ -73,8 +75,8 @@ def _splits(root: Path) -> tuple[Path, Path | None]:
     return (train, val) if train and val else (root, None)
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Every file below `root`, through links too, each folder once."""
+def _walk(root: Path) -> Iterator[str]:
+    """Every image below `root`, through links too, each folder once; as text, for there may be millions."""
     seen = set()
     for folder, below, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -82,4 +84,24 @@ def _walk(root: Path) -> Iterator[Path]:
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        yield from (Path(folder) / file for file in files)
+        inside = _inside(Path(folder))
+        for file in files:
+            dot = file.rfind(".")
+            if dot > 0 and file[dot:].lower() in EXTENSIONS:
+                yield inside + file
+
+
+def _inside(folder: Path) -> str:
+    """What paths of files in a folder begin with."""
+    return str(folder / "x")[:-1]
+
+
+def _first_folder(path: str, start: int) -> str:
+    """The first folder of a path from `start` on; "" where there is none."""
+    end = path.find(os.sep, start)
+    return path[start:end] if end >= 0 else ""
+
+
+def _by_folders(path: str) -> str:
+    """A key to sort by: folder by folder, as paths are compared."""
+    return path.replace(os.sep, "\0")
