@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import random
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from vitcompress.console import local_processes
 from vitcompress.data import ImageSet, StreamReader
 from vitcompress.data import Sample as ShardSample
 from vitcompress.errors import DataError, RecipeError
+from vitcompress.parallel.processes import outlive_signals
 from vitcompress.recipe import DataRecipe
 
 T = TypeVar("T")
@@ -327,14 +327,8 @@ def _loading(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
     return {
         "num_workers": number, "persistent_workers": False, "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator(),  # or each pass would take one of the student's random numbers
-        "worker_init_fn": _heed_no_signal,
+        "worker_init_fn": outlive_signals,
     }  # fmt: skip
-
-
-def _heed_no_signal(worker: int) -> None:
-    """Let a worker live till its loader ends it: a signal to all of the group shall not cost the step under way."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def spare_cores() -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -88,3 +92,16 @@ def tracking(accelerator: Accelerator, recipe: Recipe, out: Path) -> Iterator[No
 def part(accelerator: Accelerator) -> None:
     """Part from the other processes: the run is over."""
     accelerator.end_training()
+def outlive_signals(worker: int) -> None:
+    """Let a data worker live till its loader ends it: a signal to all of the group shall not cost the step begun."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _hush
+
+
+def _hush(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say nothing of a main process that ended in the middle of a message: multiprocessing would show where."""
+    if not issubclass(kind, (EOFError, OSError)):
+        sys.__excepthook__(kind, error, trace)
+
+
