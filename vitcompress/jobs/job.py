@@ -185,7 +185,12 @@ class Job:
         recipe = self.recipe.distill
         if recipe.lr is not None or recipe.steps == 0 or not has_classes(source):
             return self
-        images = torch.cat(list(self._calibration(source)))[:JUDGED_IMAGES]
+        batches: list[Tensor] = []
+        for batch in self._calibration(source):
+            batches.append(batch)
+            if sum(map(len, batches)) >= JUDGED_IMAGES:
+                break  # all would be decoded a second time
+        images = torch.cat(batches)[:JUDGED_IMAGES]
         far, chance = divergence_and_chance(student.eval(), source, images)
         width = int(source.num_features)  # type: ignore[arg-type]
         lr = from_main(lr_for_start(far, chance, self.recipe.data.batch_size, width), self.accelerator)
