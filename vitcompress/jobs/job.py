@@ -236,7 +236,7 @@ class Job:
     @property
     def evaluator(self) -> Evaluator:
         """What models are evaluated with."""
-        return Evaluator(self.val, self.config, self.recipe.data, self.accelerator)
+        return Evaluator(self.val, self.config, self.recipe.data, self.accelerator, self.recipe.distill.accumulate)
 
     def _lesson(self) -> Lesson:
         name = self.teacher.name if self.teacher else self.source.name

@@ -154,7 +154,8 @@ class _Job:
     @property
     def evaluator(self) -> Evaluator:
         """What models are evaluated with."""
-        return Evaluator(self.val, self.lesson.config, self.lesson.recipe.data, self.accelerator)
+        recipe = self.lesson.recipe
+        return Evaluator(self.val, self.lesson.config, recipe.data, self.accelerator, recipe.distill.accumulate)
 
     def measure(self, student: nn.Module, teacher: nn.Module | None, reporter: Reporter) -> Accuracy | None:
         """Evaluate the student, next to its teacher where it has one; nothing where there is nothing to measure."""
