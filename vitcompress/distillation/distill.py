@@ -96,7 +96,7 @@ def distill(
     """
     student.to(accelerator.device)
     teacher = teacher.to(accelerator.device).eval() if teacher else None
-    average = running_mean(student, recipe.ema).to(accelerator.device) if recipe.ema else None
+    average = running_mean(student, recipe.ema) if recipe.ema else None
     run = Run(recipe, student, num_steps, seconds, kept=average.module if average else student)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -160,7 +160,8 @@ def _backward(
     """Add up the gradients of a step's parts, in place; returns the means of its losses in this process."""
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(parts):
-        views, targets = mixing(batch.images.to(accelerator.device), batch.labels.to(accelerator.device), step)
+        images, labels = (each.to(accelerator.device, non_blocking=True) for each in (batch.images, batch.labels))
+        views, targets = mixing(images, labels, step)
         with accelerator.no_sync(model) if number + 1 < len(parts) else nullcontext():
             with accelerator.autocast():
                 found = compute(model, views, targets, step, number)
@@ -207,7 +208,7 @@ def _training_reached(
     left_out: list[nn.Parameter] = []
     if accelerator.num_processes > 1:
         images = torch.zeros(2, *input_size, device=accelerator.device)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
             classes = getattr(student, "num_classes", 0) or 1
             targets = torch.full((2, classes), 1 / classes, device=accelerator.device)
             total = torch.stack(list(compute(student, images, targets, _NO_STEP, 0).values())).sum()

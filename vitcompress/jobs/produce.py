@@ -127,6 +127,7 @@ def train(
             cache=cache,
             compiled=recipe.run.compile,
         )
+    accelerator.free_memory()  # what optimizers hold is three times the student
     return lesson.named(log)
 
 

@@ -116,7 +116,7 @@ def evaluate_pair(
                 break
             if len(batch.labels) == 0:
                 continue
-            images = batch.images.to(device)
+            images = batch.images.to(device, non_blocking=True)
             outputs = student(images).float().cpu(), teacher(images).float().cpu() if teacher else None
             tally.add(*outputs, batch.labels)
             if watch is not None:
