@@ -46,7 +46,7 @@ from vitcompress.jobs.settle import compared, settle, with_losses
 from vitcompress.measuring.evaluation import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion, Evaluator
 from vitcompress.measuring.latency import Speed, measure_speed
 from vitcompress.measuring.macs import with_macs
-from vitcompress.parallel.processes import from_main, join
+from vitcompress.parallel.processes import alone, from_main, join
 from vitcompress.planner.sensitivity import divergence_and_chance
 from vitcompress.plans import Plan
 from vitcompress.pretrained.source import Source, empty_model
@@ -363,7 +363,7 @@ def prepare_job(
         if config and train is not None:
             attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
     raise_faults(RecipeError, faults)
-    accelerator = join(recipe.run, (out or Path()).parent) if joins else Accelerator(cpu=True)
+    accelerator = join(recipe.run, (out or Path()).parent) if joins else alone()
     assert settled.comparison is not None  # else there was a fault
     return Job(
         recipe if recipe.target.is_given else with_losses(recipe, settled.comparison.losses),

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -30,10 +29,11 @@ from vitcompress.jobs.produce import carry_out
 from vitcompress.jobs.settle import settle
 from vitcompress.measuring.evaluation import Accuracy, Watch, evaluate_pair
 from vitcompress.measuring.macs import with_macs
+from vitcompress.parallel.processes import join
 from vitcompress.plans import Plan, make_plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import empty_model, load_teacher, resolve
-from vitcompress.recipe import BUILT_IN, DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
+from vitcompress.recipe import BUILT_IN, DataRecipe, ModelRecipe, PlanRecipe, Recipe, RunRecipe, save_interval
 from vitcompress.report import Report, to_json
 from vitcompress.report.events import tell_plan
 
@@ -213,7 +213,7 @@ def evaluate(
             raise  # features can only be compared
         reporter.say(f"Without the teacher: {error} {error.hint}")
         reference = None
-    device = Accelerator().device
+    device = join(RunRecipe()).device
     accuracy = evaluate_pair(
         student.to(device),
         reference.to(device) if reference else None,

@@ -41,7 +41,7 @@ from vitcompress.jobs.settle import with_losses
 from vitcompress.measuring.evaluation import Accuracy, Evaluator
 from vitcompress.measuring.latency import measure_speed
 from vitcompress.measuring.macs import with_macs
-from vitcompress.parallel.processes import from_main, join
+from vitcompress.parallel.processes import alone, from_main, join
 from vitcompress.plans import Plan, measured_on
 from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.recipe import Recipe, save_interval
@@ -317,7 +317,7 @@ def _prepare(
     return _Job(
         lesson, out, command, parent, _lineage(path, parent), source, plan,
         num_classes, classes, val, teacher, asked.teacher is None,
-        join(recipe.run, out.parent) if joins else Accelerator(cpu=True),
+        join(recipe.run, out.parent) if joins else alone(),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor
 
@@ -37,8 +38,8 @@ def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
     Raises:
         RecipeError: accelerate is set up for something that would untie shared parameters.
     """
-    accelerator = Accelerator(
-        cpu=run.device == "cpu",
+    accelerator = _accelerator(
+        cpu=run.device == "cpu" or not torch.cuda.is_available(),  # accelerate would take what knows no float64 (MPS)
         mixed_precision="bf16" if run.precision == "bf16" else "no",
         log_with=run.log_with,
         project_dir=logs if run.log_with else None,
@@ -53,6 +54,17 @@ def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
     return accelerator
+
+
+def alone() -> Accelerator:
+    """No other process, and no GPU: for what is only checked."""
+    return _accelerator(cpu=True)
+
+
+def _accelerator(**how: Any) -> Accelerator:
+    if "WORLD_SIZE" not in os.environ:  # an earlier call in this process may have had another device or precision
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(**how)
 
 
 def mean_of(values: Tensor, accelerator: Accelerator) -> Tensor:
