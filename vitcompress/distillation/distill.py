@@ -30,7 +30,7 @@ from vitcompress.distillation.training import (
 )
 from vitcompress.distillation.trainlog import Agreed, Run, TrainLog
 from vitcompress.errors import DataError
-from vitcompress.interrupts import TerminationError, deferring
+from vitcompress.interrupts import deferring, ending
 from vitcompress.parallel.processes import gathered, mean_of
 from vitcompress.recipe import DistillRecipe
 
@@ -90,6 +90,7 @@ def distill(
         DivergedError: a loss or gradient that is not finite.
         DataError: an unreadable image, or none that is readable.
         TerminationError: SIGTERM came; the state is kept.
+        KeyboardInterrupt: Ctrl-C; the state is kept, unless it came twice.
 
     Source: weight distillation in MiniViT, arXiv:2204.07154, Sec. 3.3; the logits are soft targets of Hinton et al.
         2015, arXiv:1503.02531.
@@ -101,7 +102,7 @@ def distill(
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="Grad strides do not match")  # of DDP, on depthwise convolutions
-        terminated = stack.enter_context(deferring())
+        terminated = stack.enter_context(deferring(ctrl_c=checkpoints is not None))
         stack.enter_context(training_student(student, blocks, recipe))
         compute = stack.enter_context(weighted_losses(student, teacher, comparison, recipe, seed, cache))
         stack.enter_context(_training_reached(student, compute, input_size, accelerator))
@@ -142,8 +143,8 @@ def distill(
             if checkpoints and (agreed.due or agreed.stop):
                 checkpoints.save(accelerator, run, average)
             if agreed.stop:
-                raise TerminationError(checkpoints.kept() if checkpoints else "")
-        if checkpoints and run.steps > checkpoints.saved_step > 0:  # a long run: what follows may be cut short too
+                raise ending()
+        if checkpoints and checkpoints.worth_it(run, accelerator):  # what follows may be cut short too
             checkpoints.save(accelerator, run, average)
     if average:
         copy_parameters(average.module, student)

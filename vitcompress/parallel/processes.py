@@ -101,9 +101,6 @@ def tracking(accelerator: Accelerator, recipe: Recipe, out: Path) -> Iterator[No
             tracker.finish()
 
 
-def part(accelerator: Accelerator) -> None:
-    """Part from the other processes: the run is over."""
-    accelerator.end_training()
 def outlive_signals(worker: int) -> None:
     """Let a data worker live till its loader ends it: a signal to all of the group shall not cost the step begun."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -117,3 +114,6 @@ def _hush(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
 
 
+def part(accelerator: Accelerator) -> None:
+    """Part from the other processes: the run is over."""
+    accelerator.end_training()
