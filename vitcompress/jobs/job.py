@@ -38,6 +38,7 @@ from vitcompress.jobs.prepare import (
     check_measurable,
     check_out,
     check_run,
+    check_states,
     unfit_images,
     with_images,
 )
@@ -341,7 +342,8 @@ def prepare_job(
     attempt = attempting(faults)
     if out is not None:
         attempt(check_out, out, {"--checkpoint": recipe.model.checkpoint})
-    attempt(check_run, recipe)
+        attempt(check_states, out, recipe.run)
+    attempt(check_run, recipe, trains=not measures, starts=not joins)
     if recipe.model.checkpoint is not None and not recipe.model.checkpoint.exists():
         faults.append((f"--checkpoint {recipe.model.checkpoint} does not exist.", ""))
     settled = settle(recipe, attempt, measures=measures)

@@ -35,7 +35,7 @@ from vitcompress.jobs.adapt import adapt_student, adapted_source
 from vitcompress.jobs.budget import training_seconds
 from vitcompress.jobs.deliver import Stored, described, notes_on, versions, write_result
 from vitcompress.jobs.lessons import images_to_learn, new_head, settle_losses, source_as_teacher
-from vitcompress.jobs.prepare import check_cache, check_out, check_run, check_store, endless_epochs
+from vitcompress.jobs.prepare import check_cache, check_out, check_run, check_states, check_store, endless_epochs
 from vitcompress.jobs.produce import Lesson, carry_out, load_adapted, measure, train
 from vitcompress.jobs.settle import with_losses
 from vitcompress.measuring.evaluation import Accuracy, Evaluator
@@ -281,7 +281,8 @@ def _prepare(
         "--teacher-checkpoint": asked.teacher_checkpoint,
     }
     attempt(check_out, out, {str(path): path, **inputs})
-    attempt(check_run, recipe)
+    attempt(check_states, out, recipe.run)
+    attempt(check_run, recipe, starts=not joins)
     attempt(_check_stages, recipe)
     parent = attempt(artifact.read_manifest, path)
     teacher = attempt(find_teacher, asked) if asked.teacher else None
