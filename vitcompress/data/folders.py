@@ -39,7 +39,7 @@ def open_folder(place: str, split: str, flag: str) -> Found | None:
 
 
 def _images(root: Path, flag: str) -> Found:
-    paths = tuple(sorted(_walk(root), key=_by_folders))
+    paths = tuple(_walk(root, set()))
     if not paths:
         kinds = {path.suffix for path in root.iterdir()}
         raise DataError(
@@ -75,20 +75,32 @@ def _splits(root: Path) -> tuple[Path, Path | None]:
     return (train, val) if train and val else (root, None)
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Every image below `root`, through links too, each folder once; as text, for there may be millions."""
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Every image below a folder, in the order of their paths, through links too, each folder once.
+
+    As text, name by name: there may be millions.
+
+    Args:
+        folder: where to look.
+        seen: device and inode of the folders that were gone through; added to.
+    """
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    inside = _inside(folder)
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir()) for entry in entries)
+    except OSError:  # not ours to read
+        return
+    for name, is_folder in found:
+        if is_folder:
+            yield from _walk(folder / name, seen)
             continue
-        seen.add((status.st_dev, status.st_ino))
-        inside = _inside(Path(folder))
-        for file in files:
-            dot = file.rfind(".")
-            if dot > 0 and file[dot:].lower() in EXTENSIONS:
-                yield inside + file
+        dot = name.rfind(".")
+        if dot > 0 and name[dot:].lower() in EXTENSIONS:
+            yield inside + name
 
 
 def _inside(folder: Path) -> str:
@@ -100,8 +112,3 @@ def _first_folder(path: str, start: int) -> str:
     """The first folder of a path from `start` on; "" where there is none."""
     end = path.find(os.sep, start)
     return path[start:end] if end >= 0 else ""
-
-
-def _by_folders(path: str) -> str:
-    """A key to sort by: folder by folder, as paths are compared."""
-    return path.replace(os.sep, "\0")
