@@ -250,6 +250,21 @@ def test_without_cuda_it_runs_on_the_cpu(device: Any, monkeypatch: pytest.Monkey
     assert processes.join(RunRecipe(device=device)).device.type == "cpu"
 
 
+def test_a_data_worker_outlives_signals_for_a_while_only() -> None:
+    code = (
+        "import sys, time; from vitcompress.parallel import processes; processes._WORKERS_SECONDS = 1.0;"
+        "processes.outlive_signals(0); print('ready', flush=True); time.sleep(100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            worker.send_signal(number)
+        time.sleep(0.2)
+        assert worker.poll() is None
+        assert worker.wait(timeout=60) == 0
+
+
 # --- how images are dealt out
 
 

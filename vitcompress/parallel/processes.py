@@ -6,10 +6,11 @@ import datetime
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from vitcompress.recipe.compose import to_dict
 T = TypeVar("T")
 
 _UNTIE = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron"}
+_WORKERS_SECONDS = 30.0  # more than a step takes, and as long as torch's launcher waits
 _PATIENCE_HOURS = 24  # one process alone searches for a plan, and writes; a process that dies ends the others anyway
 
 
@@ -103,9 +105,16 @@ def tracking(accelerator: Accelerator, recipe: Recipe, out: Path) -> Iterator[No
 
 def outlive_signals(worker: int) -> None:
     """Let a data worker live till its loader ends it: a signal to all of the group shall not cost the step begun."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
     sys.excepthook = _hush
+
+
+def _end_later(number: int, frame: FrameType | None) -> None:
+    """End this process if its loader has not done so after a while: it may wait for a shard that never comes."""
+    timer = threading.Timer(_WORKERS_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def _hush(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
