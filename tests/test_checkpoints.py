@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Vitcompress
+from vitcompress import interrupts
 from vitcompress.distillation import checkpoints, trainlog
 from vitcompress.recipe import Interval, save_interval
 
@@ -208,10 +209,10 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def begin(*words: object) -> subprocess.Popen[str]:
+def begin(*words: object, **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "vitcompress", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
     )  # fmt: skip
 
 
@@ -235,6 +236,74 @@ def test_a_real_process_goes_on_after_a_real_signal(
     assert vitcompress(*asked, "--out", cut, "--resume").code == 0
     assert vitcompress(*asked, "--out", whole).code == 0
     assert same_tensors(whole, cut)
+
+
+def test_sigterm_to_workers_too_keeps_the_state(words: list[object], tmp_path: Path) -> None:
+    asked = [*words[: words.index("--steps")], "--max-minutes", 5, "--save-every", 2, "--num-workers", 1]
+    process = begin(*asked, "--out", tmp_path / "cut.safetensors", start_new_session=True)
+    wait_for(tmp_path / "cut.checkpoints" / "step-00000002", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Terminated. Its state is in" in errors) == (143, True), errors
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(0.0, True), (1e9, False)])
+def test_what_follows_a_long_training_may_be_terminated(
+    seconds: float,
+    kept: bool,
+    words: list[object],
+    tmp_path: Path,
+    vitcompress: Vitcompress,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = [*words[: words.index("--save-every")], "--num-workers", 0, "--out", tmp_path / "cut.safetensors"]
+    monkeypatch.setattr(checkpoints, "WORTH_KEEPING_SECONDS", seconds)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitcompress.jobs.job.measure", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+        ended = vitcompress(*asked)
+    assert (ended.code, "Its state is in" in ended.err) == (143, kept)
+    assert [path.name for path in tmp_path.glob("*.checkpoints/step-*")] == [f"step-{STEPS:08}"] * kept
+    assert vitcompress(*asked, "--resume").code == 0
+
+
+def test_a_signal_at_the_very_end_of_a_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train() -> None:
+        with interrupts.deferring(ctrl_c=True) as asked:
+            interrupts._end(signal.SIGINT, None)
+            assert asked()
+            with pytest.raises(KeyboardInterrupt):  # who asks twice does not want to wait
+                interrupts._end(signal.SIGINT, None)
+
+    monkeypatch.setattr(interrupts, "_asked", [])
+    with pytest.raises(KeyboardInterrupt):
+        train()
+
+
+@pytest.mark.parametrize("file", ["notes.txt", "run.json", "step-7", "step-00000002"])
+def test_files_of_others_are_never_removed(
+    file: str, words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*words, "--num-workers", 0, "--out", tmp_path / "cut.safetensors"]
+    theirs = tmp_path / "cut.checkpoints" / file
+    theirs.parent.mkdir()
+    theirs.write_text("{}")
+    if file != "step-00000002":  # an interrupted run may have left that
+        ended = vitcompress(*asked)
+        assert (ended.code, "cut.checkpoints" in ended.err) == (2, True)
+        assert [path.name for path in tmp_path.iterdir()] == ["cut.checkpoints"]
+        theirs.unlink()
+    cut_short(monkeypatch, vitcompress, asked[:-2], tmp_path / "cut.safetensors", 5)
+    (theirs.parent / "notes.txt").write_text("ours")
+    assert vitcompress(*asked, "--resume").code == 0
+    assert [path.name for path in theirs.parent.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_where_the_folder_would_be_is_refused(
+    words: list[object], tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    (tmp_path / "cut.checkpoints").write_text("notes")
+    ended = vitcompress(*words, "--out", tmp_path / "cut.safetensors")
+    assert (ended.code, "--save-every none" in ended.err) == (2, True)
 
 
 def test_sigterm_where_nothing_trains_ends_at_once(words: list[object], tmp_path: Path) -> None:

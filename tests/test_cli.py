@@ -403,7 +403,12 @@ def test_an_interrupt_is_130_in_every_command(
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    for name in ("pipeline.plan", "pipeline.compress", "pipeline.evaluate", "artifact.read_manifest"):
+    for name in (
+        "jobs.pipeline.plan",
+        "jobs.pipeline.compress",
+        "jobs.pipeline.evaluate",
+        "files.artifact.read_manifest",
+    ):
         monkeypatch.setattr(f"vitcompress.{name}", interrupt)
     file = made / "mini.safetensors"
     for words in (["plan", "x"], ["compress", "x", "--out", "y"], ["evaluate", file], ["report", file]):
@@ -422,18 +427,41 @@ def interrupt(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_ctrl_c_while_training_leaves_every_file_alone(
-    num_workers: int, tmp_path: Path, teacher: list[str], images: Path
-) -> None:
-    out = tmp_path / "mini.safetensors"
-    out.write_bytes(OLD)
-    words = ["--data", images, "--max-minutes", 2, "--batch-size", 4, "--num-workers", num_workers, "--device", "cpu"]
-    process = start("compress", *teacher, *words, "--out", out)
+def training(*words: object) -> subprocess.Popen[str]:
+    """Start a command, and wait till it trains."""
+    process = start(*words)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("distil"):
             break
+    return process
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ctrl_c_while_training_keeps_the_state_and_leaves_every_other_file_alone(
+    num_workers: int, tmp_path: Path, teacher: list[str], images: Path
+) -> None:
+    out = tmp_path / "mini.safetensors"
+    out.write_bytes(OLD)
+    words = ["--data", images, "--batch-size", 4, "--num-workers", num_workers, "--device", "cpu", "--save-every", 3000]
+    asked = ["compress", *teacher, *words, "--out", out]
+    code, printed, err = interrupt(training(*asked, "--max-minutes", 2))
+    assert (code, printed) == (130, "")
+    assert "Traceback" not in err
+    assert "Interrupted. Its state is in" in err.splitlines()[-1]
+    states = tmp_path / "mini.checkpoints"
+    assert {p.name for p in tmp_path.iterdir()} == {out.name, states.name}
+    assert {p.name[:4] for p in states.iterdir()} == {"run.", "step"}
+    assert out.read_bytes() == OLD
+
+
+def test_ctrl_c_while_training_without_states_leaves_every_file_alone(
+    tmp_path: Path, teacher: list[str], images: Path
+) -> None:
+    out = tmp_path / "mini.safetensors"
+    out.write_bytes(OLD)
+    words = ["--data", images, "--max-minutes", 2, "--batch-size", 4, "--num-workers", 2, "--device", "cpu"]
+    process = training("compress", *teacher, *words, "--save-every", "none", "--out", out)
     code, printed, err = interrupt(process)
     assert (code, printed) == (130, "")
     assert "Traceback" not in err

@@ -125,6 +125,32 @@ def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
         open_folder(tmp_path, 2)
 
 
+def test_images_come_in_the_order_of_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [
+        "a/b.png",
+        "a/b/c.png",
+        "a b/c.JPG",
+        "a.b/..png",
+        "a.b/x.y.webp",
+        "B/c.tiff",
+        "B/.png",
+        "B/png",
+        "B/x.png.",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    paths = sorted(tmp_path / name for name in names[:6])
+    found = open_folder(tmp_path, 4)
+    assert [found.reader.where(index) for index in found.indices] == list(map(str, paths))
+    assert found.classes == ("B", "a", "a b", "a.b")
+    assert [found.classes[label] for label in found.labels or ()] == [p.relative_to(tmp_path).parts[0] for p in paths]
+    monkeypatch.chdir(tmp_path)
+    here = open_folder(Path(), 4)
+    assert [here.reader.where(index) for index in here.indices] == [str(path.relative_to(tmp_path)) for path in paths]
+    assert here.labels == found.labels
+
+
 def test_a_folder_linked_into_itself_is_not_read_again_and_again(tmp_path: Path) -> None:
     draw_image(tmp_path / "a" / "0.png", 0)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a")

@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +12,12 @@ from vitcompress.measuring.evaluation import (
     MOST_CLASSES,
     MOST_CONFUSIONS,
     Accuracy,
+    Evaluator,
     _Tally,
     evaluate_pair,
     paired_interval,
 )
+from vitcompress.recipe import DataRecipe
 
 
 class Fixed(nn.Module):
@@ -102,6 +107,14 @@ def test_interval_of_a_paired_difference() -> None:
     assert paired_interval(10, 30, 1000) == (-high, -low)
     low, high = paired_interval(0, 0, 100)
     assert low < 0 < high
+
+
+@pytest.mark.parametrize(("asked", "processes", "parts", "at_once"), [(64, 1, 1, 64), (1024, 2, 4, 128), (8, 4, 4, 1)])
+def test_a_process_evaluates_no_more_images_at_once_than_it_trains_on(
+    asked: int, processes: int, parts: int, at_once: int
+) -> None:
+    accelerator: Any = SimpleNamespace(num_processes=processes)
+    assert Evaluator(None, {}, DataRecipe(batch_size=asked), accelerator, parts).batch_size == at_once
 
 
 def test_nothing_readable() -> None:

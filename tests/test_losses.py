@@ -39,6 +39,17 @@ def test_kl_is_per_image_and_zero_where_equal() -> None:
     torch.testing.assert_close(kl_logits(logits, other), kl_logits(logits.repeat(4, 1), other.repeat(4, 1)))
 
 
+def test_relations_are_exact_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(2, 9, 16, generator=generator)
+    student = (teacher + 0.1 * torch.randn(2, 9, 16, generator=generator)).requires_grad_()
+    exact = relation_kl([student], [teacher])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = relation_kl([student], [teacher])
+    assert torch.equal(found, exact)
+    assert torch.equal(*(torch.autograd.grad(kl, student)[0] for kl in (found, exact)))
+
+
 def test_no_gradient_flows_into_the_teacher() -> None:
     student, teacher = (torch.randn(2, 4, requires_grad=True) for _ in range(2))
     kl_logits(student, teacher).backward()

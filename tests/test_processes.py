@@ -25,8 +25,9 @@ from tests.conftest import Vitcompress
 from tests.test_checkpoints import wait_for
 from vitcompress.data.views import Share, Stream
 from vitcompress.errors import RecipeError
+from vitcompress.jobs.prepare import check_run
 from vitcompress.parallel import launch, processes
-from vitcompress.recipe import RunRecipe
+from vitcompress.recipe import DataRecipe, ModelRecipe, Recipe, RunRecipe
 
 TOLERANCE = 1e-5  # of weights that are some tenths
 
@@ -222,6 +223,46 @@ def test_one_process_per_gpu_unless_asked_otherwise(recipe: RunRecipe, number: i
 def test_what_was_launched_starts_nothing(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "16")
     assert (launch.num_processes(RunRecipe()), launch.must_start(RunRecipe())) == (16, False)
+
+
+def test_a_batch_need_be_cut_only_for_processes_that_there_are(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(ModelRecipe("x"), data=DataRecipe(batch_size=6))
+    check_run(recipe)
+    with pytest.raises(RecipeError, match="cannot be cut into 4 processes"):
+        check_run(recipe, starts=True)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_run(recipe, trains=False)
+    with pytest.raises(RecipeError, match="cannot be cut into 4 processes"):
+        check_run(recipe)
+
+
+def test_a_process_may_join_again_with_another_precision() -> None:
+    precisions: tuple[Any, ...] = ("fp32", "bf16", "fp32")
+    for precision in precisions:
+        found = processes.join(RunRecipe(device="cpu", precision=precision))
+        assert (found.mixed_precision, found.device.type) == ("bf16" if precision == "bf16" else "no", "cpu")
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_without_cuda_it_runs_on_the_cpu(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert processes.join(RunRecipe(device=device)).device.type == "cpu"
+
+
+def test_a_data_worker_outlives_signals_for_a_while_only() -> None:
+    code = (
+        "import sys, time; from vitcompress.parallel import processes; processes._WORKERS_SECONDS = 1.0;"
+        "processes.outlive_signals(0); print('ready', flush=True); time.sleep(100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            worker.send_signal(number)
+        time.sleep(0.2)
+        assert worker.poll() is None
+        assert worker.wait(timeout=60) == 0
 
 
 # --- how images are dealt out

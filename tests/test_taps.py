@@ -6,7 +6,7 @@ import torch
 from vitcompress.distillation.compare import Candidate, compare, reading
 from vitcompress.distillation.losses import LOSSES, Given
 from vitcompress.distillation.taps import TokenSubset, tap_outputs
-from vitcompress.distillation.training import training_student
+from vitcompress.distillation.training import compiling, training_student
 from vitcompress.families import FAMILIES, Tap, family_of, layers_called
 from vitcompress.recipe import DistillRecipe
 
@@ -28,6 +28,25 @@ def test_taps_see_each_pass_anew_and_leave() -> None:
         torch.testing.assert_close(model.forward_head(model.norm(seen[-1])), model(x))  # type: ignore[operator]
     assert not model._forward_pre_hooks
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.filterwarnings("default")  # what torch.compile does inside itself
+def test_blocks_that_are_alike_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend=count))
+    model = tiny(depth=12)
+    names = [f"blocks.{i}" for i in range(12)]
+    with tap_outputs(model, [Tap(name) for name in names]) as seen, compiling(model, names):
+        for _ in range(2):
+            model(images(model))
+            assert len(seen) == 12
+    assert 0 < len(graphs) <= 4
 
 
 def test_taps_come_in_the_order_asked_for_and_as_often() -> None:

@@ -1,4 +1,4 @@
-"""What happens at SIGTERM, which CI and schedulers send?  The command ends at once, or when its state is saved."""
+"""What happens at Ctrl-C, and at SIGTERM of schedulers?  The command ends at once, or once its state is kept."""
 
 from __future__ import annotations
 
@@ -15,33 +15,45 @@ class TerminationError(BaseException):
     """SIGTERM came; no mistake and no bug, so nothing but the command line may catch it. Its text says what is kept."""
 
 
-_asked = False
-_deferred = False
+_asked: list[int] = []  # signals that came
+_deferred: frozenset[int] = frozenset()
 
 
 def watch() -> None:
-    """Let SIGTERM end this process by a `TerminationError`, so that half-written files are removed."""
-    global _asked
-    _asked = False
+    """Let SIGTERM end this process by a `TerminationError`, so that half-written files are removed, and Ctrl-C too."""
+    _asked.clear()
     signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = True
-    if not _deferred:
-        raise TerminationError
+    again = number == signal.SIGINT and number in _asked  # a launcher may send SIGTERM twice, a user means it
+    _asked.append(number)
+    if again or number not in _deferred:
+        raise ending()
+
+
+def ending() -> BaseException:
+    """What the first signal that came ends the process by."""
+    return KeyboardInterrupt() if signal.SIGINT in _asked[:1] else TerminationError()
 
 
 @contextmanager
-def deferring() -> Iterator[Callable[[], bool]]:
-    """Let SIGTERM wait: yields a function that tells whether it came. Nested blocks are one."""
+def deferring(*, ctrl_c: bool) -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM wait: yields a function that tells whether it came; if it did, the block ends by it.
+
+    Args:
+        ctrl_c: let the first Ctrl-C wait too; the second one ends the process at once.
+    """
     global _deferred
-    before, _deferred = _deferred, True
+    before, _deferred = _deferred, frozenset((signal.SIGTERM, signal.SIGINT) if ctrl_c else (signal.SIGTERM,))
     try:
-        yield lambda: _asked
+        yield lambda: bool(_asked)
     finally:
         _deferred = before
+    if _asked:
+        raise ending()
 
 
 def wait_to_be_ended() -> None:

@@ -100,8 +100,6 @@ def _devices(torch: Any) -> Iterator[str]:
     for number in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(number)
         yield f"cuda:{number} {found.name} ({found.total_memory / 2**30:.0f} GiB)"
-    if torch.backends.mps.is_available():
-        yield "mps"
 
 
 def _precision(torch: Any) -> str:

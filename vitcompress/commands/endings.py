@@ -43,8 +43,8 @@ def user_errors() -> Iterator[None]:
     except ExportError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False, emoji=False)
         sys.exit(EXIT_WRONG)
-    except KeyboardInterrupt:
-        _last_words("Interrupted; no unfinished file is left behind.")
+    except KeyboardInterrupt as error:
+        _last_words(f"Interrupted. {error}" if str(error) else "Interrupted; no unfinished file is left behind.")
         sys.exit(EXIT_INTERRUPTED)
     except TerminationError as error:
         _last_words(f"Terminated. {error}".strip())

@@ -49,7 +49,7 @@ def folder_at(place: str, flag: str) -> Path:
 
 
 def _images(root: Path, flag: str) -> Found:
-    paths = tuple(sorted(path for path in _walk(root) if path.suffix.lower() in EXTENSIONS))
+    paths = tuple(_walk(root, set()))
     if not paths:
         kinds = {path.suffix for path in root.iterdir()}
         raise DataError(
@@ -58,16 +58,18 @@ def _images(root: Path, flag: str) -> Found:
             or (f"{flag} hfds:{root} reads tables." if kinds & {".parquet", ".arrow"} else "")
             or f"Looked for {', '.join(sorted(EXTENSIONS))}.",
         )  # fmt: skip
-    folders = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
+    start = len(_inside(root))
+    folders = {_first_folder(path, start) for path in paths}
     if "" in folders:
-        if len(set(folders)) > 1:
+        if len(folders) > 1:
             raise DataError(
                 f"{flag} {root} holds both images and folders of images.", hint="Class folders, or a flat folder."
             )
         return Found(str(root), FileReader(paths))
-    classes = sorted(set(folders))
+    classes = sorted(folders)
     position = {name: number for number, name in enumerate(classes)}
-    return Found(str(root), FileReader(paths), tuple(position[folder] for folder in folders), tuple(classes))
+    targets = tuple(position[_first_folder(path, start)] for path in paths)
+    return Found(str(root), FileReader(paths), targets, tuple(classes))
 
 
 def _other_kind(root: Path) -> str:
@@ -83,13 +85,40 @@ def _splits(root: Path) -> tuple[Path, Path | None]:
     return (train, val) if train and val else (root, None)
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Every file below `root`, through links too, each folder once."""
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Every image below a folder, in the order of their paths, through links too, each folder once.
+
+    As text, name by name: there may be millions.
+
+    Args:
+        folder: where to look.
+        seen: device and inode of the folders that were gone through; added to.
+    """
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    inside = _inside(folder)
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir()) for entry in entries)
+    except OSError:  # not ours to read
+        return
+    for name, is_folder in found:
+        if is_folder:
+            yield from _walk(folder / name, seen)
             continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (Path(folder) / file for file in files)
+        dot = name.rfind(".")
+        if dot > 0 and name[dot:].lower() in EXTENSIONS:
+            yield inside + name
+
+
+def _inside(folder: Path) -> str:
+    """What paths of files in a folder begin with."""
+    return str(folder / "x")[:-1]
+
+
+def _first_folder(path: str, start: int) -> str:
+    """The first folder of a path from `start` on; "" where there is none."""
+    end = path.find(os.sep, start)
+    return path[start:end] if end >= 0 else ""

@@ -30,7 +30,7 @@ class Reader(Protocol):
 class FileReader:
     """Images in files."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -41,7 +41,7 @@ class FileReader:
 
     def where(self, index: int) -> str:
         """Its path."""
-        return str(self.paths[index])
+        return self.paths[index]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ArrayReader:
         return f"{self.name}[{index}]"
 
 
-def decoded(image: Path | bytes, at_least: int = 0) -> Image.Image:
+def decoded(image: Path | str | bytes, at_least: int = 0) -> Image.Image:
     """Decode an image.
 
     Args:

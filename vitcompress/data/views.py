@@ -26,6 +26,7 @@ from vitcompress.console import local_processes
 from vitcompress.data import ImageSet, StreamReader
 from vitcompress.data import Sample as ShardSample
 from vitcompress.errors import DataError, RecipeError
+from vitcompress.parallel.processes import outlive_signals
 from vitcompress.recipe import DataRecipe
 
 T = TypeVar("T")
@@ -274,8 +275,9 @@ def training_loader(
 
 
 def evaluation_loader(
-    images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, share: Share | None = None
-) -> DataLoader[Any]:
+    images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, share: Share | None = None,
+    batch_size: int | None = None,
+) -> DataLoader[Any]:  # fmt: skip
     """Centre crops in order, every image once.
 
     Args:
@@ -283,14 +285,16 @@ def evaluation_loader(
         config: timm's data config.
         recipe: batch size and workers.
         share: of several processes, each takes every so many batches.
+        batch_size: images of a batch; those of a training step by default.
     """
+    batch_size = batch_size or recipe.batch_size
     views = Views(images, config, training=False, recipe=recipe, seed=0)
     workers, share = _loading(recipe, images), share or Share()
     if isinstance(images.reader, StreamReader):  # from front to back, so by one worker
         workers["num_workers"] = min(1, workers["num_workers"])
-        return DataLoader(_OnePass(views, images.reader, recipe.batch_size, share), batch_size=None, **workers)
+        return DataLoader(_OnePass(views, images.reader, batch_size, share), batch_size=None, **workers)
     keys = [(position, 0) for position in range(len(images))]
-    batches = [keys[i : i + recipe.batch_size] for i in range(0, len(keys), recipe.batch_size)]
+    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
     workers["num_workers"] = min(len(batches), workers["num_workers"])
     mine = batches[share.process :: share.num_processes]
     return DataLoader(views, batch_sampler=mine, collate_fn=collate, **workers)
@@ -326,6 +330,7 @@ def _loading(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
     return {
         "num_workers": number, "persistent_workers": False, "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator(),  # or each pass would take one of the student's random numbers
+        "worker_init_fn": outlive_signals,
     }  # fmt: skip
 
 

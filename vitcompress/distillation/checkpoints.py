@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -30,9 +30,13 @@ from torch.optim.swa_utils import AveragedModel
 from vitcompress.data import ImageSet, StreamReader
 from vitcompress.distillation.trainlog import Run
 from vitcompress.errors import RecipeError, TrainingError, first_line
+from vitcompress.interrupts import TerminationError
+from vitcompress.parallel.processes import from_main
 from vitcompress.recipe import Interval
 
 KEPT = 2
+WORTH_KEEPING_SECONDS = 60.0  # of training, where it comes to its end before any state was kept
+_STATES = "step-" + 8 * "[0-9]"
 _DECIDES_NOTHING = {  # of what comes out: where it runs, what is watched, and what the result must reach
     "run": ("resume", "save_every", "log_with", "num_processes", "device", "cache_teacher"),
     "data": ("num_workers",),
@@ -68,15 +72,40 @@ class Checkpoints:
             return None
         except (OSError, ValueError) as error:
             raise TrainingError(f"{self.folder / 'run.json'} cannot be read: {error}.", hint="Remove it.") from error
+        if not isinstance(tree, dict) or not tree.keys() >= {"facts", "settled"}:
+            raise TrainingError(f"{self.folder / 'run.json'} is of no training.", hint="Remove it, or move it away.")
         return tree
+
+    def check(self) -> None:
+        """Make sure that the folder holds no files of anybody else's.
+
+        Raises:
+            RecipeError: it does, and no state beside them.
+            TrainingError: its run.json says nothing of a run.
+        """
+        if not os.path.lexists(self.folder):
+            return
+        if self.folder.is_dir() and (self.found() or set(self.folder.iterdir()) <= set(self._own())):
+            return
+        raise RecipeError(
+            f"{self.folder} is where the state of the training would be kept, and holds something else.",
+            hint="Name another --out, move it away, or give --save-every none.",
+        )
 
     def newest(self) -> Path | None:
         """The newest state; None where there is none."""
-        return max(self.folder.glob("step-*"), default=None)
+        return max(self.folder.glob(_STATES), default=None)
 
-    def kept(self) -> str:
-        """What a user is told when the run is interrupted."""
-        return f"Its state is in {self.folder}: the same command with --resume goes on from there."
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Let an interruption of the block say where the state is, if there is one."""
+        try:
+            yield
+        except (KeyboardInterrupt, TerminationError) as error:
+            if self.saved_step == 0:
+                raise
+            kept = f"Its state is in {self.folder}: the same command with --resume goes on from there."
+            raise type(error)(kept) from error
 
     def resumed(self, facts: Mapping[str, Any], *, resume: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
         """What was settled by the run that shall go on; None where a new one starts.
@@ -116,7 +145,7 @@ class Checkpoints:
             settled: what need not be found out again.
             dear: that took long to find out: it is kept at once, and not just with the first state.
         """
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.discard()
         self.text = json.dumps({"facts": facts, "settled": settled})
         if dear:
             with self._writing():
@@ -134,6 +163,11 @@ class Checkpoints:
             return steps > self.saved_step and steps % self.every.steps == 0
         assert self.every.seconds is not None
         return steps > self.saved_step and time.monotonic() - self.saved_at >= self.every.seconds
+
+    def worth_it(self, run: Run, accelerator: Accelerator) -> bool:
+        """Whether the state at the end of a training is worth keeping: of a short one none is, unless one was kept."""
+        long = from_main(run.seconds() >= WORTH_KEEPING_SECONDS, accelerator)
+        return run.steps > self.saved_step and (long or self.saved_step > 0)
 
     def save(self, accelerator: Accelerator, run: Run, mean: AveragedModel | None) -> Path:
         """Keep the state, and only the newest `KEPT`. Every process calls it, and the main one writes.
@@ -170,7 +204,7 @@ class Checkpoints:
                 (beside / "counters.json").write_text(text, encoding="utf-8")
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(beside, target)
-                for old in sorted(self.folder.glob("step-*"))[:-KEPT]:
+                for old in sorted(self.folder.glob(_STATES))[:-KEPT]:
                     shutil.rmtree(old)
         accelerator.wait_for_everyone()
         self.saved_at, self.saved_step = time.monotonic(), run.steps
@@ -204,8 +238,19 @@ class Checkpoints:
         self.saved_at, self.saved_step = time.monotonic(), run.steps
 
     def discard(self) -> None:
-        """Remove the states: the run came to its end."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the states, for the run came to its end, and their folder if nothing else is in it."""
+        for path in self._own():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _own(self) -> list[Path]:
+        """What this class writes into the folder."""
+        return [path for kind in ("run.json", _STATES, f".{_STATES}.part", ".run.json.part")
+                for path in self.folder.glob(kind)]  # fmt: skip
 
     @contextmanager
     def _writing(self, beside: Path | None = None) -> Iterator[None]:
@@ -219,6 +264,10 @@ class Checkpoints:
                 f"{self.folder}: the state of the training cannot be written: {first_line(error)}.",
                 hint=f"The last good one is {newest}: --resume goes on from there." if newest else "Make room there.",
             ) from error
+        except KeyboardInterrupt:  # the second one: nobody waits for the rest
+            if beside is not None:
+                shutil.rmtree(beside, ignore_errors=True)
+            raise
 
 
 def run_facts(recipe: Mapping[str, Any], images: ImageSet | None, **more: Any) -> dict[str, Any]:

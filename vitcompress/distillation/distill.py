@@ -30,7 +30,7 @@ from vitcompress.distillation.training import (
 )
 from vitcompress.distillation.trainlog import Agreed, Run, TrainLog
 from vitcompress.errors import DataError
-from vitcompress.interrupts import TerminationError, deferring
+from vitcompress.interrupts import deferring, ending
 from vitcompress.parallel.processes import gathered, mean_of
 from vitcompress.recipe import DistillRecipe
 
@@ -90,18 +90,19 @@ def distill(
         DivergedError: a loss or gradient that is not finite.
         DataError: an unreadable image, or none that is readable.
         TerminationError: SIGTERM came; the state is kept.
+        KeyboardInterrupt: Ctrl-C; the state is kept, unless it came twice.
 
     Source: weight distillation in MiniViT, arXiv:2204.07154, Sec. 3.3; the logits are soft targets of Hinton et al.
         2015, arXiv:1503.02531.
     """
     student.to(accelerator.device)
     teacher = teacher.to(accelerator.device).eval() if teacher else None
-    average = running_mean(student, recipe.ema).to(accelerator.device) if recipe.ema else None
+    average = running_mean(student, recipe.ema) if recipe.ema else None
     run = Run(recipe, student, num_steps, seconds, kept=average.module if average else student)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message="Grad strides do not match")  # of DDP, on depthwise convolutions
-        terminated = stack.enter_context(deferring())
+        terminated = stack.enter_context(deferring(ctrl_c=checkpoints is not None))
         stack.enter_context(training_student(student, blocks, recipe))
         compute = stack.enter_context(weighted_losses(student, teacher, comparison, recipe, seed, cache))
         stack.enter_context(_training_reached(student, compute, input_size, accelerator))
@@ -142,8 +143,8 @@ def distill(
             if checkpoints and (agreed.due or agreed.stop):
                 checkpoints.save(accelerator, run, average)
             if agreed.stop:
-                raise TerminationError(checkpoints.kept() if checkpoints else "")
-        if checkpoints and run.steps > checkpoints.saved_step > 0:  # a long run: what follows may be cut short too
+                raise ending()
+        if checkpoints and checkpoints.worth_it(run, accelerator):  # what follows may be cut short too
             checkpoints.save(accelerator, run, average)
     if average:
         copy_parameters(average.module, student)
@@ -160,7 +161,8 @@ def _backward(
     """Add up the gradients of a step's parts, in place; returns the means of its losses in this process."""
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(parts):
-        views, targets = mixing(batch.images.to(accelerator.device), batch.labels.to(accelerator.device), step)
+        images, labels = (each.to(accelerator.device, non_blocking=True) for each in (batch.images, batch.labels))
+        views, targets = mixing(images, labels, step)
         with accelerator.no_sync(model) if number + 1 < len(parts) else nullcontext():
             with accelerator.autocast():
                 found = compute(model, views, targets, step, number)
@@ -207,7 +209,7 @@ def _training_reached(
     left_out: list[nn.Parameter] = []
     if accelerator.num_processes > 1:
         images = torch.zeros(2, *input_size, device=accelerator.device)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
             classes = getattr(student, "num_classes", 0) or 1
             targets = torch.full((2, classes), 1 / classes, device=accelerator.device)
             total = torch.stack(list(compute(student, images, targets, _NO_STEP, 0).values())).sum()

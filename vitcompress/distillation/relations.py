@@ -45,7 +45,8 @@ def relation_kl(
     tokens = choose(student[0].shape[1], student[0].device)
     taught = choose(teacher[0].shape[1], teacher[0].device)
     targets = (part.detach() for part in teacher)
-    kl: Tensor = _RelationKL.apply(heads, tokens, taught, len(student), *student, *targets)
+    with torch.autocast(student[0].device.type, enabled=False):  # it would round the products of what is in float32
+        kl: Tensor = _RelationKL.apply(heads, tokens, taught, len(student), *student, *targets)
     return kl
 
 

@@ -37,28 +37,33 @@ def tap_outputs(
         A list, filled anew by each forward pass of `model`, one tensor per tap; empty until the first.
     """
     nothing = torch.empty(0)
-    found: dict[int, Tensor] = {}
+    cells: list[list[Tensor]] = [[] for _ in taps]  # one each: what is compiled for one block then fits all like it
     seen: list[Tensor] = []
 
     def clear(module: nn.Module, inputs: Any) -> None:
-        found.clear()
+        for cell in cells:
+            cell.clear()
         seen.clear()
 
-    def reader(number: int, tap: Tap) -> Callable[[nn.Module, Any, Tensor], None]:
+    def reader(cell: list[Tensor], tap: Tap) -> Callable[[nn.Module, Any, Tensor], None]:
         holder = model.get_submodule(tap.module if tap.holder is None else tap.holder)
 
         def read(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            found.setdefault(number, keep(tap.read(holder, inputs, output)))
+            value = keep(tap.read(holder, inputs, output))
+            if not cell:
+                cell.append(value)
 
         return read
 
     def collect(module: nn.Module, inputs: Any, output: Any) -> None:
-        seen.extend(found[number] for number in range(len(taps)))
-        found.update(dict.fromkeys(found, nothing))  # what was read is the list's alone, to be freed with it
+        seen.extend(cell[0] for cell in cells)
+        for cell in cells:
+            cell[0] = nothing  # what was read is the list's alone, to be freed with it
 
     handles = [model.register_forward_pre_hook(clear), model.register_forward_hook(collect)]
     handles += [
-        model.get_submodule(tap.module).register_forward_hook(reader(number, tap)) for number, tap in enumerate(taps)
+        model.get_submodule(tap.module).register_forward_hook(reader(cell, tap))
+        for cell, tap in zip(cells, taps, strict=True)
     ]
     try:
         yield seen

@@ -121,9 +121,13 @@ def adapt_inputs(
     same = bool((scale == 1).all() and (shift == 0).all())
 
     def adapt(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal scale, shift
         images, *rest = inputs
         if not same:
-            images = torch.addcmul(shift.to(images.device), images, scale.to(images.device))
+            if scale.device != images.device:  # once, and fit for autograd whoever runs first
+                with torch.inference_mode(False):
+                    scale, shift = scale.to(images.device), shift.to(images.device)
+            images = torch.addcmul(shift, images, scale)
         if image_size is not None:
             images = F.interpolate(images, image_size, mode="bicubic", antialias=True)
         return (images, *rest)

@@ -206,7 +206,9 @@ def running_mean(student: nn.Module, decay: float) -> AveragedModel:
         decay: share of the mean that stays at a step. It rises to that from 1/10, as (1 + step)/(10 + step), since
             a mean over more steps than there were is a mean of the start.
     """
-    return AveragedModel(student, multi_avg_fn=_average(decay))
+    mean = AveragedModel(student, multi_avg_fn=_average(decay))
+    mean.n_averaged = mean.n_averaged.cpu()  # torch asks it twice a step, which would wait for a GPU
+    return mean
 
 
 def _average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:

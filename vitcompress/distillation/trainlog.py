@@ -56,7 +56,7 @@ class Agreed:
         norm: of the gradient.
         done: share of the training that is over, 0–1.
         due: the state is to be kept.
-        stop: SIGTERM came to one of them.
+        stop: SIGTERM came to one of them, or Ctrl-C.
         images: of the step.
         skipped: unreadable ones that others stand in for.
     """

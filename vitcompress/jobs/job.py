@@ -39,6 +39,7 @@ from vitcompress.jobs.prepare import (
     check_measurable,
     check_out,
     check_run,
+    check_states,
     files_read,
     unfit_images,
     with_images,
@@ -48,7 +49,7 @@ from vitcompress.jobs.settle import compared, settle, with_losses
 from vitcompress.measuring.evaluation import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion, Evaluator
 from vitcompress.measuring.latency import Speed, measure_speed
 from vitcompress.measuring.macs import with_macs
-from vitcompress.parallel.processes import from_main, join
+from vitcompress.parallel.processes import alone, from_main, join
 from vitcompress.planner.sensitivity import divergence_and_chance
 from vitcompress.plans import Plan
 from vitcompress.pretrained.source import Source, empty_model
@@ -187,7 +188,12 @@ class Job:
         recipe = self.recipe.distill
         if recipe.lr is not None or recipe.steps == 0 or not has_classes(source):
             return self
-        images = torch.cat(list(self._calibration(source)))[:JUDGED_IMAGES]
+        batches: list[Tensor] = []
+        for batch in self._calibration(source):
+            batches.append(batch)
+            if sum(map(len, batches)) >= JUDGED_IMAGES:
+                break  # all would be decoded a second time
+        images = torch.cat(batches)[:JUDGED_IMAGES]
         far, chance = divergence_and_chance(student.eval(), source, images)
         width = int(source.num_features)  # type: ignore[arg-type]
         lr = from_main(lr_for_start(far, chance, self.recipe.data.batch_size, width), self.accelerator)
@@ -238,7 +244,7 @@ class Job:
     @property
     def evaluator(self) -> Evaluator:
         """What models are evaluated with."""
-        return Evaluator(self.val, self.config, self.recipe.data, self.accelerator)
+        return Evaluator(self.val, self.config, self.recipe.data, self.accelerator, self.recipe.distill.accumulate)
 
     def _lesson(self) -> Lesson:
         name = self.teacher.name if self.teacher else self.source.name
@@ -343,7 +349,8 @@ def prepare_job(
     attempt = attempting(faults)
     if out is not None:
         attempt(check_out, out, files_read(recipe))
-    attempt(check_run, recipe)
+        attempt(check_states, out, recipe.run)
+    attempt(check_run, recipe, trains=not measures, starts=not joins)
     attempt(check_checkpoint, recipe.model)
     settled = settle(recipe, attempt, measures=measures)
     if measures and settled.model is not None:
@@ -367,7 +374,7 @@ def prepare_job(
         if config and train is not None:
             attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
     raise_faults(RecipeError, faults)
-    accelerator = join(recipe.run, (out or Path()).parent) if joins else Accelerator(cpu=True)
+    accelerator = join(recipe.run, (out or Path()).parent) if joins else alone()
     assert settled.comparison is not None  # else there was a fault
     return Job(
         recipe if recipe.target.is_given else with_losses(recipe, settled.comparison.losses),

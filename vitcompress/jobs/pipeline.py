@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -32,6 +31,7 @@ from vitcompress.jobs.produce import carry_out, load_adapted
 from vitcompress.jobs.settle import settle
 from vitcompress.measuring.evaluation import Accuracy, Watch, evaluate_pair
 from vitcompress.measuring.macs import with_macs
+from vitcompress.parallel.processes import join
 from vitcompress.plans import Plan, make_plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import empty_model, load_teacher, resolve
@@ -42,6 +42,7 @@ from vitcompress.recipe import (
     ModelRecipe,
     PlanRecipe,
     Recipe,
+    RunRecipe,
     TeacherRecipe,
     save_interval,
 )
@@ -218,7 +219,7 @@ def evaluate(
     student = artifact.load(path)
     images = _images_to_evaluate(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
     reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
-    device = Accelerator().device
+    device = join(RunRecipe()).device
     with reporter.counting("evaluating", brief=True) as tell:
         accuracy = evaluate_pair(
             student.to(device),

@@ -8,16 +8,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data import NO_LENGTH_HINT, ImageSet
+from vitcompress.distillation.checkpoints import Checkpoints
 from vitcompress.distillation.losses import LOSSES
 from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faults
 from vitcompress.files.targets import SUFFIX, check_apart
-from vitcompress.parallel.launch import num_processes
+from vitcompress.parallel.launch import num_launched, num_processes
 from vitcompress.recipe import (
     BUILT_IN,
     KINDS,
@@ -26,7 +26,9 @@ from vitcompress.recipe import (
     ModelRecipe,
     PlanRecipe,
     Recipe,
+    RunRecipe,
     StoreRecipe,
+    save_interval,
 )
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
@@ -148,16 +150,31 @@ def files_read(recipe: Recipe) -> dict[str, Path | None]:
     }
 
 
-def check_run(recipe: Recipe) -> None:
+def check_states(out: Path, recipe: RunRecipe) -> None:
+    """Make sure that the state of the training can be kept beside `out`, in a folder that is for nothing else.
+
+    Raises:
+        VitcompressError: it cannot.
+    """
+    checkpoints = Checkpoints.of(out, save_interval(recipe.save_every))
+    if checkpoints:
+        checkpoints.check()
+
+
+def check_run(recipe: Recipe, *, trains: bool = True, starts: bool = False) -> None:
     """Make sure that the device is there, and that each step's images can be dealt out to the processes.
+
+    Args:
+        recipe: what to do.
+        trains: there are steps.
+        starts: processes are about to be started for it; else those that there are do it.
 
     Raises:
         RecipeError: not so; every fault at once.
     """
     run, faults = recipe.run, []
-    available: dict[str, Any] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if run.device in available and not available[run.device]():
-        faults.append((f"--device {run.device} is not there.", "--device auto takes what there is."))
+    if run.device == "cuda" and not torch.cuda.is_available():
+        faults.append(("--device cuda is not there.", "--device auto takes what there is."))
     on_gpu = run.device in ("auto", "cuda") and torch.cuda.is_available()
     if run.precision == "tf32" and not (on_gpu and torch.cuda.get_device_capability()[0] >= 8):
         faults.append(("--precision tf32 needs a GPU that has it (Ampere or newer).", "Use fp32 or bf16."))
@@ -169,15 +186,22 @@ def check_run(recipe: Recipe) -> None:
     if on_gpu and run.num_processes is not None and run.num_processes > torch.cuda.device_count():
         message = f"--num-processes {run.num_processes}: this machine has {torch.cuda.device_count()} GPUs."
         faults.append((message, "Leave it out for one process per GPU."))
-    processes, accumulate, batch = num_processes(run), recipe.distill.accumulate, recipe.data.batch_size
+    if trains:
+        faults += _uncut(recipe, num_processes(run) if starts else num_launched())
+    raise_faults(RecipeError, faults)
+
+
+def _uncut(recipe: Recipe, processes: int) -> list[tuple[str, str]]:
+    """A batch that cannot be cut into as many parts as it must, as a `(message, hint)` pair."""
+    accumulate, batch = recipe.distill.accumulate, recipe.data.batch_size
     parts = processes * accumulate
     each = 2 if recipe.data.mixup or recipe.data.cutmix else 1  # mixing takes images in pairs
-    if batch % (parts * each):
-        into = " x ".join(f"{n} {what}" for n, what in ((processes, "processes"), (accumulate, "parts")) if n > 1)
-        whole = max(1, round(batch / (parts * each))) * parts * each
-        even = ", each even for --mixup and --cutmix" if each == 2 else ""
-        faults.append((f"--batch-size {batch} cannot be cut into {into or 'pairs'}{even}.", f"Try {whole}."))
-    raise_faults(RecipeError, faults)
+    if batch % (parts * each) == 0:
+        return []
+    into = " x ".join(f"{n} {what}" for n, what in ((processes, "processes"), (accumulate, "parts")) if n > 1)
+    whole = max(1, round(batch / (parts * each))) * parts * each
+    even = ", each even for --mixup and --cutmix" if each == 2 else ""
+    return [(f"--batch-size {batch} cannot be cut into {into or 'pairs'}{even}.", f"Try {whole}.")]
 
 
 def check_cache(recipe: Recipe, losses: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ def train(
             cache=cache,
             compiled=recipe.run.compile,
         )
+    accelerator.free_memory()  # what optimizers hold is three times the student
     return lesson.named(log)
 
 
@@ -229,14 +230,15 @@ def carry_out(
     Raises:
         DivergedError: the training diverged; says where its last good state is.
     """
-    try:
-        with tracking(accelerator, recipe, out):
-            log = learn()
-    except DivergedError as error:
-        kept = out.with_name(f"{out.stem}.last-good{out.suffix}")
-        finish(error.log, kept)
-        raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
-    report = finish(log, out)
+    with checkpoints.telling() if checkpoints else nullcontext():
+        try:
+            with tracking(accelerator, recipe, out):
+                log = learn()
+        except DivergedError as error:
+            kept = out.with_name(f"{out.stem}.last-good{out.suffix}")
+            finish(error.log, kept)
+            raise DivergedError(f"{error} The last good state is in {kept}.", hint=error.hint) from error
+        report = finish(log, out)
     tell_result(reporter, report, out)
     if checkpoints and accelerator.is_main_process:
         checkpoints.discard()

@@ -40,6 +40,7 @@ from vitcompress.jobs.prepare import (
     check_kind_of,
     check_out,
     check_run,
+    check_states,
     check_store,
     endless_epochs,
     files_read,
@@ -49,7 +50,7 @@ from vitcompress.jobs.settle import with_losses
 from vitcompress.measuring.evaluation import Accuracy, Evaluator
 from vitcompress.measuring.latency import measure_speed
 from vitcompress.measuring.macs import with_macs
-from vitcompress.parallel.processes import from_main, join
+from vitcompress.parallel.processes import alone, from_main, join
 from vitcompress.plans import Plan, measured_on
 from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.recipe import Recipe, save_interval
@@ -169,7 +170,8 @@ class _Job:
     @property
     def evaluator(self) -> Evaluator:
         """What models are evaluated with."""
-        return Evaluator(self.val, self.lesson.config, self.lesson.recipe.data, self.accelerator)
+        recipe = self.lesson.recipe
+        return Evaluator(self.val, self.lesson.config, recipe.data, self.accelerator, recipe.distill.accumulate)
 
     def measure(self, student: nn.Module, teacher: nn.Module | None, reporter: Reporter) -> Accuracy | None:
         """Evaluate the student, next to its teacher where it has one; nothing where there is nothing to measure."""
@@ -291,7 +293,8 @@ def _prepare(
     attempt = attempting(faults)
     asked = recipe.teacher
     attempt(check_out, out, {str(path): path, **files_read(recipe)})
-    attempt(check_run, recipe)
+    attempt(check_states, out, recipe.run)
+    attempt(check_run, recipe, starts=not joins)
     attempt(_check_stages, recipe)
     parent = attempt(artifact.read_manifest, path)
     teacher = attempt(find_teacher, asked) if asked.teacher else None
@@ -329,7 +332,7 @@ def _prepare(
     return _Job(
         lesson, out, command, parent, _lineage(path, parent), source, plan,
         num_classes, classes, val, teacher, asked.teacher is None,
-        join(recipe.run, out.parent) if joins else Accelerator(cpu=True),
+        join(recipe.run, out.parent) if joins else alone(),
     )  # fmt: skip
 
 

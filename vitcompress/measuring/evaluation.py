@@ -25,6 +25,7 @@ from vitcompress.recipe import DataRecipe
 
 MOST_CLASSES = 20  # that a report tells of, and pairs of them: it lies in the file's header
 MOST_CONFUSIONS = 10
+MOST_AT_ONCE = 128  # images
 _FROZEN = ConfigDict(extra="forbid")
 Watch = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
 
@@ -117,7 +118,7 @@ def evaluate_pair(
                 break
             if len(batch.labels) == 0:
                 continue
-            images = batch.images.to(device)
+            images = batch.images.to(device, non_blocking=True)
             outputs = student(images).float().cpu(), teacher(images).float().cpu() if teacher else None
             tally.add(*outputs, batch.labels)
             if watch is not None:
@@ -150,12 +151,20 @@ class Evaluator:
         config: timm's data config.
         recipe: batch size and workers.
         accelerator: knows the processes, which all get the whole result.
+        accumulate: parts that a process takes its images of a training step in.
     """
 
     images: ImageSet | None
     config: Mapping[str, Any]
     recipe: DataRecipe
     accelerator: Accelerator
+    accumulate: int = 1
+
+    @property
+    def batch_size(self) -> int:
+        """Images that a process evaluates at once: no more than it trains on."""
+        parts: int = self.accelerator.num_processes * self.accumulate
+        return min(MOST_AT_ONCE, max(1, self.recipe.batch_size // parts))
 
     def __call__(
         self, student: nn.Module, teacher: nn.Module | None, tell: Callable[[float], None] | None = None
@@ -169,7 +178,7 @@ class Evaluator:
         """
         if self.images is None:
             return None
-        batches = evaluation_loader(self.images, self.config, self.recipe, share_of(self.accelerator))
+        batches = evaluation_loader(self.images, self.config, self.recipe, share_of(self.accelerator), self.batch_size)
         return evaluate_pair(
             student, teacher, batches, name=self.images.name, device=self.accelerator.device,
             skip_bad_images=self.recipe.skip_bad_images, features=not has_classes(student), together=self.accelerator,

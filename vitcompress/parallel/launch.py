@@ -22,11 +22,15 @@ from vitcompress.recipe import RunRecipe
 _OWN_MESSAGE = (2, 3, 130, 143)  # exit codes whose reason the process itself has told
 
 
+def num_launched() -> int:
+    """How many processes somebody launched, on all machines together; 1 where nobody did."""
+    return int(os.environ.get("WORLD_SIZE", "0")) or 1
+
+
 def num_processes(run: RunRecipe) -> int:
     """How many processes a run has, on all machines together: those that are there, or those to be started."""
-    launched = int(os.environ.get("WORLD_SIZE", "0"))
-    if launched:
-        return launched
+    if int(os.environ.get("WORLD_SIZE", "0")):
+        return num_launched()
     if run.num_processes is not None:
         return run.num_processes
     return max(1, torch.cuda.device_count()) if run.device in ("auto", "cuda") else 1

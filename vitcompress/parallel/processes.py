@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor
 
@@ -20,6 +26,7 @@ from vitcompress.recipe.compose import to_dict
 T = TypeVar("T")
 
 _UNTIE = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron"}
+_WORKERS_SECONDS = 30.0  # more than a step takes, and as long as torch's launcher waits
 _PATIENCE_HOURS = 24  # one process alone searches for a plan, and writes; a process that dies ends the others anyway
 
 
@@ -33,8 +40,8 @@ def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
     Raises:
         RecipeError: accelerate is set up for something that would untie shared parameters.
     """
-    accelerator = Accelerator(
-        cpu=run.device == "cpu",
+    accelerator = _accelerator(
+        cpu=run.device == "cpu" or not torch.cuda.is_available(),  # accelerate would take what knows no float64 (MPS)
         mixed_precision="bf16" if run.precision == "bf16" else "no",
         log_with=run.log_with,
         project_dir=logs if run.log_with else None,
@@ -49,6 +56,17 @@ def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
     return accelerator
+
+
+def alone() -> Accelerator:
+    """No other process, and no GPU: for what is only checked."""
+    return _accelerator(cpu=True)
+
+
+def _accelerator(**how: Any) -> Accelerator:
+    if "WORLD_SIZE" not in os.environ:  # an earlier call in this process may have had another device or precision
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(**how)
 
 
 def mean_of(values: Tensor, accelerator: Accelerator) -> Tensor:
@@ -83,6 +101,26 @@ def tracking(accelerator: Accelerator, recipe: Recipe, out: Path) -> Iterator[No
     finally:  # not end_training, which parts the processes: what follows is done together
         for tracker in accelerator.trackers:
             tracker.finish()
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a data worker live till its loader ends it: a signal to all of the group shall not cost the step begun."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+    sys.excepthook = _hush
+
+
+def _end_later(number: int, frame: FrameType | None) -> None:
+    """End this process if its loader has not done so after a while: it may wait for a shard that never comes."""
+    timer = threading.Timer(_WORKERS_SECONDS, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+
+
+def _hush(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say nothing of a main process that ended in the middle of a message: multiprocessing would show where."""
+    if not issubclass(kind, (EOFError, OSError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def part(accelerator: Accelerator) -> None:

@@ -181,7 +181,9 @@ class RunRecipe:
     """Where and how reproducibly it runs."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32, description="Seed of data order, views and drop path.")] = 0
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Field(description="Device to train on.")] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="Device to train on; auto: a GPU, if CUDA has one.")
+    ] = "auto"
     num_processes: Annotated[
         int | None, Field(ge=1, description="Processes to train in, on this machine; default: one per GPU, else one.")
     ] = None
