@@ -222,13 +222,19 @@ def load_teacher(source: Source) -> nn.Module:
 
     Raises:
         ModelError: timm cannot build it.
-        CheckpointError: the weights are missing, unreadable or of another model; every wrong key at once.
+        CheckpointError: the weights are missing, unreadable, not finite or of another model; every wrong key at once.
     """
     if source.checkpoint is not None:
         model = build_model(source)
         _fill_from_checkpoint(model, source.checkpoint)
     else:
         model = _fetch(source)
+    broken = [name for name, t in model.state_dict().items() if not bool(torch.isfinite(t.float()).all())]
+    if broken:
+        raise CheckpointError(
+            f"The weights of {source.checkpoint or source.name} are not finite: {shorten(broken, limit=3)}.",
+            hint="The run that made them blew up: take an earlier checkpoint of it.",
+        )
     return model.float().eval()
 
 
