@@ -137,3 +137,15 @@ def test_no_colour_where_it_is_not_wanted(
             monkeypatch.setenv(name, value)
         assert "\x1b[3" not in vitcompress("report", mini).out
         assert "\x1b[3" not in vitcompress("report", "nowhere").err
+
+
+def test_names_from_files_cannot_speak_to_the_terminal(
+    vitcompress: Vitcompress, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = vitcompress("report", tmp_path / "a\x1b]0;x\x07\u202eb.safetensors")
+    assert ended.code == 2
+    assert "a?]0;x??b" in ended.err.replace("\n", "")
+    Reporter().say("\x1b[2J" + "y" * 10**6)
+    said = capsys.readouterr().err
+    assert said.startswith("?[2Jyyy")
+    assert len(said) < 50_000

@@ -17,6 +17,8 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vitcompress.errors import printable
+
 SECONDS_BETWEEN_LINES = 5.0
 STARTED_VARIABLE = "VITCOMPRESS_STARTED"  # for processes that the command starts
 STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))  # of the command, in seconds since 1970
@@ -111,7 +113,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False, emoji=False)
+        self.console.print(printable(text), markup=False, emoji=False)
         self.tell("note", text=text)
 
     def tell(self, event: str, **fields: Any) -> None:

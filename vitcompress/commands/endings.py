@@ -16,7 +16,7 @@ from rich.console import Console
 import vitcompress
 from vitcompress import interrupts
 from vitcompress.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main
-from vitcompress.errors import ExportError, RecipeError, VitcompressError
+from vitcompress.errors import ExportError, RecipeError, VitcompressError, printable
 from vitcompress.interrupts import TerminationError
 
 EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
@@ -32,13 +32,14 @@ def user_errors() -> Iterator[None]:
             interrupts.wait_to_be_ended()  # what all processes stumble over is told once, by the main one
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print("Error:", style="bold red", end=" ")
-        console.print(str(error), markup=False, emoji=False)
+        console.print(printable(str(error)), markup=False, emoji=False)
         if error.hint:
             console.print("Hint:", style="bold", end=" ")
-            console.print(error.hint, markup=False, emoji=False)
+            console.print(printable(error.hint), markup=False, emoji=False)
         sys.exit(EXIT_MISTAKE)
     except ExportError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False, emoji=False)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(printable(f"Error: {error}"), markup=False, emoji=False)
         sys.exit(EXIT_WRONG)
     except KeyboardInterrupt:
         _last_words("Interrupted; no unfinished file is left behind.")
@@ -106,4 +107,4 @@ def _exit_code(error: BaseException) -> int:
 
 def _last_words(text: str) -> None:
     if is_main():
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(printable(text), markup=False)
