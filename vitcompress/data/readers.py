@@ -36,7 +36,13 @@ class FileReader:
         return len(self.paths)
 
     def open(self, index: int, at_least: int = 0) -> Image.Image:
-        """Decode image `index`."""
+        """Decode image `index`.
+
+        Raises:
+            OSError: it cannot be, or is a pipe or a device, which would be waited on.
+        """
+        if not self.paths[index].is_file():
+            raise OSError("it is no regular file")
         return decoded(self.paths[index], at_least)
 
     def where(self, index: int) -> str:
