@@ -63,12 +63,14 @@ class Checkpoints:
     def found(self) -> dict[str, Any] | None:
         """What `begin` was told by the run that was interrupted; None where there was none."""
         try:
-            tree: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            tree = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            if not (isinstance(tree, dict) and all(isinstance(tree.get(key), dict) for key in ("facts", "settled"))):
+                raise ValueError("it does not say what the run was")
+            return tree
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise TrainingError(f"{self.folder / 'run.json'} cannot be read: {error}.", hint="Remove it.") from error
-        return tree
 
     def newest(self) -> Path | None:
         """The newest state; None where there is none."""
