@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from timm.models import split_model_name_tag
 from torch import nn
 
 from vitcompress.console import Reporter
@@ -32,10 +33,14 @@ from vitcompress.measuring.evaluation import Accuracy, Watch, evaluate_pair
 from vitcompress.measuring.macs import with_macs
 from vitcompress.plans import Plan, make_plan
 from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import empty_model, load_teacher, resolve
+from vitcompress.pretrained.source import Source, empty_model, load_teacher, resolve
 from vitcompress.recipe import BUILT_IN, DataRecipe, ModelRecipe, PlanRecipe, Recipe, save_interval
 from vitcompress.report import Report, to_json
 from vitcompress.report.events import tell_plan
+from vitcompress.storage.quantize import num_bytes
+
+_MOST_TIMES_SMALLER = 64  # that a file may be than its source, beside
+_MOST_BYTES = 4 << 30  # that any source may have
 
 
 def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
@@ -205,7 +210,10 @@ def evaluate(
         if teacher is None and checkpoint is None and ":" in name:
             raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
         reporter.say(f"loading {teacher.model if teacher else name}")
-        reference = load_teacher(resolve(teacher or ModelRecipe(name, checkpoint, dict(manifest.source["model_args"]))))
+        source = resolve(teacher or ModelRecipe(name, checkpoint, dict(manifest.source["model_args"])))
+        if teacher is None:
+            check_source(source, manifest, file_bytes=Path(path).stat().st_size)
+        reference = load_teacher(source)
         if teacher is None and sha256_of(reference.state_dict()) != manifest.source_sha256:
             raise CheckpointError("these are other weights than the artifact was made from.")
     except VitcompressError as error:
@@ -226,6 +234,20 @@ def evaluate(
     )
     reporter.tell("evaluate", accuracy=to_json(accuracy))
     return accuracy
+
+
+def check_source(source: Source, manifest: artifact.Manifest, *, file_bytes: int) -> None:
+    """Make sure that what a file says of its source can be so, before there is memory for the source's weights.
+
+    Raises:
+        CheckpointError: it is another model than the file's, or far too large a one.
+    """
+    told, found = (split_model_name_tag(each)[0] for each in (manifest.source["architecture"], source.architecture))
+    if told != found:
+        raise CheckpointError(f"the file holds a {told}, and its source is said to be a {found}.")
+    size = num_bytes(empty_model(source).state_dict())
+    if size > _MOST_TIMES_SMALLER * file_bytes + _MOST_BYTES:
+        raise CheckpointError(f"its source is said to have {size:,} bytes, and the file has {file_bytes:,}.")
 
 
 def _images_to_evaluate(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:
