@@ -94,3 +94,16 @@ def packed(path: Path) -> Path:
     with path.open("rb") as plain, gzip.open(f"{path}.gz", "wb") as file:
         shutil.copyfileobj(plain, file)
     return Path(f"{path}.gz")
+
+
+def sparse_member(name: str, size: int) -> bytes:
+    """A member of a tar file, of 1 kB, that claims `size` bytes: GNU's sparse files, which are mostly holes."""
+    info = tarfile.TarInfo(name)
+    info.size = 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)
+    header[483:495] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + b"A" * 512

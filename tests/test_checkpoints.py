@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import Vitcompress
 from vitcompress import interrupts
 from vitcompress.distillation import checkpoints, trainlog
+from vitcompress.distillation.checkpoints import Checkpoints
+from vitcompress.errors import TrainingError
 from vitcompress.recipe import Interval, save_interval
 
 STEPS = 7
@@ -175,6 +177,13 @@ def test_without_a_state_it_starts_from_the_beginning_and_says_so(
     cut_short(monkeypatch, vitcompress, [*words, "--num-workers", 0], cut, 5)
     ended = vitcompress(*words, "--num-workers", 0, "--out", cut)
     assert (ended.code, "--resume would go on" in ended.err) == (0, True)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "1", "{", "[" * 100_000, '{"facts": null, "settled": 1}'])
+def test_facts_of_a_run_that_are_none_are_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(TrainingError, match=r"run\.json cannot be read"):
+        Checkpoints(tmp_path, Interval(steps=1)).found()
 
 
 def test_a_state_that_cannot_be_read_is_named(

@@ -176,3 +176,15 @@ def test_a_loss_of_nothing_has_no_sign(capsys: pytest.CaptureFixture[str]) -> No
     with Reporter().training() as ticker:
         ticker.step(done=1.0, loss=-1e-6, images_per_second=1.0)
     assert "loss 0.000" in capsys.readouterr().err
+
+
+def test_names_from_files_cannot_speak_to_the_terminal(
+    vitcompress: Vitcompress, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = vitcompress("report", tmp_path / "a\x1b]0;x\x07\u202eb.safetensors")
+    assert ended.code == 2
+    assert "a?]0;x??b" in ended.err.replace("\n", "")
+    Reporter().say("\x1b[2J" + "y" * 10**6)
+    said = capsys.readouterr().err
+    assert said.startswith("?[2Jyyy")
+    assert len(said) < 50_000

@@ -1,3 +1,5 @@
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.data.views import Batch
-from vitcompress.errors import DataError
+from vitcompress.errors import CheckpointError, DataError
+from vitcompress.files import artifact
+from vitcompress.jobs.pipeline import check_source
 from vitcompress.measuring.evaluation import (
     MOST_CLASSES,
     MOST_CONFUSIONS,
@@ -17,6 +21,7 @@ from vitcompress.measuring.evaluation import (
     evaluate_pair,
     paired_interval,
 )
+from vitcompress.pretrained.source import Source
 from vitcompress.recipe import DataRecipe
 
 
@@ -124,3 +129,15 @@ def test_nothing_readable() -> None:
         evaluate_pair(model, None, [nothing], name="x", device=torch.device("cpu"))
     with pytest.raises(DataError, match="not one image"):
         evaluate_pair(model, None, [nothing], name="x", device=torch.device("cpu"), skip_bad_images=True)
+
+
+def test_a_source_of_another_kind_or_far_too_large_is_refused_before_it_is_built(mini: Path) -> None:
+    manifest = artifact.read_manifest(mini)
+    own = Source(**manifest.source)
+    check_source(own, manifest, file_bytes=mini.stat().st_size)
+    for other, message in (
+        (replace(own, architecture="deit_tiny_patch16_224"), "is said to be a deit_tiny_patch16_224"),
+        (replace(own, model_args={"embed_dim": 8192, "depth": 12, "num_heads": 1}), "is said to have"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            check_source(other, manifest, file_bytes=mini.stat().st_size)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,17 @@ import torch
 from PIL import Image
 
 from tests.conftest import Vitcompress, draw_image
-from tests.formats import CLASSES, jpeg, photographs, samples, write_idx, write_shard, write_shards
+from tests.formats import (
+    CLASSES,
+    jpeg,
+    packed,
+    photographs,
+    samples,
+    sparse_member,
+    write_idx,
+    write_shard,
+    write_shards,
+)
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.data.views import evaluation_loader, training_loader
 from vitcompress.errors import DataError
@@ -128,6 +140,29 @@ def test_a_shard_that_is_cut_off_is_named(shards: Path, tmp_path: Path) -> None:
     for name, content in (("cut.tar", whole[: len(whole) // 2]), ("text.tar", b"no tar at all" * 100)):
         (tmp_path / name).write_bytes(content)
         refused(f"wds:{tmp_path / name}", f"{name} is no whole, unpacked tar file", hint=".tar.gz")
+
+
+def test_a_shards_name_is_never_run_as_a_command(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(shards / "set-train-0000.tar", tmp_path / "pipe:touch ran;true .tar")
+    packed(shards / "set-train-0000.tar").rename(tmp_path / "pipe:touch ran;true .tar.gz")
+    monkeypatch.chdir(tmp_path)
+    for place in ("wds:.", f"wds:{tmp_path}"):
+        train, _ = opened(place, val_data=place)
+        (batch,) = evaluation_loader(train, CONFIG, DataRecipe(num_workers=0))
+        assert len(batch.labels) == 10
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+@pytest.mark.parametrize("name", ["000000.cls", "000000.jpg"])
+def test_a_shard_that_claims_more_than_it_has_is_named(name: str, suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="the extra webdataset is not installed")
+    whole = sparse_member(name, 6 << 30) + bytes(1024)
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(whole) if suffix.endswith("gz") else whole)
+    refused(f"wds:{tmp_path}", f"{name} is a sparse file")
+    (tmp_path / f"a.{suffix}").unlink()
+    write_shard(tmp_path / f"b.{suffix}", [("0.jpg", b""), ("0.cls", b"1" * 5000)])
+    refused(f"wds:{tmp_path}", "0.cls has 5,000 bytes, at most 4,096")
 
 
 def test_shards_that_are_not_there_are_named(shards: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.tiny import compressed, images
 from vitcompress.errors import ArtifactError
 from vitcompress.files import artifact, tensorfile
 from vitcompress.files.digest import Digest
+from vitcompress.files.tensorfile import plain_json
 from vitcompress.plans import Plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import Source, build_model
@@ -365,6 +366,69 @@ def test_an_architecture_that_is_not_ours_is_refused(name: str, bases: list[Base
 
     place = path.with_name("architecture.safetensors")
     assert outcome(place, model, _changed(data, [change], sealed=True)) == "refused"
+
+
+TWICE: dict[str, Callable[[dict[str, Any]], None]] = {
+    "shared": lambda plan: plan["groups"][0].update(shared=plan["groups"][0]["shared"] * 20_000),
+    "bases": lambda plan: plan["groups"][0].update(bases=["attn.qkv"] * 2),
+    "blocks": lambda plan: plan["groups"][0].update(blocks=plan["groups"][0]["blocks"] * 2),
+    "transforms": lambda plan: plan.update(transforms=["heads"] * 2),
+}
+
+
+@pytest.mark.parametrize("where", TWICE)
+def test_names_that_are_in_a_plan_twice_are_refused_before_anything_is_built(
+    where: str, bases: list[Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, data, _ = bases[0]
+    place = path.with_name("twice.safetensors")
+    place.write_bytes(_changed(data, [lambda tree: TWICE[where](tree["manifest"]["plan"])], sealed=True))
+    monkeypatch.setattr(artifact, "empty_model", lambda source: pytest.fail("it was built"))
+    with pytest.raises(ArtifactError, match=rf"{where} has a name twice|at most 512"):
+        vitcompress.load(place)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("input_size", [3, 16, 16], "its images are said to be"),
+        ("input_size", [1, 32, 32], "not of 1 channels"),
+        ("mean", [0.5, 0.5], "not of 3 channels"),
+        ("std", [1e-60] * 3, "std"),
+        ("crop_pct", 1e-9, "crop_pct"),
+        ("interpolation", "random", "interpolation"),
+    ],
+)
+def test_images_that_the_model_does_not_take_are_refused(
+    field: str, value: Any, message: str, bases: list[Base]
+) -> None:
+    path, data, _ = bases[0]
+    place = path.with_name("images.safetensors")
+    place.write_bytes(
+        _changed(data, [lambda tree: tree["manifest"]["data_config"].update({field: value})], sealed=True)
+    )
+    with pytest.raises(ArtifactError, match=message):
+        vitcompress.load(place)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
+def test_json_that_names_no_number_is_refused(number: str) -> None:
+    with pytest.raises(ValueError, match="is no number"):
+        plain_json(f'{{"ratio": {number}}}')
+
+
+def test_a_tensors_name_that_a_terminal_would_obey_is_refused_and_not_shown(bases: list[Base]) -> None:
+    path, data, _ = bases[0]
+    place = path.with_name("name.safetensors")
+    for value in ({"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, "x"):
+
+        def change(tree: dict[str, Any], value: object = value) -> None:
+            tree["tensors"]["z\x1b]0;x\x07"] = value
+
+        place.write_bytes(_changed(data, [change], sealed=False))
+        with pytest.raises(ArtifactError, match="cannot be") as caught:
+            vitcompress.load(place)
+        assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "\r", "\x9b31m", "\x07", "\udc80"])

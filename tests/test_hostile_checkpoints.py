@@ -23,8 +23,9 @@ from torch import nn
 import vitcompress as package
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, listing, model_flags
 from tests.tiny import tiny
-from vitcompress.errors import ArtifactError
+from vitcompress.errors import ArtifactError, CheckpointError
 from vitcompress.files import artifact
+from vitcompress.pretrained.weightfiles import read_weights
 
 # --- checkpoints
 
@@ -61,6 +62,15 @@ def overlapping(path: Path) -> None:
     path.write_bytes(whole.getvalue())
 
 
+def ended_oddly(path: Path) -> None:
+    """A packed checkpoint whose end zipfile cannot make out, and torch can."""
+    packed(path, size=200 << 20)
+    data = bytearray(path.read_bytes())
+    end = data.rfind(b"PK\5\6")
+    data[end + 20 : end + 22] = (4).to_bytes(2, "little")
+    path.write_bytes(bytes(data) + b"PK\5\6")
+
+
 def swollen(path: Path) -> None:
     """One number that is seen as a matrix of a terabyte."""
     weights = dict(tiny().state_dict())
@@ -73,9 +83,10 @@ def swollen(path: Path) -> None:
     [
         (lambda path: packed(path, size=200 << 20), "packed into"),
         (overlapping, "packed into"),
+        (ended_oddly, "cannot be read"),
         (swollen, "larger than the file: head.weight"),
     ],
-    ids=["compressed", "overlapping", "expanded"],
+    ids=["compressed", "overlapping", "ended-oddly", "expanded"],
 )
 def test_a_checkpoint_larger_than_its_file_is_refused_before_it_is_unpacked(
     make: Callable[[Path], None], message: str, tmp_path: Path, vitcompress: Vitcompress
@@ -83,6 +94,28 @@ def test_a_checkpoint_larger_than_its_file_is_refused_before_it_is_unpacked(
     make(tmp_path / "w.pth")
     mistake(compress(vitcompress, tmp_path / "w.pth", tmp_path / "m.safetensors"), f"{tmp_path / 'w.pth'}", message)
     assert not (tmp_path / "m.safetensors").exists()
+
+
+ODD: dict[str, Callable[[], torch.Tensor]] = {
+    "sparse": lambda: torch.zeros(5).to_sparse(),
+    "rows": lambda: torch.zeros(5, 24).to_sparse_csr(),
+    "meta": lambda: torch.zeros(5, device="meta"),
+    "complex": lambda: torch.zeros(5, dtype=torch.complex64),
+    "bool": lambda: torch.zeros(5, dtype=torch.bool),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:Validating sparse")
+@pytest.mark.parametrize("kind", ODD)
+def test_a_tensor_that_is_no_plain_table_is_named(kind: str, tmp_path: Path) -> None:
+    torch.save({**tiny().state_dict(), "head.bias": ODD[kind]()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"no plain tables.*head\.bias"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, vitcompress: Vitcompress) -> None:
+    torch.save({**tiny().state_dict(), "head.bias": torch.full((5,), torch.nan)}, tmp_path / "w.pth")
+    mistake(compress(vitcompress, tmp_path / "w.pth", tmp_path / "m.safetensors"), "not finite: head.bias")
 
 
 def test_a_compressed_checkpoint_in_a_local_folder_is_refused(tmp_path: Path, vitcompress: Vitcompress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import resource
 import struct
@@ -20,6 +21,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from tests.test_data import GREY, RGB, folder_set
+from vitcompress.data.readers import FileReader
 from vitcompress.data.views import Views
 from vitcompress.recipe import DataRecipe
 
@@ -73,8 +75,27 @@ BAD: dict[str, Callable[[], bytes]] = {
     "a bomb": lambda: png(60_000, 60_000),
     "beyond a bomb": lambda: png(2**31 - 1, 2**31 - 1),
     "a bomb of text": text_bomb,
+    "a hair": lambda: encoded(Image.new("RGB", (1, 1_000_000)), "PNG"),
     **{f"{kind} cut by half": partial(cut_by_half, kind) for kind in KINDS},
 }
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_regular_file_is_not_waited_on(tmp_path: Path) -> None:
+    encoded_image = encoded(Image.fromarray(NOISE), "PNG")
+    (tmp_path / "b.png").write_bytes(encoded_image)
+    os.mkfifo(tmp_path / "a.png")
+    reader = FileReader((str(tmp_path / "a.png"), str(tmp_path / "b.png")))
+    with pytest.raises(OSError, match="no regular file"):
+        reader.open(0)
+    assert reader.open(1).size == (20, 24)
+
+
+def test_a_narrow_image_is_seen_where_it_fills_no_memory(tmp_path: Path) -> None:
+    found = view(tmp_path / "a.png", encoded(Image.new("RGB", (1, 1000)), "PNG"))
+    assert isinstance(found, torch.Tensor)
+    found = view(tmp_path / "a.png", encoded(Image.new("RGB", (1, 100_000)), "PNG"), training=True)
+    assert isinstance(found, torch.Tensor)
 
 
 @pytest.mark.timeout(60)

@@ -1,6 +1,9 @@
 import io
 import json
+import re
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -8,7 +11,7 @@ from rich.console import Console
 from vitcompress.distillation.trainlog import TrainLog
 from vitcompress.errors import ArtifactError
 from vitcompress.families import Widths
-from vitcompress.measuring.evaluation import Accuracy
+from vitcompress.measuring.evaluation import Accuracy, ClassHits
 from vitcompress.measuring.latency import Speed
 from vitcompress.plans import Group, Size
 from vitcompress.recipe import GateRecipe
@@ -24,8 +27,10 @@ from vitcompress.report import (
     to_svg,
 )
 from vitcompress.report.picture import Point, alt_text, draw, points_of
+from vitcompress.report.private import without_places
 from vitcompress.report.render import size_rows
 
+ACCURACY = Accuracy("val", 400, 3, 86.0, 84.5, 97.25, 96.0, 1.5, (-0.2, 3.2), 92.0, 0.21)
 REPORT = Report(
     schema_version=1,
     model="deit_base_patch16_224",
@@ -33,7 +38,7 @@ REPORT = Report(
     groups=(5, 5, 2),
     transforms=("heads", "mlp"),
     size=Size(86_567_656, 22_953_064, 3.7715, 346_270_624, 91_812_256, 3.7715, 17_563_828_224, 17_714_209_152, 0.9915),
-    accuracy=Accuracy("val", 400, 3, 86.0, 84.5, 97.25, 96.0, 1.5, (-0.2, 3.2), 92.0, 0.21),
+    accuracy=ACCURACY,
     speed=Speed({"1": 10.0, "32": 100.0}, {"1": 12.0, "32": 110.0}, 2, "cpu"),
     train=TrainLog(500, 64_000, 3, 120.0, 533.3, ({"step": 1, "lr": 1e-3, "loss": 2.0, "logits": 2.0},)),
     data="train",
@@ -198,3 +203,66 @@ def test_a_report_says_so_where_the_teacher_in_fewer_bits_is_better() -> None:
 def test_what_is_larger_is_not_called_smaller() -> None:
     size = replace(REPORT.size, params_ratio=0.99, bytes_ratio=0.5)
     assert [row[3] for row in size_rows(size)][:2] == ["1.01× more", "2.00× larger"]
+
+
+def changed(where: str, value: object) -> dict[str, Any]:
+    """A report with a value of someone else's: `size.student_bytes`, `made_of.0.blocks`."""
+    tree: dict[str, Any] = json.loads(json.dumps(to_json(FULL)))
+    *way, last = where.split(".")
+    holder: Any = tree
+    for name in way:
+        holder = holder[int(name)] if isinstance(holder, list) else holder[name]
+    holder[int(last) if isinstance(holder, list) else last] = value
+    return tree
+
+
+FULL = replace(
+    REPORT,
+    accuracy=replace(ACCURACY, classes=(ClassHits(0, 4, 3, 2),)),
+    baselines=(Baseline("teacher int8", 9, 9, 85.0, 1.0, None, None),),
+    made_of=(Group(("blocks.0", "blocks.1"), ("attn.qkv.weight",)),),
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("groups", []), ("groups", [0]), ("groups", [1] * 600), ("made_of.0.blocks", ["a", "b"]),
+        ("made_of.0.blocks", ["blocks.\u00b2"]), ("size.student_bytes", 10**400), ("size.student_bytes", 0),
+        ("size.student_bytes", -5), ("size.macs_ratio", 0.0), ("size.params_ratio", float("nan")),
+        ("size.params_ratio", float("inf")), ("speed.teacher_ms", {"1": 0.0, "32": 1.0}),
+        ("speed.teacher_ms", {"x": 1.0}), ("accuracy.num_images", 0), ("accuracy.student_top1", 1e308),
+        ("accuracy.classes.0.num_images", 0), ("baselines.0.bytes", 0), ("model", "x" * 100_000),
+        ("train.loss_curve", [{"step": 1e308, "loss": 1e308}] * 2), ("train.loss_curve", [{"step": 1.0}] * 1000),
+        ("baselines", [to_json(FULL)["baselines"][0]] * 100),
+    ],
+    ids=lambda value: str(value)[:24],
+)  # fmt: skip
+def test_a_report_that_cannot_be_is_refused(where: str, value: object) -> None:
+    assert from_json(changed("model", "x")).model == "x"
+    with pytest.raises(ArtifactError, match="report"):
+        from_json(changed(where, value))
+
+
+def test_names_of_a_report_are_no_markup() -> None:
+    name = "[/bold][link=https://x.example]`a`[/link]![i](https://x.example)"
+    report = replace(FULL, model=name, baselines=(replace(FULL.baselines[0], name=name),))
+    assert shown(report).count("[/bold][link=") == 2
+    written = to_markdown(report)
+    assert r"\[/bold\]\[link=https://x.example\]\`a\`" in written
+    assert re.search(r"(?<!\\)[\[!]", written) is None
+
+
+def test_a_ratio_that_is_no_number_meets_no_gate() -> None:
+    for ratio in (float("nan"), float("inf")):
+        report = replace(REPORT, size=replace(REPORT.size, params_ratio=ratio))
+        assert missed_gates(report, GateRecipe(min_ratio=1.0), file_bytes=1)
+    report = replace(REPORT, accuracy=replace(ACCURACY, top1_drop=float("nan")))
+    assert missed_gates(report, GateRecipe(max_drop=1.0), file_bytes=1)
+
+
+def test_places_are_found_in_long_text_at_once() -> None:
+    start = time.perf_counter()
+    assert without_places("~" * 200_000 + "me/a/b").endswith("…/b")
+    assert time.perf_counter() - start < 5
+    assert without_places("--data=~me/a/b") == "--data=…/b"

@@ -280,8 +280,36 @@ def test_a_checkpoint_wins_over_the_folders_own(tmp_path: Path) -> None:
         (b'{"architecture": 7, "pretrained_cfg": {}}', "MODEL"),
         (b'{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, "model_args": [1]}', "MODEL"),
         (b'{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": 3}', "MODEL"),
+        (
+            b'{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, "model_args": {"depth": 300000}}',
+            "its depth cannot be 300000",
+        ),
+        (
+            b'{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, "model_args": {"norm_eps": "x"}}',
+            "its norm_eps cannot be x",
+        ),
+        (
+            b'{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 32, 32], "mean": "x"}}',
+            "its mean",
+        ),
+        (b"[" * 100_000, "cannot be read"),
     ],
-    ids=["missing", "empty", "cut", "list", "binary", "no-keys", "unknown", "number", "args-list", "cfg-number"],
+    ids=[
+        "missing",
+        "empty",
+        "cut",
+        "list",
+        "binary",
+        "no-keys",
+        "unknown",
+        "number",
+        "args-list",
+        "cfg-number",
+        "depth",
+        "eps",
+        "mean",
+        "deep",
+    ],
 )
 def test_a_folder_whose_config_is_no_config_is_named(content: bytes | None, message: str, tmp_path: Path) -> None:
     if content is not None:
@@ -304,6 +332,14 @@ def test_weights_of_a_folder_that_do_not_fit_are_refused(change: Callable[[Weigh
     folder = save_as_timm_does(tmp_path / "m", change(tiny().state_dict()))
     with pytest.raises(CheckpointError, match=str(folder)):
         load_teacher(resolve(ModelRecipe(f"local-dir:{folder}")))
+
+
+def test_a_file_too_small_for_its_model_is_refused_before_there_is_memory_for_it(tmp_path: Path) -> None:
+    save_file(tiny().state_dict(), tmp_path / "w.safetensors")
+    wide = {"embed_dim": 65_536, "depth": 12, "num_heads": 1}
+    source = Source("vit_tiny_patch16_224", "vit_tiny_patch16_224", wide, {}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"does not fit the model: it has [\d,]+ bytes"):
+        load_teacher(source)
 
 
 def test_a_teacher_is_never_left_with_a_random_head(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,6 +100,27 @@ def test_each_process_and_part_has_rows_of_its_own(tmp_path: Path) -> None:
         cache(tmp_path / "said", share=Share(process, 2, 2)).rows(1, part) for process in range(2) for part in range(2)
     ]
     assert sorted(np.concatenate(rows).tolist()) == list(range(8, 16))
+
+
+@pytest.mark.parametrize("text", ["[]", "1", "{", "[" * 100_000, '{"teacher.sha256": 1}'])
+def test_facts_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "cache.json").write_text(text)
+    with pytest.raises(RecipeError, match=f"--cache-teacher {tmp_path}"):
+        cache(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="nothing takes room on the disk here")
+def test_room_is_taken_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache(tmp_path / "small")
+    assert (tmp_path / "small" / "logits.f32").stat().st_blocks * 512 >= 3 * 8 * 5 * 4
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(RecipeError, match="No space left"):
+        cache(tmp_path / "large")
+    assert (tmp_path / "large" / "logits.f32").stat().st_size == 0
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -160,11 +160,23 @@ def test_what_cannot_be_followed_is_told(tmp_path: Path) -> None:
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"patch_size": 0}, "timm cannot build"),
         ({"depths": 3}, "does not say what is needed"),
+        ({"depths": [300_000, 2]}, "its depths cannot be 300000"),
+        ({"depths": [300, 300]}, "its depths are more than 512"),
+        ({"embed_dim": 0}, "its embed_dim cannot be 0"),
+        ({"embed_dim": 1e400}, "its embed_dim cannot be inf"),
+        ({"embed_dim": 10**30}, "its embed_dim cannot be 1000"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(ModelError, match=message):
             empty_model(resolve(ModelRecipe(f"local-dir:{tmp_path}")))
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="cannot be read"):
+        resolve(ModelRecipe(f"local-dir:{tmp_path}"))
     (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": "x"}')
+    with pytest.raises(ModelError, match="its image_mean"):
+        resolve(ModelRecipe(f"local-dir:{tmp_path}"))
+    (tmp_path / "preprocessor_config.json").unlink()
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("classifier.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})

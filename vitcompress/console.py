@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from vitcompress.errors import VitcompressError
+from vitcompress.errors import VitcompressError, printable
 
 SECONDS_BETWEEN_LINES = 5.0
 STARTED_VARIABLE = "VITCOMPRESS_STARTED"  # for processes that the command starts
@@ -125,7 +125,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False, emoji=False)
+        self.console.print(printable(text), markup=False, emoji=False)
         self.tell("note", text=text)
 
     def tell(self, event: str, **fields: Any) -> None:

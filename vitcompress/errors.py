@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# what a terminal obeys: escapes, and marks that turn the direction of text
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_MOST_LETTERS = 20_000  # of a message
 
 
 class VitcompressError(Exception):
@@ -89,6 +94,12 @@ def attempting(faults: list[tuple[str, str]]) -> Callable[..., Any]:
 def first_line(error: BaseException) -> str:
     """The first line of what another library's error says; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: names from files may hold what it would obey, or be endless."""
+    shown = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
+    return _OBEYED.sub("?", shown)
 
 
 def shorten(names: Iterable[str], *, limit: int = 8) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 import vitcompress
 from vitcompress import interrupts
 from vitcompress.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main
-from vitcompress.errors import ExportError, RecipeError, VitcompressError
+from vitcompress.errors import ExportError, RecipeError, VitcompressError, printable
 from vitcompress.files.targets import check_no_weights
 from vitcompress.interrupts import TerminationError
 
@@ -35,13 +35,14 @@ def user_errors() -> Iterator[None]:
             interrupts.wait_to_be_ended()  # what all processes stumble over is told once, by the main one
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print("Error:", style="bold red", end=" ")
-        console.print(str(error), markup=False, emoji=False)
+        console.print(printable(str(error)), markup=False, emoji=False)
         if error.hint:
             console.print("Hint:", style="bold", end=" ")
-            console.print(error.hint, markup=False, emoji=False)
+            console.print(printable(error.hint), markup=False, emoji=False)
         sys.exit(EXIT_MISTAKE)
     except ExportError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False, emoji=False)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(printable(f"Error: {error}"), markup=False, emoji=False)
         sys.exit(EXIT_WRONG)
     except KeyboardInterrupt as error:
         _last_words(f"Interrupted. {error}" if str(error) else "Interrupted; no unfinished file is left behind.")
@@ -173,4 +174,4 @@ def _exit_code(error: BaseException) -> int:
 
 def _last_words(text: str) -> None:
     if is_main():
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(printable(text), markup=False)

@@ -96,6 +96,12 @@ def names_in_order(index_of: Mapping[str, int], num_classes: int | None) -> tupl
     return tuple(by_index[i] for i in range(count)) if set(range(count)) <= by_index.keys() else ()
 
 
+def label_names(pretrained_cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of classes in timm's description of weights; empty where there are none, or something else."""
+    told = pretrained_cfg.get("label_names")
+    return tuple(told) if isinstance(told, (list, tuple)) and all(isinstance(name, str) for name in told) else ()
+
+
 def known_classes(recorded: Sequence[str], pretrained_cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     """Names of a model's classes, in order; empty where nobody knows them.
 
@@ -104,7 +110,7 @@ def known_classes(recorded: Sequence[str], pretrained_cfg: Mapping[str, Any], nu
         pretrained_cfg: timm's description of its weights.
         num_classes: K.
     """
-    names: Sequence[str] = recorded or pretrained_cfg.get("label_names") or ()
+    names = recorded or label_names(pretrained_cfg)
     subset = infer_imagenet_subset({"num_classes": num_classes})
     if not names and subset:
         names = ImageNetInfo(subset).label_names()

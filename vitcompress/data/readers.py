@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +37,13 @@ class FileReader:
         return len(self.paths)
 
     def open(self, index: int, at_least: int = 0) -> Image.Image:
-        """Decode image `index`."""
+        """Decode image `index`.
+
+        Raises:
+            OSError: it cannot be, or is a pipe or a device, which would be waited on.
+        """
+        if not os.path.isfile(self.paths[index]):
+            raise OSError("it is no regular file")
         return decoded(self.paths[index], at_least)
 
     def where(self, index: int) -> str:

@@ -20,10 +20,10 @@ from PIL import Image
 from vitcompress.data.readers import EXTENSIONS, decoded
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, Found
 from vitcompress.data.streams import StreamReader, read_shard
+from vitcompress.data.tarfiles import BROKEN, Member, content, is_remote, wanted
 from vitcompress.errors import DataError, missing_package, shorten
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # as webdataset splits a name
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _urls(place: str, split: str, where: str) -> tuple[str, ...]:
         raise DataError(
             f"{where} cannot be expanded: {error}.", hint="For example wds:images-{0000..0099}.tar"
         ) from error
-    gone = [url for url in urls if not _is_remote(url) and not Path(url).is_file()]
+    gone = [url for url in urls if not is_remote(url) and not Path(url).is_file()]
     if gone:
         raise DataError(f"{where}: {len(gone)} of {len(urls)} shard(s) are not there: {shorten(gone, limit=3)}.")
     return urls
@@ -109,15 +109,12 @@ def _in_folder(root: Path, split: str, where: str) -> tuple[str, ...]:
     val = {path for path in every - train if words[path] & set(VAL_NAMES)}
     if not (train and val):
         train, val = every, set()
-    return tuple(sorted(map(str, train if split == "train" else val)))
-
-
-def _is_remote(url: str) -> bool:
-    return re.match(r"(pipe|[a-z][a-z0-9+.-]+):", url) is not None
+    chosen = train if split == "train" else val
+    return tuple(sorted(str(path.absolute()) for path in chosen))  # a name like `pipe:…` would be taken for a command
 
 
 def _must_stream(url: str) -> bool:
-    return _is_remote(url) or url.endswith(PACKED)
+    return is_remote(url) or url.endswith(PACKED)
 
 
 def _stream(urls: tuple[str, ...], where: str, image_key: str, label_key: str) -> Found:
@@ -166,22 +163,13 @@ def _members(
     images: dict[str, tuple[str, tarfile.TarInfo]] = {}
     labels: dict[str, str] = {}
     try:
-        with tarfile.open(url, "r:") as tar:
-            for member in tar:
-                found = _KEY.fullmatch(member.name)
-                if not member.isreg() or found is None:
-                    continue
-                key, extension = found[1], found[2].lower()
+        with tarfile.open(url, "r:", tarinfo=Member) as tar:
+            for key, extension, member in wanted(tar, image_key, label_key, others):
                 if extension == image_key if image_key else f".{extension}" in EXTENSIONS:
                     images.setdefault(key, (member.name, member))
-                elif extension == label_key:
-                    file = tar.extractfile(member)
-                    assert file is not None  # it is a regular one
-                    labels[key] = file.read().decode("utf-8", "replace").strip()
                 else:
-                    others[extension] += 1
-                tar.members = []  # type: ignore[attr-defined]  # or each would be kept
-    except (tarfile.TarError, OSError, EOFError) as error:
+                    labels[key] = content(tar, member).decode("utf-8", "replace").strip()
+    except BROKEN as error:
         raise DataError(
             f"{url} is no whole, unpacked tar file: {error}.", hint="A packed one must be named so: .tar.gz."
         ) from error

@@ -14,22 +14,17 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
-from typing import NamedTuple, overload
+from typing import IO, Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
 
 from vitcompress.data.readers import EXTENSIONS, decoded
+from vitcompress.data.tarfiles import BROKEN, Member, content, is_remote, wanted
 
 LANES = 8  # most; a power of two, as numbers of workers and processes mostly are
 BUFFER = 256  # samples of a lane, undecoded, that are shuffled
-_BROKEN = (
-    OSError,
-    ValueError,
-    EOFError,
-    tarfile.TarError,
-    zlib.error,
-)  # what a shard that ends early or is none raises
+_BROKEN = (*BROKEN, zlib.error)  # what a shard that ends early or is none raises
 
 
 class Sample(NamedTuple):
@@ -196,16 +191,23 @@ def read_shard(url: str, image_key: str, label_key: str) -> Iterator[Sample]:
         label_key: extension of the labels.
     """
     from webdataset.gopen import gopen
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+    from webdataset.tariterators import group_by_keys
 
     try:
-        with gopen(url) as stream:
-            for found in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
+        with gopen(url) if is_remote(url) else open(url, "rb") as stream:  # gopen runs what looks like a command
+            for found in group_by_keys(_files(url, stream, image_key, label_key)):
                 key = image_key_of(found, image_key)
                 if key is not None:
                     yield Sample(f"{url}:{found['__key__']}.{key}", found[key], target_of(found, label_key))
     except _BROKEN as error:
         yield Sample(url, b"", None, f"the shard cannot be read: {error}")
+
+
+def _files(url: str, stream: IO[bytes], image_key: str, label_key: str) -> Iterator[dict[str, Any]]:
+    """The images and labels of a shard, as webdataset groups them into samples."""
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
+        for _, _, member in wanted(tar, image_key, label_key):
+            yield {"fname": member.name, "data": content(tar, member), "__url__": url}
 
 
 def image_key_of(sample: Mapping[str, object], wanted: str) -> str | None:

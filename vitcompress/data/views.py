@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import random
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +36,11 @@ _MODES = {1: "L", 3: "RGB"}
 _MOST_STAND_INS = 100  # images in a row that cannot be read, till a set is taken for one of no images
 _MOST_WORKERS = 16
 _NARROWEST = math.sqrt(3 / 4)  # of a random crop: its shorter side, by that of a square of the same area
-_UNREADABLE = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)
+_MOST_PIXELS = 64_000_000  # of an image once its shorter side was enlarged
+_UNREADABLE = (
+    OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, struct.error, UnidentifiedImageError,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 
 class Batch(NamedTuple):
@@ -82,6 +87,7 @@ class Views(Dataset[Sample]):
         self.transform = random_views(config, recipe) if training else create_transform(**config, is_training=False)
         # a training view is a crop, made smaller: no JPEG needs to be decoded larger than that takes
         size = max(config["input_size"][1:])
+        self.shorter = size / config.get("crop_pct", 1.0)
         self.at_least = math.ceil(size / (math.sqrt(recipe.crop_min) * _NARROWEST)) if training else 0
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
@@ -103,10 +109,21 @@ class Views(Dataset[Sample]):
 
     def view(self, image: Image.Image, draw: int) -> Tensor:
         """The view of an image that `draw` decides."""
+        self._check_sides(image)
         converted = _convert(image, self.mode)
         with seeded(self.seed, draw):
             view: Tensor = self.transform(converted)
         return view
+
+    def _check_sides(self, image: Image.Image) -> None:
+        """Refuse an image so narrow that enlarging its shorter side, before the centre crop, would fill the memory.
+
+        Raises:
+            ValueError: it is.
+        """
+        short, long = sorted(image.size)
+        if not self.training and short < self.shorter and self.shorter**2 * long > _MOST_PIXELS * short:
+            raise ValueError(f"its sides are {short:,} and {long:,} pixels: too narrow to be enlarged")
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

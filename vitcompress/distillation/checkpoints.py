@@ -67,14 +67,14 @@ class Checkpoints:
     def found(self) -> dict[str, Any] | None:
         """What `begin` was told by the run that was interrupted; None where there was none."""
         try:
-            tree: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            tree = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            if not (isinstance(tree, dict) and all(isinstance(tree.get(key), dict) for key in ("facts", "settled"))):
+                raise ValueError("it does not say what the run was")
+            return tree
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise TrainingError(f"{self.folder / 'run.json'} cannot be read: {error}.", hint="Remove it.") from error
-        if not isinstance(tree, dict) or not tree.keys() >= {"facts", "settled"}:
-            raise TrainingError(f"{self.folder / 'run.json'} is of no training.", hint="Remove it, or move it away.")
-        return tree
 
     def check(self) -> None:
         """Make sure that the folder holds no files of anybody else's.

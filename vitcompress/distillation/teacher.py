@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitcompress.data.classes import label_names
 from vitcompress.distillation.compare import Candidate
 from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.files import artifact
@@ -75,7 +76,7 @@ def find_teacher(recipe: TeacherRecipe, *, checkpoint_flag: str = "--teacher-che
         with _flags_of_the_teacher(checkpoint_flag):
             return load_teacher(source)
 
-    classes = tuple(source.pretrained_cfg.get("label_names") or ())
+    classes = label_names(source.pretrained_cfg)
     return Teacher(source.name, model, data_config(model, named), load, classes)
 
 

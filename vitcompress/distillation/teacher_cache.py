@@ -2,7 +2,7 @@
 
     DIR/
       cache.json    what it is of: teacher, images, views; a run of anything else is refused
-      logits.f32    float32 [steps × batch, K], sparse till it is filled
+      logits.f32    float32 [steps × batch, K], zero till it is filled
       known.u8      bool [steps × batch]
 
 Each training view is drawn from the seed and its number, so a run of the same seed sees the same views again: sweeps of
@@ -11,11 +11,12 @@ learning rates, other plans for the same model. Only logits are kept; other loss
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -56,7 +57,10 @@ class TeacherCache:
         path = folder / _FACTS
         try:
             if path.exists():
-                lines = differences(json.loads(path.read_text(encoding="utf-8")), facts)
+                held = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(held, dict):
+                    raise ValueError(f"{_FACTS} does not say what it is of")
+                lines = differences(held, facts)
                 if lines:
                     raise RecipeError(
                         "\n".join((f"--cache-teacher {folder} holds what a teacher said in another case:", *lines)),
@@ -69,7 +73,7 @@ class TeacherCache:
             beside = path.with_suffix(f".{os.getpid()}")
             beside.write_text(json.dumps(facts), encoding="utf-8")
             os.replace(beside, path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RecipeError(f"--cache-teacher {folder} cannot be used: {error}.") from error
 
     def rows(self, step: int, part: int) -> np.ndarray[Any, Any]:
@@ -95,14 +99,31 @@ class TeacherCache:
 
 
 def _grown(path: Path, kind: type, rows: int, columns: int) -> np.ndarray[Any, Any]:
-    """A table on disk of at least `rows` rows, zero where nothing was written; a file of holes where the disk can."""
+    """A table on disk of at least `rows` rows, zero where nothing was written; all its room is taken at once."""
     wanted = rows * columns * np.dtype(kind).itemsize
     try:
         with open(path, "ab") as file:
             if file.tell() < wanted:
+                _reserve(file, wanted)
                 file.truncate(wanted)
         shape = (rows, columns) if columns > 1 else (rows,)
         table: np.ndarray[Any, Any] = np.memmap(path, dtype=kind, mode="r+", shape=shape)
     except OSError as error:
         raise RecipeError(f"--cache-teacher: {path} cannot be written: {error.strerror}.") from error
     return table
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Take room on the disk: a mapped file of holes ends the process with a signal where the disk is full later.
+
+    Raises:
+        OSError: there is not as much; the file is as it was.
+    """
+    before = file.tell()
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        file.truncate(before)
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # else the disk knows no such thing
+            raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Mapping
 
 import timm
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,11 +13,14 @@ from vitcompress.bundled import FASHION_VIT
 from vitcompress.distillation.compare import has_classes
 from vitcompress.export.subject import Subject
 from vitcompress.report import Report, from_json, to_markdown
+from vitcompress.report.render import cell
 
 _TEMPLATES = Environment(
     loader=PackageLoader("vitcompress.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     autoescape=False, keep_trailing_newline=True,  # Markdown, not HTML
 )  # fmt: skip
+_TEMPLATES.filters["cell"] = cell
+_NAME = re.compile(r"[A-Za-z0-9_./-]{1,200}")  # of a licence or a model, so that it is nothing else in YAML or Markdown
 UNKNOWN = "other"  # what the Hub calls a licence that is none of its list
 
 
@@ -60,12 +64,13 @@ def licence_of(subject: Subject) -> str | None:
     found = source["pretrained_cfg"].get("license")
     if not found and not source["pretrained_cfg"]:
         found = getattr(timm.get_pretrained_cfg(source["architecture"]), "license", None)
-    return found or None
+    return found if isinstance(found, str) and _NAME.fullmatch(found) else None
 
 
 def _from_checkpoint(subject: Subject) -> bool:
-    model: Any = subject.manifest.recipe.get("model") or {}
-    return bool(subject.manifest.lineage) or model.get("checkpoint") is not None
+    model = subject.manifest.recipe.get("model")  # text to be shown, so perhaps anything
+    given = model.get("checkpoint") is not None if isinstance(model, Mapping) else model is not None
+    return bool(subject.manifest.lineage) or given
 
 
 def _licence_text(licence: str | None) -> str:
@@ -78,7 +83,8 @@ def _base_model(subject: Subject) -> str | None:
     """The Hub's name of the source, where there is no doubt about it."""
     name, architecture = str(subject.manifest.source["name"]), str(subject.manifest.source["architecture"])
     if name.startswith("hf-hub:"):
-        return name.removeprefix("hf-hub:").partition("@")[0]
+        found = name.removeprefix("hf-hub:").partition("@")[0]
+        return found if _NAME.fullmatch(found) else None
     tagged = bool(split_model_name_tag(architecture)[1]) and not _from_checkpoint(subject)
     return f"timm/{architecture}" if tagged else None
 

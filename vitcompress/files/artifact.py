@@ -30,6 +30,7 @@ from vitcompress.errors import ArtifactError, shorten
 from vitcompress.files.digest import Digest, sha256_of
 from vitcompress.files.manifest import Manifest, from_text, to_tree
 from vitcompress.files.tensorfile import TensorFile, opened
+from vitcompress.pretrained.inputs import input_of
 from vitcompress.pretrained.source import Source, empty_model
 from vitcompress.storage.quantize import num_bytes
 from vitcompress.storage.stored import fill, layout, stored_tensors
@@ -197,6 +198,9 @@ def empty_student(path: Path, manifest: Manifest) -> nn.Module:
     computed = num_bytes({str(id(t)): t for t in model.buffers()})
     if computed > _MOST_TABLE_BYTES + path.stat().st_size:
         raise ArtifactError(f"{path}: its model would compute {computed:,} bytes of tables for its image size.")
+    told = tuple(manifest.data_config["input_size"])
+    if told != input_of(model, told):
+        raise ArtifactError(f"{path}: its images are said to be {told}, and its model takes {input_of(model, told)}.")
     return model
 
 

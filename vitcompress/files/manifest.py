@@ -29,8 +29,10 @@ FORMAT_VERSION = 2  # 1, which is still read, has no store: every tensor is as t
 _MOST_BLOCKS = 512  # the deepest of timm's models has 60; each costs milliseconds to build, whatever its size
 _MOST_NUMBER = 1 << 16  # of channels, pixels, tokens, ranks: sizes cost nothing to build on meta, loops over them do
 _MOST_NUMBERS = {"num_classes": 1 << 20, "num_heads": 1 << 10}
+_MOST_PARENTS = 1024
 _MOST_DEPTH = 32  # of lists in lists
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # a terminal obeys them, or cannot print them
+# a terminal obeys them or cannot print them, or XML has no place for them
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 MODULES = (  # of timm, in which there are models of our families
     "beit", "deit", "eva", "swin_transformer", "swin_transformer_v2", "vision_transformer", "vision_transformer_hybrid",
     "vitamin",
@@ -115,7 +117,7 @@ def from_text(path: Path, text: str) -> tuple[Manifest, dict[str, Any], str]:
     digest = tree.pop("sha256")
     told = {key: value for key, value in tree.items() if key != "format_version"}
     lists = {name: tuple(told.get(name, ())) for name in ("classes", "lineage")}  # older files have neither
-    config = {name: tuple(value) if isinstance(value, list) else value for name, value in told["data_config"].items()}
+    config = header.data_config.model_dump(exclude={"crop_mode"} - header.data_config.model_fields_set)
     return Manifest(**{**told, **lists, "plan": header.plan, "data_config": config}), tree, digest
 
 
@@ -132,7 +134,7 @@ _Argument = _Scalar | Annotated[list[_Scalar | _Row], Field(max_length=64)]
 class _SourceFields(BaseModel):
     model_config = _STRICT
 
-    name: _Text
+    name: Annotated[str, Field(pattern=r"^[^\n\t]+$", max_length=4096)]
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,128}(\.[A-Za-z0-9_]{1,128})?$")]
     model_args: dict[str, _Argument]
     pretrained_cfg: dict[str, Any]
@@ -142,11 +144,19 @@ class _DataConfig(BaseModel):
     model_config = _STRICT
 
     input_size: tuple[_Pixels, _Pixels, _Pixels]
-    mean: Annotated[tuple[float, ...], Field(max_length=_MOST_NUMBER)]
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=_MOST_NUMBER)]
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"] = "bicubic"
-    crop_pct: Annotated[float, Field(gt=0, le=100)] = 1.0
+    mean: Annotated[tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...], Field(max_length=_MOST_NUMBER)]
+    std: Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...], Field(max_length=_MOST_NUMBER)]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
+    crop_pct: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     crop_mode: Literal["center", "squash", "border"] = "center"
+
+
+class _Parent(BaseModel):
+    model_config = _STRICT
+
+    name: _Text
+    sha256: _Text
+    command: Annotated[str, Field(max_length=1 << 16)]
 
 
 class _Header(BaseModel):
@@ -161,7 +171,7 @@ class _Header(BaseModel):
     report: dict[str, Any]
     versions: dict[str, _Text]
     classes: tuple[_Text, ...] = ()
-    lineage: tuple[dict[str, str], ...] = ()
+    lineage: Annotated[tuple[_Parent, ...], Field(max_length=_MOST_PARENTS)] = ()
     store: Literal[tuple(STORES)] = "source"  # type: ignore[valid-type]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -180,6 +190,7 @@ def _check_bounds(header: _Header) -> None:
     if ":" not in name and name != FASHION_VIT.name and not is_model(split_model_name_tag(name)[0]):
         raise ValueError("its source is none of timm's models")
     blocks = sum(len(group.blocks) for group in plan.groups)
+    _check_unique(plan)
     if not 1 <= blocks <= _MOST_BLOCKS:
         raise ValueError(f"its plan has {blocks} blocks, at most {_MOST_BLOCKS} are built")
     for name in ("depth", "depths"):
@@ -189,6 +200,7 @@ def _check_bounds(header: _Header) -> None:
     unknown = sorted(cfg.keys() - _CFG_KEYS)
     if unknown:
         raise ValueError(f"timm has no field {unknown[0][:80]} for what is known of weights")
+    _check_channels(header.data_config)
     built = {name: cfg.get(name) for name in ("input_size", "num_classes")}  # the others build nothing
     sizes = {
         "token_kernel": plan.token_kernel,
@@ -199,6 +211,30 @@ def _check_bounds(header: _Header) -> None:
         for number in _numbers(value):
             if not -most <= number <= most:
                 raise ValueError(f"{name[:80]} is {_shown(number)}, at most {most:,} is believed")
+
+
+def _check_unique(plan: Plan) -> None:
+    """Refuse names that are there twice: each would be built once more, for every block.
+
+    Raises:
+        ValueError: naming the first such list.
+    """
+    lists = {"blocks": [block for group in plan.groups for block in group.blocks], "transforms": plan.transforms}
+    for number, group in enumerate(plan.groups):
+        lists |= {f"groups.{number}.shared": group.shared, f"groups.{number}.bases": group.bases}
+    for where, names in lists.items():
+        if len(set(names)) < len(names):
+            raise ValueError(f"plan.{where} has a name twice")
+
+
+def _check_channels(config: _DataConfig) -> None:
+    """Refuse normalisation of other channels than the images have.
+
+    Raises:
+        ValueError: it is.
+    """
+    if {len(config.mean), len(config.std)} != {config.input_size[0]}:
+        raise ValueError(f"mean and std are not of {config.input_size[0]} channels")
 
 
 def _numbers(value: Any) -> list[float]:

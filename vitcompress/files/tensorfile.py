@@ -22,9 +22,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from vitcompress.errors import ArtifactError
+from vitcompress.errors import ArtifactError, printable
 
-MOST_HEADER_BYTES = 16 << 20  # ours have tens of kB; JSON takes some twenty times as much in memory as in the file
+# ours have tens of kB, one of 40 blocks and long names of 21,841 classes two MB; in memory JSON takes 45 times as much
+MOST_HEADER_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 20
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -123,13 +124,13 @@ def opened(path: Path) -> Iterator[TensorFile]:
 
 
 def plain_json(text: str | bytes) -> Any:
-    """JSON as the standard has it: no key twice in an object, no NaN or infinity by name.
+    """JSON as the standard has it: no key twice in an object, no NaN or infinity by name, no number beyond a double.
 
     Raises:
         ValueError: it is not.
         RecursionError: it is nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_once)
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
 
 
 def first_fault(error: BaseException) -> str:
@@ -137,9 +138,13 @@ def first_fault(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         found = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part)[:80] for part in found["loc"][:6])
-        return f"{where}: {found['msg'][:200]}".removeprefix(": ").encode("ascii", "replace").decode()
+        return _plain(f"{where}: {found['msg'][:200]}".removeprefix(": "))
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200].rstrip(".").encode("ascii", "replace").decode()
+    return _plain(text.splitlines()[0][:200].rstrip("."))
+
+
+def _plain(text: str) -> str:
+    return printable(text).encode("ascii", "replace").decode()
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -148,6 +153,15 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(every):
         raise ValueError("a name is there twice")
     return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text[:20])
 
 
 def _header(file: io.FileIO) -> tuple[dict[str, str], dict[str, Place]]:
@@ -163,6 +177,9 @@ def _header(file: io.FileIO) -> tuple[dict[str, str], dict[str, Place]]:
     if not isinstance(tree, dict):
         raise ValueError("its header is no JSON object")
     metadata = _METADATA.validate_python(tree.pop("__metadata__", {}))
+    odd = [name for name in tree if not name.isprintable()]
+    if odd:
+        raise ValueError(f"the name of tensor {odd[0][:80]!a} holds what cannot be printed")
     places = {name: _place(name, place, 8 + length) for name, place in _PLACES.validate_python(tree).items()}
     end = 8 + length
     for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].num_bytes)):

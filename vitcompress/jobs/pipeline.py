@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
+from timm.models import split_model_name_tag
 from torch import nn
 
 from vitcompress.console import Reporter
@@ -34,7 +35,7 @@ from vitcompress.measuring.macs import with_macs
 from vitcompress.parallel.processes import join
 from vitcompress.plans import Plan, make_plan
 from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import empty_model, load_teacher, resolve
+from vitcompress.pretrained.source import Source, empty_model, load_teacher, resolve
 from vitcompress.recipe import (
     BUILT_IN,
     DataRecipe,
@@ -48,6 +49,10 @@ from vitcompress.recipe import (
 )
 from vitcompress.report import Report, to_json, unreachable_gates
 from vitcompress.report.events import tell_plan
+from vitcompress.storage.quantize import num_bytes
+
+_MOST_TIMES_SMALLER = 64  # that a file may be than its source, beside
+_MOST_BYTES = 4 << 30  # that any source may have
 
 
 def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
@@ -255,7 +260,9 @@ def _reference(
         if checkpoint is None and ":" in name:
             raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
         reporter.say(f"loading {name}")
-        reference = load_teacher(resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"]))))
+        source = resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"])))
+        check_source(source, manifest, file_bytes=path.stat().st_size)
+        reference = load_teacher(source)
         if sha256_of(reference.state_dict()) != manifest.source_sha256:
             raise CheckpointError("these are other weights than the artifact was made from.")
     except VitcompressError as error:
@@ -275,6 +282,20 @@ def _named(path: Path, manifest: artifact.Manifest, teacher: ModelRecipe) -> nn.
     own = Candidate(path.name, empty, manifest.data_config["input_size"])
     config = dict(manifest.data_config)
     return load_adapted(found, config, compare(own, found.candidate, DistillRecipe(loss=losses)))
+
+
+def check_source(source: Source, manifest: artifact.Manifest, *, file_bytes: int) -> None:
+    """Make sure that what a file says of its source can be so, before there is memory for the source's weights.
+
+    Raises:
+        CheckpointError: it is another model than the file's, or far too large a one.
+    """
+    told, found = (split_model_name_tag(each)[0] for each in (manifest.source["architecture"], source.architecture))
+    if told != found:
+        raise CheckpointError(f"the file holds a {told}, and its source is said to be a {found}.")
+    size = num_bytes(empty_model(source).state_dict())
+    if size > _MOST_TIMES_SMALLER * file_bytes + _MOST_BYTES:
+        raise CheckpointError(f"its source is said to have {size:,} bytes, and the file has {file_bytes:,}.")
 
 
 def _images_to_evaluate(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:

@@ -384,4 +384,4 @@ def _lineage(path: Path, parent: artifact.Manifest) -> tuple[Parent, ...]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     older = tuple(Parent(**dict(each)) for each in parent.lineage)
-    return (*older, Parent(path.name, sha256, str(parent.report["command"])))
+    return (*older, Parent(path.name, sha256, str(parent.report.get("command", ""))))

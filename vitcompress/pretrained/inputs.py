@@ -27,8 +27,8 @@ def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
         if (value := getattr(recipe, name)) is not None
     }
     config: dict[str, Any] = timm.data.resolve_model_data_config(model)
-    channels, size = _input_of(model, config["input_size"])
-    config["input_size"] = (channels, *size)
+    config["input_size"] = input_of(model, config["input_size"])
+    channels = config["input_size"][0]
     for name in ("mean", "std"):
         values = tuple(overrides.get(name, config[name]))
         if len(values) == 1 or (name not in overrides and len(values) != channels):
@@ -39,10 +39,11 @@ def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
     return {**config, **overrides}
 
 
-def _input_of(model: nn.Module, fallback: tuple[int, int, int]) -> tuple[int, tuple[int, int]]:
-    """Channels and image size that the model was built for, whatever its config says."""
+def input_of(model: nn.Module, fallback: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Channels, rows and columns that the model was built for, whatever its config says."""
     embed = getattr(model, "patch_embed", None)
     projection = getattr(embed, "proj", None)
     channels = projection.in_channels if isinstance(projection, nn.Conv2d) else fallback[0]
     size = getattr(embed, "img_size", None)
-    return channels, tuple(size) if size is not None else fallback[1:]
+    rows, columns = size if size is not None else fallback[1:]
+    return channels, rows, columns

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, ModelError, first_line, shorten
 from vitcompress.families import FAMILIES
+from vitcompress.pretrained.limits import check_timm
 from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.pretrained.transformers_folder import is_transformers_folder, read_folder
 from vitcompress.pretrained.transformers_names import has_transformers_names, to_timm_weights
@@ -37,6 +38,8 @@ _NOT_FOR_CONSTRUCTOR = frozenset(
     | inspect.signature(build_model_with_cfg).parameters.keys()
 ) - {"kwargs"}
 _PLACES = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"})
+
+_FEW_NUMBERS = 1 << 28  # a gigabyte, so that smaller models are told tensor by tensor what does not fit
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ def _from_config(name: str, identifier: str, read: Any) -> Source:
         ) from error
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ModelError(f"MODEL {name}: its architecture {architecture!r} is not one of timm's.")
+    try:
+        check_timm(model_args, pretrained_cfg)
+    except ModelError as error:
+        raise ModelError(f"MODEL {name}: its config.json cannot be followed: {error}") from error
     return Source(name, architecture, dict(model_args), dict(pretrained_cfg))
 
 
@@ -222,14 +229,38 @@ def load_teacher(source: Source) -> nn.Module:
 
     Raises:
         ModelError: timm cannot build it.
-        CheckpointError: the weights are missing, unreadable or of another model; every wrong key at once.
+        CheckpointError: the weights are missing, unreadable, not finite or of another model; every wrong key at once.
     """
     if source.checkpoint is not None:
+        _check_holds(source.checkpoint, source)
         model = build_model(source)
         _fill_from_checkpoint(model, source.checkpoint)
     else:
         model = _fetch(source)
+    broken = [name for name, t in model.state_dict().items() if not bool(torch.isfinite(t.float()).all())]
+    if broken:
+        raise CheckpointError(
+            f"The weights of {source.checkpoint or source.name} are not finite: {shorten(broken, limit=3)}.",
+            hint="The run that made them blew up: take an earlier checkpoint of it.",
+        )
     return model.float().eval()
+
+
+def _check_holds(checkpoint: Path, source: Source) -> None:
+    """Refuse a file that is too small for the model, before there is memory for the model's weights.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    if not checkpoint.is_file():
+        return  # reading it says what is wrong
+    numbers = sum(t.numel() for t in empty_model(source).state_dict().values())
+    if numbers > 4 * checkpoint.stat().st_size + _FEW_NUMBERS:  # each takes a byte at least; some may be tied
+        raise CheckpointError(
+            f"--checkpoint {checkpoint} does not fit the model: it has {checkpoint.stat().st_size:,} bytes, and "
+            f"{source.name} {numbers:,} numbers.",
+            hint="Give the model the weights were made for, or its sizes with --model-arg key=value.",
+        )
 
 
 def _fetch(source: Source) -> nn.Module:

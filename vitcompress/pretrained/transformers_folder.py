@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcompress.errors import CheckpointError, ModelError
+from vitcompress.pretrained.limits import check_transformers
 from vitcompress.pretrained.transformers_names import TimmModel, is_transformers_config, to_timm_model
 
 
@@ -14,7 +15,7 @@ def is_transformers_folder(folder: Path) -> bool:
     """Whether `folder` holds a config.json of transformers."""
     try:
         return is_transformers_config(_json(folder / "config.json"))
-    except (OSError, ValueError):  # whoever reads it next says what is wrong
+    except (OSError, ValueError, RecursionError):  # whoever reads it next says what is wrong
         return False
 
 
@@ -31,13 +32,14 @@ def read_folder(folder: Path, *, headless: bool) -> tuple[TimmModel, Path]:
     """
     preprocessor = folder / "preprocessor_config.json"
     try:
-        model = to_timm_model(
-            _json(folder / "config.json"), _json(preprocessor) if preprocessor.is_file() else None, headless=headless
-        )
+        config, images = _json(folder / "config.json"), _json(preprocessor) if preprocessor.is_file() else None
+        check_transformers(config, images or {})
+        model = to_timm_model(config, images, headless=headless)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}", hint=error.hint) from error
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{folder}: its config.json does not say what is needed: {error!r}.") from error
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = repr(error)[:200]
+        raise ModelError(f"{folder}: its config.json does not say what is needed: {reason}.") from error
     files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
     if not files:
         raise CheckpointError(

@@ -6,10 +6,14 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import torch
 from timm.models import load_state_dict as read_checkpoint
 from torch import Tensor
 
 from vitcompress.errors import CheckpointError, first_line, shorten
+
+_ARCHIVE = b"PK\3\4"
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -34,10 +38,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = {name: t for name, t in weights.items() if isinstance(t, Tensor)} if isinstance(weights, dict) else {}
     if not tensors:
         raise CheckpointError(f"--checkpoint {path} holds no tensors by name.", hint="Save the state dict alone.")
+    odd = [name for name, t in tensors.items() if not _is_plain(t)]
+    if odd:
+        raise CheckpointError(
+            f"--checkpoint {path}: tensors that are no plain tables of real numbers: {shorten(odd)}.",
+            hint="Save dense, unquantised tensors that are on the CPU.",
+        )
     swollen = [name for name, t in tensors.items() if t.nbytes > path.stat().st_size]  # one number, seen as many
     if swollen:
         raise CheckpointError(f"--checkpoint {path}: tensors larger than the file: {shorten(swollen)}.")
     return tensors
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether a tensor is a table of real numbers in memory: not sparse, quantised, complex, or without data."""
+    dense = t.layout == torch.strided and t.device.type == "cpu" and not (t.is_nested or t.is_quantized)
+    return dense and (t.dtype.is_floating_point or t.dtype in _INTEGERS)
 
 
 def _check_archive(path: Path) -> None:
@@ -47,12 +63,18 @@ def _check_archive(path: Path) -> None:
         ValueError: it is.
         zipfile.BadZipFile: it is an archive, and a broken one.
     """
-    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
+    if path.suffix == ".safetensors" or not _is_archive(path):
         return
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(each.file_size for each in archive.infolist())
     if unpacked > path.stat().st_size:
         raise ValueError(f"it is an archive of {unpacked:,} bytes packed into {path.stat().st_size:,}")
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether torch takes a file for an archive: by its first bytes alone, whatever is wrong with its end."""
+    with path.open("rb") as file:
+        return file.read(len(_ARCHIVE)) == _ARCHIVE
 
 
 def check_folder(folder: Path) -> None:

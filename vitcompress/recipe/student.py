@@ -33,7 +33,7 @@ class ModelRecipe:
     ] = dataclasses.field(default_factory=dict)
     mean: Annotated[tuple[float, ...] | None, Words, Field(description="Channel means, like 0.5,0.5,0.5.")] = None
     std: Annotated[
-        tuple[Annotated[float, Field(gt=0)], ...] | None,
+        tuple[Annotated[float, Field(ge=1e-6)], ...] | None,
         Words,
         Field(description="Channel deviations, like 0.5,0.5,0.5."),
     ] = None

@@ -10,8 +10,9 @@ from vitcompress.report.differences import (
 )
 from vitcompress.report.examples import Example, Examples
 from vitcompress.report.gates import missed_gates, unreachable_gates
-from vitcompress.report.model import SCHEMA_VERSION, Baseline, Parent, Report, from_json, to_json
+from vitcompress.report.model import SCHEMA_VERSION, Baseline, Parent, Report, to_json
 from vitcompress.report.page import Result, to_html
+from vitcompress.report.reading import from_json
 from vitcompress.report.render import print_accuracy, print_options, print_plan, print_report, to_markdown, to_svg
 
 __all__ = [

@@ -16,6 +16,7 @@ from vitcompress.report.private import shareable, without_places
 from vitcompress.report.render import accuracy_rows, made_of, megabytes, sharing, size_rows, speed_rows
 
 _NOT_NUMBERS = ("schema_version", "groups", "made_of", "transforms", "versions", "command", "notes", "why", "lineage")
+_MOST_NUMBER = 10**18
 _LISTS = ("loss_curve", "classes", "confusions")  # too long to be told in a line
 
 
@@ -137,6 +138,8 @@ def change(first: Any, second: Any) -> str:
     """By how much a number is larger or smaller; empty of anything else."""
     numbers = [value for value in (first, second) if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(numbers) < 2:
+        return ""
+    if max(map(abs, numbers)) > _MOST_NUMBER:  # of a recipe from a file, which can say anything
         return ""
     by = second - first
     return f"{by:+,}" if isinstance(by, int) else f"{by:+.4g}"

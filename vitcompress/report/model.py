@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from vitcompress.distillation.trainlog import TrainLog
-from vitcompress.errors import ArtifactError
 from vitcompress.measuring.evaluation import Accuracy
 from vitcompress.measuring.latency import Speed
 from vitcompress.plans import Group, Size
@@ -106,20 +104,3 @@ def to_json(value: Any) -> dict[str, Any]:
     """A report, or a part of one, as plain JSON values."""
     tree: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json")
     return tree
-
-
-def from_json(tree: Mapping[str, Any]) -> Report:
-    """The report that `to_json` wrote.
-
-    Raises:
-        ArtifactError: of another schema.
-    """
-    if tree.get("schema_version") != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"The report has schema {tree.get('schema_version')}; this vitcompress reads schema {SCHEMA_VERSION}.",
-            hint="pip install --upgrade vitcompress",
-        )
-    try:
-        return TypeAdapter(Report).validate_python(dict(tree))
-    except ValidationError as error:
-        raise ArtifactError(f"The report is not of schema {SCHEMA_VERSION}: {error.errors()[0]['msg']}.") from error

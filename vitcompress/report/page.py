@@ -34,6 +34,7 @@ from vitcompress.report.sharing import boxes, groups_of, in_words, letters
 
 _SIZE = (4.4, 3.8)  # of a drawing, in inches: on a phone its type is still read
 _FEWEST_IMAGES = 10  # of a class that is shown
+_MOST_GATE = 1e18  # of a recipe from a file, which is text to be shown
 _MOST_LETTERS = 60  # of a class's name
 PAGES = Environment(
     loader=PackageLoader("vitcompress.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -120,11 +121,12 @@ def cards(report: Report, file_bytes: int) -> list[tuple[str, str, str]]:
 
 def gate_rows(result: Result) -> list[tuple[str, bool, str]]:
     """The gates that a file was made under: the flag, whether it is met, and what was missed."""
-    given = {name: value for name, value in result.recipe.get("gates", {}).items() if value is not None}
+    gates = result.recipe.get("gates")
+    given = gates if isinstance(gates, Mapping) else {}
     found = []
     for field in dataclasses.fields(GateRecipe):
         value = given.get(field.name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _MOST_GATE:
             gate = GateRecipe(**{field.name: value})  # type: ignore[arg-type]
             missed = missed_gates(result.report, gate, file_bytes=result.file_bytes)
             flag = f"--{field.name.replace('_', '-')} {value:,g}" if value < 1e6 else f"--max-size {value:,} bytes"

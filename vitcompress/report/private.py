@@ -9,7 +9,7 @@ from typing import Any
 
 from vitcompress.report.model import Report
 
-_PLACE = re.compile(r"(?<![\w.])(?:~[^/\s]*|\.\.?)?/(?:[^/\n'\"]+/)+|(?<!\w)[A-Za-z]:\\(?:[^\\\n'\"]+\\)*")
+_PLACE = re.compile(r"(?<![\w.])(?:~[^/\s~]*|\.\.?)?/(?:[^/\n'\"]+/)+|(?<!\w)[A-Za-z]:\\(?:[^\\\n'\"]+\\)*")
 
 
 def without_places(value: Any) -> Any:

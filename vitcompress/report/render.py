@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vitcompress.measuring.evaluation import Accuracy
@@ -24,12 +25,13 @@ _TEMPLATES = Environment(
 )  # fmt: skip
 
 
-def _cell(text: str) -> str:
-    """Text that stays in its cell and on its line of Markdown, and is no markup of HTML."""
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
+def cell(text: str) -> str:
+    """Text that stays in its cell and on its line of Markdown, and is no link, picture, code or HTML."""
+    plain = text.replace("&", "&amp;").replace("<", "&lt;")
+    return " ".join(re.sub(r"[\\`\[\]!|]", r"\\\g<0>", plain).split())
 
 
-_TEMPLATES.filters["cell"] = _cell
+_TEMPLATES.filters["cell"] = cell
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -39,14 +41,14 @@ def print_report(report: Report, console: Console) -> None:
     for column in ("teacher", "student", "change"):
         table.add_column(column, justify="right")
     for row in rows(report):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     if report.baselines:
         compared = Table(*baseline_columns(report)[:1])
         for column in baseline_columns(report)[1:]:
             compared.add_column(column, justify="right")
         for cells in baseline_rows(report):
-            compared.add_row(*cells)
+            compared.add_row(*map(escape, cells))
         console.print(compared)
     for line in remarks(report):
         console.print(line, markup=False, emoji=False, highlight=False)
@@ -58,16 +60,19 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     table = Table("group", "donor", "blocks", *([] if all(group.is_plain for group in plan.groups) else ["made of"]))
     for number, group in enumerate(plan.groups):
         cells = [str(number), group.donor, ", ".join(block.rpartition(".")[2] for block in group.blocks)]
-        table.add_row(*cells, *([made_of(group)] if len(table.columns) > len(cells) else []))
+        more = [made_of(group)] if len(table.columns) > len(cells) else []
+        table.add_row(*map(escape, (*cells, *more)))
     console.print(table)
     shared = sorted({name for group in plan.groups if len(group.blocks) > 1 for name in _shared(group)})
     console.print(f"shared in each group: {', '.join(shared) or 'nothing'}", markup=False, highlight=False)
-    console.print(f"own in each block:    {', '.join(['everything else', *plan.transforms])}", highlight=False)
+    console.print(
+        f"own in each block:    {', '.join(['everything else', *plan.transforms])}", markup=False, highlight=False
+    )
     for line in (*kinds(plan.groups), *reasons(plan.why)):
         console.print(line, markup=False, highlight=False)
     sizes = Table("", "teacher", "student", "change")
     for row in size_rows(plan.size):
-        sizes.add_row(*row)
+        sizes.add_row(*map(escape, row))
     console.print(sizes)
 
 
@@ -81,7 +86,7 @@ def print_options(options: Sequence[Mapping[str, Any]], name: str, console: Cons
     table = Table("blocks", "part", "kind", "width or rank: nats of KL per image, parameters saved")
     for (blocks, part, kind), found in lines.items():
         marks = (f"{o['dial'] or 'whole'}: {o['cost']:.3g}, −{o['saved_params']:,}" for o in found)
-        table.add_row(blocks, part, kind, " · ".join(marks))
+        table.add_row(*map(escape, (blocks, part, kind, " · ".join(marks))))
     console.print(f"{name}: what each option alone does to the predictions", style="bold", markup=False)
     console.print(table)
 
@@ -90,7 +95,7 @@ def print_accuracy(accuracy: Accuracy, console: Console) -> None:
     """Print what was measured on one set of images."""
     table = Table("", "teacher", "student", "change")
     for row in _accuracy_rows(accuracy):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     console.print(_accuracy_remark(accuracy), markup=False, highlight=False)
 
