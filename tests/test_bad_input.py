@@ -363,7 +363,7 @@ def test_a_checkpoint_of_another_width_is_told_in_a_few_lines(
 def test_a_checkpoint_of_another_depth_is_not_taken(out: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:
     save_file(tiny(depth=6).state_dict(), tmp_path / "w.safetensors")
     words = [ARCHITECTURE, *model_flags(), "--checkpoint", tmp_path / "w.safetensors", "--steps", 0, "--out", out]
-    mistake(vitcompress("compress", *words), "unexpected: blocks.4.norm1.weight", "blocks.5.mlp.fc2.bias")
+    mistake(vitcompress("compress", *words), "unexpected: blocks.4.", "… (22 more)", "unexpected: blocks.5.")
 
 
 @pytest.mark.parametrize("model", ["hf-hub:someone/tiny", "deit_tiny"])
@@ -541,7 +541,7 @@ def test_something_that_is_no_artifact_is_named(
     more = {"report": [], "evaluate": ["--data", images], "check": ["--min-ratio", 1]}[command]
     for path, message in (
         (tmp_path / "gone.safetensors", "does not exist"),
-        (tmp_path, "is not a file"),
+        (tmp_path, "is a folder without model.safetensors"),
         (weights, "none that vitcompress wrote"),
     ):
         mistake(vitcompress(command, path, *more), path, message)
@@ -686,7 +686,8 @@ def test_options_of_a_model_without_classes_are_not_measured(
     ("target", "named"),
     [
         (["--target-ratio", 900], ["--target-ratio 900 is out of reach", "At most --target-ratio"]),
-        (["--target-size", "3kB"], ["--target-size 3,000 bytes is out of reach", "At least --target-size"]),
+        (["--target-size", "4kB"], ["--target-size 4,000 bytes is out of reach", "At least --target-size"]),
+        (["--target-size", "3kB"], ["--target-size 3,000 bytes is out of reach", "More than --target-size 4kB"]),
     ],
 )
 def test_a_target_out_of_reach_names_one_that_is_not(
