@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from tests.test_families import KINDS, ROWS, Row, build, planned, randomise, stu
 from tests.test_families import images as images_of
 from vitcompress import export
 from vitcompress.errors import ExportError, VitcompressError
-from vitcompress.export import formats, hf
+from vitcompress.export import card, formats, hf
 from vitcompress.export.parity import compare
 from vitcompress.export.subject import Subject
 from vitcompress.files import artifact
@@ -437,3 +438,20 @@ def test_deit_tiny_keeps_size_and_classes_on_real_images(store: str, tmp_path: P
     assert done["same_top1"] == done["num_images"] == 64
     assert done["max_difference"] < 1e-4
     assert done["out_bytes"] < 1.05 * done["artifact_bytes"]
+
+
+@pytest.mark.parametrize("licence", ["mit\nmodel-index: x", "<b>", 7, "mit](https://x.example)"])
+def test_a_card_is_nothing_but_what_it_says(licence: object, mini: Path) -> None:
+    name = "hf-hub:a/b\x85<script>`x`[y](https://x.example)![z](u)"
+    manifest = artifact.read_manifest(mini)
+    odd = {**manifest.source, "name": name, "pretrained_cfg": {"license": licence}}
+    harmless = replace(
+        manifest, source=odd, recipe={"model": {}}, report={**manifest.report, "model": name, "data": name}
+    )
+    text = card.model_card(replace(Subject.of(mini), manifest=harmless), picture=None)
+    front = yaml.safe_load(text.split("---")[1])
+    assert (front["license"], front.get("base_model")) == ("other", None)
+    assert "<script>" not in text
+    assert "model-index" not in text
+    body = text.partition("## Where it comes from")[2]
+    assert re.search(r"(?<!\\)[\[!]", body) is None
