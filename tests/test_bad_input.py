@@ -548,7 +548,7 @@ def test_something_that_is_no_artifact_is_named(
 
 
 @pytest.mark.parametrize("command", ["report", "check"])
-@pytest.mark.parametrize("version", ["manifest.FORMAT_VERSION", "job.SCHEMA_VERSION"])
+@pytest.mark.parametrize("version", ["files.manifest.FORMAT_VERSION", "jobs.job.SCHEMA_VERSION"])
 def test_an_artifact_of_the_future_asks_for_an_upgrade(
     version: str,
     command: str,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitcompress.families import Family, narrowed_shapes
 from vitcompress.plans.model import Group, Size
-from vitcompress.storage.quantize import STORES, encode, is_matrix, matrix_names, num_bytes, stored_bytes
+from vitcompress.storage.quantize import STORES, bytes_of, is_matrix, matrix_names, stored_bytes
 
 
 def size_of(
@@ -77,8 +77,7 @@ def group_params(model: nn.Module, family: Family, group: Group) -> int:
 
 def _bytes_of(t: Tensor, store: str, *, matrix: bool) -> int:
     """Bytes of a parameter in a file, with its scales."""
-    matrices = ["t"] if matrix and is_matrix(t) else []
-    return num_bytes(encode({"t": t}, store, matrices=matrices, parameters=["t"]))
+    return bytes_of(tuple(t.shape), t.dtype, store, matrix=matrix and is_matrix(t), learned=True)
 
 
 def _kept(family: Family, block: Any, group: Group, *, donor: bool) -> Iterator[tuple[str, Tensor, bool]]:

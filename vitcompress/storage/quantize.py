@@ -9,6 +9,7 @@ positions are a hundredth of the numbers, and each of them acts on every token.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -230,6 +231,21 @@ def stored_bytes(model: nn.Module, store: str) -> dict[str, int]:
     matrices = matrix_names(model) if STORES[store].codec else frozenset()
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return {
-        name: num_bytes(encode({name: t.to("meta")}, store, matrices=matrices, parameters=parameters))
+        name: bytes_of(tuple(t.shape), t.dtype, store, matrix=name in matrices, learned=name in parameters)
         for name, t in model.state_dict().items()
     }
+
+
+@functools.cache
+def bytes_of(shape: tuple[int, ...], dtype: torch.dtype, store: str, *, matrix: bool, learned: bool) -> int:
+    """Bytes that a tensor takes in a file, its scales with it; kept, for a search asks for the same ones many times.
+
+    Args:
+        shape: of the tensor.
+        dtype: its own.
+        store: a key of `STORES`.
+        matrix: it is quantised where the store does that.
+        learned: it is a parameter: what is none stays as it is.
+    """
+    names = {"t": torch.empty(shape, dtype=dtype, device="meta")}
+    return num_bytes(encode(names, store, matrices=names if matrix else (), parameters=names if learned else ()))
