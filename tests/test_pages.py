@@ -150,7 +150,7 @@ def test_classes_have_names_where_they_are_known() -> None:
     assert "class 7 12 25.0 % 50.0 % +25.0 points" in text
     assert "class 8" not in text  # of so few images, one is 25 points
     assert f"{EVIL[:60]} ape 2 9" in text
-    assert "Nothing is known of single classes" in Seen(to_html(RESULT)).text
+    assert "There are no numbers of single classes" in Seen(to_html(RESULT)).text
 
 
 def test_a_hostile_report_stays_text() -> None:
