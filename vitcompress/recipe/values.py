@@ -10,7 +10,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict
 
 _LEAST_BYTES = 1000
-CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def _words(value: Any) -> Any:
