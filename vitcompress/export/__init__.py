@@ -55,7 +55,8 @@ def export(
     """
     reporter, out = reporter or Reporter(quiet=True), Path(out)
     how = _checked(to, out, push)
-    check_apart("--out", out, {str(path): Path(path)})
+    if to != "hf":  # which writes a folder, over no file at all
+        check_apart("--out", out, {str(path): Path(path)})
     subject = Subject.of(Path(path))
     how.check(subject)
     probe = probe_of(subject, data, num_images)

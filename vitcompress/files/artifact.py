@@ -37,6 +37,7 @@ from vitcompress.storage.stored import fill, layout, stored_tensors
 from vitcompress.surgery import apply_plan
 
 # Tables that no file holds (window masks, rotary positions) grow with the image: so many bytes beside the file's own.
+_MOST_TIMES_LARGER = 16  # than what it was built for, that images of a model of any size may be
 _MOST_TABLE_BYTES = 32 << 20
 
 __all__ = ["Manifest", "empty_student", "header_bytes", "load", "read_manifest", "replacing", "verify", "write"]
@@ -199,8 +200,10 @@ def empty_student(path: Path, manifest: Manifest) -> nn.Module:
     if computed > _MOST_TABLE_BYTES + path.stat().st_size:
         raise ArtifactError(f"{path}: its model would compute {computed:,} bytes of tables for its image size.")
     told = tuple(manifest.data_config["input_size"])
-    if told != input_of(model, told):
-        raise ArtifactError(f"{path}: its images are said to be {told}, and its model takes {input_of(model, told)}.")
+    own = input_of(model, told)
+    flexible = not getattr(getattr(model, "patch_embed", None), "strict_img_size", True) and told[0] == own[0]
+    if told != own and not (flexible and math.prod(told) <= _MOST_TIMES_LARGER * math.prod(own)):
+        raise ArtifactError(f"{path}: its images are said to be {told}, and its model takes {own}.")
     return model
 
 
