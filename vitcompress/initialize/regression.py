@@ -32,7 +32,7 @@ class Moments:
         each = torch.ones(x.shape[:-1], dtype=torch.double, device=x.device)
         each = (each if weight is None else each * weight).flatten()[:, None]
         x = x.detach().flatten(0, -2).double()  # in float32 a large mean leaves nothing of small deviations from it
-        counted = x * each
+        counted = x if weight is None else x * each
         self.count += float(each.sum())
         self.x = self.x + counted.sum(0)
         self.xx = self.xx + counted.T @ x
