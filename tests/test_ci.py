@@ -1,4 +1,4 @@
-"""The script of docs/ci.md runs for real on the built-in model; its workflows are well formed."""
+"""The script of docs/how-to/ci.md runs for real on the built-in model; its workflows are well formed."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
 SCRIPT = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)[0]
 GITHUB, GITLAB = (yaml.load(text, yaml.BaseLoader) for text in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL))
 

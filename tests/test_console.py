@@ -1,4 +1,4 @@
-"""What programs are told of a run: lines of JSON that are what docs/ci.md says, whatever way a command ends."""
+"""What programs are told of a run: lines of JSON that are what docs/how-to/ci.md says, whatever way a command ends."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from tests.conftest import Vitcompress
 from vitcompress.commands.endings import reporting
 from vitcompress.console import EVENTS, LOG_VERSION, STARTED_VARIABLE, JsonLog, Reporter
 
-PAGE = Path(__file__).parents[1] / "docs" / "ci.md"
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "ci.md"
 FAST = ("--share", 2, "--steps", 3, "--batch-size", 4, "--num-workers", 0, "--device", "cpu", "--no-baselines")
 
 

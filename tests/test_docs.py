@@ -21,7 +21,7 @@ from vitcompress.recipe.compose import build
 from vitcompress.report import Report
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL = re.compile(r"\s(?:\||\|\||&&|;|>|2>)\s.*$|\s\"\$@\".*$")  # what follows a command in a script
 COMMANDS = sorted(
     {
@@ -70,7 +70,7 @@ def test_the_pyramid_of_the_detection_page_is_that_of_the_students_stages(
     vitcompress.compress(recipe, tmp_path / "mini.safetensors")
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "detection.md").read_text(encoding="utf-8"), re.DOTALL
+        r"```python\n(.*?)```", (ROOT / "docs" / "how-to" / "detection.md").read_text(encoding="utf-8"), re.DOTALL
     )
     found: dict[str, Any] = {}
     exec(code, found)

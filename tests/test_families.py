@@ -403,7 +403,7 @@ def test_a_model_of_no_family_is_told_what_a_family_supplies() -> None:
     with pytest.raises(ModelError, match="resnet18 is a ResNet") as caught:
         family_of(model, "resnet18")
     assert all(family.model_type.__name__ in caught.value.hint for family in FAMILIES)
-    assert "docs/adding-a-family.md" in caught.value.hint
+    assert "docs/how-to/adding-a-family.md" in caught.value.hint
 
 
 def test_transforms_that_cannot_be_had_say_why() -> None:
@@ -438,8 +438,8 @@ def test_position_term_follows_the_grid_of_the_image() -> None:
 
 
 def test_the_how_to_makes_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example in docs/adding-a-family.md is code: it must keep every promise of a family."""
-    text = (Path(__file__).parents[1] / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    """The example in docs/how-to/adding-a-family.md is code: it must keep every promise of a family."""
+    text = (Path(__file__).parents[1] / "docs" / "how-to" / "adding-a-family.md").read_text(encoding="utf-8")
     fields = {field.name for field in dataclasses.fields(Family)}
     assert fields == set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
     code = next(block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "Family(" in block)

@@ -25,8 +25,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_is_there(site: Path) -> None:
-    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} | {"index", "commands", "python"}
-    assert {path.stem for path in site.glob("*.html")} == pages | {"404"}
+    docs = ROOT / "docs"
+    pages = {path.relative_to(docs).with_suffix(".html").as_posix() for path in docs.rglob("*.md")}
+    pages = {page.replace("README", "index") for page in pages} | {"index.html", "commands.html", "python.html"}
+    assert {path.relative_to(site).as_posix() for path in site.rglob("*.html")} == pages | {"404.html"}
     assert not list(site.rglob("*.py"))
 
 
@@ -53,14 +55,14 @@ def test_python_is_there_with_its_docstrings(site: Path) -> None:
 
 def test_tables_and_lists_are_made_of_what_is_written_as_one(site: Path) -> None:
     """Where no blank line is before one, it is a paragraph here, though not on GitHub."""
-    for page in site.glob("*.html"):
+    for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert re.findall(r"\|---|<p>[^<]*\n- ", text) == [], page.name
         assert re.findall(r"<code>[^<]*\\\|", text) == [], page.name
 
 
 def test_nothing_is_fetched_from_others(site: Path) -> None:
-    for page in site.glob("*.html"):
+    for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert re.findall(r'<(?:script|img|iframe)[^>]*src="(?:https?:)?//[^"]*"', text) == [], page.name
         assert re.findall(r'<link[^>]*href="https?://[^"]*"[^>]*rel="stylesheet"|fonts\.googleapis', text) == []

@@ -39,7 +39,7 @@ def family_of(model: nn.Module, name: str) -> Family:
     raise ModelError(
         f"{name} is a {type(model).__name__}, which cannot be compressed.",
         hint=f"Name a model of one of these families, like deit_small: {known}. A new one is one file: "
-        "docs/adding-a-family.md.",
+        "docs/how-to/adding-a-family.md.",
     )
 
 

@@ -267,7 +267,7 @@ class _Tally:
         return tuple(sorted(most, key=lambda row: (-_lost(row), row.index)))
 
     def confusions(self) -> tuple[Confusion, ...]:
-        """What the student confuses oftener than its teacher does, or at all where there is none."""
+        """What the student confuses more often than its teacher does, or at all where there is none."""
         teacher, student = self.said["teacher"], self.said["student"]
         every = [
             Confusion(label, answer, teacher[label, answer] if self.paired else None, count)
