@@ -284,6 +284,7 @@ def test_a_signal_at_the_very_end_of_a_training_is_not_lost(monkeypatch: pytest.
                 interrupts._end(signal.SIGINT, None)
 
     monkeypatch.setattr(interrupts, "_asked", [])
+    monkeypatch.setattr(interrupts, "_raised", False)
     with pytest.raises(KeyboardInterrupt):
         train()
 

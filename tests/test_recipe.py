@@ -95,7 +95,7 @@ def test_a_missing_file_and_a_missing_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("40MB", 40_000_000), ("38 MiB", 38 * 2**20), ("1.5kB", 1500), ("123", 123), ("2GiB", 2**31), ("7B", 7)],
+    [("40MB", 40_000_000), ("38 MiB", 38 * 2**20), ("1.5kB", 1500), ("1234", 1234), ("2GiB", 2**31), ("7000B", 7000)],
 )
 def test_sizes(text: str, expected: int) -> None:
     assert build({"model": "x", "max_size": text}).gates.max_size == expected

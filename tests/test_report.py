@@ -247,7 +247,7 @@ def test_a_report_that_cannot_be_is_refused(where: str, value: object) -> None:
 def test_names_of_a_report_are_no_markup() -> None:
     name = "[/bold][link=https://x.example]`a`[/link]![i](https://x.example)"
     report = replace(FULL, model=name, baselines=(replace(FULL.baselines[0], name=name),))
-    assert shown(report).count("[/bold][link=") == 2
+    assert shown(report).count("[/bold][link=") == 3  # the model, the baseline in the table and in the first sentence
     written = to_markdown(report)
     assert r"\[/bold\]\[link=https://x.example\]\`a\`" in written
     assert re.search(r"(?<!\\)[\[!]", written) is None

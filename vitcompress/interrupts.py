@@ -16,22 +16,41 @@ class TerminationError(BaseException):
 
 
 _asked: list[int] = []  # signals that came
+_raised = False  # whether one of them has become an exception
 _deferred: frozenset[int] = frozenset()
 
 
 def watch() -> None:
     """Let SIGTERM end this process by a `TerminationError`, so that half-written files are removed, and Ctrl-C too."""
+    global _raised
     _asked.clear()
+    _raised = False
     signal.signal(signal.SIGTERM, _end)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    global _raised
     again = number == signal.SIGINT and number in _asked  # a launcher may send SIGTERM twice, a user means it
     _asked.append(number)
     if again or number not in _deferred:
+        _raised = True
         raise ending()
+
+
+@contextmanager
+def undisguised() -> Iterator[None]:
+    """Let a signal's exception be seen as itself where a library has made another of it.
+
+    numpy and torch, interrupted while they are being imported, end in a RecursionError or an ImportError.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _raised:
+            raise ending() from error
+        raise
 
 
 def ending() -> BaseException:

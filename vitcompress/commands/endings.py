@@ -29,7 +29,8 @@ EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_TERM
 def user_errors() -> Iterator[None]:
     """Turn a user's mistake into a message, a hint and exit code 2; a wrong export into 1, Ctrl-C 130, SIGTERM 143."""
     try:
-        yield
+        with interrupts.undisguised():
+            yield
     except VitcompressError as error:
         if not is_main():
             interrupts.wait_to_be_ended()  # what all processes stumble over is told once, by the main one
@@ -82,7 +83,8 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
     try:
         if not started_by_us:
             log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
-        yield Reporter(quiet=quiet or log_json == "-", log=log)
+        with interrupts.undisguised():
+            yield Reporter(quiet=quiet or log_json == "-", log=log)
     except BaseException as error:
         code = _exit_code(error)
         if not isinstance(error, (SystemExit, typer.Exit)):
