@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from tests.tiny import ARGS, VARIANTS, tiny
 from vitcompress.commands.cli import main
+from vitcompress.measuring.latency import measure_speed
 
 ARCHITECTURE = VARIANTS["vit"][0]
 
@@ -50,6 +51,12 @@ def draw_image(path: Path, seed: int, *, size: tuple[int, int] = (40, 36)) -> Pa
 
 def listing(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies by three pairs of forward passes instead of fifty: no test asks how long they take."""
+    monkeypatch.setitem(measure_speed.__kwdefaults__, "budget_seconds", 0.0)
 
 
 @pytest.fixture

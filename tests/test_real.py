@@ -1,6 +1,8 @@
 """Whole runs on real weights: DeiT-Tiny from `../shared/data`, and the built-in model as `make demo` runs it."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,20 +17,32 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "deit_tiny.safetensors").is_file(), reason="../shared/data is not here")
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of every eighteenth class: as many as half a minute allows."""
+    root = tmp_path_factory.mktemp("few")
+    for split in ("train", "val"):
+        for folder in sorted((DATA / "imagenet-compatible" / split).iterdir())[::18]:
+            shutil.copytree(folder, root / split / folder.name)
+    return root
+
+
 @needs_data
 @pytest.mark.parametrize("share", [2, pytest.param(12, marks=pytest.mark.slow)])
-def test_deit_tiny_compresses_from_its_checkpoint(share: int, tmp_path: Path, vitcompress: Vitcompress) -> None:
+def test_deit_tiny_compresses_from_its_checkpoint(
+    share: int, few: Path, tmp_path: Path, vitcompress: Vitcompress
+) -> None:
     out = tmp_path / "mini.safetensors"
-    words = ["--checkpoint", DATA / "deit_tiny.safetensors", "--data", DATA / "imagenet-compatible", "--share", share]
+    words = ["--checkpoint", DATA / "deit_tiny.safetensors", "--data", few, "--share", share]
     words += ["--batch-size", 8, "--no-baselines", "--quiet"]  # baselines are the next test's
     reports = []
-    for steps in (0, 20):
+    for steps in (0, 5):
         ended = vitcompress("compress", "deit_tiny", *words, "--steps", steps, "--out", out)
         assert ended.code == 0, ended.err
         reports.append(artifact.read_manifest(out).report)
     start, report = reports
-    assert report["accuracy"]["num_images"] == 400
-    assert report["accuracy"]["teacher_top1"] == pytest.approx(86.0, abs=0.5)
+    assert report["accuracy"]["num_images"] == len(list((few / "val").glob("*/*")))
+    assert report["accuracy"]["teacher_top1"] > 75  # 86 % of all of them
     assert report["size"]["teacher_params"] == 5_717_416
     assert report["accuracy"]["kl"] < start["accuracy"]["kl"]  # losses of single batches say little this early
 
@@ -42,8 +56,10 @@ def test_the_demo_keeps_its_promise(tmp_path: Path, vitcompress: Vitcompress) ->
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_same_seed_gives_the_same_tensors(optimizer: str, tmp_path: Path, vitcompress: Vitcompress) -> None:
-    words = ["compress", "fashion_vit", "--share", 12, "--steps", 3, "--batch-size", 16, "--optimizer", optimizer]
+def test_the_same_seed_gives_the_same_tensors(
+    optimizer: str, teacher: list[str], images: Path, tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    words = ["compress", *teacher, "--data", images, "--steps", 3, "--batch-size", 4, "--optimizer", optimizer]
     found = []
     for number, seed in enumerate((7, 7, 8)):
         out = tmp_path / f"{number}.safetensors"
@@ -58,20 +74,32 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     return vitcompress.load(path).state_dict()
 
 
-@needs_data
-@pytest.mark.parametrize(("store", "drop"), [("int8", 0.5), pytest.param("int4", 2.0, marks=pytest.mark.slow)])
-def test_deit_tiny_bears_fewer_bits(store: str, drop: float, tmp_path: Path, vitcompress: Vitcompress) -> None:
-    """Nothing shared, nothing trained: the student is the teacher stored so, and its file is as good as that."""
-    out = tmp_path / "mini.safetensors"
-    words = ["--checkpoint", DATA / "deit_tiny.safetensors", "--data", DATA / "imagenet-compatible", "--quiet"]
-    words += ["--share", 1, "--transforms", "none", "--steps", 0, "--store", store, "--num-workers", 0]
-    ended = vitcompress("compress", "deit_tiny", *words, "--device", "cpu", "--max-drop", drop, "--out", out)
+def in_fewer_bits(vitcompress: Vitcompress, out: Path, images: Path, store: str, drop: float) -> Any:
+    """The report of the teacher stored so, nothing shared and nothing trained, once it is what its baseline says."""
+    words = ["--checkpoint", DATA / "deit_tiny.safetensors", "--data", images, "--quiet", "--share", 1, "--transforms"]
+    words += ["none", "--steps", 0, "--store", store, "--num-workers", 0, "--device", "cpu", "--max-drop", drop]
+    ended = vitcompress("compress", "deit_tiny", *words, "--out", out)
     assert ended.code == 0, ended.err
     report = artifact.read_manifest(out).report
-    assert report["accuracy"]["teacher_top1"] == pytest.approx(86.0, abs=0.5)
     baseline = next(row for row in report["baselines"] if row["name"] == f"teacher {store}")
     assert baseline["top1"] == report["accuracy"]["student_top1"]
     assert baseline["bytes"] == report["size"]["student_bytes"]
+    return report
+
+
+@needs_data
+def test_deit_tiny_in_int8_is_its_baseline(few: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:
+    in_fewer_bits(vitcompress, tmp_path / "mini.safetensors", few, "int8", 5.0)  # one image is five points
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize(("store", "drop"), [("int8", 0.5), ("int4", 2.0)])
+def test_deit_tiny_bears_fewer_bits(store: str, drop: float, tmp_path: Path, vitcompress: Vitcompress) -> None:
+    out = tmp_path / "mini.safetensors"
+    report = in_fewer_bits(vitcompress, out, DATA / "imagenet-compatible", store, drop)
+    assert report["accuracy"]["num_images"] == 400
+    assert report["accuracy"]["teacher_top1"] == pytest.approx(86.0, abs=0.5)
 
 
 @needs_data
