@@ -36,7 +36,7 @@ def test_deit_tiny_compresses_from_its_checkpoint(
     words = ["--checkpoint", DATA / "deit_tiny.safetensors", "--data", few, "--share", share]
     words += ["--batch-size", 8, "--no-baselines", "--quiet"]  # baselines are the next test's
     reports = []
-    for steps in (0, 5):
+    for steps in (0, 10):
         ended = vitcompress("compress", "deit_tiny", *words, "--steps", steps, "--out", out)
         assert ended.code == 0, ended.err
         reports.append(artifact.read_manifest(out).report)
