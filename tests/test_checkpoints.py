@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import Vitcompress
+from tests.forked import Command
 from vitcompress import interrupts
 from vitcompress.distillation import checkpoints, trainlog
 from vitcompress.distillation.checkpoints import Checkpoints
@@ -211,21 +210,6 @@ def test_a_finetuning_goes_on_too(
     assert same_tensors(whole, cut)
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def begin(*words: object, **more: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "vitcompress", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_real_process_goes_on_after_a_real_signal(
     number: signal.Signals, words: list[object], tmp_path: Path, vitcompress: Vitcompress
@@ -233,16 +217,16 @@ def test_a_real_process_goes_on_after_a_real_signal(
     asked = [*words[: words.index("--steps")], "--steps", 60, *words[words.index("--steps") + 2 :]]
     asked += ["--num-workers", 0, "--save-every", 3]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    process = begin(*asked, "--out", cut)
-    wait_for(tmp_path / "cut.checkpoints" / "step-00000003", process)
-    process.send_signal(number)
+    command = Command(*asked, "--out", cut)
+    command.wait_for(tmp_path / "cut.checkpoints" / "step-00000003")
+    command.send(number)
     start = time.monotonic()
-    _, errors = process.communicate(timeout=60)
+    ended = command.ended(60)
     if number == signal.SIGTERM:
         assert time.monotonic() - start < 20  # seconds on a machine with nothing else to do
-        assert process.returncode == 128 + number
-        assert "Terminated. Its state is in" in errors
-        assert "Traceback" not in errors
+        assert ended.returncode == 128 + number
+        assert "Terminated. Its state is in" in ended.stderr
+        assert "Traceback" not in ended.stderr
     assert vitcompress(*asked, "--out", cut, "--resume").code == 0
     assert vitcompress(*asked, "--out", whole).code == 0
     assert same_tensors(whole, cut)
@@ -250,11 +234,11 @@ def test_a_real_process_goes_on_after_a_real_signal(
 
 def test_sigterm_to_workers_too_keeps_the_state(words: list[object], tmp_path: Path) -> None:
     asked = [*words[: words.index("--steps")], "--max-minutes", 5, "--save-every", 2, "--num-workers", 1]
-    process = begin(*asked, "--out", tmp_path / "cut.safetensors", start_new_session=True)
-    wait_for(tmp_path / "cut.checkpoints" / "step-00000002", process)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, "Terminated. Its state is in" in errors) == (143, True), errors
+    command = Command(*asked, "--out", tmp_path / "cut.safetensors")
+    command.wait_for(tmp_path / "cut.checkpoints" / "step-00000002")
+    command.send(signal.SIGTERM, group=True)
+    ended = command.ended(60)
+    assert (ended.returncode, "Terminated. Its state is in" in ended.stderr) == (143, True), ended.stderr
 
 
 @pytest.mark.parametrize(("seconds", "kept"), [(0.0, True), (1e9, False)])
@@ -318,12 +302,11 @@ def test_a_file_where_the_folder_would_be_is_refused(
 
 
 def test_sigterm_where_nothing_trains_ends_at_once(words: list[object], tmp_path: Path) -> None:
-    process = begin(*words[: words.index("--steps")], "--target-ratio", 2, "--out", tmp_path / "a.safetensors")
-    assert process.stderr is not None
-    process.stderr.readline()  # the search has begun
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, "Traceback" in errors) == (143, False)
+    command = Command(*words[: words.index("--steps")], "--target-ratio", 2, "--out", tmp_path / "a.safetensors")
+    command.wait_for("\n")  # the search has begun
+    command.send(signal.SIGTERM)
+    ended = command.ended(60)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (143, False)
     assert not list(tmp_path.glob("*.safetensors"))
 
 

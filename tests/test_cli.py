@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import signal
@@ -17,6 +16,7 @@ import yaml
 from safetensors import safe_open
 
 from tests.conftest import Vitcompress, listing
+from tests.forked import Command
 from tests.test_source import save_as_timm_does
 from tests.tiny import tiny
 from vitcompress import __version__, console
@@ -32,24 +32,6 @@ SIZE_KEYS = {
 }  # fmt: skip
 OLD = b"an older file of the user's"
 CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu")
-
-
-def start(*words: object) -> subprocess.Popen[str]:
-    """The console script in a process group of its own, saying something at every step."""
-    code = (
-        # a shell's background jobs ignore Ctrl-C, and so would all that they start
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from vitcompress import console; console.SECONDS_BETWEEN_LINES = 0;"
-        "from vitcompress.__main__ import main; main()"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 # --- answers at once
@@ -422,21 +404,18 @@ def test_an_interrupt_is_130_in_every_command(
 # --- Ctrl-C, as a terminal sends it
 
 
-def interrupt(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def interrupt(command: Command) -> tuple[int, str, str]:
     """Ctrl-C: the whole process group gets the signal."""
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    command.send(signal.SIGINT, group=True)
+    ended = command.ended(60)
+    return ended.returncode, ended.stdout, ended.stderr
 
 
-def training(*words: object) -> subprocess.Popen[str]:
+def training(*words: object) -> Command:
     """Start a command, and wait till it trains."""
-    process = start(*words)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("distil"):
-            break
-    return process
+    command = Command(*words, every_step=True)
+    command.wait_for("\ndistil")
+    return command
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -463,20 +442,19 @@ def test_ctrl_c_while_training_without_states_leaves_every_file_alone(
     out = tmp_path / "mini.safetensors"
     out.write_bytes(OLD)
     words = ["--data", images, "--max-minutes", 2, "--batch-size", 4, "--num-workers", 2, "--device", "cpu"]
-    process = training("compress", *teacher, *words, "--save-every", "none", "--out", out)
-    code, printed, err = interrupt(process)
+    code, printed, err = interrupt(training("compress", *teacher, *words, "--save-every", "none", "--out", out))
     assert (code, printed) == (130, "")
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("Interrupted")
     assert listing(tmp_path) == {out.name: OLD}
 
 
-@pytest.mark.parametrize("seconds", [1.0, 2.0])
+@pytest.mark.parametrize("seconds", [0.2, 0.8])
 def test_ctrl_c_before_training_is_as_clean(seconds: float, tmp_path: Path, teacher: list[str], images: Path) -> None:
     words = ["--data", images, "--max-minutes", 2, "--num-workers", 0, "--device", "cpu"]
-    process = start("compress", *teacher, *words, "--out", tmp_path / "mini.safetensors")
+    command = Command("compress", *teacher, *words, "--out", tmp_path / "mini.safetensors")
     time.sleep(seconds)
-    code, printed, err = interrupt(process)
+    code, printed, err = interrupt(command)
     assert (code, printed) == (130, ""), err
     assert "Traceback" not in err
     assert listing(tmp_path) == {}

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import Vitcompress
-from tests.test_checkpoints import wait_for
+from tests.forked import Command
 from vitcompress.data.views import Share, Stream
 from vitcompress.errors import RecipeError
 from vitcompress.jobs.prepare import check_run
@@ -30,13 +30,6 @@ from vitcompress.parallel import launch, processes
 from vitcompress.recipe import DataRecipe, ModelRecipe, Recipe, RunRecipe
 
 TOLERANCE = 1e-5  # of weights that are some tenths
-
-
-def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vitcompress", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +65,9 @@ def report(path: Path) -> Any:
     "more",
     [
         ["--mixup", 0.8, "--loss", "labels=1", "--loss", "logits=1"],
-        ["--loss", "hidden=1", "--layers", "1:1", "--ema", 0.5],  # of block 0 it would be 0, and its gradient rounding
+        pytest.param(  # of block 0 the loss would be 0, and its gradient rounding
+            ["--loss", "hidden=1", "--layers", "1:1", "--ema", 0.5], marks=pytest.mark.slow
+        ),
     ],
     ids=["mixup-and-labels", "unreached-parameters-and-mean"],
 )
@@ -81,7 +76,7 @@ def test_two_processes_take_the_steps_of_one(
 ) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     assert vitcompress(*words, *more, "--out", one).code == 0
-    ended = run(*words, *more, "--num-processes", 2, "--out", two)
+    ended = Command(*words, *more, "--num-processes", 2, "--out", two).ended()
     assert ended.returncode == 0, ended.stderr
     assert apart(one, two) < TOLERANCE
     first, second = report(one), report(two)
@@ -108,21 +103,19 @@ def test_parts_of_a_batch_add_up_to_the_batch(words: list[object], tmp_path: Pat
     assert all(a == pytest.approx(b, rel=1e-4, abs=1e-6) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 def test_two_processes_resume_to_the_same_bits(words: list[object], tmp_path: Path) -> None:
     asked = [*words, "--num-processes", 2, "--save-every", 2, "--drop-path", 0.3]
-    asked[asked.index("--steps") + 1] = 40
+    asked[asked.index("--steps") + 1] = 20
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    assert run(*asked, "--out", whole).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vitcompress", *map(str, asked), "--out", str(cut)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for(tmp_path / "cut.checkpoints" / "step-00000004", process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, "Its state is in" in errors) == (143, True), errors
-    assert "Traceback" not in errors
-    ended = run(*asked, "--out", cut, "--resume")
+    assert Command(*asked, "--out", whole).ended().returncode == 0
+    command = Command(*asked, "--out", cut)
+    command.wait_for(tmp_path / "cut.checkpoints" / "step-00000004")
+    command.send(signal.SIGTERM)
+    ended = command.ended(60)
+    assert (ended.returncode, "Its state is in" in ended.stderr) == (143, True), ended.stderr
+    assert "Traceback" not in ended.stderr
+    ended = Command(*asked, "--out", cut, "--resume").ended()
     assert ended.returncode == 0, ended.stderr
     assert apart(whole, cut) == 0.0
 
@@ -142,39 +135,38 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
 def test_a_process_that_dies_ends_the_run_with_an_error(words: list[object], tmp_path: Path) -> None:
     words[words.index("--steps") + 1] = 2000
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vitcompress", *map(str, words), "--num-processes", "2", "--save-every", "2", "--out",
-         str(tmp_path / "a.safetensors")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for(tmp_path / "a.checkpoints" / "step-00000002", process)
-    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    command = Command(*words, "--num-processes", 2, "--save-every", 2, "--out", tmp_path / "a.safetensors")
+    command.wait_for(tmp_path / "a.checkpoints" / "step-00000002")
+    os.kill(children(command.pid)[-1], signal.SIGKILL)
     start = time.monotonic()
-    _, errors = process.communicate(timeout=100)
+    ended = command.ended(100)
     assert time.monotonic() - start < 60
-    assert process.returncode == 2
-    assert "was ended by SIGKILL, and the others with it" in errors
+    assert ended.returncode == 2
+    assert "was ended by SIGKILL, and the others with it" in ended.stderr
     assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_a_fault_is_told_once_and_before_any_process_starts(words: list[object], tmp_path: Path) -> None:
-    ended = run(*words, "--num-processes", 3, "--out", tmp_path / "a.safetensors")
+    ended = Command(*words, "--num-processes", 3, "--out", tmp_path / "a.safetensors").ended()
     assert ended.returncode == 2
     assert ended.stderr.count("--batch-size 4 cannot be cut into 3 processes.") == 1
     assert "Try 3." in ended.stderr
 
 
-def test_an_unreadable_image_of_one_process_ends_all_of_them(
-    words: list[object], labelled: Path, tmp_path: Path
+@pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_unreadable_image_of_one_process_ends_all_of_them_or_is_skipped(
+    skip: bool, words: list[object], labelled: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "labelled" / "train" / "a" / "bad.png"
     subprocess.run(["cp", "-r", labelled, tmp_path / "labelled"], check=True)
     bad.write_bytes(b"no image")
     asked = [tmp_path / "labelled" if word == labelled else word for word in words]
     asked[asked.index("--steps") + 1] = 20
-    ended = run(*asked, "--num-processes", 2, "--out", tmp_path / "a.safetensors")
-    assert (ended.returncode, ended.stderr.count(f"Unreadable image: {bad}")) == (2, 1), ended.stderr
-    ended = run(*asked, "--num-processes", 2, "--skip-bad-images", "--out", tmp_path / "a.safetensors")
+    asked += ["--num-processes", 2, "--out", tmp_path / "a.safetensors"]
+    ended = Command(*asked, *["--skip-bad-images"] * skip).ended()
+    if not skip:
+        assert (ended.returncode, ended.stderr.count(f"Unreadable image: {bad}")) == (2, 1), ended.stderr
+        return
     assert ended.returncode == 0, ended.stderr
     log = report(tmp_path / "a.safetensors")["train"]
     assert log["images"] == 80
