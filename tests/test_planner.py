@@ -471,7 +471,9 @@ def test_compress_reaches_a_ratio_and_says_why_and_how_fast_it_learns(
         assert "nats predicted" in " ".join(text.split())
 
 
-@pytest.mark.parametrize("store", [[], ["--store", "source"]])
+@pytest.mark.parametrize(
+    "store", [pytest.param([], marks=pytest.mark.slow), ["--store", "source"]], ids=["any", "source"]
+)
 def test_the_file_is_no_larger_than_asked_for_with_the_longest_report(
     store: list[str], roomy_flags: list[str], images: Path, tmp_path: Path, vitcompress: Vitcompress
 ) -> None:

@@ -44,7 +44,10 @@ def test_every_model_of_the_paper_is_there_and_has_a_short_variant() -> None:
         assert short.get("preset") == full.get("preset")
 
 
-@pytest.mark.parametrize("name", shipped.recipe_names())
+@pytest.mark.parametrize(
+    "name",  # the plan of a twin for afterwards is the same, as the test above has it
+    [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("-posthoc")) for n in shipped.recipe_names()],
+)
 def test_every_recipe_passes_a_dry_run_without_weights_or_images(
     name: str, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_network: None
 ) -> None:

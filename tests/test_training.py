@@ -209,11 +209,11 @@ def test_a_typed_learning_rate_wins_over_the_constant() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler here")
 def test_compiled_blocks_compute_the_same_and_those_that_are_read_are_read() -> None:
     """All blocks are alike, and one of them has a hook: torch must not take one for the other."""
-    student, _ = compressed(tiny(), share=4)
+    student, _ = compressed(tiny(depth=2), share=2)
     x = images(student)
-    tap = [Tap("blocks.2.attn.qkv")]
+    tap = [Tap("blocks.1.attn.qkv")]
     found = []
-    for compiled in ((), BLOCKS):
+    for compiled in ((), BLOCKS[:2]):
         student.zero_grad()
         with tap_outputs(student, tap) as seen, compiling(student, compiled):
             out = student(x)
