@@ -150,8 +150,8 @@ class StoreRecipe:
     store: Annotated[
         Literal["source", "fp32", "fp16", "bf16", "int8", "int4"] | None,
         Field(
-            description="How the file holds its numbers: source (as the source does; the default) or in fewer bits. "
-            "With --target-size, the search chooses."
+            description="How the file holds its numbers: source (float32, as the model computes; the default) or "
+            "in fewer bits. With --target-size, the search chooses."
         ),
     ] = None
     qat_fraction: Annotated[
