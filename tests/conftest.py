@@ -56,7 +56,9 @@ def listing(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latencies by three pairs of forward passes instead of fifty: no test asks how long they take."""
-    monkeypatch.setitem(measure_speed.__kwdefaults__, "budget_seconds", 0.0)
+    defaults = measure_speed.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "budget_seconds", 0.0)
 
 
 @pytest.fixture
