@@ -97,8 +97,8 @@ def test_without_labels_the_table_says_agreement() -> None:
 def test_plan_tells_the_bytes_of_the_file(
     store: str, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]
 ) -> None:
-    words = ["--share", 3, "--store", store, "--start", "first"]
-    report = compress(vitcompress, tmp_path / "m.safetensors", *teacher, *words)
+    words = ["--share", 3, "--store", store]
+    report = compress(vitcompress, tmp_path / "m.safetensors", *teacher, *words, "--start", "first")
     planned = json.loads(vitcompress("plan", *teacher, *words, "--json").out)
     assert planned["size"] == to_json(report.size)
     assert artifact.read_manifest(tmp_path / "m.safetensors").store == report.store == store

@@ -111,24 +111,26 @@ def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Co
     asked = default_losses(student.model) if recipe.loss is None else recipe.loss
     losses = {name: weight for name, weight in asked.items() if weight}
     check_kind(student, losses)
-    image_size = _fitting_size(student, teacher)
+    _check_alike(student, teacher)
+    wanted = [name for name in losses if LOSSES[name].of_blocks]
+    ours, theirs = _family(student.model), _family(teacher.model)
+    known = ours is not None and theirs is not None
+    sides, fields = (NOTHING, NOTHING), {LOSSES[name].reads for name in losses}
+    if wanted and ours is not None and theirs is not None:
+        sides = _sides((student, ours), (teacher, theirs), recipe.layers, fields)
+    mine = probe(student, student.input_size[1:], sides[0], fields)
+    yours, image_size = _teachers(teacher, student, mine, sides[1], fields)
     notes = []
     if image_size is not None:
         notes.append(f"{teacher.name} sees the student's views, resized to {image_size[0]}×{image_size[1]}.")
-    wanted = [name for name in losses if LOSSES[name].of_blocks]
-    ours, theirs = _family(student.model), _family(teacher.model)
-    if ours is None or theirs is None:
-        losses = {name: weight for name, weight in losses.items() if name not in wanted}
-        if wanted:
-            left_out = ", ".join(wanted)
-            kind = "logits" if has_classes(teacher.model) else "features"
-            notes.append(
-                f"{teacher.name} has no blocks to compare: it gives {kind} only, without the losses {left_out}."
-            )
-    elif wanted:
-        sides = _sides((student, ours), (teacher, theirs), recipe.layers, {LOSSES[name].reads for name in losses})
-        _check_shapes(student, teacher, sides, image_size, losses, recipe.relation_heads)
+    if wanted and known:
+        _check_shapes((student, mine), (teacher, yours), losses, recipe.relation_heads)
         return Comparison(losses, *sides, image_size=image_size, notes=tuple(notes))
+    if wanted:
+        losses = {name: weight for name, weight in losses.items() if name not in wanted}
+        kind = "logits" if has_classes(teacher.model) else "features"
+        left_out = ", ".join(wanted)
+        notes.append(f"{teacher.name} has no blocks to compare: it gives {kind} only, without the losses {left_out}.")
     if recipe.layers is not None and not wanted:
         raise RecipeError(f"--layers {recipe.layers}: no --loss compares blocks.", hint="Add --loss attention=1.")
     if not any(LOSSES[name].teacher for name in losses) and wanted:
@@ -280,11 +282,11 @@ def _sides(
     return sides[0], sides[1]
 
 
-def _fitting_size(student: Candidate, teacher: Candidate) -> tuple[int, int] | None:
-    """The size to resize views to for the teacher; None where it takes the student's.
+def _check_alike(student: Candidate, teacher: Candidate) -> None:
+    """Make sure that both take images of the same channels, and give outputs of the same kind.
 
     Raises:
-        RecipeError: it takes neither those nor images of its own size, or its outputs are others.
+        RecipeError: they do not.
     """
     if student.input_size[0] != teacher.input_size[0]:
         raise RecipeError(
@@ -297,20 +299,30 @@ def _fitting_size(student: Candidate, teacher: Candidate) -> tuple[int, int] | N
             f"--teacher {teacher.name} gives {kinds[0]}, {student.name} {kinds[1]}.",
             hint="Name a teacher of the same kind, or build it so: --teacher-arg num_classes=0 is without a head.",
         )
-    mine = probe(student, student.input_size[1:]).logits.shape[1:]
+
+
+def _teachers(
+    teacher: Candidate, student: Candidate, mine: Outputs, side: Side, fields: Set[str]
+) -> tuple[Outputs, tuple[int, int] | None]:
+    """What the teacher gives, and the size to resize views to for it; None where it takes the student's.
+
+    Raises:
+        RecipeError: it takes neither those nor images of its own size, or its outputs are others.
+    """
     for size in (student.input_size[1:], teacher.input_size[1:]):
         try:
-            yours = probe(teacher, size).logits.shape[1:]
+            yours = probe(teacher, size, side, fields)
         except Exception as error:  # timm asserts, torch raises; either way the model does not take the size
             reason = str(error).strip().splitlines()[:1]
             continue
-        if mine != yours:
+        found, wanted = (outputs.logits.shape[1:] for outputs in (yours, mine))
+        if found != wanted:
             hint = "Name a teacher of the same classes, or build it with them: --teacher-arg num_classes=N."
             raise RecipeError(
-                f"--teacher {teacher.name} gives {_count(yours)} outputs, {student.name} {_count(mine)}.",
+                f"--teacher {teacher.name} gives {_count(found)} outputs, {student.name} {_count(wanted)}.",
                 hint=hint if has_classes(student.model) else "Name a teacher of as many features.",
             )
-        return None if size == student.input_size[1:] else size
+        return yours, None if size == student.input_size[1:] else size
     raise RecipeError(f"--teacher {teacher.name} takes no images of its own size {teacher.input_size}: {reason}.")
 
 
@@ -327,25 +339,18 @@ def probe(candidate: Candidate, size: tuple[int, int], side: Side = NOTHING, fie
 
 
 def _check_shapes(
-    student: Candidate,
-    teacher: Candidate,
-    sides: tuple[Side, Side],
-    image_size: tuple[int, int] | None,
-    losses: Mapping[str, float],
-    heads: int,
+    ours: tuple[Candidate, Outputs], theirs: tuple[Candidate, Outputs], losses: Mapping[str, float], heads: int
 ) -> None:
     """Make sure that what the losses compare can be compared.
 
     Raises:
         RecipeError: it cannot; every fault at once.
     """
-    fields = {LOSSES[name].reads for name in losses}
-    ours = probe(student, student.input_size[1:], sides[0], fields)
-    theirs = probe(teacher, image_size or student.input_size[1:], sides[1], fields)
+    (student, of_student), (teacher, of_teacher) = ours, theirs
     faults: dict[tuple[str, str], None] = {}  # each once: all blocks of a stage are alike
     for name in losses:
         field = LOSSES[name].reads
-        for mine, yours in zip(_shapes(ours, field), _shapes(theirs, field), strict=True):
+        for mine, yours in zip(_shapes(of_student, field), _shapes(of_teacher, field), strict=True):
             if mine != yours if field == "hidden" else mine[:-1] != yours[:-1]:
                 message = f"--loss {name}: {student.name} has {_show(mine)}, --teacher {teacher.name} {_show(yours)}."
                 faults[message, "Leave it out of the losses; relations need as many tokens, hidden also the width."] = (

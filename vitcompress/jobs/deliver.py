@@ -18,7 +18,7 @@ from vitcompress.console import Reporter
 from vitcompress.files import artifact
 from vitcompress.plans import Plan, weighed
 from vitcompress.pretrained.source import Source
-from vitcompress.report import Report, to_json, to_markdown, to_svg
+from vitcompress.report import SCHEMA_VERSION, Report, to_json, to_markdown, to_svg
 from vitcompress.storage.quantize import num_bytes
 from vitcompress.storage.stored import round_to, stored_tensors
 
@@ -48,6 +48,31 @@ class Stored:
     def round(self, student: nn.Module) -> None:
         """Set the student's parameters to what the file gives back, in place: what is measured is what is stored."""
         round_to(student, self.tensors, self.store)
+
+
+def report_of(stored: Stored, source: Source, *, notes: tuple[str, ...] = (), **measured: Any) -> Report:
+    """What came out, of any command: what the plan says of itself, and what was measured.
+
+    Args:
+        stored: the student.
+        source: the model that it was made of.
+        notes: what the numbers do not say, but for what `notes_on` says of every such plan.
+        measured: other fields of `Report`.
+    """
+    plan = stored.plan
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        model=source.name,
+        family=plan.family,
+        groups=tuple(len(group.blocks) for group in plan.groups),
+        transforms=plan.transforms,
+        size=plan.size,
+        made_of=plan.groups,
+        store=stored.store,
+        versions=versions(),
+        notes=notes_on(plan) + notes,
+        **measured,
+    )
 
 
 def write_result(

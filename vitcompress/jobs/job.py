@@ -31,7 +31,7 @@ from vitcompress.files import artifact
 from vitcompress.files.digest import sha256_of
 from vitcompress.initialize import aligned, needs_images, start_student
 from vitcompress.jobs.budget import training_seconds
-from vitcompress.jobs.deliver import Stored, described, notes_on, versions, write_result
+from vitcompress.jobs.deliver import Stored, described, report_of, write_result
 from vitcompress.jobs.planning import Planning
 from vitcompress.jobs.prepare import (
     bundle_of,
@@ -55,7 +55,7 @@ from vitcompress.plans import Plan
 from vitcompress.pretrained.source import Source, empty_model
 from vitcompress.recipe import KINDS, Recipe
 from vitcompress.recipe.compose import to_dict
-from vitcompress.report import SCHEMA_VERSION, Baseline, Report, to_json, unreachable_gates
+from vitcompress.report import Baseline, Report, to_json, unreachable_gates
 from vitcompress.report.baselines import BASELINES, measure_baselines
 from vitcompress.storage.quantized_layers import quantising
 from vitcompress.surgery import apply_plan
@@ -269,26 +269,11 @@ class Job:
     def _report(
         self, stored: Stored, accuracy: Accuracy | None, speed: Speed, log: TrainLog, baselines: tuple[Baseline, ...]
     ) -> Report:
-        """What came out."""
-        return Report(
-            schema_version=SCHEMA_VERSION,
-            model=self.source.name,
-            family=self.plan.family,
-            groups=tuple(len(group.blocks) for group in self.plan.groups),
-            transforms=self.plan.transforms,
-            size=stored.plan.size,
-            accuracy=accuracy,
-            speed=speed,
-            train=log,
-            data=self.train.name if self.train and log.steps else None,
-            versions=versions(),
-            command=self.command,
-            made_of=self.plan.groups,
-            notes=notes_on(self.plan) + self.image_notes + (self._teacher_notes() if log.steps else ()),
-            store=stored.store,
-            baselines=baselines,
-            why=self.plan.why,
-        )
+        return report_of(
+            stored, self.source, accuracy=accuracy, speed=speed, train=log, baselines=baselines,
+            data=self.train.name if self.train and log.steps else None, command=self.command, why=self.plan.why,
+            notes=self.image_notes + (self._teacher_notes() if log.steps else ()),
+        )  # fmt: skip
 
     def _manifest(self, source_sha256: str, stored: Stored, report: Report) -> artifact.Manifest:
         """What the file says of itself."""

@@ -33,7 +33,7 @@ from vitcompress.files import artifact
 from vitcompress.files.digest import sha256_of
 from vitcompress.jobs.adapt import adapt_student, adapted_source
 from vitcompress.jobs.budget import training_seconds
-from vitcompress.jobs.deliver import Stored, described, notes_on, versions, write_result
+from vitcompress.jobs.deliver import Stored, described, report_of, write_result
 from vitcompress.jobs.lessons import images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.jobs.prepare import (
     check_cache,
@@ -55,7 +55,7 @@ from vitcompress.plans import Plan, measured_on
 from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.recipe import Recipe, save_interval
 from vitcompress.recipe.compose import to_dict
-from vitcompress.report import SCHEMA_VERSION, Parent, Report, to_json, unreachable_gates
+from vitcompress.report import Parent, Report, to_json, unreachable_gates
 from vitcompress.report.events import tell_plan
 from vitcompress.storage.quantized_layers import quantising
 from vitcompress.surgery import apply_plan
@@ -206,25 +206,12 @@ class _Job:
         if not self.accelerator.is_main_process:
             return self._of_main(None)
         whole = build_model(self.source).to(device).eval()  # how fast it is does not hang on its weights
-        report = Report(
-            schema_version=SCHEMA_VERSION,
-            model=self.source.name,
-            family=self.plan.family,
-            groups=tuple(len(group.blocks) for group in self.plan.groups),
-            transforms=self.plan.transforms,
-            size=stored.plan.size,
-            accuracy=accuracy,
-            speed=measure_speed(student.to(device).eval(), whole, config["input_size"], device=device),
-            train=log,
-            data=self.lesson.images.name if self.lesson.images and log.steps else None,
-            versions=versions(),
-            command=self.command,
-            notes=(*notes_on(self.plan), *self._own_notes(log)),
-            before=before,
-            lineage=self.lineage,
-            store=stored.store,
-            made_of=self.plan.groups,
-        )
+        speed = measure_speed(student.to(device).eval(), whole, config["input_size"], device=device)
+        report = report_of(
+            stored, self.source, accuracy=accuracy, before=before, speed=speed, train=log, lineage=self.lineage,
+            data=self.lesson.images.name if self.lesson.images and log.steps else None, command=self.command,
+            notes=self._own_notes(log),
+        )  # fmt: skip
         write_result(out, student, stored, self._manifest(report, stored), report, reporter)
         return self._of_main(report)
 
