@@ -38,7 +38,7 @@ def mistake(ended: Ended, *named: object) -> None:
 
 
 def compress(vitcompress: Vitcompress, checkpoint: Path, out: Path) -> Ended:
-    words = [ARCHITECTURE, *model_flags(), "--checkpoint", checkpoint, "--steps", 0, "--out", out]
+    words = [ARCHITECTURE, *model_flags(), "--checkpoint", checkpoint, "--start", "first", "--steps", 0, "--out", out]
     return vitcompress("compress", *words)
 
 
@@ -274,7 +274,8 @@ def test_a_disk_that_fails_at_the_last_moment_leaves_the_old_file(
         flush(path)
 
     monkeypatch.setattr(artifact, "_flush", fail)
-    ended = vitcompress("compress", *teacher, "--share", 4, "--steps", 0, "--out", tmp_path / "m.safetensors")
+    words = [*teacher, "--share", 4, "--start", "first", "--steps", 0]
+    ended = vitcompress("compress", *words, "--out", tmp_path / "m.safetensors")
     mistake(ended, tmp_path / name, os.strerror(code))
     assert (tmp_path / name).read_bytes() == b"old"
     assert not list(tmp_path.glob(".m*"))
@@ -291,6 +292,6 @@ def test_a_folder_that_vanishes_meanwhile_says_so(
         shutil.rmtree(folder)
 
     monkeypatch.setattr(artifact, "verify", vanish)
-    ended = vitcompress("compress", *teacher, "--steps", 0, "--out", folder / "m.safetensors")
+    ended = vitcompress("compress", *teacher, "--start", "first", "--steps", 0, "--out", folder / "m.safetensors")
     mistake(ended, folder / "m.safetensors", "No such file")
     assert not folder.exists()
