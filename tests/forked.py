@@ -22,17 +22,16 @@ _CONTEXT.set_forkserver_preload(["timm", "accelerate", "scipy.optimize", "jinja2
 class Command:
     """`vitcompress` with words, begun; the leader of a process group, as a shell would have it."""
 
-    def __init__(self, *words: object, every_step: bool = False, **environment: str) -> None:
+    def __init__(self, *words: object, every_step: bool = False) -> None:
         """Start it.
 
         Args:
             words: what would be typed.
             every_step: let it say something at every step, not now and then.
-            environment: variables to add.
         """
         self._folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._process = _CONTEXT.Process(target=_run, args=([*map(str, words)], self._folder, every_step, environment))
+        self._process = _CONTEXT.Process(target=_run, args=([*map(str, words)], self._folder, every_step))
         self._process.start()
 
     @property
@@ -68,9 +67,8 @@ class Command:
         return CompletedProcess((), self.code, self.said("stdout"), self.said())
 
 
-def _run(words: list[str], folder: Path, every_step: bool, environment: dict[str, str]) -> None:
+def _run(words: list[str], folder: Path, every_step: bool) -> None:
     os.setsid()
-    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     for stream, number in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT), number)

@@ -193,11 +193,11 @@ def tensors(path: Path) -> dict[str, bytes]:
         return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("optimizer", "num_workers"), [("adamw", 0), ("adamw", 1), ("muon", 0)])
 def test_the_same_seed_makes_the_same_tensors(
-    num_workers: int, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
+    optimizer: str, num_workers: int, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
-    words = ["--data", images, "--steps", 3, "--batch-size", 4, "--device", "cpu", "--quiet"]
+    words = ["--data", images, "--steps", 3, "--batch-size", 4, "--optimizer", optimizer, "--device", "cpu", "--quiet"]
     for name, workers, seed in (("a", 0, 1), ("b", num_workers, 1), ("c", 0, 2)):
         more = ["--num-workers", workers, "--seed", seed, "--out", tmp_path / f"{name}.safetensors"]
         assert vitcompress("compress", *teacher, *words, *more).code == 0
@@ -460,38 +460,32 @@ def test_ctrl_c_before_training_is_as_clean(seconds: float, tmp_path: Path, teac
     assert listing(tmp_path) == {}
 
 
-@pytest.mark.parametrize("module", ["typer", "pydantic", "torch", "timm"])
-def test_ctrl_c_while_modules_are_imported_is_as_clean(module: str) -> None:
+def check_interrupted(module: str, then: str, begin: str) -> None:
+    """Ctrl-C as a module is being imported, and what that import makes of it: a command ends quietly all the same."""
     code = (
-        "import os, runpy, signal, sys\n"
+        "import os, runpy, signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Stop:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if name == {module!r}: {then}\n"
+        "def interrupt(): os.kill(os.getpid(), signal.SIGINT)\n"
+        "def disguise():\n"
+        "    try: interrupt(); time.sleep(9)\n"
+        "    except BaseException: pass\n"
+        "    raise RecursionError\n"  # so does numpy
         "sys.meta_path.insert(0, Stop())\n"
         "sys.argv = ['vitcompress', 'plan', 'deit_tiny']\n"
-        "runpy.run_module('vitcompress', run_name='__main__')"
+        f"{begin}"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (130, "")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("module", ["typer", "pydantic", "torch", "timm"])
+def test_ctrl_c_while_modules_are_imported_is_as_clean(module: str) -> None:
+    check_interrupted(module, "interrupt()", "runpy.run_module('vitcompress', run_name='__main__')")
 
 
 def test_ctrl_c_that_a_library_makes_another_exception_of_is_as_clean() -> None:
-    code = (
-        "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "class Stop:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name != 'timm': return\n"
-        "        try: os.kill(os.getpid(), signal.SIGINT); time.sleep(9)\n"
-        "        except BaseException: pass\n"
-        "        raise RecursionError\n"  # so does numpy
-        "sys.meta_path.insert(0, Stop())\n"
-        "sys.argv = ['vitcompress', 'plan', 'deit_tiny']\n"
-        "from vitcompress.commands.cli import main\n"
-        "main()"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (130, "")
-    assert "Traceback" not in ended.stderr
+    check_interrupted("timm", "disguise()", "from vitcompress.commands.cli import main; main()")

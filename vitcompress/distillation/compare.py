@@ -114,16 +114,17 @@ def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Co
     _check_alike(student, teacher)
     wanted = [name for name in losses if LOSSES[name].of_blocks]
     ours, theirs = _family(student.model), _family(teacher.model)
-    known = ours is not None and theirs is not None
-    sides, fields = (NOTHING, NOTHING), {LOSSES[name].reads for name in losses}
+    fields = {LOSSES[name].reads for name in losses}
+    sides = None
     if wanted and ours is not None and theirs is not None:
         sides = _sides((student, ours), (teacher, theirs), recipe.layers, fields)
-    mine = probe(student, student.input_size[1:], sides[0], fields)
-    yours, image_size = _teachers(teacher, student, mine, sides[1], fields)
+    side, teachers_side = sides or (NOTHING, NOTHING)
+    mine = probe(student, student.input_size[1:], side, fields)
+    yours, image_size = _teachers(teacher, student, mine, teachers_side, fields)
     notes = []
     if image_size is not None:
         notes.append(f"{teacher.name} sees the student's views, resized to {image_size[0]}×{image_size[1]}.")
-    if wanted and known:
+    if sides is not None:
         _check_shapes((student, mine), (teacher, yours), losses, recipe.relation_heads)
         return Comparison(losses, *sides, image_size=image_size, notes=tuple(notes))
     if wanted:
