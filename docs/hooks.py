@@ -14,7 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import vitcompress
-from vitcompress.commands.cli import app
+from vitcompress.cli.app import app
 
 README = Path(__file__).parents[1] / "README.md"
 MORE = ("vitcompress.export.export", "vitcompress.report.Report", "vitcompress.recipe.Recipe")  # modules of their own

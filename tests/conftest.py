@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.tiny import ARGS, VARIANTS, tiny
-from vitcompress.commands.cli import main
-from vitcompress.measuring.latency import measure_speed
+from vitcompress.cli.app import main
+from vitcompress.measure.latency import measure_speed
 
 ARCHITECTURE = VARIANTS["vit"][0]
 

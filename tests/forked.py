@@ -74,8 +74,8 @@ def _run(words: list[str], folder: Path, every_step: bool) -> None:
         os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT), number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.argv = ["vitcompress", *words]
-    from vitcompress import console
     from vitcompress.__main__ import main
+    from vitcompress.runtime import console
 
     if every_step:
         setting: Any = console

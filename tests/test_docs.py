@@ -12,10 +12,10 @@ import typer.main
 from safetensors.torch import save_file
 
 import vitcompress
-from tests.test_report import REPORT
-from vitcompress.commands.cli import app
+from tests.report.test_report import REPORT
+from vitcompress.cli.app import app
 from vitcompress.errors import RecipeError
-from vitcompress.jobs import pipeline
+from vitcompress.pipeline import compress as pipeline
 from vitcompress.recipe import Recipe
 from vitcompress.recipe.compose import build
 from vitcompress.report import Report
@@ -107,7 +107,7 @@ def test_the_example_of_the_reference_is_a_recipe(monkeypatch: pytest.MonkeyPatc
 
     reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", reference, re.DOTALL)
-    monkeypatch.setattr("vitcompress.jobs.pipeline.compress", compress)
+    monkeypatch.setattr("vitcompress.pipeline.compress.compress", compress)
     exec(code, {})
     ((recipe, out),) = asked
     found, _ = pipeline.dry_run(recipe)

@@ -56,5 +56,5 @@ def test_only_the_command_line_prints_and_exits() -> None:
             node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)
         }
         assert "print" not in names, path
-        if stage_of(path) not in ("commands", "bundled", "parallel"):
+        if stage_of(path) not in ("cli", "bundled", "runtime"):
             assert not {"sys", "SystemExit", "typer"} & names, path

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from vitcompress.commands.cli import app
+from vitcompress.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("material", reason="needs the extra docs")

@@ -4,11 +4,10 @@ import itertools
 import pytest
 import torch
 
+from tests.tiny import VARIANTS, compressed, images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.plans import Group
 from vitcompress.surgery import tie_group
-
-from .tiny import VARIANTS, compressed, images, tiny
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

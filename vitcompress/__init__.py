@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "files.hub",
-    "compress": "jobs.pipeline",
-    "evaluate": "jobs.pipeline",
-    "finetune": "jobs.transfer",
-    "plan": "jobs.pipeline",
+    "load": "artifact.hub",
+    "compress": "pipeline.compress",
+    "evaluate": "pipeline.compress",
+    "finetune": "pipeline.finetune",
+    "plan": "pipeline.compress",
     "Recipe": "recipe",
     "Report": "report",
     "VitcompressError": "errors",
@@ -26,10 +26,10 @@ _HOME = {
 __all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "finetune", "load", "plan"]
 
 if TYPE_CHECKING:
+    from vitcompress.artifact.hub import load
     from vitcompress.errors import VitcompressError
-    from vitcompress.files.hub import load
-    from vitcompress.jobs.pipeline import compress, evaluate, plan
-    from vitcompress.jobs.transfer import finetune
+    from vitcompress.pipeline.compress import compress, evaluate, plan
+    from vitcompress.pipeline.finetune import finetune
     from vitcompress.recipe import Recipe
     from vitcompress.report import Report
 

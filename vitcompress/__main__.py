@@ -10,7 +10,7 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # a library that is being imported may turn the exception into another
         signal.signal(signal.SIGINT, _leave)
-    from vitcompress.commands import cli
+    from vitcompress.cli import app as cli
 
     signal.signal(signal.SIGINT, before)
     cli.main()

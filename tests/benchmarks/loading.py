@@ -26,12 +26,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vitcompress
-from vitcompress.files import artifact
+from vitcompress.artifact import file as artifact
 from vitcompress.plans import make_plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import Source, load_teacher
+from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.storage.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 
 WEIGHTS = Path("../shared/data/deit_tiny.safetensors")

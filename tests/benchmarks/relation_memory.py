@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitcompress.distillation.compare import Side, reading
-from vitcompress.distillation.losses import Outputs, attention_relations, hidden_relations, kl_logits
-from vitcompress.distillation.taps import TokenSubset
+from vitcompress.distill.hooks import TokenSubset
+from vitcompress.distill.losses import Outputs, attention_relations, hidden_relations, kl_logits
+from vitcompress.distill.matching import Side, reading
 from vitcompress.families import Tap
 
 BATCH_SIZE = 2

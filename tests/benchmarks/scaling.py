@@ -24,12 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.benchmarks.relation_memory import PeakBytes
 from vitcompress.data import open_images
 from vitcompress.data.views import training_loader
-from vitcompress.distillation.distill import weighted_losses
-from vitcompress.distillation.training import training_student
+from vitcompress.distill.loop import weighted_losses
+from vitcompress.distill.training import training_student
 from vitcompress.errors import RecipeError, attempting, raise_faults
 from vitcompress.families import family_named
-from vitcompress.jobs import pipeline
-from vitcompress.jobs.settle import settle
+from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline.settle import settle
 from vitcompress.recipe import DataRecipe, Recipe, compose
 from vitcompress.surgery import apply_plan
 

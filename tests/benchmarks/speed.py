@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.distillation.compare import Candidate, compare, reading
-from vitcompress.distillation.losses import LOSSES, Given
-from vitcompress.distillation.taps import TokenSubset
-from vitcompress.distillation.training import compiling, optimizers, training_student
+from vitcompress.distill.hooks import TokenSubset
+from vitcompress.distill.losses import LOSSES, Given
+from vitcompress.distill.matching import Candidate, compare, reading
+from vitcompress.distill.training import compiling, optimizers, training_student
 from vitcompress.families import family_of
 from vitcompress.layers.transforms import TRANSFORM_MODULES
 from vitcompress.plans import make_plan

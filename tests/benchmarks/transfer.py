@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 
 import vitcompress
+from vitcompress.artifact import file as artifact
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.files import artifact
 from vitcompress.pretrained.source import Source, build_model
 from vitcompress.recipe.compose import build
 from vitcompress.surgery import apply_plan

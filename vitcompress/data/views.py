@@ -23,12 +23,12 @@ from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from vitcompress.console import local_processes
 from vitcompress.data import ImageSet, StreamReader
 from vitcompress.data import Sample as ShardSample
 from vitcompress.errors import DataError, RecipeError
-from vitcompress.parallel.processes import outlive_signals
 from vitcompress.recipe import DataRecipe
+from vitcompress.runtime.console import local_processes
+from vitcompress.runtime.processes import outlive_signals
 
 T = TypeVar("T")
 Key = tuple[int, int]  # position in the set, number of the draw

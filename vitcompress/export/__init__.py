@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitcompress.console import Reporter
+from vitcompress.artifact.paths import check_apart
 from vitcompress.errors import ExportError, VitcompressError, first_line, nearest
 from vitcompress.export.executorch import EXECUTORCH
 from vitcompress.export.formats import Format, Written
@@ -19,7 +19,7 @@ from vitcompress.export.parity import compare, probe_of
 from vitcompress.export.pt2 import PT2
 from vitcompress.export.subject import Exported, Subject
 from vitcompress.export.timm import TIMM
-from vitcompress.files.targets import check_apart
+from vitcompress.runtime.console import Reporter
 
 FORMATS: Mapping[str, Format] = {"onnx": ONNX, "pt2": PT2, "executorch": EXECUTORCH, "timm": TIMM, "hf": HF}
 NUM_IMAGES = 64

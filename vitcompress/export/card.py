@@ -10,10 +10,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from timm.models import split_model_name_tag
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.distillation.compare import has_classes
+from vitcompress.distill.matching import has_classes
 from vitcompress.export.subject import Subject
 from vitcompress.report import Report, from_json, to_markdown
-from vitcompress.report.render import cell
+from vitcompress.report.terminal import cell
 
 _TEMPLATES = Environment(
     loader=PackageLoader("vitcompress.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

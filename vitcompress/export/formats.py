@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from vitcompress.artifact import file as artifact
 from vitcompress.errors import VitcompressError
 from vitcompress.export.parity import EXACT, Run, Tolerance
 from vitcompress.export.subject import Subject
-from vitcompress.files import artifact
 
 SLACK = 1.05  # that a file may be larger than the numbers in it
 STRUCTURE_BYTES = 48_000  # per block, that the description of a graph may take

@@ -21,7 +21,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 from torch import Tensor
 
-from vitcompress.storage.quantize import GROUP, SCALE, unpack
+from vitcompress.quantize.codecs import GROUP, SCALE, unpack
 
 MIN_CAST = 64  # numbers: a shorter vector saves less than the node that casts it takes
 MIN_NARROW = 256  # numbers: the same for constants that are no weights

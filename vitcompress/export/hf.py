@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 import vitcompress
+from vitcompress.artifact import hub
+from vitcompress.artifact.digest import sha256_of
 from vitcompress.errors import VitcompressError, first_line, shorten
 from vitcompress.export.card import licence_of, model_card
 from vitcompress.export.formats import Format, Written
 from vitcompress.export.subject import Subject
-from vitcompress.files import hub
-from vitcompress.files.digest import sha256_of
 from vitcompress.report import from_json, to_svg
 
 CONFIG, CARD, PICTURE = "config.json", "README.md", "report.svg"

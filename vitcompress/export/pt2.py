@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitcompress.artifact import file as artifact
 from vitcompress.errors import ExportError
 from vitcompress.export.formats import SLACK, Format, Written, limit_of
 from vitcompress.export.program import trace
 from vitcompress.export.subject import Subject
-from vitcompress.files import artifact
 
 PROGRAM_BYTES = 3_000  # per step of the program, that its description may take
 TABLES_BYTES = 20_000  # that constants may take which are computed while tracing

@@ -9,9 +9,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vitcompress.files import artifact
-from vitcompress.files.artifact import Manifest
-from vitcompress.storage.quantize import num_bytes
+from vitcompress.artifact import file as artifact
+from vitcompress.artifact.file import Manifest
+from vitcompress.quantize.codecs import num_bytes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from vitcompress.export.formats import SLACK, Format, Written
 from vitcompress.export.subject import Subject
 from vitcompress.families import Widths
 from vitcompress.layers.factored import FactoredLinear
-from vitcompress.storage.quantize import num_bytes
+from vitcompress.quantize.codecs import num_bytes
 
 HEADER_BYTES = 200  # per tensor, of a safetensors file
 _FROM_CFG = ("num_classes", "in_chans", "global_pool")  # what timm takes from a config where no argument says it

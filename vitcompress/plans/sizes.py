@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitcompress.families import Family, narrowed_shapes
 from vitcompress.plans.model import Group, Size
-from vitcompress.storage.quantize import STORES, bytes_of, is_matrix, matrix_names, stored_bytes
+from vitcompress.quantize.codecs import STORES, bytes_of, is_matrix, matrix_names, stored_bytes
 
 
 def size_of(

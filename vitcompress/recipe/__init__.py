@@ -1,7 +1,7 @@
 """What did the user ask for?  One frozen dataclass per stage: the same recipe as CLI flags, as YAML and as JSON.
 
 A field is declared once, here: its default, its bounds and its help are those of the flag, of the YAML key and of the
-reference.  `vitcompress.commands.cli` makes the flags from these classes.
+reference.  `vitcompress.cli.app` makes the flags from these classes.
 """
 
 from vitcompress.recipe.stages import STAGES, GateRecipe, Option, Recipe, options

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 
-from vitcompress.distillation.trainlog import TrainLog
+from vitcompress.distill.log import TrainLog
 
 _COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#a66f00", "#56b4e9")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))

@@ -1,12 +1,12 @@
-"""What is a program told of a run?  The plan and the result, as events of `vitcompress.console.EVENTS`."""
+"""What is a program told of a run?  The plan and the result, as events of `vitcompress.runtime.console.EVENTS`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from vitcompress.console import Reporter
 from vitcompress.plans import Plan
 from vitcompress.report import Report, to_json
+from vitcompress.runtime.console import Reporter
 
 
 def tell_plan(reporter: Reporter, name: str, plan: Plan) -> None:

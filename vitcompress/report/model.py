@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from vitcompress.distillation.trainlog import TrainLog
-from vitcompress.measuring.evaluation import Accuracy
-from vitcompress.measuring.latency import Speed
+from vitcompress.distill.log import TrainLog
+from vitcompress.measure.accuracy import Accuracy
+from vitcompress.measure.latency import Speed
 from vitcompress.plans import Group, Size
 
 SCHEMA_VERSION = 1

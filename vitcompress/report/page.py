@@ -11,15 +11,16 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vitcompress.measure.examples import Examples
 from vitcompress.recipe import GateRecipe
 from vitcompress.report.curves import curve_names, curve_rows, draw_curves, told
-from vitcompress.report.examples import Examples
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.inline import inline_svg
 from vitcompress.report.model import Report
 from vitcompress.report.picture import Point, alt_text, draw, points_of
 from vitcompress.report.private import shareable, without_places
-from vitcompress.report.render import (
+from vitcompress.report.sharing import boxes, groups_of, in_words, letters
+from vitcompress.report.terminal import (  # fmt: skip
     accuracy_rows,
     baseline_columns,
     baseline_rows,
@@ -29,8 +30,7 @@ from vitcompress.report.render import (
     sharing,
     size_rows,
     speed_rows,
-)  # fmt: skip
-from vitcompress.report.sharing import boxes, groups_of, in_words, letters
+)
 
 _SIZE = (4.4, 3.8)  # of a drawing, in inches: on a phone its type is still read
 _FEWEST_IMAGES = 10  # of a class that is shown

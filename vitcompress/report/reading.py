@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from vitcompress.distillation.trainlog import TrainLog
+from vitcompress.distill.log import TrainLog
 from vitcompress.errors import ArtifactError
-from vitcompress.measuring.evaluation import Accuracy
-from vitcompress.measuring.latency import Speed
+from vitcompress.measure.accuracy import Accuracy
+from vitcompress.measure.latency import Speed
 from vitcompress.plans import Size
 from vitcompress.report.model import SCHEMA_VERSION, Baseline, Report
 

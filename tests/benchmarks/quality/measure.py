@@ -29,12 +29,12 @@ from tests.benchmarks.quality.methods import (
 from tests.benchmarks.quality.record import Key, Record, Results
 from tests.benchmarks.quality.subjects import Batches, Labelled, Sets, Subject, logits_of
 from vitcompress.data.mixing import Mixing
-from vitcompress.distillation.compare import Candidate, compare
-from vitcompress.distillation.distill import distill
-from vitcompress.distillation.fading import fading
-from vitcompress.distillation.trainlog import DivergedError
+from vitcompress.distill.fading import fading
+from vitcompress.distill.log import DivergedError
+from vitcompress.distill.loop import distill
+from vitcompress.distill.matching import Candidate, compare
 from vitcompress.families import family_of
-from vitcompress.measuring.macs import macs_of
+from vitcompress.measure.macs import macs_of
 from vitcompress.recipe import DistillRecipe
 
 

@@ -17,11 +17,11 @@ from vitcompress.errors import PlanError
 from vitcompress.families import family_of
 from vitcompress.initialize import aligned, start_student
 from vitcompress.layers.transforms import HeadMix
-from vitcompress.planner.target import Search, reach
 from vitcompress.plans import Plan, make_plan
+from vitcompress.quantize.codecs import num_bytes
+from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import PlanRecipe, TargetRecipe
-from vitcompress.storage.quantize import num_bytes
-from vitcompress.storage.stored import round_to, stored_tensors
+from vitcompress.search.target import Search, reach
 from vitcompress.surgery import apply_plan
 
 SMALLEST = "smallest"

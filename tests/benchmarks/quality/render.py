@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.benchmarks.quality.methods import METHODS, SMALLEST, WHOLE
 from tests.benchmarks.quality.record import Record, Row, summarise
-from vitcompress.files import artifact
+from vitcompress.artifact import file as artifact
 
 _COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#999999")  # Okabe and Ito's
 POINTS_SHOWN = 30.0  # of top-1, below the best, where half of the students are within that

@@ -16,7 +16,7 @@ from vitcompress.bundled import FASHION_VIT
 from vitcompress.data import ImageSet, hold_out, open_sets
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import Batch, Stream, Views, collate
-from vitcompress.jobs.prepare import bundle_of
+from vitcompress.pipeline.checks import bundle_of
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import load_teacher, resolve
 from vitcompress.recipe import DataRecipe, ModelRecipe

@@ -1,0 +1,100 @@
+"""What each token counts in a fit: where it is known, exactly that."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from tests.tiny import images, tiny
+from vitcompress.families import family_of
+from vitcompress.initialize import start_student, token_weights
+from vitcompress.initialize.importance import FLOOR
+from vitcompress.initialize.regression import Moments
+from vitcompress.plans import make_plan
+from vitcompress.recipe import PlanRecipe
+from vitcompress.surgery import apply_plan
+
+BLOCKS = ("blocks.0", "blocks.3")
+
+
+def weights_of(model: torch.nn.Module, count: int = 4) -> dict[str, dict[str, torch.Tensor]]:
+    return token_weights(model, family_of(model, "tiny"), BLOCKS, [images(model, count)])
+
+
+def test_only_the_class_token_counts_where_nothing_else_is_read() -> None:
+    found = weights_of(tiny())
+    tokens = 17
+    expected = torch.full((tokens,), FLOOR, dtype=torch.double)
+    expected[0] += (1 - FLOOR) * tokens
+    for layer in ("attn.proj", "mlp.fc1", "mlp.fc2"):
+        torch.testing.assert_close(found["blocks.3"][layer], expected)
+    assert (found["blocks.3"]["attn.qkv"][1:] > FLOOR).all()  # the others are still attended to
+    assert (found["blocks.0"]["mlp.fc2"] > FLOOR).all()
+
+
+def test_all_tokens_count_alike_where_their_mean_is_read() -> None:
+    found = weights_of(tiny("no-class-token", fc_norm=True))["blocks.3"]["mlp.fc2"]
+    torch.testing.assert_close(found, torch.ones(16, dtype=torch.double))
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "beit_base_patch16_224", "eva02_tiny_patch14_224"])
+def test_every_layer_of_every_family_has_weights_of_its_tokens(name: str) -> None:
+    args: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_classes": 5}
+    args |= (
+        {"depths": (2, 2), "num_heads": (2, 2), "window_size": 4} if "swin" in name else {"depth": 2, "num_heads": 2}
+    )
+    torch.manual_seed(0)
+    model = timm.create_model(name, **args).eval()
+    before = {k: t.clone() for k, t in model.state_dict().items()}
+    family = family_of(model, name)
+    blocks = family.block_names(model)
+    shapes: dict[str, torch.Size] = {}
+    for block in blocks:
+        for layer in ("attn.proj", "mlp.fc2"):
+            module = model.get_submodule(f"{block}.{layer}")
+            module.register_forward_hook(lambda m, i, o, n=f"{block}.{layer}": shapes.__setitem__(n, o.shape[1:-1]))
+    found = token_weights(model, family, blocks, [torch.randn(3, 3, 32, 32)])
+    for block in blocks:
+        for layer, weight in found[block].items():
+            assert weight.mean() == pytest.approx(1)
+            assert weight.min() >= FLOOR
+            assert weight.shape == shapes.get(f"{block}.{layer}", weight.shape)
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_without_classes_it_is_the_features_that_depend_on_tokens() -> None:
+    found = weights_of(tiny(num_classes=0))["blocks.3"]["mlp.fc2"]
+    assert found[0] == pytest.approx(FLOOR + (1 - FLOOR) * 17)
+
+
+def test_a_sample_that_counts_twice_is_two_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, width, generator=generator) for width in (5, 4))
+    weighted, repeated = Moments(), Moments()
+    weighted.add(x, y, torch.tensor([2.0, 1.0, 3.0]))
+    repeated.add(x[:, [0, 0, 1, 2, 2, 2]], y[:, [0, 0, 1, 2, 2, 2]])
+    assert weighted.count == repeated.count == 12
+    torch.testing.assert_close(weighted.covariance(), repeated.covariance())
+    torch.testing.assert_close(weighted.cross(), repeated.cross())
+    torch.testing.assert_close(weighted.mean_target, repeated.mean_target)
+
+
+def test_a_narrow_start_is_nearer_where_tokens_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features of a class token, which are all that is read of the last block."""
+    model = tiny()
+    plan = make_plan(model, PlanRecipe(share=1, width=0.5, transforms=()), name="tiny")
+    x = images(model, 64)
+    errors = []
+    for floor in (FLOOR, 1.0):
+        monkeypatch.setattr("vitcompress.initialize.importance.FLOOR", floor)
+        student = copy.deepcopy(model)
+        apply_plan(student, plan)
+        start_student(student.eval(), model, plan, lambda: [x], "first")
+        with torch.no_grad():
+            errors.append(float((student.forward_features(x) - model.forward_features(x))[:, 0].square().mean()))  # type: ignore[operator]
+    assert errors[0] < 0.95 * errors[1]

@@ -1,0 +1,89 @@
+import torch
+
+from tests.tiny import compressed, images, tiny
+from vitcompress.initialize import STARTS
+from vitcompress.initialize.whole import start_calibrated, start_first, start_mean
+
+
+def test_first_leaves_the_donors_weights() -> None:
+    teacher = tiny()
+    student, plan = compressed(teacher, share=2)
+    start_first(student, teacher, plan, list)
+    assert torch.equal(
+        student.get_parameter("blocks.2.mlp.fc1.weight"), teacher.get_parameter("blocks.2.mlp.fc1.weight")
+    )
+
+
+def test_mean_is_the_mean_of_each_group() -> None:
+    teacher = tiny()
+    student, plan = compressed(teacher, share=2)
+    start_mean(student, teacher, plan, list)
+    for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        each = [teacher.get_parameter(f"blocks.{i}.{layer}.weight") for i in (2, 3)]
+        torch.testing.assert_close(student.get_parameter(f"blocks.3.{layer}.weight"), (each[0] + each[1]) / 2)
+
+
+def test_every_start_of_groups_of_one_is_the_teacher() -> None:
+    teacher = tiny()
+    x = images(teacher, 4)
+    for start in STARTS.values():
+        student, plan = compressed(teacher, share=1)
+        start(student, teacher, plan, lambda: [x])
+        torch.testing.assert_close(student(x), teacher(x), atol=1e-5, rtol=1e-5)
+
+
+def _layer_error(share_biases: bool, layer: str, start: str) -> float:
+    """Σ over blocks of E‖student's layer − teacher's layer‖² on the teacher's inputs."""
+    teacher = tiny().double()
+    student, plan = compressed(teacher, share=4, share_biases=share_biases)
+    x = images(teacher, 64).double()
+    STARTS[start](student, teacher, plan, lambda: [x[:32], x[32:]])
+    inputs: dict[str, torch.Tensor] = {}
+    for i in range(4):
+        module = teacher.get_submodule(f"blocks.{i}.{layer}")
+        module.register_forward_hook(lambda m, args, out, i=i: inputs.__setitem__(str(i), args[0]))
+    teacher(x)
+    return sum(
+        float(
+            (student.get_submodule(f"blocks.{i}.{layer}")(v) - teacher.get_submodule(f"blocks.{i}.{layer}")(v))
+            .square()
+            .sum(-1)
+            .mean()
+            .detach()
+        )
+        for i, v in inputs.items()
+    )
+
+
+def test_calibrated_fits_every_layer_better_than_the_other_starts() -> None:
+    for share_biases in (False, True):
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+            best = _layer_error(share_biases, layer, "calibrated")
+            assert best < _layer_error(share_biases, layer, "mean")
+            assert best < _layer_error(share_biases, layer, "first")
+
+
+def test_calibrated_is_least_squares() -> None:
+    """Against numpy's solver on the stacked, centred inputs of one layer, in float64."""
+    import numpy as np
+
+    teacher = tiny().double()
+    student, plan = compressed(teacher, share=4)
+    x = images(teacher, 256).double()
+    inputs: list[torch.Tensor] = []
+    for i in range(4):
+        module = teacher.get_submodule(f"blocks.{i}.attn.proj")
+        module.register_forward_hook(lambda m, args, out: inputs.append(args[0].flatten(0, 1)))
+    start_calibrated(student, teacher, plan, lambda: [x])
+    centred = [v - v.mean(0) for v in inputs]
+    targets = [c @ teacher.get_parameter(f"blocks.{i}.attn.proj.weight").T for i, c in enumerate(centred)]
+    expected, *_ = np.linalg.lstsq(torch.cat(centred).detach().numpy(), torch.cat(targets).detach().numpy())
+    found = student.get_parameter("blocks.0.attn.proj.weight").detach().numpy()
+    assert np.abs(found - expected.T).max() < 1e-3 * np.abs(expected).max()
+
+
+def test_calibration_leaves_no_hook_behind() -> None:
+    teacher = tiny()
+    student, plan = compressed(teacher, share=2)
+    start_calibrated(student, teacher, plan, lambda: [images(teacher)])
+    assert not any(module._forward_pre_hooks for module in teacher.modules())

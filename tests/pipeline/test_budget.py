@@ -1,0 +1,46 @@
+"""A command that is given minutes takes them, whatever it has to do beside training."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from tests.conftest import Vitcompress
+from vitcompress.cli import app as cli
+from vitcompress.pipeline.budget import seconds_to_train
+
+
+def test_the_minutes_count_from_the_start_of_the_command_and_evaluation_is_in_them(
+    teacher: Sequence[str], images: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, minutes, before = tmp_path / "a.safetensors", 0.5, 5.0
+    monkeypatch.setattr(cli, "STARTED", time.time() - before)
+    start = time.perf_counter()
+    words = ["--data", images, "--share", 2, "--batch-size", 4, "--num-workers", 0, "--device", "cpu"]
+    assert vitcompress("compress", *teacher, *words, "--max-minutes", minutes, "--out", out).code == 0
+    took = before + time.perf_counter() - start
+    trained = json.loads(out.with_suffix(".report.json").read_text())["train"]
+    assert trained["steps"] > 1
+    assert 0.25 * 60 * minutes < took < 60 * minutes + 3
+    assert trained["seconds"] < 60 * minutes - before
+
+
+def test_too_few_minutes_still_give_a_step_and_a_verified_file(
+    teacher: Sequence[str], images: Path, tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    out = tmp_path / "a.safetensors"
+    words = ["--data", images, "--share", 2, "--batch-size", 4, "--num-workers", 0, "--device", "cpu"]
+    ended = vitcompress("compress", *teacher, *words, "--max-minutes", 0.001, "--out", out)
+    assert (ended.code, "verified" in ended.err) == (0, True)
+    assert json.loads(out.with_suffix(".report.json").read_text())["train"]["steps"] == 1
+
+
+def test_what_is_left_is_never_nothing() -> None:
+    accelerator = Accelerator(cpu=True)
+    assert seconds_to_train(1, time.time(), lambda: 20.0, accelerator) == pytest.approx(40, abs=1)
+    assert seconds_to_train(1, time.time() - 100, lambda: 20.0, accelerator) == 0.001

@@ -1,0 +1,350 @@
+"""Pages of HTML: what is on them, that nothing of a hostile report gets loose, and that a browser shows them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+from timm.data import ImageNetInfo
+
+from tests.conftest import Vitcompress
+from tests.measure.test_baselines import ROWS
+from tests.report.test_report import REPORT, UNLABELLED
+from vitcompress.distill.log import TrainLog
+from vitcompress.measure.accuracy import ClassHits, Confusion
+from vitcompress.pipeline.results import class_names
+from vitcompress.plans import Group
+from vitcompress.recipe.compose import build, from_dict, to_dict
+from vitcompress.report import (
+    Examples,
+    Result,
+    compared_html,
+    compared_rows,
+    from_json,
+    print_differences,
+    to_html,
+    to_json,
+    to_markdown,
+)
+from vitcompress.report import (
+    diff as differences,
+)
+from vitcompress.report.diff import cautions
+from vitcompress.report.page import gate_rows, recipe_text
+from vitcompress.report.private import without_places
+from vitcompress.report.sharing import boxes, in_words
+
+CURVE = tuple(
+    {"step": float(i), "lr": 1e-3, "loss": 3.0 / i, "logits": 2.0 / i, "hidden": 1.0 / i} for i in range(1, 40)
+)
+TRAINED = replace(REPORT, baselines=ROWS, train=replace(REPORT.train, loss_curve=CURVE))
+RESULT = Result(
+    "mini.safetensors", 92_000_000, TRAINED, {"plan": {"share": 5}, "gates": {"max_drop": 1.0, "min_ratio": None}}
+)
+EVIL = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}|`"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Seen(HTMLParser):
+    """The elements and the text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def assert_safe(html: str) -> None:
+    """Nothing is run, nothing is fetched, and there are no two elements of one id."""
+    seen = Seen(html)
+    allowed = {
+        "html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "dl", "dt", "dd",
+        "div", "span", "small", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre", "code", "img",
+        "svg", "g", "path", "defs", "use", "clippath", "rect", "desc", "br",
+    }  # fmt: skip
+    assert {tag for tag, _ in seen.tags} <= allowed
+    for _, attributes in seen.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href"):
+            assert re.match(r"#|data:", attributes.get(name) or "#")
+    ids = [attributes["id"] for _, attributes in seen.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert re.search(r"url\((?!#)", html) is None
+
+
+def test_a_page_has_the_numbers_of_the_report() -> None:
+    text = Seen(to_html(RESULT)).text
+    for number in ("22,953,064", "3.77×", "92.00 MB", "84.50 %", "1.50 points", "-0.20 to 3.20", "10.0 ms", "1.20×"):
+        assert number in text
+    for name in ("teacher int8", "85.75 %", "12 blocks in groups of 5+5+2", "smaller, not faster", REPORT.command):
+        assert name in text
+    assert "✗ missed --max-drop 1 : top-1 drops by 1.50 points." in text
+    assert_safe(to_html(RESULT))
+
+
+def test_a_page_is_the_same_each_time_and_its_charts_are_told_in_words() -> None:
+    html = to_html(RESULT)
+    assert html == to_html(RESULT)
+    charts = [attributes for tag, attributes in Seen(html).tags if attributes.get("role") == "img"]
+    assert len(charts) == 3
+    for chart in charts:
+        if "aria-label" in chart:
+            assert chart["aria-label"] == in_words(TRAINED)
+        else:
+            for key in (chart["aria-labelledby"] or "").split():
+                assert f'id="{key}"' in html
+    assert "Size against top-1: teacher 346.27 MB, 86.00 %" in html
+    assert "logits from 2 to 0.05128" in html
+    assert not re.search(r"#d55e00|#0072b2|#ffffff|#000000", html)  # only colours that follow light and dark
+
+
+@pytest.mark.parametrize(
+    "report",
+    [UNLABELLED, replace(REPORT, accuracy=None, speed=None, train=TrainLog()), replace(REPORT, groups=(1,) * 12)],
+    ids=["no labels", "nothing measured", "nothing shared"],
+)
+def test_what_was_not_measured_is_said(report: Any) -> None:
+    html = to_html(replace(RESULT, report=report))
+    assert_safe(html)
+    text = Seen(html).text
+    if report.accuracy is None:
+        assert "not measured: there were no images" in text
+    if report.speed is None:
+        assert "Latency It was not measured." in text
+    assert ("no picture of size" in text) == (report is not None and report.groups != (1,) * 12)
+
+
+def test_classes_have_names_where_they_are_known() -> None:
+    hits, confusions = (
+        (ClassHits(1, 50, 40, 30), ClassHits(7, 12, 3, 6), ClassHits(8, 4, 1, 2)),
+        (Confusion(1, 0, 2, 9),),
+    )
+    accuracy = replace(TRAINED.accuracy, classes=hits, confusions=confusions)  # type: ignore[type-var]
+    report = replace(TRAINED, accuracy=accuracy)
+    assert from_json(json.loads(json.dumps(to_json(report)))) == report
+    text = Seen(to_html(replace(RESULT, report=report, classes=("ape", EVIL)))).text
+    assert f"{EVIL[:60]} 50 80.0 % 60.0 % -20.0 points" in text
+    assert "class 7 12 25.0 % 50.0 % +25.0 points" in text
+    assert "class 8" not in text  # of so few images, one is 25 points
+    assert f"{EVIL[:60]} ape 2 9" in text
+    assert "There are no numbers of single classes" in Seen(to_html(RESULT)).text
+
+
+def test_a_hostile_report_stays_text() -> None:
+    accuracy = replace(TRAINED.accuracy, data=EVIL)  # type: ignore[type-var]
+    curve = tuple({**point, EVIL: 1.0} for point in CURVE)
+    report = replace(
+        TRAINED, model=EVIL, command=EVIL, notes=(EVIL,), why=(EVIL,), transforms=(EVIL,), versions={EVIL: EVIL},
+        accuracy=accuracy, data=EVIL, train=replace(TRAINED.train, loss_curve=curve, teacher=EVIL),
+        made_of=(Group((f"blocks.0.{EVIL}.0", "blocks.1"), (EVIL,)),), baselines=(replace(ROWS[0], name=EVIL),),
+    )  # fmt: skip
+    result = Result(EVIL, 1, report, {EVIL: {EVIL: EVIL}, "gates": {"max_drop": EVIL}}, (EVIL,))
+    for html in (to_html(result), compared_html([result, result])):
+        assert_safe(html)
+        assert "{{7*7}}" in html
+        assert "<script" not in html
+    markdown = to_markdown(report)
+    assert "<script" not in markdown.split("How it was made")[0]
+    assert "\n````" not in markdown  # one backtick needs no longer fence
+
+
+def test_a_page_names_no_folder_but_in_the_command() -> None:
+    places = {"data": "/home/me/images/val", "val": "wds:/data/x y/a-{0..9}.tar", "win": "C:\\Users\\me\\w.pth"}
+    assert list(without_places(places).values()) == ["…/val", "wds:…/a-{0..9}.tar", "…/w.pth"]
+    kept = ("hf-hub:timm/vit_tiny", "torch/cifar10", "images/val", "3/4", "a and/or b")
+    assert without_places(kept) == list(kept)
+    secret = "/home/somebody/secret"
+    report = replace(
+        TRAINED, data=f"{secret}/train", notes=(f"Of {secret}/w.pth.",),
+        accuracy=replace(TRAINED.accuracy, data=f"{secret}/val"),  # type: ignore[type-var]
+    )  # fmt: skip
+    result = replace(RESULT, report=report, recipe={"model": {"checkpoint": f"{secret}/w.pth"}})
+    assert "secret" not in to_html(result) + compared_html([result, result])
+    assert "checkpoint: …/w.pth" in to_html(result)
+
+
+def test_the_recipe_on_the_page_is_the_recipe() -> None:
+    recipe = build({"model": "deit_tiny", "share": 3, "lr": 1e-4, "loss": ["logits=1"], "transforms": "heads"})
+    assert from_dict(yaml.safe_load(recipe_text(to_dict(recipe)))) == recipe
+
+
+def test_gates_are_those_of_the_recipe() -> None:
+    gates = {"max_drop": 2, "min_ratio": 9.0, "max_size": 92_000_000}
+    rows = gate_rows(replace(RESULT, recipe={"gates": gates}))
+    assert [(flag, met) for flag, met, _ in rows] == [
+        ("--max-drop 2", True), ("--min-ratio 9", False), ("--max-size 92,000,000 bytes", True)
+    ]  # fmt: skip
+    assert gate_rows(replace(RESULT, recipe={})) == []
+
+
+def test_the_map_has_every_block_in_its_order_and_a_row_for_each_stage() -> None:
+    turns = (
+        Group(("blocks.0", "blocks.2"), ("a",)),
+        Group(("blocks.1", "blocks.10"), ("a",)),
+        Group(("blocks.3",), ()),
+    )
+    (row,) = boxes(replace(REPORT, made_of=turns))
+    assert [(box.block, box.group, box.donor) for box in row] == [
+        (0, "A", True), (1, "B", True), (2, "A", False), (3, "", False), (10, "B", False)
+    ]  # fmt: skip
+    stages = tuple(Group((f"layers.{n}.blocks.0", f"layers.{n}.blocks.1"), ("a",)) for n in range(4))
+    assert [len(row) for row in boxes(replace(REPORT, made_of=stages))] == [2, 2, 2, 2]
+    many = tuple(Group((f"blocks.{2 * n}", f"blocks.{2 * n + 1}"), ("a",)) for n in range(30))
+    assert [box.group for box in boxes(replace(REPORT, made_of=many))[0]][50:54] == ["Z", "Z", "AA", "AA"]
+    assert [box.group for box in boxes(REPORT)[0]] == [*"AAAAABBBBBCC"]  # of a report from before groups were told
+
+
+def test_what_changed_is_found_and_nothing_else() -> None:
+    assert differences(RESULT, RESULT) == []
+    other = replace(
+        RESULT, recipe={"plan": {"share": 6}, "gates": {"max_drop": 1.0}},
+        report=replace(TRAINED, groups=(6, 6), accuracy=replace(TRAINED.accuracy, student_top1=85.0)),  # type: ignore[type-var]
+    )  # fmt: skip
+    assert [tuple(row) for row in differences(RESULT, other)] == [
+        ("plan", "sharing", "12 blocks in groups of 5+5+2", "12 blocks in 2 groups of 6"),
+        ("recipe", "plan.share", 5, 6),
+        ("numbers", "accuracy.student_top1", 84.5, 85.0),
+    ]
+
+
+def test_files_stand_side_by_side_and_cautions_say_what_cannot_be_compared() -> None:
+    other = replace(RESULT, report=UNLABELLED)
+    rows = {row[0]: row[1:] for row in compared_rows([RESULT, other])}
+    assert rows["top-1"] == ["84.50 % (-1.50 points)", "–"]
+    assert rows["agreement with the teacher"] == ["92.00 %", "88.00 %"]
+    assert cautions([RESULT, RESULT]) == []
+    assert "different images: flat; val." in cautions([RESULT, other])[0]
+    html = compared_html([RESULT, RESULT])
+    assert "mini.safetensors (2)" in html
+    assert_safe(html)
+
+
+def test_imagenet_classes_are_told_by_name_where_the_source_was_a_local_file() -> None:
+    synsets = tuple(ImageNetInfo("imagenet-1k").label_names())
+    manifest: Any = SimpleNamespace(source={"model_args": {}, "pretrained_cfg": {}}, classes=synsets)
+    assert class_names(manifest)[985] == "daisy"
+    manifest.classes = ()
+    assert class_names(manifest) == ()
+
+
+def test_a_diff_tells_what_is_alike_once() -> None:
+    plain = tuple(Group((f"blocks.{i}", f"blocks.{i + 1}"), ("attn.qkv.weight",)) for i in range(0, 6, 2))
+    more = tuple(replace(group, shared=("attn.qkv.weight", "mlp.fc1.weight")) for group in plain)
+    first = replace(RESULT, report=replace(TRAINED, made_of=plain, baselines=()))
+    second = replace(RESULT, report=replace(TRAINED, made_of=more))
+    found = differences(first, second)
+    console = Console(width=200, file=io.StringIO())
+    print_differences(found, ("a", "b"), console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("attn.qkv.weight") == 2  # a row of both files
+    assert "groups of blocks.0, blocks.2, blocks.4" in shown
+    assert re.findall(r"baselines\S* +│ not measured +│ measured", shown) != []
+    assert shown.count("baselines") == 1
+    assert len(found) > len([line for line in shown.splitlines() if line.startswith("│")])
+
+
+# --- on the command line
+
+
+def test_report_compare_and_diff_on_the_command_line(made: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:
+    file, page = made / "mini.safetensors", tmp_path / "out.html"
+    ended = vitcompress("report", file, "--html", page)
+    assert (ended.code, ended.out, ended.err.split()) == (0, "", ["wrote", str(page)])
+    assert_safe(page.read_text(encoding="utf-8"))
+    copy = Path(shutil.copy(file, tmp_path / "copy.safetensors"))
+    assert re.search(r"parameters +│ 21,245", vitcompress("compare", file, copy).out)
+    both = json.loads(vitcompress("compare", file, copy, "--json").out)
+    assert [row["file"] for row in both] == ["mini.safetensors", "copy.safetensors"]
+    assert vitcompress("compare", file, copy, "--html", page).code == 0
+    assert "copy.safetensors" in page.read_text(encoding="utf-8")
+    assert "alike" in vitcompress("diff", file, copy).out
+    assert json.loads(vitcompress("diff", file, copy, "--json").out) == []
+
+
+def test_mistakes_end_with_a_hint(made: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:
+    file = made / "mini.safetensors"
+    for words in (
+        ["compare", file],
+        ["diff", file, tmp_path / "none"],
+        ["report", file, "--html", tmp_path / "a/b.html"],
+    ):
+        assert vitcompress(*words).code == 2
+
+
+def test_images_on_which_the_two_differ_are_shown(
+    mini: Path, images: Path, weights: Path, tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    page = tmp_path / "out.html"
+    words = ["--data", images, "--checkpoint", weights, "--num-workers", 0]
+    ended = vitcompress("report", mini, "--html", page, *words)
+    assert ended.code == 0, ended.err
+    html = page.read_text(encoding="utf-8")
+    assert_safe(html)
+    assert "run anew for this page" in html or "They agree on all 10 images" in html
+    assert vitcompress("report", mini, *words).code == 2
+
+
+def test_the_surest_differences_are_kept() -> None:
+    found = Examples((0.5,) * 3, (0.5,) * 3)
+    logits = torch.eye(3)[[0] * 40] * torch.arange(40.0)[:, None]  # surer from image to image
+    others = torch.eye(3)[[1] * 39 + [0]] * 60
+    found.watch(torch.zeros(40, 3, 8, 8), logits, others, torch.full((40,), 2))
+    kept = found.found()
+    assert (found.count, len(kept)) == (39, 12)
+    assert (kept[0].student, kept[0].teacher, kept[0].label) == (0, 1, 2)
+    sure = [each.student_percent for each in kept]
+    assert sure == sorted(sure, reverse=True)
+    with Image.open(io.BytesIO(base64.b64decode(kept[0].picture.partition(",")[2]))) as image:
+        assert (image.size, image.getpixel((0, 0))) == ((8, 8), (128, 128, 128))
+    found.watch(torch.zeros(40, 3, 8, 8), logits, None, torch.full((40,), 2))
+    assert found.count == 39
+
+
+# --- in a browser
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("kind", ["report", "compare", "hostile"])
+def test_chromium_shows_a_page_without_an_error(kind: str, tmp_path: Path) -> None:
+    evil = replace(RESULT, name=EVIL, report=replace(TRAINED, model=EVIL, notes=(EVIL,)))
+    html = {"report": to_html(RESULT), "compare": compared_html([RESULT, RESULT]), "hostile": to_html(evil)}[kind]
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text(html, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    ended = subprocess.run(
+        [str(CHROMIUM), *flags, "--enable-logging=stderr", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=240, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in ended.stderr
+    assert "22,953,064" in ended.stdout
+    assert "<script" not in ended.stdout.lower()
+    subprocess.run(
+        [str(CHROMIUM), *flags, "--window-size=500,900", f"--screenshot={picture}", page.as_uri()],
+        capture_output=True, timeout=240, check=True,
+    )  # fmt: skip
+    assert picture.stat().st_size > 10_000  # an empty one takes 3 kB

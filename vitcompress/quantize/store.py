@@ -1,0 +1,114 @@
+"""What does a file hold of a model, and how does it get it back?  Each shared tensor once, under its donor's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.errors import ArtifactError, shorten
+from vitcompress.quantize.codecs import SCALE, STORES, decode, encode, matrix_names
+from vitcompress.quantize.layers import StoredMatrix, keep_quantized
+
+Layout = dict[str, tuple[frozenset[torch.dtype], tuple[int, ...]]]
+
+
+def donor_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without aliases: each shared parameter once, under its donor's name."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    aliases = every.keys() - dict(model.named_parameters()).keys()
+    return {name: t for name, t in model.state_dict().items() if name not in aliases}
+
+
+def stored_tensors(model: nn.Module, store: str) -> dict[str, Tensor]:
+    """What a file holds of `model`.
+
+    Args:
+        model: on any device; on meta, this gives names, types and shapes.
+        store: a key of `STORES`.
+    """
+    return encode(
+        donor_tensors(model),
+        store,
+        matrices=matrix_names(model) if STORES[store].codec else (),
+        parameters=dict(model.named_parameters()).keys(),
+    )
+
+
+def round_to(model: nn.Module, stored: Mapping[str, Tensor], store: str) -> None:
+    """Set the model's parameters to what a file gives back of them, in place.
+
+    Args:
+        model: that `stored` was made of.
+        stored: what `stored_tensors` gave.
+        store: the same as it was made with.
+    """
+    like = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, t in decode(stored, like, store).items():
+            like[name].copy_(t)
+
+
+def layout(model: nn.Module, store: str) -> Layout:
+    """Types and shapes that a file of `model` may have, by name.
+
+    Args:
+        model: meta will do.
+        store: a key of `STORES`.
+    """
+    meta = {name: t.to("meta") for name, t in stored_tensors(model, store).items()}
+    loose = {STORES[store].dtype} & {torch.float16}  # what float16 cannot hold is there as float32
+    return {
+        name: (frozenset({t.dtype, *([torch.float32] if t.dtype in loose else [])}), tuple(t.shape))
+        for name, t in meta.items()
+    }
+
+
+def fill(model: nn.Module, stored: Mapping[str, Tensor], store: str = "source", *, quantized: bool = False) -> None:
+    """Put what a file holds in the place of the model's parameters and buffers, in place, sharing as they are shared.
+
+    Buffers that no state dict holds (position indices, shift masks) are computed anew, as timm does it.
+
+    Args:
+        model: parameters and buffers may be on the meta device.
+        stored: by donor's names.
+        store: a key of `STORES`.
+        quantized: keep quantised matrices as they are, and decode them at each use.
+
+    Raises:
+        ArtifactError: a buffer is left without values.
+    """
+    codec = STORES[store].codec
+    params = dict(model.named_parameters())
+    kept = {
+        id(p): StoredMatrix(stored[name], stored[name + SCALE], tuple(p.shape), codec)
+        for name, p in params.items()
+        if codec and quantized and name + SCALE in stored
+    }
+    floating = decode(stored, {name: p for name, p in params.items() if id(p) not in kept}, store)
+    new = {id(params[name]): nn.Parameter(t, requires_grad=params[name].requires_grad) for name, t in floating.items()}
+    for prefix, module in list(model.named_modules()):
+        for leaf, p in list(module._parameters.items()):
+            if p is not None and id(p) in kept:
+                keep_quantized(module, leaf, kept[id(p)])
+            elif p is not None:
+                module._parameters[leaf] = new[id(p)]
+        for leaf in module._buffers:
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            if name in stored:
+                module._buffers[leaf] = stored[name]
+    _compute_buffers(model)
+
+
+def _compute_buffers(model: nn.Module) -> None:
+    """Give values to the buffers that are still on the meta device, in place."""
+    for module in model.modules():
+        empty = {leaf: t for leaf, t in module._buffers.items() if t is not None and t.is_meta}
+        module._buffers.update({leaf: torch.empty_like(t, device="cpu") for leaf, t in empty.items()})
+        if empty and not hasattr(module, "init_non_persistent_buffers"):
+            raise ArtifactError(
+                f"{type(module).__name__} cannot compute its buffers {shorten(empty)}.", hint="A newer timm may."
+            )
+        if empty:
+            module.init_non_persistent_buffers()  # type: ignore[operator]

@@ -1,0 +1,87 @@
+"""Who starts the processes of a run?  The command itself, for the devices of this machine, or whoever launched it.
+
+vitcompress compress …                            one process per GPU of this machine
+accelerate launch -m vitcompress compress …       as accelerate is set up: one machine or many
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+import torch
+
+from vitcompress.errors import TrainingError
+from vitcompress.recipe import RunRecipe
+from vitcompress.runtime.console import STARTED, STARTED_VARIABLE
+
+_OWN_MESSAGE = (2, 3, 130, 143)  # exit codes whose reason the process itself has told
+
+
+def num_launched() -> int:
+    """How many processes somebody launched, on all machines together; 1 where nobody did."""
+    return int(os.environ.get("WORLD_SIZE", "0")) or 1
+
+
+def num_processes(run: RunRecipe) -> int:
+    """How many processes a run has, on all machines together: those that are there, or those to be started."""
+    if int(os.environ.get("WORLD_SIZE", "0")):
+        return num_launched()
+    if run.num_processes is not None:
+        return run.num_processes
+    return max(1, torch.cuda.device_count()) if run.device in ("auto", "cuda") else 1
+
+
+def must_start(run: RunRecipe) -> bool:
+    """Whether processes have to be started: there shall be several, and nobody launched them."""
+    return "WORLD_SIZE" not in os.environ and num_processes(run) > 1
+
+
+def start(run: RunRecipe, arguments: Sequence[str]) -> int:
+    """Start the processes of a run by torch's launcher, which is accelerate's own, and wait for their end.
+
+    accelerate's command for it would start one process where there is no GPU.
+
+    Args:
+        run: how many.
+        arguments: of the command line.
+
+    Returns:
+        Exit code: of the first process that failed, or 0.
+
+    Raises:
+        TrainingError: a process died.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in list(logging.root.manager.loggerDict):  # what it would say of each process, they say themselves
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    number = num_processes(run)
+    threads = max(1, (os.cpu_count() or 1) // number)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else each process would take every core
+    os.environ[STARTED_VARIABLE] = str(STARTED)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=number, run_id=str(uuid.uuid4()), rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "vitcompress", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode in _OWN_MESSAGE:
+            return int(failure.exitcode)
+        died = f"was ended by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "failed"
+        raise TrainingError(
+            f"Process {rank} of {number} {died}, and the others with it.",
+            hint="--resume goes on from the last state that was kept, if there is one.",
+        ) from error
+    except SignalException as error:  # its processes got the signal too, and have ended
+        return 128 + int(error.sigval)
+    return 0
