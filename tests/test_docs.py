@@ -18,7 +18,7 @@ from vitcompress.errors import RecipeError
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.recipe import Recipe
 from vitcompress.recipe.compose import build
-from vitcompress.report import Report
+from vitcompress.report.model import Report
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

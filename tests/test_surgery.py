@@ -6,7 +6,7 @@ import torch
 
 from tests.tiny import VARIANTS, compressed, images, tiny
 from vitcompress.errors import PlanError
-from vitcompress.plans import Group
+from vitcompress.plans.model import Group
 from vitcompress.surgery import tie_group
 
 

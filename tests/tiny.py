@@ -8,7 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from vitcompress.plans import Plan, make_plan
+from vitcompress.plans.make import make_plan
+from vitcompress.plans.model import Plan
 from vitcompress.recipe import PlanRecipe
 from vitcompress.surgery import apply_plan
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vitcompress.pipeline.compress import compress, evaluate, plan
     from vitcompress.pipeline.finetune import finetune
     from vitcompress.recipe import Recipe
-    from vitcompress.report import Report
+    from vitcompress.report.model import Report
 
 
 def __getattr__(name: str) -> Any:

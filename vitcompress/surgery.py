@@ -8,9 +8,12 @@ from typing import Any
 from torch import nn
 
 from vitcompress.errors import PlanError, shorten
-from vitcompress.families import Family, family_named, full_widths, narrow_block
+from vitcompress.families.base import Family
+from vitcompress.families.find import family_named
+from vitcompress.families.narrow import full_widths, narrow_block
 from vitcompress.layers.factored import FactoredLinear
-from vitcompress.plans import Group, Plan, layer_shapes
+from vitcompress.plans.make import layer_shapes
+from vitcompress.plans.model import Group, Plan
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> None:

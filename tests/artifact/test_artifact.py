@@ -24,7 +24,8 @@ from vitcompress.artifact import file as artifact
 from vitcompress.artifact import manifest
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.errors import ArtifactError
-from vitcompress.plans import Plan, make_plan
+from vitcompress.plans.make import make_plan
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.quantize.codecs import STORES
 from vitcompress.quantize.store import round_to, stored_tensors

@@ -28,7 +28,7 @@ from vitcompress.artifact import tensorfile
 from vitcompress.artifact.digest import Digest
 from vitcompress.artifact.tensorfile import plain_json
 from vitcompress.errors import ArtifactError
-from vitcompress.plans import Plan
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import Source, build_model
 from vitcompress.quantize.store import donor_tensors, round_to, stored_tensors

@@ -27,7 +27,7 @@ from torch import nn
 
 import vitcompress
 from vitcompress.artifact import file as artifact
-from vitcompress.plans import make_plan
+from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import Source, load_teacher
 from vitcompress.quantize.store import round_to, stored_tensors

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from vitcompress.distill.hooks import TokenSubset
 from vitcompress.distill.losses import Outputs, attention_relations, hidden_relations, kl_logits
 from vitcompress.distill.matching import Side, reading
-from vitcompress.families import Tap
+from vitcompress.families.base import Tap
 
 BATCH_SIZE = 2
 SETTINGS = {

@@ -27,7 +27,7 @@ from vitcompress.data.views import training_loader
 from vitcompress.distill.loop import weighted_losses
 from vitcompress.distill.training import training_student
 from vitcompress.errors import RecipeError, attempting, raise_faults
-from vitcompress.families import family_named
+from vitcompress.families.find import family_named
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.pipeline.settle import settle
 from vitcompress.recipe import DataRecipe, Recipe, compose

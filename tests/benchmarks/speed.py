@@ -32,9 +32,9 @@ from vitcompress.distill.hooks import TokenSubset
 from vitcompress.distill.losses import LOSSES, Given
 from vitcompress.distill.matching import Candidate, compare, reading
 from vitcompress.distill.training import compiling, optimizers, training_student
-from vitcompress.families import family_of
+from vitcompress.families.find import family_of
 from vitcompress.layers.transforms import TRANSFORM_MODULES
-from vitcompress.plans import make_plan
+from vitcompress.plans.make import make_plan
 from vitcompress.recipe import DistillRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan
 

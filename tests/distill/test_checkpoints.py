@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import Vitcompress
 from tests.forked import Command
-from vitcompress.distill import checkpoints
-from vitcompress.distill import log as trainlog
+from vitcompress.distill import checkpoints, run
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.errors import TrainingError
 from vitcompress.recipe import Interval, save_interval
@@ -45,15 +44,15 @@ def words(teacher: Sequence[str], flat: Path) -> list[object]:
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], None]:
     """Let the training die before its update of a step; returns what lets it live again."""
-    whole = trainlog.Run.record
+    whole = run.Run.record
 
-    def record(self: trainlog.Run, *args: Any, **kwargs: Any) -> None:
+    def record(self: run.Run, *args: Any, **kwargs: Any) -> None:
         if self.steps == step:
             raise Killed
         whole(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainlog.Run, "record", record)
-    return lambda: monkeypatch.setattr(trainlog.Run, "record", whole)
+    monkeypatch.setattr(run.Run, "record", record)
+    return lambda: monkeypatch.setattr(run.Run, "record", whole)
 
 
 def cut_short(

@@ -14,9 +14,9 @@ from vitcompress.distill.hooks import TokenSubset
 from vitcompress.distill.losses import LOSSES, Given
 from vitcompress.distill.matching import Candidate, Side, compare, default_losses, pair_layers, reading
 from vitcompress.errors import RecipeError
-from vitcompress.families import Tap, family_of
-from vitcompress.families.base import tap_qkv
-from vitcompress.plans import make_plan
+from vitcompress.families.base import Tap, tap_qkv
+from vitcompress.families.find import family_of
+from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.source import Source, empty_model
 from vitcompress.recipe import DistillRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan

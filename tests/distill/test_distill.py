@@ -10,9 +10,10 @@ from torch import nn
 from tests.tiny import compressed, images, tiny
 from vitcompress.data.mixing import Mixing
 from vitcompress.data.views import Batch
-from vitcompress.distill.log import DivergedError, TrainLog
+from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Candidate, compare
+from vitcompress.distill.run import DivergedError
 from vitcompress.recipe import LOSSES, DistillRecipe
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]

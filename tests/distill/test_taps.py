@@ -10,7 +10,9 @@ from vitcompress.distill.hooks import TokenSubset, tap_outputs
 from vitcompress.distill.losses import LOSSES, Given
 from vitcompress.distill.matching import Candidate, compare, reading
 from vitcompress.distill.training import compiling, training_student
-from vitcompress.families import FAMILIES, Tap, family_of, layers_called
+from vitcompress.families.base import Tap
+from vitcompress.families.find import FAMILIES, family_of
+from vitcompress.families.insertion import layers_called
 from vitcompress.recipe import DistillRecipe
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]

@@ -16,7 +16,7 @@ from vitcompress.distill.teacher import adapt_inputs, find_teacher
 from vitcompress.errors import CheckpointError, VitcompressError
 from vitcompress.recipe import TeacherRecipe
 from vitcompress.recipe.compose import build
-from vitcompress.report import Report
+from vitcompress.report.model import Report
 
 NAME = "vit_tiny_patch16_224"
 SEEN = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

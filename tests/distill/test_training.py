@@ -21,7 +21,8 @@ from vitcompress.distill.training import (
     training_student,
 )
 from vitcompress.errors import RecipeError
-from vitcompress.families import Tap, family_of
+from vitcompress.families.base import Tap
+from vitcompress.families.find import family_of
 from vitcompress.layers import transforms
 from vitcompress.recipe import DEFAULT_LR, DistillRecipe
 

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from vitcompress.artifact import file as artifact
 from vitcompress.errors import ModelError, PlanError
-from vitcompress.families import FAMILIES, Family, family_named, family_of, insertion
+from vitcompress.families import insertion
+from vitcompress.families.base import Family
+from vitcompress.families.find import FAMILIES, family_named, family_of
 from vitcompress.initialize import STARTS
 from vitcompress.layers.mixed_attention import mixed_attention
 from vitcompress.layers.transforms import KeyPositions, TokenConvolution
 from vitcompress.measure.macs import macs_of, with_macs
-from vitcompress.plans import Plan, make_plan
+from vitcompress.plans.make import make_plan
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.pretrained.source import Source, empty_model, resolve
 from vitcompress.quantize.store import donor_tensors

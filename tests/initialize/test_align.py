@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tests.families.test_families import ROWS, Row, build
 from tests.families.test_families import images as row_images
 from tests.tiny import images, tiny
-from vitcompress.families import family_of
+from vitcompress.families.find import family_of
 from vitcompress.initialize import align_group, aligned, start_student
 from vitcompress.initialize.factors import input_moments
-from vitcompress.plans import Group, Plan, make_plan
+from vitcompress.plans.make import make_plan
+from vitcompress.plans.model import Group, Plan
 from vitcompress.recipe import PlanRecipe
 from vitcompress.search.sensitivity import Sensitivity
 from vitcompress.surgery import apply_plan

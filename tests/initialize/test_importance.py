@@ -10,11 +10,11 @@ import timm
 import torch
 
 from tests.tiny import images, tiny
-from vitcompress.families import family_of
+from vitcompress.families.find import family_of
 from vitcompress.initialize import start_student, token_weights
 from vitcompress.initialize.importance import FLOOR
 from vitcompress.initialize.regression import Moments
-from vitcompress.plans import make_plan
+from vitcompress.plans.make import make_plan
 from vitcompress.recipe import PlanRecipe
 from vitcompress.surgery import apply_plan
 

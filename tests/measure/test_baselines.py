@@ -14,9 +14,12 @@ from tests.conftest import Vitcompress
 from tests.report.test_report import REPORT, UNLABELLED, shown
 from vitcompress.artifact import file as artifact
 from vitcompress.measure.baselines import BASELINES
+from vitcompress.measure.results import Baseline
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.report import Baseline, Report, from_json, print_plan, to_json, to_markdown
+from vitcompress.report.model import Report, to_json
+from vitcompress.report.reading import from_json
+from vitcompress.report.terminal import print_plan, to_markdown
 
 CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu", "--quiet")
 ROWS = (

@@ -11,15 +11,8 @@ from torch import Tensor, nn
 from vitcompress.artifact import file as artifact
 from vitcompress.data.views import Batch
 from vitcompress.errors import CheckpointError, DataError
-from vitcompress.measure.accuracy import (
-    MOST_CLASSES,
-    MOST_CONFUSIONS,
-    Accuracy,
-    Evaluator,
-    _Tally,
-    evaluate_pair,
-    paired_interval,
-)
+from vitcompress.measure.accuracy import Evaluator, _Tally, evaluate_pair, paired_interval
+from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy
 from vitcompress.pipeline.compress import check_source
 from vitcompress.pretrained.source import Source
 from vitcompress.recipe import DataRecipe

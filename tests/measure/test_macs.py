@@ -12,7 +12,8 @@ from tests.tiny import VARIANTS, compressed, images, tiny
 from vitcompress.measure.macs import macs_of, with_macs
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.pipeline.deliver import notes_on
-from vitcompress.plans import Size, make_plan
+from vitcompress.plans.make import make_plan
+from vitcompress.plans.model import Size
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 
 DIM, DEPTH, HEADS, CLASSES, PATCHES = 24, 4, 3, 5, 16

@@ -21,12 +21,14 @@ from vitcompress.artifact import file as artifact
 from vitcompress.artifact.manifest import to_tree
 from vitcompress.errors import RecipeError
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
-from vitcompress.plans import Plan, make_plan, measured_on
+from vitcompress.plans.make import make_plan, measured_on
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.quantize.store import donor_tensors, fill
 from vitcompress.recipe import PlanRecipe
 from vitcompress.recipe.compose import build
-from vitcompress.report import Parent, Report, from_json
+from vitcompress.report.model import Parent, Report
+from vitcompress.report.reading import from_json
 from vitcompress.runtime.console import JsonLog, Reporter
 from vitcompress.surgery import apply_plan
 

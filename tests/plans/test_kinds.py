@@ -11,10 +11,11 @@ from torch import nn
 
 from tests.tiny import compressed, images, tiny
 from vitcompress.errors import PlanError
-from vitcompress.families import Widths, narrow_block
+from vitcompress.families.narrow import narrow_block
 from vitcompress.families.vit import VIT
+from vitcompress.families.widths import Widths
 from vitcompress.layers.factored import FactoredLinear
-from vitcompress.plans import make_plan, measured_on
+from vitcompress.plans.make import make_plan, measured_on
 from vitcompress.quantize.codecs import STORES, num_bytes
 from vitcompress.quantize.store import stored_tensors
 from vitcompress.recipe import PlanRecipe

@@ -5,7 +5,7 @@ import pytest
 from tests.tiny import VARIANTS, compressed, tiny
 from vitcompress.errors import PlanError
 from vitcompress.pipeline import compress as pipeline
-from vitcompress.plans import make_plan
+from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.source import empty_model, resolve
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 

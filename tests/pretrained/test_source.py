@@ -15,7 +15,7 @@ from tests.conftest import ARCHITECTURE
 from tests.tiny import ARGS, VARIANTS, tiny
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, ModelError, VitcompressError
-from vitcompress.families import FAMILIES, family_of
+from vitcompress.families.find import FAMILIES, family_of
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.pretrained.source import Source, empty_model, load_teacher, resolve

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitcompress.artifact import file as artifact
 from vitcompress.errors import CheckpointError, ModelError
-from vitcompress.plans import make_plan
+from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import empty_model, load_teacher, resolve
 from vitcompress.pretrained.transformers_names import to_timm_model

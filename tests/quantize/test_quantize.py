@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.families.test_families import ROWS, Row, build
 from tests.tiny import tiny
-from vitcompress.plans import make_plan
+from vitcompress.plans.make import make_plan
 from vitcompress.quantize.codecs import (
     SCALE,
     STORES,

@@ -112,7 +112,7 @@ _WRITE = """
 import sys, torch, timm
 from pathlib import Path
 from vitcompress.files import artifact
-from vitcompress.plans import make_plan
+from vitcompress.plans.make import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.storage.stored import round_to, stored_tensors

@@ -11,9 +11,9 @@ import torch
 from tests.conftest import Vitcompress, model_flags
 from tests.tiny import compressed, images, tiny
 from vitcompress.errors import RecipeError
-from vitcompress.families import FAMILIES
+from vitcompress.families.find import FAMILIES
 from vitcompress.pipeline import compress as pipeline
-from vitcompress.plans import make_plan
+from vitcompress.plans.make import make_plan
 from vitcompress.recipe import STAGES, Recipe, options
 from vitcompress.recipe.compose import build, to_dict
 from vitcompress.recipe.presets import PRESETS, fill

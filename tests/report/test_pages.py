@@ -25,28 +25,18 @@ from tests.conftest import Vitcompress
 from tests.measure.test_baselines import ROWS
 from tests.report.test_report import REPORT, UNLABELLED
 from vitcompress.distill.log import TrainLog
-from vitcompress.measure.accuracy import ClassHits, Confusion
+from vitcompress.measure.examples import Examples
+from vitcompress.measure.results import ClassHits, Confusion
 from vitcompress.pipeline.results import class_names
-from vitcompress.plans import Group
+from vitcompress.plans.model import Group
 from vitcompress.recipe.compose import build, from_dict, to_dict
-from vitcompress.report import (
-    Examples,
-    Result,
-    compared_html,
-    compared_rows,
-    from_json,
-    print_differences,
-    to_html,
-    to_json,
-    to_markdown,
-)
-from vitcompress.report import (
-    diff as differences,
-)
-from vitcompress.report.diff import cautions
-from vitcompress.report.page import gate_rows, recipe_text
+from vitcompress.report.diff import cautions, compared_html, compared_rows, differences, print_differences
+from vitcompress.report.model import to_json
+from vitcompress.report.page import Result, gate_rows, recipe_text, to_html
 from vitcompress.report.private import without_places
+from vitcompress.report.reading import from_json
 from vitcompress.report.sharing import boxes, in_words
+from vitcompress.report.terminal import to_markdown
 
 CURVE = tuple(
     {"step": float(i), "lr": 1e-3, "loss": 3.0 / i, "logits": 2.0 / i, "hidden": 1.0 / i} for i in range(1, 40)

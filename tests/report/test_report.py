@@ -10,25 +10,16 @@ from rich.console import Console
 
 from vitcompress.distill.log import TrainLog
 from vitcompress.errors import ArtifactError
-from vitcompress.families import Widths
-from vitcompress.measure.accuracy import Accuracy, ClassHits
-from vitcompress.measure.latency import Speed
-from vitcompress.plans import Group, Size
+from vitcompress.families.widths import Widths
+from vitcompress.measure.results import Accuracy, Baseline, ClassHits, Speed
+from vitcompress.plans.model import Group, Size
 from vitcompress.recipe import GateRecipe
-from vitcompress.report import (
-    Baseline,
-    Parent,
-    Report,
-    from_json,
-    missed_gates,
-    print_report,
-    to_json,
-    to_markdown,
-    to_svg,
-)
+from vitcompress.report.gates import missed_gates
+from vitcompress.report.model import Parent, Report, to_json
 from vitcompress.report.picture import Point, alt_text, draw, points_of
 from vitcompress.report.private import without_places
-from vitcompress.report.terminal import size_rows
+from vitcompress.report.reading import from_json
+from vitcompress.report.terminal import print_report, size_rows, to_markdown, to_svg
 
 ACCURACY = Accuracy("val", 400, 3, 86.0, 84.5, 97.25, 96.0, 1.5, (-0.2, 3.2), 92.0, 0.21)
 REPORT = Report(

@@ -11,7 +11,8 @@ from jsonschema import Draft202012Validator
 
 from tests.conftest import Vitcompress
 from tests.report.test_report import REPORT, UNLABELLED
-from vitcompress.report import schema, to_json
+from vitcompress.report import schema
+from vitcompress.report.model import to_json
 
 SCHEMA = json.loads(files("vitcompress").joinpath("report/schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA)

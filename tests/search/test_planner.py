@@ -22,9 +22,11 @@ from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.families.test_families import ROWS
 from tests.tiny import images, tiny
 from vitcompress.errors import PlanError
-from vitcompress.families import Widths, family_of
+from vitcompress.families.find import family_of
+from vitcompress.families.widths import Widths
 from vitcompress.initialize import align_group, start_group
-from vitcompress.plans import Group, make_plan, plan_of
+from vitcompress.plans.make import make_plan, plan_of
+from vitcompress.plans.model import Group
 from vitcompress.recipe import KINDS, PlanRecipe, TargetRecipe
 from vitcompress.search import target
 from vitcompress.search.allocate import BUCKETS, Choice, allocate, frontier

@@ -21,7 +21,7 @@ from timm.models._pretrained import PretrainedCfg  # not exported by timm
 from vitcompress.artifact.tensorfile import first_fault, plain_json
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import ArtifactError
-from vitcompress.plans import Plan
+from vitcompress.plans.model import Plan
 from vitcompress.quantize.codecs import STORES
 
 FORMAT_VERSION = 2  # 1, which is still read, has no store: every tensor is as the model holds it

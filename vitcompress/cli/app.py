@@ -26,7 +26,7 @@ from vitcompress.runtime import signals as interrupts
 from vitcompress.runtime.console import STARTED, Reporter, is_main
 
 if TYPE_CHECKING:
-    from vitcompress.report import Report
+    from vitcompress.report.model import Report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -161,13 +161,14 @@ def plan(
     typed = {**flags, **{name: value for name, value in more.items() if value is not None}}
     with reporting(log_json, quiet=quiet) as reporter:
         resolved = compose.build(typed, preset=preset, family_name=_family_name)
-        from vitcompress import report
         from vitcompress.pipeline import compress as pipeline
         from vitcompress.report import events
+        from vitcompress.report.model import to_json
+        from vitcompress.report.terminal import print_options, print_plan
 
         if calibrate is not None and not resolved.target.is_given:
             options = pipeline.sensitivities(resolved, reporter=reporter)
-            _print_json(options) if as_json else report.print_options(options, resolved.model.model, Results())
+            _print_json(options) if as_json else print_options(options, resolved.model.model, Results())
             return
         if resolved.target.is_given:
             found = pipeline.search(resolved, reporter=reporter)
@@ -175,9 +176,9 @@ def plan(
             found = pipeline.plan(resolved.model, resolved.plan, resolved.store.kind)
         events.tell_plan(reporter, resolved.model.model, found)
         if as_json:
-            _print_json(report.to_json(found))
+            _print_json(to_json(found))
         else:
-            report.print_plan(found, resolved.model.model, Results())
+            print_plan(found, resolved.model.model, Results())
 
 
 @app.command(name="report")
@@ -196,23 +197,25 @@ def show_report(
             "Images are for a page alone.", hint="Give --html PAGE --data DIR, or vitcompress evaluate."
         )
     found = _stored_report(file)
-    from vitcompress import report
+    from vitcompress.report.model import to_json
+    from vitcompress.report.page import to_html
+    from vitcompress.report.terminal import print_report, to_markdown
 
     if html is not None:
         from vitcompress.pipeline import results
 
         results.check_page(html, [file], checkpoint)
     if as_json:
-        _print_json(report.to_json(found))
+        _print_json(to_json(found))
     elif markdown:
-        put(report.to_markdown(found))
+        put(to_markdown(found))
     elif html is None:
-        report.print_report(found, Results())
+        print_report(found, Results())
     if html is not None:
         data = compose.build({"model": "", **flags}).data
         reporter = Reporter()
         seen = results.examples_of(file, data, checkpoint=checkpoint, reporter=reporter) if flags else None
-        results.write_page(html, report.to_html(results.result_of(file), seen), reporter)
+        results.write_page(html, to_html(results.result_of(file), seen), reporter)
 
 
 @app.command()
@@ -225,18 +228,19 @@ def compare(
     with user_errors():
         if len(files) < 2:
             raise VitcompressError("There is one file only.", hint="vitcompress report FILE shows it.")
-        from vitcompress import report
         from vitcompress.pipeline.results import check_page, result_of, write_page
+        from vitcompress.report.diff import compared_html, print_compared
+        from vitcompress.report.model import to_json
 
         if html is not None:
             check_page(html, files)
         results = [result_of(file) for file in files]
         if html is not None:
-            write_page(html, report.compared_html(results), Reporter())
+            write_page(html, compared_html(results), Reporter())
         if as_json:
-            _print_json([{"file": r.name, "file_bytes": r.file_bytes, **report.to_json(r.report)} for r in results])
+            _print_json([{"file": r.name, "file_bytes": r.file_bytes, **to_json(r.report)} for r in results])
         elif html is None:
-            report.print_compared(results, list(map(str, files)), Results())
+            print_compared(results, list(map(str, files)), Results())
 
 
 @app.command()
@@ -247,14 +251,14 @@ def diff(
 ) -> None:
     """Show what is different about two files: plan, recipe, numbers, versions."""
     with user_errors():
-        from vitcompress import report
         from vitcompress.pipeline.results import result_of
+        from vitcompress.report.diff import differences, print_differences
 
-        found = report.differences(result_of(first), result_of(second))
+        found = differences(result_of(first), result_of(second))
         if as_json:
             _print_json([row._asdict() for row in found])
         else:
-            report.print_differences(found, (str(first), str(second)), Results())
+            print_differences(found, (str(first), str(second)), Results())
 
 
 @app.command()
@@ -273,15 +277,16 @@ def evaluate(
     """Measure a file on images: top-1, top-5 and agreement with the teacher where that can be had."""
     with reporting(log_json, quiet=quiet) as reporter:
         data = compose.build({"model": teacher or "", **flags}).data
-        from vitcompress import report
         from vitcompress.pipeline import compress as pipeline
+        from vitcompress.report.model import to_json
+        from vitcompress.report.terminal import print_accuracy
 
         reference = recipes.ModelRecipe(teacher, checkpoint) if teacher else None
         accuracy = pipeline.evaluate(file, data, teacher=reference, checkpoint=checkpoint, reporter=reporter)
         if as_json:
-            _print_json(report.to_json(accuracy))
+            _print_json(to_json(accuracy))
         else:
-            report.print_accuracy(accuracy, Results())
+            print_accuracy(accuracy, Results())
 
 
 @app.command()
@@ -293,7 +298,7 @@ def check(file: FileArgument, flags: dict[str, Any], log_json: LogOption = None)
         if not flags:
             raise VitcompressError("There is no gate to check.", hint="Give --max-drop, --min-ratio or --max-size.")
         from vitcompress.artifact import hub
-        from vitcompress.report import missed_gates
+        from vitcompress.report.gates import missed_gates
 
         found = hub.locate(file)
         _exit_on(missed_gates(_stored_report(found), gates, file_bytes=found.stat().st_size), reporter)
@@ -318,12 +323,12 @@ def export(
 ) -> None:
     """Write a file in another format, read it back, and make sure that it computes the same."""
     with user_errors(), reporting(log_json, quiet=quiet) as reporter:
-        from vitcompress import report
         from vitcompress.export import export as write
+        from vitcompress.report.model import to_json
 
         done = write(file, to, out, data=data, num_images=num_images, push=push, reporter=reporter)
         if as_json:
-            _print_json(report.to_json(done))
+            _print_json(to_json(done))
         else:
             for line in done.lines():
                 put(line)
@@ -348,12 +353,12 @@ def models(
 ) -> None:
     """List models that can be compressed, with their parameters before and after the default --share."""
     with user_errors():
-        from vitcompress import report
         from vitcompress.cli import models as survey
+        from vitcompress.report.model import to_json
 
         with Reporter(quiet=quiet).counting("counting parameters") as tell:
             found = survey.survey(pattern, tell=tell)
-        _print_json(report.to_json(found)) if as_json else survey.print_survey(found, Results())
+        _print_json(to_json(found)) if as_json else survey.print_survey(found, Results())
 
 
 shipped_app = typer.Typer(help="List the recipes that come with the package, or show one.")
@@ -377,17 +382,17 @@ def show_recipe(name: Annotated[str, typer.Argument(help="As vitcompress recipes
 
 def _show_dry_run(resolved: recipes.Recipe, reporter: Reporter) -> None:
     """Show the plan on stderr; print the recipe with its preset and every default, as a recipe file has it."""
-    from vitcompress import report
     from vitcompress.initialize import needs_images
     from vitcompress.pipeline import compress as pipeline
     from vitcompress.pipeline.checks import with_images
+    from vitcompress.report.terminal import print_plan
 
     found, notes = pipeline.dry_run(resolved)
     resolved = with_images(resolved, fitted=found is None or needs_images(found, resolved.start.start))
     if found is None:
         reporter.say(f"{resolved.model.model}: the plan is searched for when it runs, on its weights and images.")
     else:
-        report.print_plan(found, resolved.model.model, Console(stderr=True, quiet=reporter.console.quiet))
+        print_plan(found, resolved.model.model, Console(stderr=True, quiet=reporter.console.quiet))
     for note in notes:
         reporter.say(note)
     put(yaml.safe_dump(compose.to_dict(resolved), sort_keys=False, allow_unicode=True), nl=False)
@@ -400,21 +405,22 @@ def _family_name(model: recipes.ModelRecipe) -> str:
 
 
 def _stored_report(file: Path) -> Any:
-    from vitcompress import report
     from vitcompress.artifact import file as artifact
     from vitcompress.artifact import hub
+    from vitcompress.report.reading import from_json
 
-    return report.from_json(artifact.read_manifest(hub.locate(file)).report)
+    return from_json(artifact.read_manifest(hub.locate(file)).report)
 
 
 def _conclude(result: Report, gates: recipes.GateRecipe, out: Path, reporter: Reporter) -> None:
     """Print a report and hold the file against its gates; of several processes, the main one does."""
     if is_main():
-        from vitcompress import report
+        from vitcompress.report.gates import missed_gates
+        from vitcompress.report.terminal import print_report
 
-        report.print_report(result, Results())
+        print_report(result, Results())
         if gates != recipes.GateRecipe():
-            _exit_on(report.missed_gates(result, gates, file_bytes=out.stat().st_size), reporter)
+            _exit_on(missed_gates(result, gates, file_bytes=out.stat().st_size), reporter)
 
 
 def _exit_on(missed: list[str], reporter: Reporter) -> None:

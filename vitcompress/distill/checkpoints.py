@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.data import ImageSet, StreamReader
-from vitcompress.distill.log import Run
+from vitcompress.distill.run import Run
 from vitcompress.errors import RecipeError, TrainingError, first_line
 from vitcompress.recipe import Interval
 from vitcompress.runtime.processes import from_main

@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.families import layers_called, narrowed_shapes
-from vitcompress.plans import Plan
+from vitcompress.families.insertion import layers_called
+from vitcompress.families.narrow import narrowed_shapes
+from vitcompress.plans.model import Plan
 
 
 def fade_factor(done: float, share: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitcompress.families import Tap
+from vitcompress.families.base import Tap
 
 
 def as_read(value: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from vitcompress.data.mixing import Mixing
 from vitcompress.data.views import Batch
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.hooks import TokenSubset
-from vitcompress.distill.log import Agreed, Run, TrainLog
+from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES, Given, Outputs
 from vitcompress.distill.matching import Comparison, reading
+from vitcompress.distill.run import Agreed, Run
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.distill.training import (
     compiling,

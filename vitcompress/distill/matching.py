@@ -20,7 +20,9 @@ from vitcompress.distill.hooks import TokenSubset, as_read, tap_outputs
 from vitcompress.distill.losses import LOSSES, QKV, Outputs
 from vitcompress.distill.relations import all_tokens
 from vitcompress.errors import RecipeError, raise_faults
-from vitcompress.families import FAMILIES, Family, Tap, layers_called
+from vitcompress.families.base import Family, Tap
+from vitcompress.families.find import FAMILIES
+from vitcompress.families.insertion import layers_called
 from vitcompress.recipe import DistillRecipe
 
 

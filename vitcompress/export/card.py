@@ -12,8 +12,9 @@ from timm.models import split_model_name_tag
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.distill.matching import has_classes
 from vitcompress.export.subject import Subject
-from vitcompress.report import Report, from_json, to_markdown
-from vitcompress.report.terminal import cell
+from vitcompress.report.model import Report
+from vitcompress.report.reading import from_json
+from vitcompress.report.terminal import cell, to_markdown
 
 _TEMPLATES = Environment(
     loader=PackageLoader("vitcompress.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

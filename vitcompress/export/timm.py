@@ -14,7 +14,7 @@ from torch import Tensor
 from vitcompress.errors import VitcompressError
 from vitcompress.export.formats import SLACK, Format, Written
 from vitcompress.export.subject import Subject
-from vitcompress.families import Widths
+from vitcompress.families.widths import Widths
 from vitcompress.layers.factored import FactoredLinear
 from vitcompress.quantize.codecs import num_bytes
 

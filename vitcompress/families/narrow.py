@@ -9,30 +9,13 @@ Queries and keys meet only in their product, values and the projection in theirs
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-Width = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Widths:
-    """Widths of a block; None where the teacher's stays.
-
-    Attributes:
-        hidden: neurons of the MLP.
-        qk: channels of queries and keys, per head.
-        v: channels of values, per head.
-    """
-
-    hidden: Width | None = None
-    qk: Width | None = None
-    v: Width | None = None
+from vitcompress.families.widths import Widths
 
 
 def full_widths(block: Any, narrow_attention: Callable[[Any], nn.Module] | None) -> Widths:

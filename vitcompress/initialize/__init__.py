@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.families import Family, layers_called
+from vitcompress.families.base import Family
+from vitcompress.families.insertion import layers_called
 from vitcompress.initialize.align import Turns, align_group, aligned
 from vitcompress.initialize.factors import fit_factors, start_factors
 from vitcompress.initialize.importance import TokenWeights, token_weights
 from vitcompress.initialize.regression import Moments
 from vitcompress.initialize.walk import BlockInputs, convert_block, run_block, start_in_order
 from vitcompress.initialize.whole import STARTS, fit_whole, shared_layers
-from vitcompress.plans import Group, Plan
+from vitcompress.plans.model import Group, Plan
 
 __all__ = [
     "STARTS", "BlockInputs", "TokenWeights", "Turns", "align_group", "aligned", "needs_images", "start_group",

@@ -18,8 +18,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from vitcompress.families import plain_attention, plain_mlp
-from vitcompress.plans import Group, Plan
+from vitcompress.families.narrow import plain_attention, plain_mlp
+from vitcompress.plans.model import Group, Plan
 
 ROUNDS = 3
 """The first turns all blocks towards the first, the others towards their mean."""

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.families import Family, family_named, layers_called
+from vitcompress.families.base import Family
+from vitcompress.families.find import family_named
+from vitcompress.families.insertion import layers_called
 from vitcompress.initialize.regression import Moments, leading, low_rank, regress_near, roots
 from vitcompress.layers.factored import FactoredLinear
-from vitcompress.plans import Group, Plan
+from vitcompress.plans.model import Group, Plan
 
 ROUNDS = 6
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.families import Family, layers_called
-from vitcompress.plans import layer_shapes
+from vitcompress.families.base import Family
+from vitcompress.families.insertion import layers_called
+from vitcompress.plans.make import layer_shapes
 
 TokenWeights = Mapping[str, Mapping[str, Tensor]]
 """By block and by layer inside it: what each token counts, `[N]`, or `[H, W]` on a grid; 1 on average."""

@@ -19,12 +19,16 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vitcompress.families import Family, Widths, family_named, layers_called, narrowed_shapes
+from vitcompress.families.base import Family
+from vitcompress.families.find import family_named
+from vitcompress.families.insertion import layers_called
+from vitcompress.families.narrow import narrowed_shapes
+from vitcompress.families.widths import Widths
 from vitcompress.initialize.importance import token_weights
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
 from vitcompress.initialize.regression import Moments, low_rank, regress
 from vitcompress.layers.factored import FactoredLinear
-from vitcompress.plans import Group, Plan
+from vitcompress.plans.model import Group, Plan
 
 BlockInputs = Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
 """Arguments and keyword arguments of a block, per batch."""

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.families import Family, Widths, family_named, layers_called
+from vitcompress.families.base import Family
+from vitcompress.families.find import family_named
+from vitcompress.families.insertion import layers_called
+from vitcompress.families.widths import Widths
 from vitcompress.initialize.regression import Moments, regress_near
-from vitcompress.plans import Group, Plan
+from vitcompress.plans.model import Group, Plan
 
 Images = Callable[[], Iterable[Tensor]]
 

@@ -12,68 +12,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from vitcompress.data import ImageSet
 from vitcompress.data.views import Batch, check_readable, evaluation_loader, share_of
 from vitcompress.distill.matching import has_classes
 from vitcompress.errors import DataError
+from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion
 from vitcompress.recipe import DataRecipe
 from vitcompress.runtime.processes import gathered
 
-MOST_CLASSES = 20  # that a report tells of, and pairs of them: it lies in the file's header
-MOST_CONFUSIONS = 10
 MOST_AT_ONCE = 128  # images
-_FROZEN = ConfigDict(extra="forbid")
 Watch = Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class ClassHits:
-    """How many images of class `index` there are, and on how many of them each model is right; None: no teacher."""
-
-    index: int
-    num_images: int
-    teacher_hits: int | None
-    student_hits: int
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class Confusion:
-    """On how many images of class `label` each model says `predicted`, another one; None: no teacher."""
-
-    label: int
-    predicted: int
-    teacher_images: int | None
-    student_images: int
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class Accuracy:
-    """Agreement of student and teacher and, where there are labels, accuracy of both.
-
-    Percentages are 0–100, drops are in points (teacher minus student), `kl` in nats per image, `feature_cosine` −1–1.
-    None: not measured. Of models without classes there is `feature_cosine` alone, which is no accuracy. `classes` are
-    those that changed most, at most 20, and `confusions` those that the student adds most of, at most 10; both are
-    empty without labels.
-    """
-
-    data: str
-    num_images: int
-    num_skipped: int
-    teacher_top1: float | None
-    student_top1: float | None
-    teacher_top5: float | None
-    student_top5: float | None
-    top1_drop: float | None
-    top1_drop_ci95: tuple[float, float] | None
-    agreement: float | None
-    kl: float | None
-    feature_cosine: float | None = None
-    classes: tuple[ClassHits, ...] = ()
-    confusions: tuple[Confusion, ...] = ()
 
 
 def evaluate_pair(

@@ -6,10 +6,10 @@ import copy
 
 from torch import nn
 
-from vitcompress.measure.accuracy import Accuracy, Evaluator
+from vitcompress.measure.accuracy import Evaluator
+from vitcompress.measure.results import Accuracy, Baseline
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
-from vitcompress.report import Baseline
 from vitcompress.runtime.console import Reporter
 
 BASELINES = ("fp16", "int8", "int4")

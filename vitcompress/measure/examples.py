@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitcompress.measure.accuracy import Accuracy
+from vitcompress.measure.results import Accuracy
 
 _MOST = 12
 _LARGEST = 256  # pixels of a side: a page of them stays below a megabyte

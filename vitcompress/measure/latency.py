@@ -7,21 +7,11 @@ import time
 from typing import Any
 
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from vitcompress.measure.results import Speed
+
 SPEED_SECONDS = 3.0  # to time latencies in, per batch size
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Speed:
-    """Median latency of one forward pass, in milliseconds, by batch size (`"1"`, `"32"`)."""
-
-    teacher_ms: dict[str, float]
-    student_ms: dict[str, float]
-    threads: int
-    device: str
 
 
 def measure_speed(

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitcompress.plans import Plan
+from vitcompress.plans.model import Plan
 from vitcompress.surgery import apply_plan
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vitcompress.errors import RecipeError
-from vitcompress.plans import Plan
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.source import Source, empty_model
 from vitcompress.surgery import tie_group
 

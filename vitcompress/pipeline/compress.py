@@ -24,14 +24,16 @@ from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.matching import Candidate, compare, has_classes
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
-from vitcompress.families import family_of
-from vitcompress.measure.accuracy import Accuracy, Watch, evaluate_pair
+from vitcompress.families.find import family_of
+from vitcompress.measure.accuracy import Watch, evaluate_pair
 from vitcompress.measure.macs import with_macs
+from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.checks import bundle_of, check_checkpoint, check_kind_of
 from vitcompress.pipeline.produce import carry_out, load_adapted
 from vitcompress.pipeline.run import Job, prepare_job
 from vitcompress.pipeline.settle import settle
-from vitcompress.plans import Plan, make_plan
+from vitcompress.plans.make import make_plan
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import Source, empty_model, load_teacher, resolve
 from vitcompress.quantize.codecs import num_bytes
@@ -46,8 +48,9 @@ from vitcompress.recipe import (
     TeacherRecipe,
     save_interval,
 )
-from vitcompress.report import Report, to_json, unreachable_gates
 from vitcompress.report.events import tell_plan
+from vitcompress.report.gates import unreachable_gates
+from vitcompress.report.model import Report, to_json
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import join
 

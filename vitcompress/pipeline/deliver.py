@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.artifact import file as artifact
-from vitcompress.plans import Plan, weighed
+from vitcompress.plans.make import weighed
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.source import Source
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
-from vitcompress.report import SCHEMA_VERSION, Report, to_json, to_markdown, to_svg
+from vitcompress.report.model import SCHEMA_VERSION, Report, to_json
+from vitcompress.report.terminal import to_markdown, to_svg
 from vitcompress.runtime.console import Reporter
 
 PROBE_IMAGES = 8

@@ -29,10 +29,11 @@ from vitcompress.distill.matching import Candidate, Comparison, has_classes
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.distill.training import check_student
 from vitcompress.errors import CheckpointError, RecipeError, VitcompressError, attempting, raise_faults
-from vitcompress.families import family_named
-from vitcompress.measure.accuracy import Accuracy, Evaluator
+from vitcompress.families.find import family_named
+from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.latency import measure_speed
 from vitcompress.measure.macs import with_macs
+from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
 from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.checks import (
@@ -49,13 +50,15 @@ from vitcompress.pipeline.deliver import Stored, described, report_of, write_res
 from vitcompress.pipeline.lessons import images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.pipeline.produce import Lesson, carry_out, load_adapted, measure, train
 from vitcompress.pipeline.settle import with_losses
-from vitcompress.plans import Plan, measured_on
+from vitcompress.plans.make import measured_on
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.quantize.layers import quantising
 from vitcompress.recipe import Recipe, save_interval
 from vitcompress.recipe.compose import to_dict
-from vitcompress.report import Parent, Report, to_json, unreachable_gates
 from vitcompress.report.events import tell_plan
+from vitcompress.report.gates import unreachable_gates
+from vitcompress.report.model import Parent, Report, to_json
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import alone, from_main, join
 from vitcompress.surgery import apply_plan

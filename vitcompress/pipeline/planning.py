@@ -14,7 +14,7 @@ from vitcompress.data import ImageSet
 from vitcompress.data.calibration import calibration_batches, drawn
 from vitcompress.data.views import evaluation_loader
 from vitcompress.measure.accuracy import evaluate_pair
-from vitcompress.plans import Plan
+from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.runtime.console import Reporter
 from vitcompress.search.candidates import Measured

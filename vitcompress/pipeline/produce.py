@@ -16,16 +16,18 @@ from vitcompress.data import ImageSet
 from vitcompress.data.mixing import Mixing
 from vitcompress.data.views import Batch, Share, share_of, training_loader
 from vitcompress.distill.checkpoints import Checkpoints, images_digest
-from vitcompress.distill.log import DivergedError, TrainLog
+from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Comparison
+from vitcompress.distill.run import DivergedError
 from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
-from vitcompress.measure.accuracy import Accuracy, Evaluator
+from vitcompress.measure.accuracy import Evaluator
+from vitcompress.measure.results import Accuracy
 from vitcompress.recipe import DEFAULT_STEPS, Recipe
 from vitcompress.recipe.compose import to_dict
-from vitcompress.report import Report
 from vitcompress.report.events import tell_result
+from vitcompress.report.model import Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import part, tracking
 

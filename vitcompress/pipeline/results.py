@@ -12,8 +12,10 @@ from vitcompress.artifact.hub import locate
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.paths import check_apart, check_no_weights
 from vitcompress.data.classes import known_classes
+from vitcompress.measure.examples import Examples
 from vitcompress.recipe import DataRecipe
-from vitcompress.report import Examples, Result, from_json
+from vitcompress.report.page import Result
+from vitcompress.report.reading import from_json
 from vitcompress.runtime.console import Reporter
 
 

@@ -27,19 +27,13 @@ from vitcompress.distill.matching import Comparison, has_classes
 from vitcompress.distill.teacher import Teacher
 from vitcompress.distill.training import lr_for_start
 from vitcompress.errors import RecipeError, attempting, raise_faults
-from vitcompress.families import family_named
+from vitcompress.families.find import family_named
 from vitcompress.initialize import aligned, needs_images, start_student
-from vitcompress.measure.accuracy import (
-    MOST_CLASSES,
-    MOST_CONFUSIONS,
-    Accuracy,
-    ClassHits,
-    Confusion,
-    Evaluator,
-)
+from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import BASELINES, measure_baselines
-from vitcompress.measure.latency import Speed, measure_speed
+from vitcompress.measure.latency import measure_speed
 from vitcompress.measure.macs import with_macs
+from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, Baseline, ClassHits, Confusion, Speed
 from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.checks import (
     bundle_of,
@@ -56,12 +50,13 @@ from vitcompress.pipeline.deliver import Stored, described, report_of, write_res
 from vitcompress.pipeline.planning import Planning
 from vitcompress.pipeline.produce import Lesson, load_adapted, measure, num_steps, train
 from vitcompress.pipeline.settle import compared, settle, with_losses
-from vitcompress.plans import Plan
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.source import Source, empty_model
 from vitcompress.quantize.layers import quantising
 from vitcompress.recipe import KINDS, Recipe
 from vitcompress.recipe.compose import to_dict
-from vitcompress.report import Baseline, Report, to_json, unreachable_gates
+from vitcompress.report.gates import unreachable_gates
+from vitcompress.report.model import Report, to_json
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import alone, from_main, join
 from vitcompress.search.sensitivity import divergence_and_chance

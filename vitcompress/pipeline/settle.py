@@ -12,10 +12,11 @@ from torch import nn
 from vitcompress.distill.matching import Candidate, Comparison, compare
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.distill.training import check_student
-from vitcompress.families import family_named
+from vitcompress.families.find import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import check_cache, check_store, check_target
-from vitcompress.plans import Plan, make_plan
+from vitcompress.plans.make import make_plan
+from vitcompress.plans.model import Plan
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import Source, empty_model, resolve
 from vitcompress.recipe import PlanRecipe, Recipe

@@ -8,7 +8,10 @@ from dataclasses import replace
 from torch import nn
 
 from vitcompress.errors import PlanError, raise_faults, shorten
-from vitcompress.families import Family, Widths, family_named, family_of, full_widths
+from vitcompress.families.base import Family
+from vitcompress.families.find import family_named, family_of
+from vitcompress.families.narrow import full_widths
+from vitcompress.families.widths import Widths
 from vitcompress.plans.grouping import Kind, group_blocks
 from vitcompress.plans.model import Group, Plan
 from vitcompress.plans.sizes import size_of

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from vitcompress.families import Widths
+from vitcompress.families.widths import Widths
 
 _FROZEN = ConfigDict(extra="forbid")
 

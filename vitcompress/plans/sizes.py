@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.families import Family, narrowed_shapes
+from vitcompress.families.base import Family
+from vitcompress.families.narrow import narrowed_shapes
 from vitcompress.plans.model import Group, Size
 from vitcompress.quantize.codecs import STORES, bytes_of, is_matrix, matrix_names, stored_bytes
 

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, ModelError, first_line, shorten
-from vitcompress.families import FAMILIES
+from vitcompress.families.find import FAMILIES
 from vitcompress.pretrained.limits import check_timm
 from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.pretrained.transformers_folder import is_transformers_folder, read_folder

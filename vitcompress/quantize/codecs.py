@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.families import family_of
+from vitcompress.families.find import family_of
 
 GROUP = 32
 SCALE = ".scale"  # after a tensor's name: no state dict has names below that of a tensor, so it collides with none

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitcompress.plans import Plan
-from vitcompress.report import Report, to_json
+from vitcompress.plans.model import Plan
+from vitcompress.report.model import Report, to_json
 from vitcompress.runtime.console import Reporter
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vitcompress.plans import Size
+from vitcompress.plans.model import Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report.model import Report
 

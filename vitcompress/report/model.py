@@ -8,9 +8,8 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from vitcompress.distill.log import TrainLog
-from vitcompress.measure.accuracy import Accuracy
-from vitcompress.measure.latency import Speed
-from vitcompress.plans import Group, Size
+from vitcompress.measure.results import Accuracy, Baseline, Speed
+from vitcompress.plans.model import Group, Size
 
 SCHEMA_VERSION = 1
 
@@ -28,29 +27,6 @@ class Parent:
     name: str
     sha256: str
     command: str
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Baseline:
-    """What the teacher comes to without sharing and without training, in fewer bits alone.
-
-    Attributes:
-        name: how it is stored, like `teacher int8`.
-        params: all of the teacher's.
-        bytes: of its tensors as stored.
-        top1: percent; None where the images have no labels.
-        top1_drop: from the teacher as it is, in points.
-        agreement: with it, percent; None where the images have labels, or the model has no classes.
-        feature_cosine: the same of a model without classes, −1–1.
-    """
-
-    name: str
-    params: int
-    bytes: int
-    top1: float | None
-    top1_drop: float | None
-    agreement: float | None
-    feature_cosine: float | None
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

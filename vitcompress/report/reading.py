@@ -14,10 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from vitcompress.distill.log import TrainLog
 from vitcompress.errors import ArtifactError
-from vitcompress.measure.accuracy import Accuracy
-from vitcompress.measure.latency import Speed
-from vitcompress.plans import Size
-from vitcompress.report.model import SCHEMA_VERSION, Baseline, Report
+from vitcompress.measure.results import Accuracy, Baseline, Speed
+from vitcompress.plans.model import Size
+from vitcompress.report.model import SCHEMA_VERSION, Report
 
 _MOST_NUMBER = 1e15
 _MOST_LETTERS = 1 << 16

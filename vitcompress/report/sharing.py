@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vitcompress.plans import Group
+from vitcompress.plans.model import Group
 from vitcompress.report.model import Report
 
 _NUM_COLOURS = 8

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vitcompress.measure.accuracy import Accuracy
-from vitcompress.plans import Group, Plan, Size
+from vitcompress.measure.results import Accuracy
+from vitcompress.plans.model import Group, Plan, Size
 from vitcompress.report.model import Report
 from vitcompress.report.picture import alt_text, draw, points_of
 

@@ -18,9 +18,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor, nn
 
-from vitcompress.families import Widths, family_of, full_widths
+from vitcompress.families.find import family_of
+from vitcompress.families.narrow import full_widths
+from vitcompress.families.widths import Widths
 from vitcompress.initialize import aligned, start_student
-from vitcompress.plans import Group, Plan, plan_of
+from vitcompress.plans.make import plan_of
+from vitcompress.plans.model import Group, Plan
 from vitcompress.search.allocate import Choice, allocate, frontier
 from vitcompress.search.options import PARTS, Option, Shapes, merged, run_options, single_options
 from vitcompress.search.sensitivity import CHUNK_IMAGES, Sensitivity, divergence

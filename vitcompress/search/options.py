@@ -11,8 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from vitcompress.families import Family, Widths, full_widths
-from vitcompress.plans import Group, group_params, layer_shapes
+from vitcompress.families.base import Family
+from vitcompress.families.narrow import full_widths
+from vitcompress.families.widths import Widths
+from vitcompress.plans.make import layer_shapes
+from vitcompress.plans.model import Group
+from vitcompress.plans.sizes import group_params
 
 PARTS = ("attn", "mlp")
 WIDTH_SHARES = {

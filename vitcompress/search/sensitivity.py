@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.families import Family
+from vitcompress.families.base import Family
 from vitcompress.initialize import Turns, align_group, start_group, token_weights
-from vitcompress.plans import Group
+from vitcompress.plans.model import Group
 from vitcompress.surgery import apply_groups
 
 CHUNK_IMAGES = 32

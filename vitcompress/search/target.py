@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitcompress.errors import PlanError
-from vitcompress.families import family_of
-from vitcompress.plans import Group, Plan, measured_on, plan_of
+from vitcompress.families.find import family_of
+from vitcompress.plans.make import measured_on, plan_of
+from vitcompress.plans.model import Group, Plan
 from vitcompress.quantize.codecs import STORES, num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import TargetRecipe

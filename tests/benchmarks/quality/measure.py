@@ -30,10 +30,10 @@ from tests.benchmarks.quality.record import Key, Record, Results
 from tests.benchmarks.quality.subjects import Batches, Labelled, Sets, Subject, logits_of
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.fading import fading
-from vitcompress.distill.log import DivergedError
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Candidate, compare
-from vitcompress.families import family_of
+from vitcompress.distill.run import DivergedError
+from vitcompress.families.find import family_of
 from vitcompress.measure.macs import macs_of
 from vitcompress.recipe import DistillRecipe
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from vitcompress.data.views import seeded
 from vitcompress.errors import PlanError
-from vitcompress.families import family_of
+from vitcompress.families.find import family_of
 from vitcompress.initialize import aligned, start_student
 from vitcompress.layers.transforms import HeadMix
-from vitcompress.plans import Plan, make_plan
+from vitcompress.plans.make import make_plan
+from vitcompress.plans.model import Plan
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import PlanRecipe, TargetRecipe
