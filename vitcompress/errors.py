@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
 # what a terminal obeys: escapes, and marks that turn the direction of text
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_MOST_LETTERS = 20_000  # of a message
+_MAX_LETTERS = 20_000  # of a message
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class VitcompressError(Exception):
@@ -74,21 +75,38 @@ def raise_faults(kind: type[VitcompressError], faults: Iterable[tuple[str, str]]
         raise kind("\n".join(message for message, _ in found), hint=" ".join(hints))
 
 
-def attempting(faults: list[tuple[str, str]]) -> Callable[..., Any]:
-    """A function that calls `step(*args, **kwargs)`; a user's mistake goes to `faults`, and None comes back.
+class Faults:
+    """Collects user mistakes, so that all of them are reported at once."""
 
-    Args:
-        faults: `(message, hint)` pairs, added to in place.
-    """
+    def __init__(self) -> None:
+        self._faults: list[tuple[str, str]] = []
 
-    def attempt(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def add(self, message: str, hint: str = "") -> None:
+        """Add one fault."""
+        self._faults.append((message, hint))
+
+    def extend(self, faults: Iterable[tuple[str, str]]) -> None:
+        """Add faults given as `(message, hint)` pairs."""
+        self._faults.extend(faults)
+
+    def attempt(self, step: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        """Return `step(*args, **kwargs)`; None where it raises a user mistake, which is added to the faults."""
         try:
             return step(*args, **kwargs)
         except VitcompressError as error:
-            faults.append((str(error), error.hint))
+            self.add(str(error), error.hint)
             return None
 
-    return attempt
+    def raise_as(self, kind: type[VitcompressError]) -> None:
+        """Raise all faults as one error; do nothing where there are none.
+
+        Args:
+            kind: the error to raise.
+
+        Raises:
+            VitcompressError: of `kind`, with one line per fault.
+        """
+        raise_faults(kind, self._faults)
 
 
 def first_line(error: BaseException) -> str:
@@ -98,7 +116,7 @@ def first_line(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """Text for a terminal: names from files may hold what it would obey, or be endless."""
-    shown = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
+    shown = text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]}…"
     return _OBEYED.sub("?", shown)
 
 
@@ -113,22 +131,3 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean …?)` with the known word that is most like `word`; empty where none is."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
-
-
-@contextmanager
-def missing_package(extra: str, what: str) -> Iterator[None]:
-    """Turn a failed import into a hint which extra to install.
-
-    Args:
-        extra: of this package's, named like the package that it installs.
-        what: needs it.
-
-    Raises:
-        DataError: the import failed.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise DataError(
-            f"{what} needs the package {extra}: {error}.", hint=f"pip install 'vitcompress[{extra}]'"
-        ) from error

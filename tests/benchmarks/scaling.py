@@ -26,7 +26,7 @@ from vitcompress.data import open_images
 from vitcompress.data.views import training_loader
 from vitcompress.distill.loop import weighted_losses
 from vitcompress.distill.training import training_student
-from vitcompress.errors import RecipeError, attempting, raise_faults
+from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.pipeline.settle import settle
@@ -69,9 +69,9 @@ def num_bytes(model: nn.Module) -> int:
 
 def step_of(recipe: Recipe) -> Step:
     """Count a step on meta tensors."""
-    faults: list[tuple[str, str]] = []
-    settled = settle(recipe, attempting(faults))
-    raise_faults(RecipeError, faults)
+    faults = Faults()
+    settled = settle(recipe, faults)
+    faults.raise_as(RecipeError)
     student = copy.deepcopy(settled.model)
     apply_plan(student, settled.plan)
     teacher = settled.teacher.model if settled.teacher else settled.model

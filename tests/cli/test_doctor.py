@@ -12,6 +12,7 @@ import torch
 
 from tests.conftest import Vitcompress
 from vitcompress.cli import doctor
+from vitcompress.runtime.extras import EXTRAS, missing_packages
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -36,7 +37,7 @@ def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch: py
     assert found["missing"] == (
         "onnxscript (pip install 'vitcompress[onnx]'), wandb (pip install 'vitcompress[wandb]')"
     )
-    assert doctor.missing("onnx") == ["onnxscript"]
+    assert missing_packages("onnx") == ["onnxscript"]
 
 
 def test_without_torch_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +71,6 @@ def test_precisions_of_a_gpu(
 def test_the_extras_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = project["optional-dependencies"]
-    assert set(doctor.EXTRAS) == set(declared) - {"dev", "docs"}
-    for extra, packages in doctor.EXTRAS.items():
+    assert set(EXTRAS) == set(declared) - {"dev", "docs"}
+    for extra, packages in EXTRAS.items():
         assert {requirement.split(">=")[0] for requirement in declared[extra]} == set(packages)

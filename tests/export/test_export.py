@@ -34,11 +34,12 @@ from vitcompress.export.subject import Subject
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
+from vitcompress.runtime.extras import missing_packages
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-with_onnx = pytest.mark.skipif(bool(export.FORMATS["onnx"].missing()), reason="the extra onnx is not installed")
+with_onnx = pytest.mark.skipif(bool(missing_packages("onnx")), reason="the extra onnx is not installed")
 with_executorch = pytest.mark.skipif(
-    bool(export.FORMATS["executorch"].missing()), reason="the extra executorch is not installed"
+    bool(missing_packages("executorch")), reason="the extra executorch is not installed"
 )
 each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 

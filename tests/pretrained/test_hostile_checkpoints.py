@@ -23,6 +23,7 @@ from torch import nn
 import vitcompress as package
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, listing, model_flags
 from tests.tiny import tiny
+from vitcompress.artifact import atomic
 from vitcompress.artifact import file as artifact
 from vitcompress.errors import ArtifactError, CheckpointError
 from vitcompress.pretrained.weightfiles import read_weights
@@ -266,14 +267,14 @@ def test_a_disk_that_fails_at_the_last_moment_leaves_the_old_file(
 ) -> None:
     """Some file systems say only when a file is flushed, or moved, that there is no room for it."""
     (tmp_path / name).write_bytes(b"old")
-    flush = artifact._flush
+    flush = atomic._flush
 
     def fail(path: Path) -> None:
         if path.name.startswith(f".{name}"):
             raise OSError(code, os.strerror(code))
         flush(path)
 
-    monkeypatch.setattr(artifact, "_flush", fail)
+    monkeypatch.setattr(atomic, "_flush", fail)
     words = [*teacher, "--share", 4, "--start", "first", "--steps", 0]
     ended = vitcompress("compress", *words, "--out", tmp_path / "m.safetensors")
     mistake(ended, tmp_path / name, os.strerror(code))

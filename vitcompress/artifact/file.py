@@ -14,10 +14,8 @@ import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitcompress.artifact.atomic import replacing
 from vitcompress.artifact.digest import Digest, sha256_of
 from vitcompress.artifact.manifest import Manifest, from_text, to_tree
 from vitcompress.artifact.tensorfile import TensorFile, opened
@@ -41,38 +40,6 @@ _MOST_TIMES_LARGER = 16  # than what it was built for, that images of a model of
 _MOST_TABLE_BYTES = 32 << 20
 
 __all__ = ["Manifest", "empty_student", "header_bytes", "load", "read_manifest", "replacing", "verify", "write"]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write beside `path`, then move over it: a whole new file or the old one, never a part.
-
-    Yields:
-        Where to write; removed if the block fails.
-    """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot write there: {error.strerror}.") from error
-    beside = Path(name)
-    try:
-        yield beside
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)  # mkstemp's own mode keeps everybody else out
-        _flush(beside)
-        os.replace(beside, path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file is on its disk: some file systems say only now that it is full."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def write(

@@ -8,21 +8,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Any
 
 import vitcompress
+from vitcompress.runtime.extras import EXTRAS, install_hint, missing_packages
 
-EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "datasets": ("datasets",),
-    "webdataset": ("webdataset",),
-    "executorch": ("executorch",),
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "tensorboard": ("tensorboard",),
-    "wandb": ("wandb",),
-}
 _PACKAGES = ("torchvision", "timm", "accelerate", "safetensors", "huggingface-hub")
 _COMPILERS = ("c++", "g++", "clang++", "cl")
 _AMPERE = (8, 0)  # the first compute capability with tf32
@@ -40,25 +32,16 @@ def lines() -> Iterator[str]:
         "devices": ", ".join(_devices(torch)) if torch else "unknown",
         "precision": _precision(torch) if torch else "unknown",
         "--compile": _compiler(),
-        "extras": ", ".join(name for name in EXTRAS if not missing(name)) or "none",
+        "extras": ", ".join(name for name in EXTRAS if not missing_packages(name)) or "none",
         "missing": ", ".join(_missing_extras()) or "nothing",
     }
     return (f"{name:<13}{text}" for name, text in found.items())
 
 
-def missing(extra: str) -> list[str]:
-    """Packages of an extra that are not installed.
-
-    Args:
-        extra: a key of `EXTRAS`.
-    """
-    return [package for package in EXTRAS[extra] if find_spec(package) is None]
-
-
 def _missing_extras() -> Iterator[str]:
     for extra in EXTRAS:
-        if absent := missing(extra):
-            yield f"{' and '.join(absent)} (pip install 'vitcompress[{extra}]')"
+        if absent := missing_packages(extra):
+            yield f"{' and '.join(absent)} ({install_hint(extra)})"
 
 
 def _torch() -> tuple[Any, str]:

@@ -25,7 +25,7 @@ from vitcompress.data.sets import NO_LENGTH_HINT, Found, ImageSet, hold_out, lab
 from vitcompress.data.shards import open_shards
 from vitcompress.data.streams import Sample, StreamReader
 from vitcompress.data.tables import open_table
-from vitcompress.errors import DataError, attempting, raise_faults
+from vitcompress.errors import DataError, Faults
 from vitcompress.recipe import BUILT_IN, DataRecipe
 
 __all__ = [
@@ -78,17 +78,17 @@ def check_places(recipe: DataRecipe) -> None:
     Raises:
         DataError: something is not; every such thing at once.
     """
-    faults: list[tuple[str, str]] = []
+    faults = Faults()
     for flag, spec in (("--data", recipe.data), ("--val-data", recipe.val_data)):
         if spec is not None and spec != BUILT_IN:
             kind, place = kind_of(spec)
             if not kind:
-                attempting(faults)(folder_at, place, flag)
+                faults.attempt(folder_at, place, flag)
             elif kind in ("wds", "hfds") and not _PATTERN.search(place) and not Path(place).exists():
-                faults.append((f"{flag} {spec} does not exist.", ""))
+                faults.add(f"{flag} {spec} does not exist.")
     if recipe.class_map is not None and not recipe.class_map.is_file():
-        faults.append((f"--class-map {recipe.class_map} does not exist.", ""))
-    raise_faults(DataError, faults)
+        faults.add(f"--class-map {recipe.class_map} does not exist.")
+    faults.raise_as(DataError)
 
 
 def open_to_evaluate(

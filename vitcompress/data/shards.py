@@ -21,7 +21,8 @@ from vitcompress.data.readers import EXTENSIONS, decoded
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, Found
 from vitcompress.data.streams import StreamReader, read_shard
 from vitcompress.data.tarfiles import BROKEN, Member, content, is_remote, wanted
-from vitcompress.errors import DataError, missing_package, shorten
+from vitcompress.errors import DataError, shorten
+from vitcompress.runtime.extras import require_extra
 
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -81,8 +82,9 @@ def open_shards(place: str, split: str, where: str, image_key: str, label_key: s
 
 
 def _urls(place: str, split: str, where: str) -> tuple[str, ...]:
-    with missing_package("webdataset", where):
-        from webdataset.shardlists import expand_urls
+    require_extra("webdataset", where)
+    from webdataset.shardlists import expand_urls
+
     if Path(place).is_dir():
         return _in_folder(Path(place), split, where)
     if split == "val":

@@ -11,7 +11,8 @@ from PIL import Image
 
 from vitcompress.data.readers import decoded
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, Found
-from vitcompress.errors import DataError, first_line, missing_package, nearest, shorten
+from vitcompress.errors import DataError, first_line, nearest, shorten
+from vitcompress.runtime.extras import require_extra
 
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -65,8 +66,9 @@ def open_table(place: str, split: str, where: str, image_key: str, label_key: st
         raise DataError(
             f"{where} does not exist{nearest(root.name, beside)}.", hint="It must be a folder on this machine."
         )
-    with missing_package("datasets", where):
-        import datasets
+    require_extra("datasets", where)
+    import datasets
+
     splits = _load(datasets, root, where)
     name = _split_name(splits, split)
     if name is None:

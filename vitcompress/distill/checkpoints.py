@@ -31,6 +31,7 @@ from vitcompress.data import ImageSet, StreamReader
 from vitcompress.distill.run import Run
 from vitcompress.errors import RecipeError, TrainingError, first_line
 from vitcompress.recipe import Interval
+from vitcompress.recipe.values import flag_of
 from vitcompress.runtime.processes import from_main
 from vitcompress.runtime.signals import TerminationError
 
@@ -324,7 +325,7 @@ def _flat(tree: Any, name: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         if name == "" and key == "recipe":  # stage → field → value
             for fields in value.values():
-                found |= {f"--{field.replace('_', '-')}": each for field, each in fields.items()}
+                found |= {flag_of(field): each for field, each in fields.items()}
         else:
             found |= _flat(value, f"{name}.{key}" if name else key)
     return found

@@ -21,8 +21,9 @@ from vitcompress.distill.losses import LOSSES, QKV, Outputs
 from vitcompress.distill.relations import all_tokens
 from vitcompress.errors import RecipeError, raise_faults
 from vitcompress.families.base import Family, Tap
-from vitcompress.families.find import FAMILIES
+from vitcompress.families.find import find_family
 from vitcompress.families.insertion import layers_called
+from vitcompress.families.outputs import has_classes
 from vitcompress.recipe import DistillRecipe
 
 
@@ -85,15 +86,10 @@ def default_losses(model: nn.Module) -> Mapping[str, float]:
         model: the student.
     """
     losses = {"logits" if has_classes(model) else "features": 1.0, "hidden": 1.0, "hidden_relation": 0.1}
-    family = _family(model)
+    family = find_family(model)
     if family and all(family.qkv(model.get_submodule(block)) for block in family.block_names(model)):
         losses["attention"] = 1.0
     return losses
-
-
-def has_classes(model: nn.Module) -> bool:
-    """Whether a model's outputs are logits and not features."""
-    return bool(getattr(model, "num_classes", 0))
 
 
 def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Comparison:
@@ -115,7 +111,7 @@ def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Co
     check_kind(student, losses)
     _check_alike(student, teacher)
     wanted = [name for name in losses if LOSSES[name].of_blocks]
-    ours, theirs = _family(student.model), _family(teacher.model)
+    ours, theirs = find_family(student.model), find_family(teacher.model)
     fields = {LOSSES[name].reads for name in losses}
     sides = None
     if wanted and ours is not None and theirs is not None:
@@ -257,10 +253,6 @@ def _triples(values: Sequence[Tensor], side: Side) -> list[QKV]:
         q, k, v = parts if len(parts) > 1 else parts[0].chunk(3, dim=-1)
         found.append((q, k, v))
     return found
-
-
-def _family(model: nn.Module) -> Family | None:
-    return next((family for family in FAMILIES if isinstance(model, family.model_type)), None)
 
 
 def _sides(

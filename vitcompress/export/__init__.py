@@ -20,6 +20,7 @@ from vitcompress.export.pt2 import PT2
 from vitcompress.export.subject import Exported, Subject
 from vitcompress.export.timm import TIMM
 from vitcompress.runtime.console import Reporter
+from vitcompress.runtime.extras import require_extra
 
 FORMATS: Mapping[str, Format] = {"onnx": ONNX, "pt2": PT2, "executorch": EXECUTORCH, "timm": TIMM, "hf": HF}
 NUM_IMAGES = 64
@@ -97,7 +98,8 @@ def _checked(to: str, out: Path, push: str | None) -> Format:
         raise VitcompressError(f"--out {out}: a file of --to {to} ends in {how.suffix}.")
     if how.suffix and out.is_dir():
         raise VitcompressError(f"--out {out} is a folder.")
-    how.check_packages()
+    if how.extra:
+        require_extra(how.extra, f"--to {to}")
     return how
 
 

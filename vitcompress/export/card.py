@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from timm.models import split_model_name_tag
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.distill.matching import has_classes
 from vitcompress.export.subject import Subject
+from vitcompress.families.outputs import has_classes
 from vitcompress.report.model import Report
 from vitcompress.report.reading import from_json
 from vitcompress.report.terminal import cell, to_markdown

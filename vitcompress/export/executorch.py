@@ -93,4 +93,4 @@ def _opened(path: Path) -> Run:
     return run
 
 
-EXECUTORCH = Format(write=write, suffix=".pte", needs=("executorch",), extra="executorch", check=check)
+EXECUTORCH = Format(write=write, suffix=".pte", extra="executorch", check=check)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from vitcompress.artifact import file as artifact
-from vitcompress.errors import VitcompressError
 from vitcompress.export.parity import EXACT, Run, Tolerance
 from vitcompress.export.subject import Subject
 
@@ -43,34 +41,16 @@ class Format:
     Attributes:
         write: `(subject, path)`; writes the file and reads it back.
         suffix: of the file; empty for a folder.
-        needs: packages of the extra `extra` that it imports.
-        extra: of vitcompress.
+        extra: the extra of vitcompress that it imports packages of; empty for none.
         check: `(subject)`; raises a `VitcompressError` where the artifact cannot become such a file.
         placing: `(out)`; gives a place to write to, and moves what is there over `out` once all is well.
     """
 
     write: Callable[[Subject, Path], Written]
     suffix: str
-    needs: tuple[str, ...] = ()
     extra: str = ""
     check: Callable[[Subject], None] = field(default=lambda subject: None)
     placing: Callable[[Path], AbstractContextManager[Path]] = artifact.replacing
-
-    def missing(self) -> list[str]:
-        """Packages that it needs and that are not installed."""
-        return [name for name in self.needs if find_spec(name) is None]
-
-    def check_packages(self) -> None:
-        """Make sure that what it imports is installed.
-
-        Raises:
-            VitcompressError: it is not.
-        """
-        missing = self.missing()
-        if missing:
-            raise VitcompressError(
-                f"This export needs {', '.join(missing)}.", hint=f"pip install 'vitcompress[{self.extra}]'"
-            )
 
 
 def limit_of(subject: Subject, tensor_bytes: int) -> int:

@@ -125,5 +125,5 @@ def open_session(path: Path, threads: int = 0) -> Run:
 
 
 ONNX = Format(
-    write=write, suffix=".onnx", needs=("onnx", "onnxscript", "onnxruntime"), extra="onnx", check=check,
+    write=write, suffix=".onnx", extra="onnx", check=check,
 )  # fmt: skip

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.data import open_to_evaluate
 from vitcompress.data.views import check_readable, evaluation_loader
-from vitcompress.distill.matching import has_classes
 from vitcompress.errors import ExportError
 from vitcompress.export.subject import Subject
+from vitcompress.families.outputs import has_classes
 from vitcompress.recipe import BUILT_IN, DataRecipe
 
 Run = Callable[[Tensor], Tensor]

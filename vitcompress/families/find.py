@@ -15,6 +15,11 @@ from vitcompress.families.vit import VIT
 FAMILIES: tuple[Family, ...] = (VIT, SWIN, SWIN_V2, BEIT, EVA)
 
 
+def find_family(model: nn.Module) -> Family | None:
+    """Return the family that a model belongs to; None where there is none."""
+    return next((family for family in FAMILIES if isinstance(model, family.model_type)), None)
+
+
 def family_of(model: nn.Module, name: str) -> Family:
     """The family that `model` belongs to.
 
@@ -25,9 +30,9 @@ def family_of(model: nn.Module, name: str) -> Family:
     Raises:
         ModelError: no family covers the model.
     """
-    for family in FAMILIES:
-        if isinstance(model, family.model_type):
-            return family
+    family = find_family(model)
+    if family is not None:
+        return family
     known = ", ".join(f"{family.name} ({family.model_type.__name__})" for family in FAMILIES)
     raise ModelError(
         f"{name} is a {type(model).__name__}, which cannot be compressed.",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vitcompress.data import ImageSet
 from vitcompress.data.views import Batch, check_readable, evaluation_loader, share_of
-from vitcompress.distill.matching import has_classes
 from vitcompress.errors import DataError
+from vitcompress.families.outputs import has_classes
 from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion
 from vitcompress.recipe import DataRecipe
 from vitcompress.runtime.processes import gathered

@@ -27,12 +27,12 @@ from vitcompress.recipe import (
     Recipe,
     RunRecipe,
     StoreRecipe,
+    flag_of,
     save_interval,
 )
 from vitcompress.runtime.launch import num_launched, num_processes
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
-_FLAGS = {"matrices": "--no-matrices"}  # where it is not the name of the field
 
 
 def with_images(recipe: Recipe, *, fitted: bool) -> Recipe:
@@ -257,9 +257,9 @@ def check_target(recipe: Recipe, model: torch.nn.Module, *, measures: bool = Fal
         return
     free = PlanRecipe(transforms=recipe.plan.transforms, token_kernel=recipe.plan.token_kernel)
     given = [f.name for f in dataclasses.fields(PlanRecipe) if getattr(recipe.plan, f.name) != getattr(free, f.name)]
-    target = next(f"--{n.replace('_', '-')}" for n in _TARGETS if getattr(recipe.target, n) is not None)
+    target = next(flag_of(n) for n in _TARGETS if getattr(recipe.target, n) is not None)
     faults = [
-        (f"{_FLAGS.get(name, '--' + name.replace('_', '-'))} and {target} exclude each other.",
+        (f"{flag_of(name)} and {target} exclude each other.",
          "Leave it out: the search decides what is shared.")
         for name in given
     ]  # fmt: skip

@@ -21,10 +21,11 @@ from vitcompress.data import ImageSet, check_places, open_to_evaluate
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import evaluation_loader, random_views
 from vitcompress.distill.checkpoints import Checkpoints
-from vitcompress.distill.matching import Candidate, compare, has_classes
+from vitcompress.distill.matching import Candidate, compare
 from vitcompress.distill.teacher import find_teacher
-from vitcompress.errors import CheckpointError, DataError, RecipeError, VitcompressError, attempting, raise_faults
+from vitcompress.errors import CheckpointError, DataError, Faults, RecipeError, VitcompressError
 from vitcompress.families.find import family_of
+from vitcompress.families.outputs import has_classes
 from vitcompress.measure.accuracy import Watch, evaluate_pair
 from vitcompress.measure.macs import with_macs
 from vitcompress.measure.results import Accuracy
@@ -134,16 +135,16 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
     Raises:
         VitcompressError: every fault at once.
     """
-    faults: list[tuple[str, str]] = []
-    attempt = attempting(faults)
+    faults = Faults()
+    attempt = faults.attempt
     settled = settle(recipe, attempt)
     attempt(check_checkpoint, recipe.model)
     attempt(check_places, recipe.data)
     if settled.plan and not recipe.target.is_given:
-        faults += unreachable_gates(settled.plan.size, recipe.gates)
+        faults.extend(unreachable_gates(settled.plan.size, recipe.gates))
     if settled.config:
         attempt(random_views, settled.config, recipe.data)
-    raise_faults(RecipeError, faults)
+    faults.raise_as(RecipeError)
     return None if recipe.target.is_given else settled.plan, settled.comparison.notes
 
 

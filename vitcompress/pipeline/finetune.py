@@ -25,11 +25,12 @@ from vitcompress.data.views import Views
 from vitcompress.distill.checkpoints import Checkpoints, run_facts
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES
-from vitcompress.distill.matching import Candidate, Comparison, has_classes
+from vitcompress.distill.matching import Candidate, Comparison
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.distill.training import check_student
-from vitcompress.errors import CheckpointError, RecipeError, VitcompressError, attempting, raise_faults
+from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError, raise_faults
 from vitcompress.families.find import family_named
+from vitcompress.families.outputs import has_classes
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.latency import measure_speed
 from vitcompress.measure.macs import with_macs
@@ -54,7 +55,7 @@ from vitcompress.plans.make import measured_on
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.source import Source, build_model, empty_model
 from vitcompress.quantize.layers import quantising
-from vitcompress.recipe import Recipe, save_interval
+from vitcompress.recipe import Recipe, flag_of, save_interval
 from vitcompress.recipe.compose import to_dict
 from vitcompress.report.events import tell_plan
 from vitcompress.report.gates import unreachable_gates
@@ -279,8 +280,8 @@ def _prepare(
     Raises:
         VitcompressError: every fault that can be told by looking, at once.
     """
-    faults: list[tuple[str, str]] = []
-    attempt = attempting(faults)
+    faults = Faults()
+    attempt = faults.attempt
     asked = recipe.teacher
     attempt(check_out, out, {str(path): path, **files_read(recipe)})
     attempt(check_states, out, recipe.run)
@@ -289,7 +290,7 @@ def _prepare(
     parent = attempt(artifact.read_manifest, path)
     teacher = attempt(find_teacher, asked) if asked.teacher else None
     if parent is None:
-        raise_faults(RecipeError, faults)
+        faults.raise_as(RecipeError)
     if recipe.store.kind == "source":  # the file is its own source
         recipe = replace(recipe, store=replace(recipe.store, store=parent.store))
     attempt(check_store, recipe.store, recipe.distill)
@@ -298,14 +299,14 @@ def _prepare(
     known = known_classes(parent.classes, old.pretrained_cfg, old_classes)
     sets = attempt(images_to_learn, recipe.data, parent, known, num_classes=old_classes, seed=recipe.run.seed)
     images, val = sets or (None, None)
-    faults += endless_epochs(recipe, images)
+    faults.extend(endless_epochs(recipe, images))
     classes, num_classes = new_head(images, known)
     if asked.teacher is None and num_classes is None:
         teacher = source_as_teacher(parent)
     if recipe.gates.max_drop is not None and (val is None or val.labels is None or teacher is None):
-        faults.append(("--max-drop needs labelled images and a teacher.", "Give --val-data and --teacher."))
+        faults.add("--max-drop needs labelled images and a teacher.", "Give --val-data and --teacher.")
     if num_classes and recipe.distill.steps == 0:
-        faults.append((f"--steps 0: the new head of {num_classes} classes would stay random.", "Train it."))
+        faults.add(f"--steps 0: the new head of {num_classes} classes would stay random.", "Train it.")
     source = attempt(adapted_source, old, num_classes=num_classes, img_size=img_size)
     lesson = None
     if source is not None and images is not None and (teacher or not asked.teacher):
@@ -313,7 +314,7 @@ def _prepare(
         if img_size:
             config["input_size"] = (config["input_size"][0], img_size, img_size)
         lesson = attempt(_settle, path.name, source, teacher, recipe, images, classes, config, parent.plan)
-    raise_faults(RecipeError, faults)
+    faults.raise_as(RecipeError)
     assert lesson is not None  # else there was a fault
     empty = empty_model(source)
     plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, lesson.config["input_size"])
@@ -335,8 +336,8 @@ def _settle(
     Raises:
         VitcompressError: it cannot; every fault at once.
     """
-    faults: list[tuple[str, str]] = []
-    attempt = attempting(faults)
+    faults = Faults()
+    attempt = faults.attempt
     model = empty_model(source)
     apply_plan(model, plan)
     student = Candidate(name, model, config["input_size"])
@@ -346,7 +347,7 @@ def _settle(
         attempt(check_cache, recipe, comparison.losses)
         recipe = with_losses(recipe, comparison.losses)
         attempt(check_student, model, family_named(plan.family).block_names(model), recipe.distill, name=name)
-    raise_faults(RecipeError, faults)
+    faults.raise_as(RecipeError)
     taught = teacher is not None and any(LOSSES[name].teacher for name in comparison.losses)
     return Lesson(recipe, images, config, comparison, teacher.name if teacher and taught else None)
 
@@ -360,7 +361,7 @@ def _check_stages(recipe: Recipe) -> None:
     asked, settled = to_dict(recipe), to_dict(Recipe(replace(recipe.model, checkpoint=None, model_arg={})))
     fades = ["--fade"] if recipe.distill.fade else []  # there are no matrices left to fade
     changed = fades + [
-        f"--{name.replace('_', '-')}"
+        flag_of(name)
         for stage in ("model", "plan", "start")
         for name, value in asked[stage].items()
         if value != settled[stage][name]

@@ -8,9 +8,10 @@ from vitcompress.artifact.file import Manifest
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.data.classes import are_own
 from vitcompress.distill.losses import LOSSES
-from vitcompress.distill.matching import Candidate, Comparison, check_kind, compare, has_classes
+from vitcompress.distill.matching import Candidate, Comparison, check_kind, compare
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.errors import RecipeError, VitcompressError
+from vitcompress.families.outputs import has_classes
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
 

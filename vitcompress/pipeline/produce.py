@@ -24,7 +24,7 @@ from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.results import Accuracy
-from vitcompress.recipe import DEFAULT_STEPS, Recipe
+from vitcompress.recipe import DEFAULT_STEPS, Recipe, flag_of
 from vitcompress.recipe.compose import to_dict
 from vitcompress.report.events import tell_result
 from vitcompress.report.model import Report
@@ -154,7 +154,7 @@ def _teacher_cache(
     facts = {
         "teacher.sha256": sha256_of(teacher.state_dict()), "training images": images_digest(images),
         "--seed": recipe.run.seed, "--precision": recipe.run.precision, "data config": lesson.config,
-        **{f"--{name.replace('_', '-')}": fields[name] for name in _DECIDE_VIEWS},
+        **{flag_of(name): fields[name] for name in _DECIDE_VIEWS},
     }  # fmt: skip
     with accelerator.local_main_process_first():
         return TeacherCache(

@@ -23,11 +23,12 @@ from vitcompress.data.views import Views
 from vitcompress.distill.checkpoints import Checkpoints, run_facts
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import MOST_POINTS, TrainLog
-from vitcompress.distill.matching import Comparison, has_classes
+from vitcompress.distill.matching import Comparison
 from vitcompress.distill.teacher import Teacher
 from vitcompress.distill.training import lr_for_start
-from vitcompress.errors import RecipeError, attempting, raise_faults
+from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
+from vitcompress.families.outputs import has_classes
 from vitcompress.initialize import aligned, needs_images, start_student
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import BASELINES, measure_baselines
@@ -332,8 +333,8 @@ def prepare_job(
     Raises:
         VitcompressError: every fault that can be told by looking, at once.
     """
-    faults: list[tuple[str, str]] = []
-    attempt = attempting(faults)
+    faults = Faults()
+    attempt = faults.attempt
     if out is not None:
         attempt(check_out, out, files_read(recipe))
         attempt(check_states, out, recipe.run)
@@ -343,7 +344,7 @@ def prepare_job(
     if measures and settled.model is not None:
         attempt(check_measurable, settled.model)
     if settled.plan and not (measures or recipe.target.is_given):
-        faults += unreachable_gates(settled.plan.size, recipe.gates)
+        faults.extend(unreachable_gates(settled.plan.size, recipe.gates))
     source, model, config = settled.source, settled.model, settled.config
     train = val = None
     if model is not None and hasattr(model, "num_classes"):
@@ -357,10 +358,10 @@ def prepare_job(
         )  # fmt: skip
         train, val = sets or (None, None)
         if sets is not None:
-            faults += unfit_images(recipe, train, val)
+            faults.extend(unfit_images(recipe, train, val))
         if config and train is not None:
             attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
-    raise_faults(RecipeError, faults)
+    faults.raise_as(RecipeError)
     accelerator = join(recipe.run, (out or Path()).parent) if joins else alone()
     assert settled.comparison is not None  # else there was a fault
     return Job(

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, ModelError, first_line, shorten
-from vitcompress.families.find import FAMILIES
+from vitcompress.families.find import family_of
 from vitcompress.pretrained.limits import check_timm
 from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.pretrained.transformers_folder import is_transformers_folder, read_folder
@@ -302,8 +302,7 @@ def _fill_from_checkpoint(model: nn.Module, path: Path) -> None:
     faults = _mismatches(model, weights)
     if faults:
         try:
-            family = next(family for family in FAMILIES if isinstance(model, family.model_type))
-            converted = family.convert(dict(weights), model)
+            converted = family_of(model, path.name).convert(dict(weights), model)
         except Exception:  # a translation that fails is none: the names as they stand are what to report
             converted = {}
         if not converted or _mismatches(model, converted):

@@ -14,10 +14,11 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.errors import RecipeError, attempting, nearest, raise_faults
+from vitcompress.errors import Faults, RecipeError, nearest, raise_faults
 from vitcompress.recipe import STAGES, ModelRecipe, Recipe, options
 from vitcompress.recipe.presets import Tree, check_preset, fill, preset_defaults
 from vitcompress.recipe.shipped import recipe_names, recipe_text
+from vitcompress.recipe.values import flag_of
 
 
 def build(
@@ -40,8 +41,8 @@ def build(
         RecipeError: unknown keys or names, wrong values, contradictions or a preset that does not fit the model, all
             of them at once.
     """
-    faults: list[tuple[str, str]] = []
-    attempt = attempting(faults)
+    faults = Faults()
+    attempt = faults.attempt
     recipe: Recipe | None
     read = attempt(_read, file) if file else {}
     tree = _merge(flags, read or {})
@@ -51,14 +52,14 @@ def build(
     named = "model" in tree.get("model", {})
     if not named:
         if read is not None:
-            faults.append(("No model is named.", "Give a MODEL, or model: {model: …} in the recipe."))
+            faults.add("No model is named.", "Give a MODEL, or model: {model: …} in the recipe.")
         tree.setdefault("model", {})["model"] = ""  # so that the rest can be checked
     recipe = attempt(from_dict, _over_built_in(tree))
     if known and named:
         model = recipe.model if recipe else attempt(TypeAdapter(ModelRecipe).validate_python, tree["model"])
         defaults = attempt(_defaults, preset, model, family_name)
         recipe = attempt(from_dict, _over_built_in(fill(tree, defaults))) if defaults and recipe else recipe
-    raise_faults(RecipeError, faults)
+    faults.raise_as(RecipeError)
     assert recipe is not None  # else there was a fault
     return recipe
 
@@ -162,5 +163,4 @@ def _fault(item: dict[str, Any]) -> str:
 
 
 def _flag(path: list[str]) -> str:
-    name = path[1] if len(path) > 1 else path[0]
-    return "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+    return flag_of(path[1] if len(path) > 1 else path[0])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from vitcompress.recipe.values import CONFIG, Bytes, Pairs, Words
+from vitcompress.recipe.values import CONFIG, Bytes, Pairs, Words, flag_of
 
 DEFAULT_SHARE = 2
 TRANSFORMS = ("heads", "mlp")  # the default where blocks share whole matrices
@@ -122,9 +122,9 @@ class TargetRecipe:
     ] = KINDS  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        given = [f for f in ("target_ratio", "target_size", "target_drop") if getattr(self, f) is not None]
+        given = [name for name in ("target_ratio", "target_size", "target_drop") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join('--' + f.replace('_', '-') for f in given)} exclude each other")
+            raise ValueError(f"{' and '.join(flag_of(name) for name in given)} exclude each other")
 
     @property
     def is_given(self) -> bool:

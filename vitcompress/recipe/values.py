@@ -10,7 +10,13 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict
 
 _LEAST_BYTES = 1000
+_FLAGS = {"model": "MODEL", "matrices": "--no-matrices"}
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
+
+
+def flag_of(name: str) -> str:
+    """Return the command-line flag of a recipe's field; a field that is on by default has its negation."""
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def _words(value: Any) -> Any:

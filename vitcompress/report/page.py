@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitcompress.measure.examples import Examples
-from vitcompress.recipe import GateRecipe
+from vitcompress.recipe import GateRecipe, flag_of
 from vitcompress.report.curves import curve_names, curve_rows, draw_curves, told
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.inline import inline_svg
@@ -129,7 +129,7 @@ def gate_rows(result: Result) -> list[tuple[str, bool, str]]:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _MOST_GATE:
             gate = GateRecipe(**{field.name: value})  # type: ignore[arg-type]
             missed = missed_gates(result.report, gate, file_bytes=result.file_bytes)
-            flag = f"--{field.name.replace('_', '-')} {value:,g}" if value < 1e6 else f"--max-size {value:,} bytes"
+            flag = f"{flag_of(field.name)} {value:,g}" if value < 1e6 else f"--max-size {value:,} bytes"
             found.append((flag, not missed, missed[0].partition(": ")[2] if missed else ""))
     return found
 
