@@ -2,22 +2,15 @@
 
 import os
 import signal
-from types import FrameType
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while its modules are still being imported ends as quietly as later."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # a library that is being imported may turn the exception into another
-        signal.signal(signal.SIGINT, _leave)
-    from vitcompress.cli import app as cli
+    """Run the command line; Ctrl-C while its modules are imported ends quietly."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore Ctrl-C
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))  # nothing has been written yet
+    from vitcompress.cli import app
 
-    signal.signal(signal.SIGINT, before)
-    cli.main()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    os._exit(130)  # nothing has been written or begun
+    app.main()
 
 
 if __name__ == "__main__":

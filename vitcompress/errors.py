@@ -1,4 +1,4 @@
-"""What can a user do wrong?  Every answer is a message that names the flag, file or tensor, and a hint."""
+"""Errors that a user can make: each has a message that names the flag, file or tensor, and a hint."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
-# what a terminal obeys: escapes, and marks that turn the direction of text
-_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# characters that control a terminal: escapes, and marks that change the direction of text
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _MAX_LETTERS = 20_000  # of a message
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -18,8 +18,8 @@ class VitcompressError(Exception):
     """A user's mistake.
 
     Args:
-        message: what is wrong, naming the flag, file or tensor.
-        hint: what to do next; empty where the message says it all.
+        message: names the flag, file or tensor, and what is wrong.
+        hint: what to do next; empty where the message is enough.
     """
 
     def __init__(self, message: str, *, hint: str = "") -> None:
@@ -28,19 +28,19 @@ class VitcompressError(Exception):
 
 
 class RecipeError(VitcompressError):
-    """An option or a recipe file that cannot be followed."""
+    """A wrong option or recipe file."""
 
 
 class ModelError(VitcompressError):
-    """A model that is unknown, ambiguous or of no family we can compress."""
+    """A model that is unknown, ambiguous or of no supported family."""
 
 
 class CheckpointError(VitcompressError):
-    """Weights that are missing, unreadable or of another model."""
+    """Weights that are missing, unreadable or made for another model."""
 
 
 class PlanError(VitcompressError):
-    """Groups of blocks that cannot share."""
+    """A plan that the model does not allow."""
 
 
 class DataError(VitcompressError):
@@ -48,15 +48,15 @@ class DataError(VitcompressError):
 
 
 class TrainingError(VitcompressError):
-    """A training run that cannot go on."""
+    """A training that cannot continue."""
 
 
 class ArtifactError(VitcompressError):
-    """A file that is not, or is no longer, a whole vitcompress artifact."""
+    """A file that is not a complete vitcompress artifact."""
 
 
 class ExportError(Exception):
-    """What was written is not what it was written from: a fault of ours or of an exporter, and not the user's."""
+    """An exported file that differs from its artifact: a bug of ours or of an exporter, not a user's mistake."""
 
 
 def raise_faults(kind: type[VitcompressError], faults: Iterable[tuple[str, str]]) -> None:
@@ -69,10 +69,10 @@ def raise_faults(kind: type[VitcompressError], faults: Iterable[tuple[str, str]]
     Raises:
         VitcompressError: of `kind`, with one line per fault.
     """
-    found = list(faults)
-    if found:
-        hints = dict.fromkeys(hint for _, hint in found if hint)  # each hint once, in order
-        raise kind("\n".join(message for message, _ in found), hint=" ".join(hints))
+    pairs = list(faults)
+    if pairs:
+        hints = dict.fromkeys(hint for _, hint in pairs if hint)  # each hint once, in order
+        raise kind("\n".join(message for message, _ in pairs), hint=" ".join(hints))
 
 
 class Faults:
@@ -110,24 +110,24 @@ class Faults:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library's error says; its type where it says nothing."""
+    """Return the first line of another library's error message, or its type where the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: names from files may hold what it would obey, or be endless."""
+    """Return text that is safe to print: names from files may hold control characters, or be endless."""
     shown = text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]}…"
-    return _OBEYED.sub("?", shown)
+    return _CONTROLS.sub("?", shown)
 
 
 def shorten(names: Iterable[str], *, limit: int = 8) -> str:
-    """Join names for a message, the first `limit` of them and a count of the rest."""
-    every = list(names)
-    rest = f", … ({len(every) - limit} more)" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + rest
+    """Join the first `limit` names for a message, with a count of the rest."""
+    all_names = list(names)
+    rest = f", … ({len(all_names) - limit} more)" if len(all_names) > limit else ""
+    return ", ".join(all_names[:limit]) + rest
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)` with the known word that is most like `word`; empty where none is."""
+    """Return ` (did you mean …?)` with the most similar known word; empty where none is similar."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

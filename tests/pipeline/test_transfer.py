@@ -129,9 +129,9 @@ def test_tables_are_resampled_between_the_same_ends() -> None:
 @pytest.mark.parametrize(
     ("row", "img_size", "message", "hint"),
     [
-        ("vit", 60, "--img-size 60: patches of 8 pixels do not divide it.", "Take 56 or 64."),
-        ("vit", 5, "--img-size 5: patches of 8 pixels do not divide it.", "Take 8 or 16."),
-        ("swin", 36, "--img-size 36: windows of 4×4 do not tile the 18×18 patches of stage 0.", "Take 32 or 40."),
+        ("vit", 60, "--img-size 60: not a multiple of the patch size 8.", "Use 56 or 64."),
+        ("vit", 5, "--img-size 5: not a multiple of the patch size 8.", "Use 8 or 16."),
+        ("swin", 36, "--img-size 36: windows of 4×4 do not tile the 18×18 patches of stage 0.", "Use 32 or 40."),
     ],
 )
 def test_a_size_that_cannot_be(row: str, img_size: int, message: str, hint: str) -> None:
@@ -265,7 +265,7 @@ def test_an_older_file_without_lineage_still_loads(mini: Path, monkeypatch: pyte
         (["--data", "{flat}", "--loss", "labels=1"], ["--loss labels needs labelled images"]),
         (["--data", "{regrouped}", "--loss", "logits=1"], ["--loss logits needs a teacher of the same classes"]),
         (["--data", "{regrouped}", "--loss", "features=1"], ["--loss features: ", "are logits of classes"]),
-        (["--data", "{regrouped}", "--img-size", "60"], ["--img-size 60", "Take 56 or 64"]),
+        (["--data", "{regrouped}", "--img-size", "60"], ["--img-size 60", "Use 56 or 64"]),
         (["--data", "{regrouped}", "--steps", "0"], ["--steps 0", "random"]),
         (["--data", "{regrouped}", "--teacher", "vit_tiny"], ["gives 1000 outputs, mini.safetensors 3"]),
         (["--data", "{regrouped}", "--teacher", "vit_tiny", "--teacher-arg", "in_chans=1"], ["1 channels", "3"]),

@@ -1,6 +1,6 @@
-"""What can this machine do?  Versions, devices, precisions, and what is missing for which extra.
+"""The command `doctor`: versions, devices, precisions, and missing extras.
 
-torch is imported late and may be missing or broken: this is what is asked when nothing else works.
+torch is imported late, because it may be missing or broken when a user runs this command.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import vitcompress
+from vitcompress.cli.output import put
 from vitcompress.runtime.extras import EXTRAS, install_hint, missing_packages
 
 _PACKAGES = ("torchvision", "timm", "accelerate", "safetensors", "huggingface-hub")
@@ -20,8 +21,14 @@ _COMPILERS = ("c++", "g++", "clang++", "cl")
 _AMPERE = (8, 0)  # the first compute capability with tf32
 
 
+def doctor() -> None:
+    """Show what this machine can do: versions, devices, precisions and missing extras."""
+    for line in lines():
+        put(line)
+
+
 def lines() -> Iterator[str]:
-    """What was found, in ten lines of a name and a text; nothing that is missing raises."""
+    """Yield ten lines, each a name and a text; a missing package never raises."""
     torch, fault = _torch()
     found = {
         "vitcompress": vitcompress.__version__,

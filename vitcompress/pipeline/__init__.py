@@ -1,1 +1,1 @@
-"""What is done for a user, from the recipe to the report: where the stages meet."""
+"""The verbs of the program, one file each: the only place where stages meet."""

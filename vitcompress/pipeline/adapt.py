@@ -1,4 +1,4 @@
-"""How does a student get another head or another image size, and stay as small as it is?"""
+"""Give a student another head or image size without making it larger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitcompress.surgery import tie_group
 
 
 def adapted_source(source: Source, *, num_classes: int | None, img_size: int | None) -> Source:
-    """The model of `source` with another head or image size; reads no weights.
+    """Return a source with another head or image size; reads no weights.
 
     Args:
         source: a model that timm can build.
@@ -24,20 +24,22 @@ def adapted_source(source: Source, *, num_classes: int | None, img_size: int | N
         img_size: rows and columns of an image, in pixels; None to keep the size.
 
     Raises:
-        RecipeError: the model cannot have that size.
+        RecipeError: the model does not support the size.
     """
     model_args = dict(source.model_args)
     if img_size is not None:
         model: Any = empty_model(source)
         size = (img_size, img_size)
         if not hasattr(model, "set_input_size"):
-            raise RecipeError(f"--img-size {img_size}: {source.name} cannot change its size.", hint="Leave it out.")
+            raise RecipeError(
+                f"--img-size {img_size}: {source.name} does not support another image size.", hint="Leave it out."
+            )
         if tuple(model.patch_embed.img_size) != size:
             _check_patches(model, img_size)
             with torch.device("meta"):
                 model.set_input_size(img_size=size)
             _check_windows(model, img_size)
-            model_args |= {  # what timm noted of the resize: windows grow with the image
+            model_args |= {  # as timm records the resize: windows grow with the image
                 name: model._model_args[name] for name in ("img_size", "window_size") if name in model._model_args
             }
     if num_classes is None:
@@ -51,18 +53,18 @@ def adapted_source(source: Source, *, num_classes: int | None, img_size: int | N
 def adapt_student(student: nn.Module, plan: Plan, *, num_classes: int | None, img_size: int | None) -> None:
     """Give a student another head or image size, in place.
 
-    Position embeddings and tables of relative positions are resampled by timm. Where blocks shared a table, timm has
-    given each a new one of its own: they are tied again.
+    timm resamples position embeddings and tables of relative positions. It gives each block a new table, so shared
+    tables are tied again.
 
     Args:
-        student: as `artifact.load` gives it.
-        plan: what it shares.
+        student: a student that was loaded from an artifact.
+        plan: the student's plan.
         num_classes: K of the new head, which starts as timm starts it; None to keep the head.
         img_size: rows and columns of an image, in pixels; None to keep the size.
     """
     model: Any = student
     if img_size is not None and tuple(model.patch_embed.img_size) != (img_size, img_size):
-        with warnings.catch_warnings():  # of torch, about how timm's interpolation indexes; tests hold its values
+        with warnings.catch_warnings():  # torch warns about indexing in timm's interpolation; tests check its values
             warnings.filterwarnings("ignore", category=UserWarning, module=r"timm\.layers\.interpolate")
             model.set_input_size(img_size=(img_size, img_size))
     if num_classes is not None:
@@ -75,22 +77,22 @@ def _check_patches(model: Any, img_size: int) -> None:
     """Make sure that patches cover the image.
 
     Raises:
-        RecipeError: the patch size does not divide it.
+        RecipeError: the patch size does not divide the image size.
     """
     patch = max(model.patch_embed.patch_size)
     if all(img_size % side == 0 for side in model.patch_embed.patch_size) and img_size >= patch:
         return
     below, above = _multiples(img_size, patch)
     raise RecipeError(
-        f"--img-size {img_size}: patches of {patch} pixels do not divide it.", hint=f"Take {below} or {above}."
+        f"--img-size {img_size}: not a multiple of the patch size {patch}.", hint=f"Use {below} or {above}."
     )
 
 
 def _check_windows(model: Any, img_size: int) -> None:
-    """Make sure that windows tile the grid of every stage: timm would pad, and attend to what is not there.
+    """Make sure that windows tile the grid of every stage: timm would pad, and attend to the padding.
 
     Raises:
-        RecipeError: those of a stage do not.
+        RecipeError: the windows of a stage do not tile its grid.
     """
     for number, stage in enumerate(getattr(model, "layers", ())):
         for block in stage.blocks:
@@ -100,11 +102,11 @@ def _check_windows(model: Any, img_size: int) -> None:
                 raise RecipeError(
                     f"--img-size {img_size}: windows of {window[0]}×{window[1]} do not tile the {grid[0]}×{grid[1]} "
                     f"patches of stage {number}.",
-                    hint=f"Take {below} or {above}.",
+                    hint=f"Use {below} or {above}.",
                 )
 
 
 def _multiples(number: int, of: int) -> tuple[int, int]:
-    """The multiples of `of` next to a number that is none, the lower of them at least `of`."""
+    """Return the multiples of `of` below and above a number, the lower one at least `of`."""
     below = max(of, number // of * of)
     return below, below + of

@@ -1,160 +1,49 @@
-"""What happens in which order?  The only place where stages meet.
+"""Compress a model: check, load, plan, start, distil, store, measure, write.
 
 Recipe → Plan → student → TrainLog → Report → artifact
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
-from timm.models import split_model_name_tag
-from torch import nn
+from pydantic import TypeAdapter
+from torch import Tensor, nn
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
-from vitcompress.artifact.hub import locate
-from vitcompress.data import ImageSet, check_places, open_to_evaluate
-from vitcompress.data.classes import known_classes
-from vitcompress.data.views import evaluation_loader, random_views
-from vitcompress.distill.checkpoints import Checkpoints
-from vitcompress.distill.matching import Candidate, compare
-from vitcompress.distill.teacher import find_teacher
-from vitcompress.errors import CheckpointError, DataError, Faults, RecipeError, VitcompressError
-from vitcompress.families.find import family_of
+from vitcompress.data import check_places
+from vitcompress.data.calibration import calibration_batches, drawn
+from vitcompress.data.views import random_views
+from vitcompress.distill.fading import fading
+from vitcompress.distill.log import TrainLog
+from vitcompress.distill.training import lr_for_start
+from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.outputs import has_classes
-from vitcompress.measure.accuracy import Watch, evaluate_pair
-from vitcompress.measure.macs import with_macs
-from vitcompress.measure.results import Accuracy
-from vitcompress.pipeline.checks import bundle_of, check_checkpoint, check_kind_of
-from vitcompress.pipeline.produce import carry_out, load_adapted
-from vitcompress.pipeline.run import Job, prepare_job
-from vitcompress.pipeline.settle import settle
-from vitcompress.plans.make import make_plan
+from vitcompress.initialize import aligned, start_student
+from vitcompress.pipeline.budget import training_seconds
+from vitcompress.pipeline.checks import check_checkpoint, check_recipe
+from vitcompress.pipeline.plan import load_source, search_plan, with_plan
+from vitcompress.pipeline.prepare import prepare, resolve_recipe
+from vitcompress.pipeline.run import Reference, Run, Training, conclude, finish, load_adapted, train
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import Source, empty_model, load_teacher, resolve
-from vitcompress.quantize.codecs import num_bytes
-from vitcompress.recipe import (
-    BUILT_IN,
-    DataRecipe,
-    DistillRecipe,
-    ModelRecipe,
-    PlanRecipe,
-    Recipe,
-    RunRecipe,
-    TeacherRecipe,
-    save_interval,
-)
+from vitcompress.recipe import Recipe
 from vitcompress.report.events import tell_plan
 from vitcompress.report.gates import unreachable_gates
-from vitcompress.report.model import Report, to_json
+from vitcompress.report.model import Report
 from vitcompress.runtime.console import Reporter
-from vitcompress.runtime.processes import join
+from vitcompress.runtime.processes import from_main
+from vitcompress.search.sensitivity import divergence_and_chance
+from vitcompress.surgery import apply_plan
 
-_MOST_TIMES_SMALLER = 64  # that a file may be than its source, beside
-_MOST_BYTES = 4 << 30  # that any source may have
-
-
-def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
-    """Decide what would be shared; loads no weights.
-
-    Args:
-        model: the teacher.
-        recipe: what to share.
-        store: how the file would hold the student.
-    """
-    check_kind_of(model, ModelRecipe, 'ModelRecipe("deit_tiny")')
-    check_checkpoint(model)
-    empty = empty_model(resolve(model))
-    found = make_plan(empty, recipe, name=model.model, store=store)
-    return with_macs(found, empty, data_config(empty, model)["input_size"])
-
-
-def search(recipe: Recipe, *, reporter: Reporter | None = None) -> Plan:
-    """Find the best plan for a recipe's target; loads the teacher's weights and measures on training images.
-
-    Args:
-        recipe: model, target, images and device.
-        reporter: told how it goes; silent by default.
-
-    Raises:
-        VitcompressError: the recipe has faults, or the target is out of reach.
-    """
-    job, teacher, reporter = _measuring(recipe, reporter)
-    return job.planned(teacher, reporter).plan
-
-
-def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[dict[str, Any]]:
-    """What each way of making each part of the model smaller would cost, measured one by one.
-
-    Args:
-        recipe: model, kinds of options, images and device.
-        reporter: told how it goes; silent by default.
-
-    Returns:
-        A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none), `saved_params` and
-        `cost`, nats of KL per image.
-    """
-    job, teacher, reporter = _measuring(recipe, reporter)
-    return [option.row() for option in job.planning(teacher, reporter).measure().rows()]
-
-
-def _measuring(recipe: Recipe, reporter: Reporter | None) -> tuple[Job, nn.Module, Reporter]:
-    """What options are measured with: the job, its teacher and who is told of it."""
-    reporter = reporter or Reporter(quiet=True)
-    job = prepare_job(recipe, None, "", measures=True)
-    for note in job.image_notes:
-        reporter.say(note)
-    reporter.say(f"loading {job.source.name}")
-    return job, load_teacher(job.source).to(job.accelerator.device), reporter
-
-
-def family_name(model: ModelRecipe) -> str:
-    """The family of a model, by name; loads no weights.
-
-    Raises:
-        VitcompressError: there is no such model, or none that can be compressed.
-    """
-    return family_of(empty_model(resolve(model)), model.model).name
-
-
-def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
-    """Check all of a recipe that can be told without reading weights and images, and without what would run it.
-
-    Args:
-        recipe: what would be done.
-
-    Returns:
-        What would be shared, None where that is searched for once there are weights and images; and what the user
-        should know of the distillation.
-
-    Raises:
-        VitcompressError: every fault at once.
-    """
-    faults = Faults()
-    attempt = faults.attempt
-    settled = settle(recipe, attempt)
-    attempt(check_checkpoint, recipe.model)
-    attempt(check_places, recipe.data)
-    if settled.plan and not recipe.target.is_given:
-        faults.extend(unreachable_gates(settled.plan.size, recipe.gates))
-    if settled.config:
-        attempt(random_views, settled.config, recipe.data)
-    faults.raise_as(RecipeError)
-    return None if recipe.target.is_given else settled.plan, settled.comparison.notes
-
-
-def check(recipe: Recipe, out: Path) -> None:
-    """Find every fault that `compress` would, before any weight is loaded, and join no other process.
-
-    Raises:
-        VitcompressError: there are some.
-    """
-    prepare_job(recipe, out, "", joins=False)
+START_IMAGES = 128  # calibration images on which the distance of a start is measured
 
 
 def compress(
@@ -165,147 +54,174 @@ def compress(
     command: str = "",
     started: float | None = None,
 ) -> Report:
-    """Compress a model: plan, surgery, start, distillation, evaluation, a verified file and its report.
+    """Compress a model and write a verified file with its report.
 
     Writes `out`, and beside it `<stem>.report.json`, `<stem>.report.md` and, where two models have a top-1, its picture
-    `<stem>.report.svg`; each replaces an older one only when whole. While it trains it keeps its state in
-    `<stem>.checkpoints`. Where several processes were launched, each of them calls this; the main one writes.
+    `<stem>.report.svg`; each replaces an older file only when it is complete. During training, its state is kept in
+    `<stem>.checkpoints`. Where several processes were launched, each calls this function; the main one writes.
 
     Args:
         recipe: what to do.
-        out: the artifact's path; its folder exists.
-        reporter: told what is going on; silent by default.
-        command: what was typed, for the report.
-        started: when, in seconds since 1970, for `max_minutes`; now by default.
+        out: path of the artifact; its folder exists.
+        reporter: shows the progress; silent by default.
+        command: the command as typed, for the report.
+        started: when the command started, in seconds since 1970, for `max_minutes`; now by default.
+
+    Returns:
+        The report.
 
     Raises:
-        VitcompressError: before any weight is loaded where the recipe shows it; nothing is written then.
+        VitcompressError: a fault of the recipe, raised before any weight is loaded; nothing is written then.
     """
     started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
-    check_kind_of(recipe, Recipe, 'Recipe(ModelRecipe("deit_tiny"))')
-    job = prepare_job(recipe, Path(out), command)
-    for note in job.image_notes:
-        reporter.say(note)
+    check_recipe(recipe, Recipe, 'Recipe(ModelRecipe("deit_tiny"))')
+
+    # check
+    run = prepare(recipe, Path(out), command)
+    if run.train is not None and run.train.note:
+        reporter.say(run.train.note)
     set_seed(recipe.run.seed, device_specific=True)
-    reporter.say(f"loading {job.source.name}")  # from a hub it can take a while
-    with job.accelerator.local_main_process_first():  # one of them fetches, the others find what it fetched
-        teacher = load_teacher(job.source).to(job.accelerator.device)
-    checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
-    job, student, source = job.begun(teacher, checkpoints, reporter)
-    if source is not teacher:
-        teacher.cpu()  # until it is measured: the source does the same in its place
-    tell_plan(reporter, job.source.name, job.plan)
-    return carry_out(
-        lambda: job.distill(student, source, teacher, checkpoints, started, reporter),
-        lambda log, out: job.finish(student, teacher, log, out, reporter),
-        job.out, job.recipe, checkpoints=checkpoints, accelerator=job.accelerator, reporter=reporter,
-    )  # fmt: skip
+
+    # load
+    source = load_source(run, reporter)
+    source_sha256 = sha256_of(source.state_dict())
+
+    # plan: searched for, or as an interrupted run settled it
+    checkpoints = run.checkpoints
+    digests = {"model.sha256": source_sha256, **({"teacher.sha256": run.teacher.sha256()} if run.teacher else {})}
+    facts = run.facts(**digests)
+    settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say) if checkpoints else None
+    if settled is not None:
+        run = _resumed(run, settled)
+    elif recipe.target.is_given:
+        run = search_plan(run, source, reporter)
+    size = run.plan.size
+    reporter.say(f"{run.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
+
+    # start
+    turned = aligned(source, run.plan)  # computes what the source does, with heads and neurons in another order
+    student = copy.deepcopy(turned)
+    apply_plan(student, run.plan)
+    trained = settled is not None and checkpoints is not None and checkpoints.newest() is not None
+    if not trained or recipe.distill.fade:  # what fades is the difference from the start
+        start_student(student, turned, run.plan, lambda: _calibration(run, source), recipe.start.start)
+    if settled is None:
+        run = _with_lr(run, student, source, reporter)
+        if checkpoints and recipe.distill.steps != 0 and run.accelerator.is_main_process:
+            checkpoints.begin(facts, _settled(run), dear=recipe.target.is_given)
+    if turned is not source:
+        source.cpu()  # until it is evaluated: `turned` takes its place
+    tell_plan(reporter, run.source.name, run.plan)
+
+    # distil
+    def learn() -> TrainLog:
+        return _distil(run, student, turned, source, started, reporter)
+
+    # store, measure, write
+    def write(log: TrainLog, path: Path) -> Report:
+        reference = Reference(source, lambda: source, source_sha256, baselines=recipe.store.baselines)
+        return finish(run, student, reference, log, path, reporter)
+
+    return conclude(run, learn, write, checkpoints, reporter)
 
 
-def evaluate(
-    path: str | os.PathLike[str],
-    recipe: DataRecipe,
-    *,
-    teacher: ModelRecipe | None = None,
-    checkpoint: Path | None = None,
-    reporter: Reporter | None = None,
-    watch: Watch | None = None,
-) -> Accuracy:
-    """Measure an artifact on images, next to its teacher where that can be had.
+def _resumed(run: Run, settled: Mapping[str, Any]) -> Run:
+    """Return the run with what an interrupted one had settled: plan, store and learning rate."""
+    run = with_plan(run, TypeAdapter(Plan).validate_python(settled["plan"]), settled["store"])
+    return replace(run, recipe=replace(run.recipe, distill=replace(run.recipe.distill, lr=settled["lr"])))
+
+
+def _settled(run: Run) -> dict[str, Any]:
+    """Return what an interrupted run need not find out again."""
+    plan = TypeAdapter(Plan).dump_python(run.plan, mode="json")
+    return {"plan": plan, "store": run.recipe.store.store, "lr": run.recipe.distill.lr}
+
+
+def _calibration(run: Run, source: nn.Module) -> Iterator[Tensor]:
+    """Yield batches of calibration images, on the source's device."""
+    assert run.train is not None  # `prepare` made sure
+    images = drawn(run.train, run.recipe.start.calibration_images, seed=run.recipe.run.seed)
+    device = next(source.parameters()).device
+    return (batch.to(device) for batch in calibration_batches(images, run.config, run.recipe.data))
+
+
+def _with_lr(run: Run, student: nn.Module, source: nn.Module, reporter: Reporter) -> Run:
+    """Return the run with a learning rate that fits its start, where none was given."""
+    recipe = run.recipe.distill
+    if recipe.lr is not None or recipe.steps == 0 or not has_classes(source):
+        return run
+    batches: list[Tensor] = []
+    for batch in _calibration(run, source):
+        batches.append(batch)
+        if sum(map(len, batches)) >= START_IMAGES:
+            break  # the rest would be decoded a second time
+    images = torch.cat(batches)[:START_IMAGES]
+    nats, chance = divergence_and_chance(student.eval(), source, images)
+    width = int(source.num_features)  # type: ignore[arg-type]
+    lr = from_main(lr_for_start(nats, chance, run.recipe.data.batch_size, width), run.accelerator)
+    reporter.say(f"start: {nats:.3f} nats from {run.source.name} (chance is {chance:.2f}): --lr {lr:.2g}")
+    return replace(run, recipe=replace(run.recipe, distill=replace(recipe, lr=lr)))
+
+
+def _distil(
+    run: Run, student: nn.Module, turned: nn.Module, source: nn.Module, started: float, reporter: Reporter
+) -> TrainLog:  # fmt: skip
+    """Train the student, in place, to do what the teacher does.
 
     Args:
-        path: the artifact, as `load` takes it.
-        recipe: `data` names the images; of a folder with train/ and val/ in it, val/ is taken.
-        teacher: compare with this model, or file of ours, instead of the artifact's source.
-        checkpoint: weights of the source; no path is ever taken from the artifact itself.
-        reporter: told why there is no teacher.
-        watch: told of each batch: images, logits of student and teacher, labels.
+        run: the request.
+        student: the student at its start.
+        turned: the source as the student was made from it, which is the teacher if no other is named.
+        source: the source as it was loaded; names the teacher's cache.
+        started: when the command started, in seconds since 1970.
+        reporter: shows the progress.
     """
-    reporter = reporter or Reporter(quiet=True)
-    path = locate(path)
-    manifest = artifact.read_manifest(path)
-    student = artifact.load(path)
-    images = _images_to_evaluate(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
-    reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
-    device = join(RunRecipe()).device
-    with reporter.counting("evaluating", brief=True) as tell:
-        accuracy = evaluate_pair(
-            student.to(device),
-            reference.to(device) if reference else None,
-            evaluation_loader(images, manifest.data_config, recipe),
-            name=images.name,
-            device=device,
-            skip_bad_images=recipe.skip_bad_images,
-            features=not has_classes(student),
-            watch=watch,
-            tell=tell,
+    recipe = run.recipe.distill
+    student.to(run.accelerator.device)  # before the source's matrices are added to it
+    teacher = load_adapted(run.teacher, run.config, run.comparison) if run.teacher else turned
+    if recipe.fade and run.num_steps != 0:
+        reporter.say(
+            f"the blocks' own matrices fade out during the first {recipe.fade:.0%} of the training: "
+            "the loss rises from near 0 until then, and falls afterwards"
         )
-    reporter.tell("evaluate", accuracy=to_json(accuracy))
-    return accuracy
+    with fading(student, turned, run.plan, recipe.fade) as fade:
+        seconds = training_seconds(
+            recipe.max_minutes, started, student, turned, run.evaluator, baselines=run.recipe.store.baselines
+        )
+        training = Training(fade, run.checkpoints, seconds, cached_as=None if run.teacher else source)
+        return train(run, student, teacher, training, reporter)
 
 
-def _reference(
-    path: Path, manifest: artifact.Manifest, student: nn.Module, teacher: ModelRecipe | None, checkpoint: Path | None,
-    reporter: Reporter,
-) -> nn.Module | None:  # fmt: skip
-    """What an artifact is compared with, taking its views; None where nothing is named and its source is not to be had.
+def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
+    """Check what can be checked of a recipe without weights, images and the machine that runs it.
 
-    Raises:
-        VitcompressError: what is named is not there, or cannot be compared.
-    """
-    name = str(manifest.source["name"])
-    if teacher is not None:
-        reporter.say(f"loading {teacher.model}")
-        return _named(path, manifest, teacher)
-    try:
-        if checkpoint is None and not manifest.source_sha256:
-            raise CheckpointError("the file was fine-tuned: its source has another head or another image size.")
-        if checkpoint is None and ":" in name:
-            raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
-        reporter.say(f"loading {name}")
-        source = resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"])))
-        check_source(source, manifest, file_bytes=path.stat().st_size)
-        reference = load_teacher(source)
-        if sha256_of(reference.state_dict()) != manifest.source_sha256:
-            raise CheckpointError("these are other weights than the artifact was made from.")
-    except VitcompressError as error:
-        if checkpoint is not None or not has_classes(student):
-            raise  # features can only be compared
-        reporter.say(f"Without the teacher: {error} {error.hint}")
-        return None
-    return reference
+    Args:
+        recipe: what would be done.
 
-
-def _named(path: Path, manifest: artifact.Manifest, teacher: ModelRecipe) -> nn.Module:
-    """The model that --teacher names, whatever it is to those who compress: timm's or a file of ours."""
-    asked = TeacherRecipe(teacher.model, teacher.checkpoint, teacher.model_arg)
-    found = find_teacher(asked, checkpoint_flag="--checkpoint")
-    empty = artifact.empty_student(path, manifest)
-    losses = {"logits" if has_classes(empty) else "features": 1.0}
-    own = Candidate(path.name, empty, manifest.data_config["input_size"])
-    config = dict(manifest.data_config)
-    return load_adapted(found, config, compare(own, found.candidate, DistillRecipe(loss=losses)))
-
-
-def check_source(source: Source, manifest: artifact.Manifest, *, file_bytes: int) -> None:
-    """Make sure that what a file says of its source can be so, before there is memory for the source's weights.
+    Returns:
+        The plan, None where it is searched for on weights and images; and notes on the distillation.
 
     Raises:
-        CheckpointError: it is another model than the file's, or far too large a one.
+        VitcompressError: all faults at once.
     """
-    told, found = (split_model_name_tag(each)[0] for each in (manifest.source["architecture"], source.architecture))
-    if told != found:
-        raise CheckpointError(f"the file holds a {told}, and its source is said to be a {found}.")
-    size = num_bytes(empty_model(source).state_dict())
-    if size > _MOST_TIMES_SMALLER * file_bytes + _MOST_BYTES:
-        raise CheckpointError(f"its source is said to have {size:,} bytes, and the file has {file_bytes:,}.")
+    faults = Faults()
+    resolved = resolve_recipe(recipe, faults)
+    faults.attempt(check_checkpoint, recipe.model)
+    faults.attempt(check_places, recipe.data)
+    if resolved.plan and not recipe.target.is_given:
+        faults.extend(unreachable_gates(resolved.plan.size, recipe.gates))
+    if resolved.config:
+        faults.attempt(random_views, resolved.config, recipe.data)
+    faults.raise_as(RecipeError)
+    assert resolved.comparison is not None  # otherwise there was a fault
+    return None if recipe.target.is_given else resolved.plan, resolved.comparison.notes
 
 
-def _images_to_evaluate(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:
-    classes = known_classes(manifest.classes, manifest.source["pretrained_cfg"], num_classes)
-    bundle = bundle_of(str(manifest.source["name"]), manifest.classes)
-    spec = recipe.data or (BUILT_IN if bundle else None)
-    if spec is None:
-        raise DataError("There are no images to evaluate on.", hint="Give --data DIR.")
-    return open_to_evaluate(spec, "--data", recipe, bundle, num_classes, classes)
+def check(recipe: Recipe, out: Path) -> None:
+    """Raise every fault that `compress` would, before any weight is loaded, without joining other processes.
+
+    Raises:
+        VitcompressError: all faults at once.
+    """
+    prepare(recipe, out, "", joins=False)

@@ -1,6 +1,6 @@
-"""How does an artifact learn other classes, or images of another size?  Its head and positions anew, the rest as it is.
+"""Fine-tune an artifact: other classes or another image size; what its blocks share stays shared.
 
-artifact → head and size → TrainLog → Report → artifact
+artifact → new head and size → TrainLog → Report → artifact
 """
 
 from __future__ import annotations
@@ -12,56 +12,56 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
-from vitcompress.data import ImageSet
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import Views
-from vitcompress.distill.checkpoints import Checkpoints, run_facts
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import Candidate, Comparison
-from vitcompress.distill.teacher import Teacher, find_teacher
+from vitcompress.distill.teacher import find_teacher
 from vitcompress.distill.training import check_student
-from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError, raise_faults
+from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
 from vitcompress.families.find import family_named
-from vitcompress.families.outputs import has_classes
-from vitcompress.measure.accuracy import Evaluator
-from vitcompress.measure.latency import measure_speed
 from vitcompress.measure.macs import with_macs
-from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
 from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.checks import (
     check_cache,
-    check_kind_of,
     check_out,
+    check_recipe,
     check_run,
     check_states,
     check_store,
     endless_epochs,
     files_read,
 )
-from vitcompress.pipeline.deliver import Stored, described, report_of, write_result
-from vitcompress.pipeline.lessons import images_to_learn, new_head, settle_losses, source_as_teacher
-from vitcompress.pipeline.produce import Lesson, carry_out, load_adapted, measure, train
-from vitcompress.pipeline.settle import with_losses
+from vitcompress.pipeline.prepare import with_losses
+from vitcompress.pipeline.run import (
+    Reference,
+    Run,
+    Training,
+    conclude,
+    finish,
+    load_adapted,
+    measurable_alone,
+    measure,
+    train,
+)
+from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.plans.make import measured_on
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.source import Source, build_model, empty_model
-from vitcompress.quantize.layers import quantising
-from vitcompress.recipe import Recipe, flag_of, save_interval
+from vitcompress.recipe import Recipe, flag_of
 from vitcompress.recipe.compose import to_dict
 from vitcompress.report.events import tell_plan
 from vitcompress.report.gates import unreachable_gates
-from vitcompress.report.model import Parent, Report, to_json
+from vitcompress.report.model import Parent, Report
 from vitcompress.runtime.console import Reporter
-from vitcompress.runtime.processes import alone, from_main, join
+from vitcompress.runtime.processes import alone, join
 from vitcompress.surgery import apply_plan
 
 
@@ -75,304 +75,229 @@ def finetune(
     command: str = "",
     started: float | None = None,
 ) -> Report:
-    """Teach an artifact other classes, or its own on images of another size; what its blocks share stays shared.
+    """Train an artifact on other classes, or on its own at another image size; what its blocks share stays shared.
 
-    It has a new head, unless the images are of its own classes or have no labels. It learns from labels, and from a
-    teacher: the one named, or the model it was made from where the classes are still that one's.
+    The student gets a new head, unless the images are of its own classes or have no labels. It learns from labels, and
+    from a teacher: the one that is named, or the model that the artifact was made from, where the classes are the same.
 
     Args:
         path: a file that `compress` or `finetune` wrote; not changed.
         recipe: images, teacher and training; `model` names the artifact, for the record.
-        out: the new artifact's path; its folder exists.
+        out: path of the new artifact; its folder exists.
         img_size: rows and columns of an image, in pixels; None to keep the size.
-        reporter: told what is going on; silent by default.
-        command: what was typed, for the report.
-        started: when, in seconds since 1970, for `max_minutes`; now by default.
+        reporter: shows the progress; silent by default.
+        command: the command as typed, for the report.
+        started: when the command started, in seconds since 1970, for `max_minutes`; now by default.
+
+    Returns:
+        The report.
 
     Raises:
-        VitcompressError: before any weight is loaded where that can be told; nothing is written then.
+        VitcompressError: a fault, raised before any weight is loaded where it can be; nothing is written then.
     """
     started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
-    check_kind_of(recipe, Recipe, 'Recipe(ModelRecipe("mini"), data=DataRecipe("images"))')
-    job = _prepare(Path(path), recipe, Path(out), img_size, command)
-    if job.lesson.images and job.lesson.images.labels is not None:
+    check_recipe(recipe, Recipe, 'Recipe(ModelRecipe("mini"), data=DataRecipe("images"))')
+
+    # check
+    request = _prepare(Path(path), recipe, Path(out), img_size, command)
+    run = request.run
+    if run.train and run.train.labels is not None:
         reporter.say(
-            f"new head for {job.num_classes} classes"
-            if job.num_classes
-            else f"{job.lesson.images.name}: of its own classes, so its head is kept"
+            f"new head for {request.num_classes} classes"
+            if request.num_classes
+            else f"{run.train.name}: the model's own classes, so its head is kept"
         )
     set_seed(recipe.run.seed, device_specific=True)
-    with job.accelerator.local_main_process_first():
-        job, teacher = _with_teacher(job, reporter)
+
+    # load
+    with run.accelerator.local_main_process_first():
+        run, teacher = _with_teacher(request, reporter)
     student = artifact.load(path)
-    adapt_student(student, job.plan, num_classes=job.num_classes, img_size=img_size)
-    tell_plan(reporter, job.source.name, job.plan)
-    checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
+    adapt_student(student, run.plan, num_classes=request.num_classes, img_size=img_size)
+    tell_plan(reporter, run.source.name, run.plan)
+    checkpoints = run.checkpoints
     if checkpoints and recipe.distill.steps != 0:
-        job.begin(checkpoints, teacher, reporter)
-    before = None if job.num_classes else job.measure(student, None, reporter)
-    return carry_out(
-        lambda: job.learn(student, teacher, checkpoints, started, reporter),
-        lambda log, out: job.finish(student, teacher, before, log, out, reporter),
-        job.out, recipe, checkpoints=checkpoints, accelerator=job.accelerator, reporter=reporter,
-    )  # fmt: skip
+        digests = {"teacher.sha256": sha256_of(teacher.state_dict())} if teacher is not None else {}
+        facts = run.facts(**{"file.sha256": run.lineage[-1].sha256}, **digests)
+        settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say)
+        if settled is None and run.accelerator.is_main_process:
+            checkpoints.begin(facts, {}, dear=False)
+    keeps_head = request.num_classes is None
+    before = measure(run, student, None, reporter) if keeps_head and measurable_alone(run, student) else None
+
+    # learn
+    def learn() -> TrainLog:
+        minutes = run.recipe.distill.max_minutes
+        seconds = training_seconds(minutes, started, student, teacher, run.evaluator, baselines=False)
+        return train(run, student, teacher, Training(lambda done: None, checkpoints, seconds), reporter)
+
+    # store, measure, write
+    def write(log: TrainLog, path: Path) -> Report:
+        sha256 = request.parent.source_sha256 if request.is_same_model else ""
+        # latency does not depend on weights
+        reference = Reference(teacher, lambda: build_model(run.source), sha256, before=before)
+        return finish(run, student, reference, log, path, reporter)
+
+    return conclude(run, learn, write, checkpoints, reporter)
 
 
 def check(path: Path, recipe: Recipe, out: Path, *, img_size: int | None = None) -> None:
-    """Find every fault that `finetune` would, before any weight is loaded, and join no other process.
+    """Raise every fault that `finetune` would, before any weight is loaded, without joining other processes.
 
     Raises:
-        VitcompressError: there are some.
+        VitcompressError: all faults at once.
     """
     _prepare(path, recipe, out, img_size, "", joins=False)
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A request that has been checked, with what it names found.
+class _Request:
+    """A checked request to fine-tune.
 
     Attributes:
-        parent: what the artifact says of itself.
-        lineage: the files that the result is made from.
-        source: the model with its new head and size.
-        plan: with the sizes of that model.
+        run: the run.
+        parent: manifest of the artifact that is fine-tuned.
         num_classes: K of the new head; None where the head is kept.
-        classes: names of the classes; empty where they are not known.
-        teacher: None where there is none.
-        by_default: nobody named the teacher, so it may turn out not to be there.
+        named_teacher: the user named the teacher; otherwise it may turn out to be missing.
     """
 
-    lesson: Lesson
-    out: Path
-    command: str
+    run: Run
     parent: artifact.Manifest
-    lineage: tuple[Parent, ...]
-    source: Source
-    plan: Plan
     num_classes: int | None
-    classes: tuple[str, ...]
-    val: ImageSet | None
-    teacher: Teacher | None
-    by_default: bool
-    accelerator: Accelerator
-    notes: tuple[str, ...] = ()
-
-    def begin(self, checkpoints: Checkpoints, teacher: nn.Module | None, reporter: Reporter) -> None:
-        """Make room for the states of a new run, or make sure that the interrupted one is this."""
-        recipe, digests = self.lesson.recipe, {"file.sha256": self.lineage[-1].sha256}
-        if teacher is not None:
-            digests["teacher.sha256"] = sha256_of(teacher.state_dict())
-        facts = run_facts(
-            to_dict(recipe), self.lesson.images, **digests, num_processes=self.accelerator.num_processes,
-            torch=torch.__version__,
-        )  # fmt: skip
-        settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say)
-        if settled is None and self.accelerator.is_main_process:
-            checkpoints.begin(facts, {}, dear=False)
+    named_teacher: bool
 
     @property
-    def evaluator(self) -> Evaluator:
-        """What models are evaluated with."""
-        recipe = self.lesson.recipe
-        return Evaluator(self.val, self.lesson.config, recipe.data, self.accelerator, recipe.distill.accumulate)
-
-    def measure(self, student: nn.Module, teacher: nn.Module | None, reporter: Reporter) -> Accuracy | None:
-        """Evaluate the student, next to its teacher where it has one; nothing where there is nothing to measure."""
-        if teacher is None and (not has_classes(student) or self.val is None or self.val.labels is None):
-            return None
-        return measure(student, teacher, self.evaluator, reporter)
-
-    def learn(
-        self, student: nn.Module, teacher: nn.Module | None, checkpoints: Checkpoints | None, started: float,
-        reporter: Reporter,
-    ) -> TrainLog:  # fmt: skip
-        """Train the student, in place."""
-        recipe, how = self.lesson.recipe, self.lesson.recipe.store
-        with quantising(student, how.kind, how.qat_fraction) as quantise:
-            return train(
-                student, teacher, self.lesson, blocks=family_named(self.plan.family).block_names(student),
-                matrices=self.plan.matrices, fade=quantise, accelerator=self.accelerator, reporter=reporter,
-                checkpoints=checkpoints, seconds=training_seconds(
-                    recipe.distill.max_minutes, started, student, teacher, self.evaluator, baselines=False
-                ),
-            )  # fmt: skip
-
-    def finish(
-        self, student: nn.Module, teacher: nn.Module | None, before: Accuracy | None, log: TrainLog, out: Path,
-        reporter: Reporter,
-    ) -> Report:  # fmt: skip
-        """Round, evaluate, write and verify; returns the report that went into the file. The main process writes."""
-        device, config = self.accelerator.device, self.lesson.config
-        stored = Stored.of(student, self.plan, self.lesson.recipe.store.kind)
-        stored.round(student)
-        accuracy = self.measure(student, teacher, reporter)
-        if not self.accelerator.is_main_process:
-            return self._of_main(None)
-        whole = build_model(self.source).to(device).eval()  # how fast it is does not hang on its weights
-        speed = measure_speed(student.to(device).eval(), whole, config["input_size"], device=device)
-        report = report_of(
-            stored, self.source, accuracy=accuracy, before=before, speed=speed, train=log, lineage=self.lineage,
-            data=self.lesson.images.name if self.lesson.images and log.steps else None, command=self.command,
-            notes=self._own_notes(log),
-        )  # fmt: skip
-        write_result(out, student, stored, self._manifest(report, stored), report, reporter)
-        return self._of_main(report)
-
-    def _of_main(self, report: Report | None) -> Report:
-        found = from_main(report, self.accelerator)
-        assert found is not None  # the main process made it
-        return found
-
-    def _manifest(self, report: Report, stored: Stored) -> artifact.Manifest:
-        same = self.num_classes is None and self.source.model_args == self.parent.source["model_args"]
-        return replace(
-            self.parent,
-            source=described(self.source),
-            source_sha256=self.parent.source_sha256 if same else "",
-            plan=stored.plan,
-            data_config=self.lesson.config,
-            recipe=to_dict(self.lesson.recipe),
-            report=to_json(report),
-            versions=report.versions,
-            classes=self.classes,
-            lineage=tuple(to_json(parent) for parent in self.lineage),
-            store=stored.store,
-        )
-
-    def _own_notes(self, log: TrainLog) -> tuple[str, ...]:
-        head = "Sizes and latencies of the teacher are those of the same model without sharing."
-        if self.num_classes:
-            head += f" The head is new, for {self.num_classes} classes, so there is no accuracy from before."
-        return (head, *self.notes, *(self.lesson.comparison.notes if log.steps else ()))
+    def is_same_model(self) -> bool:
+        """Whether the student keeps the artifact's head and image size."""
+        return self.num_classes is None and self.run.source.model_args == self.parent.source["model_args"]
 
 
-def _with_teacher(job: _Job, reporter: Reporter) -> tuple[_Job, nn.Module | None]:
-    """Load the teacher; where nobody named it and it is not to be had, labels alone must do.
+def _with_teacher(request: _Request, reporter: Reporter) -> tuple[Run, nn.Module | None]:
+    """Load the teacher; where it was not named and cannot be loaded, continue with labels alone.
 
     Raises:
-        VitcompressError: there is no teacher, and no way to do without.
+        VitcompressError: the teacher cannot be loaded, and the losses need it.
     """
-    if job.teacher is None:
-        return job, None
+    run = request.run
+    if run.teacher is None:
+        return run, None
     try:
-        teacher = job.teacher.load()
-        if job.by_default and sha256_of(teacher.state_dict()) != job.parent.source_sha256:
+        teacher = run.teacher.load()
+        if not request.named_teacher and sha256_of(teacher.state_dict()) != request.parent.source_sha256:
             raise CheckpointError("these are other weights than the artifact was made from.")
     except VitcompressError as error:
-        rest = {name: weight for name, weight in job.lesson.comparison.losses.items() if not LOSSES[name].teacher}
-        if not job.by_default or not rest:
+        rest = {name: weight for name, weight in run.comparison.losses.items() if not LOSSES[name].teacher}
+        if request.named_teacher or not rest:
             raise
-        note = f"Without the teacher {job.teacher.name}: {error}"
+        note = f"Without the teacher {run.teacher.name}: {error}"
         reporter.say(note)
-        recipe = with_losses(job.lesson.recipe, rest)
-        lesson = replace(job.lesson, recipe=recipe, comparison=Comparison(rest), teacher=None)
-        return replace(job, lesson=lesson, teacher=None, notes=(*job.notes, note)), None
-    loaded = replace(job.teacher, load=lambda: teacher)
-    return job, load_adapted(loaded, job.lesson.config, job.lesson.comparison)
+        run = replace(
+            run, recipe=with_losses(run.recipe, rest), comparison=Comparison(rest), teacher=None, teacher_name=None,
+            notes=(*run.notes, note),
+        )  # fmt: skip
+        return run, None
+    return run, load_adapted(replace(run.teacher, load=lambda: teacher), run.config, run.comparison)
 
 
 def _prepare(
     path: Path, recipe: Recipe, out: Path, img_size: int | None, command: str, *, joins: bool = True
-) -> _Job:  # fmt: skip
-    """Check what was asked for and find what it names, before any weight is loaded.
+) -> _Request:  # fmt: skip
+    """Check a request and resolve what it names, before any weight is loaded.
 
     Raises:
-        VitcompressError: every fault that can be told by looking, at once.
+        VitcompressError: all faults that can be seen without weights, at once.
     """
     faults = Faults()
     attempt = faults.attempt
-    asked = recipe.teacher
     attempt(check_out, out, {str(path): path, **files_read(recipe)})
     attempt(check_states, out, recipe.run)
     attempt(check_run, recipe, starts=not joins)
     attempt(_check_stages, recipe)
     parent = attempt(artifact.read_manifest, path)
-    teacher = attempt(find_teacher, asked) if asked.teacher else None
+    teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
     if parent is None:
         faults.raise_as(RecipeError)
+    assert parent is not None  # otherwise there was a fault
     if recipe.store.kind == "source":  # the file is its own source
-        recipe = replace(recipe, store=replace(recipe.store, store=parent.store))
+        recipe = replace(recipe, store=replace(recipe.store, store=parent.store))  # type: ignore[arg-type]
     attempt(check_store, recipe.store, recipe.distill)
     old = Source(**parent.source)
-    old_classes: int = empty_model(old).num_classes  # type: ignore[assignment]
+    old_classes: Any = empty_model(old).num_classes
     known = known_classes(parent.classes, old.pretrained_cfg, old_classes)
     sets = attempt(images_to_learn, recipe.data, parent, known, num_classes=old_classes, seed=recipe.run.seed)
     images, val = sets or (None, None)
     faults.extend(endless_epochs(recipe, images))
     classes, num_classes = new_head(images, known)
-    if asked.teacher is None and num_classes is None:
+    if recipe.teacher.teacher is None and num_classes is None:
         teacher = source_as_teacher(parent)
     if recipe.gates.max_drop is not None and (val is None or val.labels is None or teacher is None):
         faults.add("--max-drop needs labelled images and a teacher.", "Give --val-data and --teacher.")
     if num_classes and recipe.distill.steps == 0:
         faults.add(f"--steps 0: the new head of {num_classes} classes would stay random.", "Train it.")
     source = attempt(adapted_source, old, num_classes=num_classes, img_size=img_size)
-    lesson = None
-    if source is not None and images is not None and (teacher or not asked.teacher):
-        config = dict(parent.data_config)
-        if img_size:
-            config["input_size"] = (config["input_size"][0], img_size, img_size)
-        lesson = attempt(_settle, path.name, source, teacher, recipe, images, classes, config, parent.plan)
+    config = dict(parent.data_config)
+    if img_size:
+        config["input_size"] = (config["input_size"][0], img_size, img_size)
+    comparison = None
+    if source is not None and images is not None and (teacher or not recipe.teacher.teacher):
+        student = Candidate(path.name, _student(source, parent.plan), config["input_size"])
+        attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
+        comparison = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
+        if comparison is not None:
+            recipe = with_losses(recipe, comparison.losses)
+            attempt(check_cache, recipe, comparison.losses)
+            blocks = family_named(parent.plan.family).block_names(student.model)
+            attempt(check_student, student.model, blocks, recipe.distill, name=path.name)
     faults.raise_as(RecipeError)
-    assert lesson is not None  # else there was a fault
+    assert source is not None
+    assert comparison is not None
     empty = empty_model(source)
-    plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, lesson.config["input_size"])
+    plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, config["input_size"])
     hint = "What the file shares stays shared; --store int8 and int4 need fewer bytes."
-    raise_faults(RecipeError, [(message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates)])
-    return _Job(
-        lesson, out, command, parent, _lineage(path, parent), source, plan,
-        num_classes, classes, val, teacher, asked.teacher is None,
-        join(recipe.run, out.parent) if joins else alone(),
-    )  # fmt: skip
-
-
-def _settle(
-    name: str, source: Source, teacher: Teacher | None, recipe: Recipe, images: ImageSet, classes: tuple[str, ...],
-    config: dict[str, Any], plan: Plan,
-) -> Lesson:  # fmt: skip
-    """Settle what the student learns, and make sure that it can.
-
-    Raises:
-        VitcompressError: it cannot; every fault at once.
-    """
-    faults = Faults()
-    attempt = faults.attempt
-    model = empty_model(source)
-    apply_plan(model, plan)
-    student = Candidate(name, model, config["input_size"])
-    attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
-    comparison = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
-    if comparison is not None:
-        attempt(check_cache, recipe, comparison.losses)
-        recipe = with_losses(recipe, comparison.losses)
-        attempt(check_student, model, family_named(plan.family).block_names(model), recipe.distill, name=name)
+    faults.extend((message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates))
     faults.raise_as(RecipeError)
     taught = teacher is not None and any(LOSSES[name].teacher for name in comparison.losses)
-    return Lesson(recipe, images, config, comparison, teacher.name if teacher and taught else None)
+    note = "Sizes and latencies of the teacher are those of the same model without sharing."
+    if num_classes:
+        note += f" The head is new, for {num_classes} classes, so there is no accuracy from before."
+    run = Run(
+        recipe, out, command, source, plan, config, images, val, teacher,
+        teacher.name if teacher and taught else None, comparison,
+        join(recipe.run, out.parent) if joins else alone(),
+        classes=classes, notes=(note,), lineage=_lineage(path, parent),
+    )  # fmt: skip
+    return _Request(run, parent, num_classes, recipe.teacher.teacher is not None)
+
+
+def _student(source: Source, plan: Plan) -> nn.Module:
+    """Build the student without weights."""
+    model = empty_model(source)
+    apply_plan(model, plan)
+    return model
 
 
 def _check_stages(recipe: Recipe) -> None:
-    """Make sure that a recipe asks for nothing that the artifact has settled.
+    """Make sure that a recipe sets nothing that the artifact has decided.
 
     Raises:
-        RecipeError: it does; every such option at once.
+        RecipeError: it does; names every such option.
     """
-    asked, settled = to_dict(recipe), to_dict(Recipe(replace(recipe.model, checkpoint=None, model_arg={})))
+    given, default = to_dict(recipe), to_dict(Recipe(replace(recipe.model, checkpoint=None, model_arg={})))
     fades = ["--fade"] if recipe.distill.fade else []  # there are no matrices left to fade
     changed = fades + [
         flag_of(name)
         for stage in ("model", "plan", "start")
-        for name, value in asked[stage].items()
-        if value != settled[stage][name]
+        for name, value in given[stage].items()
+        if value != default[stage][name]
     ]
     if changed:
         raise RecipeError(f"finetune takes from the file what {', '.join(changed)} would change.", hint="Leave it out.")
 
 
 def _lineage(path: Path, parent: artifact.Manifest) -> tuple[Parent, ...]:
-    """The files that the result is made from, oldest first."""
+    """Return the files that the result is made from, oldest first."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    older = tuple(Parent(**dict(each)) for each in parent.lineage)
+    older = tuple(Parent(**dict(entry)) for entry in parent.lineage)
     return (*older, Parent(path.name, sha256, str(parent.report.get("command", ""))))

@@ -1,79 +1,74 @@
-"""What is there to do, once a recipe has been checked?  Its plan, start, training, and what is written of it."""
+"""What `compress` and `finetune` share: a checked request, its training, and its result.
+
+prepare → Run → train → finish → Report
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import nn
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
-from vitcompress.data import ImageSet, open_sets
-from vitcompress.data.calibration import calibration_batches, drawn
-from vitcompress.data.classes import known_classes
-from vitcompress.data.views import Views
-from vitcompress.distill.checkpoints import Checkpoints, run_facts
-from vitcompress.distill.fading import fading
-from vitcompress.distill.log import MOST_POINTS, TrainLog
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.data import ImageSet
+from vitcompress.data.mixing import Mixing
+from vitcompress.data.views import Batch, Share, share_of, training_loader
+from vitcompress.distill.checkpoints import Checkpoints, images_digest, run_facts
+from vitcompress.distill.log import TrainLog
+from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Comparison
-from vitcompress.distill.teacher import Teacher
-from vitcompress.distill.training import lr_for_start
-from vitcompress.errors import Faults, RecipeError
+from vitcompress.distill.run import DivergedError
+from vitcompress.distill.teacher import Teacher, adapt_inputs
+from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.families.find import family_named
 from vitcompress.families.outputs import has_classes
-from vitcompress.initialize import aligned, needs_images, start_student
 from vitcompress.measure.accuracy import Evaluator
-from vitcompress.measure.baselines import BASELINES, measure_baselines
+from vitcompress.measure.baselines import measure_baselines
 from vitcompress.measure.latency import measure_speed
-from vitcompress.measure.macs import with_macs
-from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, Baseline, ClassHits, Confusion, Speed
-from vitcompress.pipeline.budget import training_seconds
-from vitcompress.pipeline.checks import (
-    bundle_of,
-    check_checkpoint,
-    check_measurable,
-    check_out,
-    check_run,
-    check_states,
-    files_read,
-    unfit_images,
-    with_images,
-)
-from vitcompress.pipeline.deliver import Stored, described, report_of, write_result
-from vitcompress.pipeline.planning import Planning
-from vitcompress.pipeline.produce import Lesson, load_adapted, measure, num_steps, train
-from vitcompress.pipeline.settle import compared, settle, with_losses
+from vitcompress.measure.results import Accuracy
+from vitcompress.pipeline.write import Stored, described, notes_on, versions, write_result
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.source import Source, empty_model
+from vitcompress.pretrained.source import Source
 from vitcompress.quantize.layers import quantising
-from vitcompress.recipe import KINDS, Recipe
+from vitcompress.recipe import DEFAULT_STEPS, Recipe, flag_of, save_interval
 from vitcompress.recipe.compose import to_dict
-from vitcompress.report.gates import unreachable_gates
-from vitcompress.report.model import Report, to_json
+from vitcompress.report.events import tell_result
+from vitcompress.report.model import SCHEMA_VERSION, Parent, Report, to_json
 from vitcompress.runtime.console import Reporter
-from vitcompress.runtime.processes import alone, from_main, join
-from vitcompress.search.sensitivity import divergence_and_chance
-from vitcompress.surgery import apply_plan
+from vitcompress.runtime.processes import from_main, leave, precision_of, tracking
 
-JUDGED_IMAGES = 128  # of the calibration images, to tell how far a start is
-
-# what a header is counted with before there are numbers
-_LONG_COUNT, _LONG_NUMBER, _LONG_ROUNDED = 10**12, 1.2345678901234567e-05, -12345.678912
-_LONG_LINE, _MOST_LINES = 120 * "-", len(KINDS) + 2
-_SPARE_BYTES = 1024  # for notes on what a plan leaves of the losses
+_VIEW_FIELDS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")
+_MIN_CURVE_POINTS = 10
 
 
 @dataclass(frozen=True)
-class Job:
-    """A recipe that has been checked, with what it names found."""
+class Run:
+    """A checked request, with everything that it names.
+
+    Attributes:
+        recipe: the recipe, with the losses that its defaults come to.
+        out: path of the artifact to write.
+        command: the command as typed.
+        source: the model that is compressed; for `finetune`, the artifact's source with the new head and image size.
+        plan: the student's plan.
+        config: timm's data config of the student.
+        train: training images; None where nothing is trained.
+        val: images to evaluate on; None where there are none.
+        teacher: a teacher other than the source; None for the source, or for no teacher.
+        teacher_name: the teacher's name in the report; None where no loss needs a teacher.
+        comparison: the losses, and where student and teacher are read.
+        accelerator: device and processes.
+        classes: class names of the student; empty where they are not known.
+        notes: notes for the report that are known before training.
+        lineage: the artifacts that the student was made from, oldest first.
+    """
 
     recipe: Recipe
     out: Path
@@ -84,296 +79,342 @@ class Job:
     train: ImageSet | None
     val: ImageSet | None
     teacher: Teacher | None
+    teacher_name: str | None
     comparison: Comparison
     accelerator: Accelerator
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    lineage: tuple[Parent, ...] = ()
 
-    def planning(self, teacher: nn.Module, reporter: Reporter) -> Planning:
-        """What a plan for the target is searched for with."""
-        assert self.train is not None  # prepare_job saw to it
-        empty = empty_model(self.source)
-        bound = partial(self._header_bytes, empty)
-        return Planning(teacher, self.source.name, self.recipe, self.train, self.config, reporter, bound)
-
-    def _header_bytes(self, empty: nn.Module, plan: Plan, store: str) -> int:
-        """The most that the header of a plan's file takes: with every number as long as numbers get."""
-        student = copy.deepcopy(empty)
-        apply_plan(student, plan)
-        job = replace(self, plan=replace(plan, why=(_LONG_LINE,) * _MOST_LINES))
-        size = replace(job.plan.size, teacher_macs=_LONG_COUNT, student_macs=_LONG_COUNT, macs_ratio=_LONG_NUMBER)
-        stored = Stored({}, replace(job.plan, size=size), store)
-        losses = dict.fromkeys((*self.comparison.losses, *(self.recipe.distill.loss or {})), _LONG_NUMBER)
-        point = dict.fromkeys(("step", "lr", "loss", *losses), _LONG_ROUNDED)
-        steps = num_steps(self._lesson())
-        points = (point,) * (MOST_POINTS if steps is None else min(steps, MOST_POINTS))
-        name = (self.teacher or self.source).name
-        counts, times = (_LONG_COUNT,) * 3, dict.fromkeys(("1", "32"), _LONG_NUMBER)
-        log = TrainLog(*counts, _LONG_NUMBER, _LONG_NUMBER, points, name, losses) if points else TrainLog()
-        accuracy: Accuracy | None = None
-        baselines: tuple[Baseline, ...] = ()
-        if self.val is not None:
-            number = _LONG_NUMBER
-            accuracy = Accuracy(
-                self.val.name, _LONG_COUNT, _LONG_COUNT, number, number, number, number, number, (number, number),
-                number, number, number, *_longest_tables(int(empty.num_classes)),  # type: ignore[arg-type]
-            )  # fmt: skip
-            baselines = tuple(Baseline(f"teacher {each}", *counts[1:], *[number] * 4) for each in BASELINES)
-        report = job._report(stored, accuracy, Speed(times, times, _LONG_COUNT, _LONG_LINE), log, baselines)
-        distill = replace(self.recipe.distill, lr=_LONG_NUMBER, loss=losses or None)
-        recipe = replace(self.recipe, distill=distill, store=replace(self.recipe.store, store=store))  # type: ignore[arg-type]
-        manifest = replace(job, recipe=recipe)._manifest("0" * 64, stored, report)
-        return artifact.header_bytes(student, manifest) + _SPARE_BYTES
-
-    def planned(self, teacher: nn.Module, reporter: Reporter) -> Job:
-        """The same job with the plan that is found for its target; of several processes, by the main one."""
-        main = self.accelerator.is_main_process
-        found = self.planning(teacher, reporter).find() if main else None
-        plan, store = from_main((found.plan, found.store) if found else None, self.accelerator) or (self.plan, "")
-        for line in plan.why:
-            reporter.say(line)
-        return self.with_plan(with_macs(plan, empty_model(self.source), self.config["input_size"]), store)
-
-    def with_plan(self, plan: Plan, store: str) -> Job:
-        """The same job with a plan that was searched for, and the store that it counts on."""
-        comparison = compared(self.source, empty_model(self.source), plan, self.teacher, self.recipe, self.config)
-        recipe = with_losses(self.recipe, comparison.losses)
-        recipe = replace(recipe, store=replace(recipe.store, store=store))  # type: ignore[arg-type]
-        return replace(self, recipe=recipe, plan=plan, comparison=comparison)
-
-    def begun(
-        self, teacher: nn.Module, checkpoints: Checkpoints | None, reporter: Reporter
-    ) -> tuple[Job, nn.Module, nn.Module]:  # fmt: skip
-        """The job with all settled, and its student before training; or as an interrupted run left them.
-
-        The third is what the student was made of: it computes what the teacher does, heads and neurons elsewhere.
-
-        Args:
-            teacher: the source, on the accelerator's device.
-            checkpoints: where an interrupted run left its state; None where none is kept.
-            reporter: told of it.
-        """
-        recipe = self.recipe
-        other = {"teacher.sha256": self.teacher.sha256()} if self.teacher else {}
-        facts = run_facts(
-            to_dict(recipe), self.train, **{"model.sha256": sha256_of(teacher.state_dict())}, **other,
-            num_processes=self.accelerator.num_processes, torch=torch.__version__,
-        )  # fmt: skip
-        settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say) if checkpoints else None
-        job = self
-        if settled is not None:
-            job = job.with_plan(TypeAdapter(Plan).validate_python(settled["plan"]), settled["store"])
-            job = replace(job, recipe=replace(job.recipe, distill=replace(job.recipe.distill, lr=settled["lr"])))
-        elif recipe.target.is_given:
-            job = job.planned(teacher, reporter)
-        size = job.plan.size
-        reporter.say(f"{job.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
-        source = aligned(teacher, job.plan)
-        student = copy.deepcopy(source)
-        apply_plan(student, job.plan)
-        trained = settled is not None and checkpoints is not None and checkpoints.newest() is not None
-        if not trained or recipe.distill.fade:  # what fades is the difference from the start
-            start_student(student, source, job.plan, lambda: job._calibration(teacher), recipe.start.start)
-        if settled is None:
-            job = job.tuned(student, teacher, reporter)
-            if checkpoints and recipe.distill.steps != 0 and job.accelerator.is_main_process:
-                plan = TypeAdapter(Plan).dump_python(job.plan, mode="json")
-                lr, store = job.recipe.distill.lr, job.recipe.store.store
-                checkpoints.begin(facts, {"plan": plan, "store": store, "lr": lr}, dear=recipe.target.is_given)
-        return job, student, source
-
-    def _calibration(self, teacher: nn.Module) -> Iterator[Tensor]:
-        assert self.train is not None  # prepare_job saw to it
-        chosen = drawn(self.train, self.recipe.start.calibration_images, seed=self.recipe.run.seed)
-        device = next(teacher.parameters()).device
-        return (batch.to(device) for batch in calibration_batches(chosen, self.config, self.recipe.data))
-
-    def tuned(self, student: nn.Module, source: nn.Module, reporter: Reporter) -> Job:
-        """The same job with a learning rate that fits its start, where none was given."""
+    @property
+    def num_steps(self) -> int | None:
+        """Length of the training in steps; None where it is given in minutes."""
         recipe = self.recipe.distill
-        if recipe.lr is not None or recipe.steps == 0 or not has_classes(source):
-            return self
-        batches: list[Tensor] = []
-        for batch in self._calibration(source):
-            batches.append(batch)
-            if sum(map(len, batches)) >= JUDGED_IMAGES:
-                break  # all would be decoded a second time
-        images = torch.cat(batches)[:JUDGED_IMAGES]
-        far, chance = divergence_and_chance(student.eval(), source, images)
-        width = int(source.num_features)  # type: ignore[arg-type]
-        lr = from_main(lr_for_start(far, chance, self.recipe.data.batch_size, width), self.accelerator)
-        reporter.say(f"start: {far:.3f} nats from {self.source.name} ({chance:.2f} would be chance): --lr {lr:.2g}")
-        return replace(self, recipe=replace(self.recipe, distill=replace(recipe, lr=lr)))
+        if recipe.max_minutes is not None:
+            return None
+        if recipe.epochs is not None and self.train is not None:
+            return max(1, round(recipe.epochs * len(self.train) / self.recipe.data.batch_size))
+        return DEFAULT_STEPS if recipe.steps is None else recipe.steps
 
-    def distill(
-        self, student: nn.Module, source: nn.Module, original: nn.Module, checkpoints: Checkpoints | None,
-        started: float, reporter: Reporter,
-    ) -> TrainLog:  # fmt: skip
-        """Train the student, in place, to do what the teacher does: the source, if no other is named.
-
-        Args:
-            student: before training.
-            source: what it was made of.
-            original: as it was loaded, which computes the same.
-            checkpoints: where the state of the training is kept; None where it is not.
-            started: when the command was, in seconds since 1970.
-            reporter: shows how it goes.
-        """
-        student.to(self.accelerator.device)  # before the source's matrices are laid beside it
-        teacher = load_adapted(self.teacher, self.config, self.comparison) if self.teacher else source
-        how = self.recipe.store
-        if self.recipe.distill.fade and num_steps(self._lesson()) != 0:
-            reporter.say(
-                f"the blocks' own matrices fade out until {self.recipe.distill.fade:.0%} of the training: "
-                "the loss rises from near 0 until then, and falls after"
-            )
-        with (
-            fading(student, source, self.plan, self.recipe.distill.fade) as fade,
-            quantising(student, how.kind, how.qat_fraction) as quantise,
-        ):
-
-            def follow(done: float) -> None:
-                fade(done)
-                quantise(done)
-
-            return train(
-                student, teacher, self._lesson(), blocks=family_named(self.plan.family).block_names(source),
-                matrices=self.plan.matrices, fade=follow, accelerator=self.accelerator, reporter=reporter,
-                same_as=None if self.teacher else original,
-                checkpoints=checkpoints, seconds=training_seconds(
-                    self.recipe.distill.max_minutes, started, student, source, self.evaluator,
-                    baselines=self.recipe.store.baselines,
-                ),
-            )  # fmt: skip
+    @property
+    def checkpoints(self) -> Checkpoints | None:
+        """Where the state of the training is kept; None where it is not."""
+        return Checkpoints.of(self.out, save_interval(self.recipe.run.save_every))
 
     @property
     def evaluator(self) -> Evaluator:
-        """What models are evaluated with."""
+        """Evaluates models on the validation images."""
         return Evaluator(self.val, self.config, self.recipe.data, self.accelerator, self.recipe.distill.accumulate)
 
-    def _lesson(self) -> Lesson:
-        name = self.teacher.name if self.teacher else self.source.name
-        return Lesson(self.recipe, self.train, self.config, self.comparison, name)
+    def facts(self, **digests: str) -> dict[str, Any]:
+        """Return what must be the same where an interrupted run is resumed.
 
-    def finish(self, student: nn.Module, teacher: nn.Module, log: TrainLog, out: Path, reporter: Reporter) -> Report:
-        """Round, evaluate, write and verify; returns the report that went into the file. The main process writes."""
-        stored = Stored.of(student, self.plan, self.recipe.store.kind)
-        stored.round(student)
-        accuracy = measure(student, teacher, self.evaluator, reporter)
-        baselines = self._baselines(teacher, accuracy, reporter)
-        report: Report | None = None
-        if self.accelerator.is_main_process:
-            speed = measure_speed(student, teacher, self.config["input_size"], device=self.accelerator.device)
-            report = self._report(stored, accuracy, speed, log, baselines)
-            manifest = self._manifest(sha256_of(teacher.state_dict()), stored, report)
-            write_result(out, student, stored, manifest, report, reporter)
-        whole = from_main(report, self.accelerator)
-        assert whole is not None  # the main process made it
-        return whole
-
-    def _report(
-        self, stored: Stored, accuracy: Accuracy | None, speed: Speed, log: TrainLog, baselines: tuple[Baseline, ...]
-    ) -> Report:
-        return report_of(
-            stored, self.source, accuracy=accuracy, speed=speed, train=log, baselines=baselines,
-            data=self.train.name if self.train and log.steps else None, command=self.command, why=self.plan.why,
-            notes=self.image_notes + (self._teacher_notes() if log.steps else ()),
+        Args:
+            digests: SHA-256 of the models, by name.
+        """
+        return run_facts(
+            to_dict(self.recipe), self.train, **digests, precision=precision_of(self.recipe.run),
+            num_processes=self.accelerator.num_processes, torch=torch.__version__,
         )  # fmt: skip
 
-    def _manifest(self, source_sha256: str, stored: Stored, report: Report) -> artifact.Manifest:
-        """What the file says of itself."""
-        return artifact.Manifest(
-            source=described(self.source),
-            source_sha256=source_sha256,
-            plan=stored.plan,
-            data_config=self.config,
-            recipe=to_dict(self.recipe),
-            report=to_json(report),
-            versions=report.versions,
-            classes=tuple(self.source.pretrained_cfg.get("label_names", ()))
-            or (self.train.classes if self.train else ()),
-            store=stored.store,
-        )
-
-    @property
-    def image_notes(self) -> tuple[str, ...]:
-        """What the user must know of the training images."""
-        return (self.train.note,) if self.train is not None and self.train.note else ()
-
-    def _baselines(self, teacher: nn.Module, accuracy: Accuracy | None, reporter: Reporter) -> tuple[Baseline, ...]:
-        if accuracy is None or not self.recipe.store.baselines:
-            return ()
-        return measure_baselines(teacher, self.evaluator, accuracy, reporter)
-
-    def _teacher_notes(self) -> tuple[str, ...]:
-        """What a reader of the report must know where the student learned from another model."""
-        if self.teacher is None:
-            return self.comparison.notes
-        taught = f"The student learned from {self.teacher.name}; it is compared with {self.source.name} all the same."
-        return (taught, *self.comparison.notes)
+    def labelled(self, log: TrainLog) -> TrainLog:
+        """Return the log with the teacher, the losses and the precision that it was trained with."""
+        if not log.steps:
+            return log
+        precision = precision_of(self.recipe.run)
+        return replace(log, teacher=self.teacher_name, losses=dict(self.comparison.losses), precision=precision)
 
 
-def _longest_tables(num_classes: int) -> tuple[tuple[ClassHits, ...], tuple[Confusion, ...]]:
-    """The longest tables of classes and of confusions that an evaluation of a model may come to."""
-    classes, confusions = ClassHits(*[_LONG_COUNT] * 4), Confusion(*[_LONG_COUNT] * 4)
-    pairs = num_classes * (num_classes - 1)
-    return (classes,) * min(num_classes, MOST_CLASSES), (confusions,) * min(pairs, MOST_CONFUSIONS)
-
-
-def prepare_job(
-    recipe: Recipe, out: Path | None, command: str, *, measures: bool = False, joins: bool = True
-) -> Job:  # fmt: skip
-    """Check a recipe and find what it names, before any weight is loaded.
+def load_adapted(teacher: Teacher, config: dict[str, Any], comparison: Comparison) -> nn.Module:
+    """Load a teacher that accepts the student's views.
 
     Args:
-        recipe: what to do.
-        out: where to write; None where nothing is written.
-        command: what was typed.
-        measures: options are measured on images, and nothing is trained.
-        joins: it will run here, with the other processes there are.
+        teacher: the teacher to load.
+        config: timm's data config of the views.
+        comparison: says whether views must be resized.
+    """
+    model = teacher.load()
+    adapt_inputs(model, teacher.config, config, comparison.image_size)
+    return model
+
+
+# --- training
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training needs beside the two models.
+
+    Attributes:
+        follow: told the share of the training that is over, before each step.
+        checkpoints: where the state is kept; None for nowhere.
+        seconds: length in time; None where it is given in steps.
+        cached_as: the model whose weights name the teacher's cache; None for the teacher itself.
+    """
+
+    follow: Callable[[float], None]
+    checkpoints: Checkpoints | None
+    seconds: float | None
+    cached_as: nn.Module | None = None
+
+
+def train(
+    run: Run, student: nn.Module, teacher: nn.Module | None, training: Training, reporter: Reporter
+) -> TrainLog:  # fmt: skip
+    """Train the student, in place.
+
+    Args:
+        run: the request.
+        student: the student, on any device.
+        teacher: takes the student's views; None where no loss needs it.
+        training: what else the training needs.
+        reporter: shows the progress.
+
+    Returns:
+        The training log; empty where nothing is trained.
+    """
+    steps, images, recipe = run.num_steps, run.train, run.recipe
+    if steps == 0 or images is None:
+        return TrainLog()
+    seed, share = recipe.run.seed, share_of(run.accelerator, accumulate=recipe.distill.accumulate)
+
+    def batches(start: int) -> Iterable[Batch]:
+        return training_loader(images, run.config, recipe.data, seed=seed, num_steps=steps, start=start, share=share)
+
+    num_classes: Any = student.num_classes
+    mixing = Mixing(
+        mixup=recipe.data.mixup,
+        cutmix=recipe.data.cutmix,
+        num_classes=num_classes if "labels" in run.comparison.losses else None,
+        smoothing=recipe.distill.label_smoothing,
+        seed=seed,
+    )
+    cache = None if teacher is None else _teacher_cache(run, training.cached_as or teacher, num_classes, share)
+    how = recipe.store
+    with (
+        quantising(student, how.kind, how.qat_fraction) as quantise,
+        reporter.training(forecast=recipe.distill.max_minutes is None) as ticker,
+        _labelled_divergence(run),
+    ):
+
+        def follow(done: float) -> None:
+            training.follow(done)
+            quantise(done)
+
+        log = distill(
+            student,
+            teacher,
+            batches,
+            recipe.distill,
+            blocks=family_named(run.plan.family).block_names(student),
+            comparison=run.comparison,
+            mixing=mixing,
+            matrices=run.plan.matrices,
+            fade=follow,
+            accelerator=run.accelerator,
+            ticker=ticker,
+            input_size=run.config["input_size"],
+            num_steps=steps,
+            seconds=training.seconds,
+            seed=seed,
+            skip_bad_images=recipe.data.skip_bad_images,
+            checkpoints=training.checkpoints,
+            cache=cache,
+            compiled=recipe.run.compile,
+        )
+    run.accelerator.free_memory()  # the optimizers hold three times the student
+    return run.labelled(log)
+
+
+@contextmanager
+def _labelled_divergence(run: Run) -> Iterator[None]:
+    """Complete the log of a training that diverged."""
+    try:
+        yield
+    except DivergedError as error:
+        error.log = run.labelled(error.log)
+        raise
+
+
+def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: Share) -> TeacherCache | None:
+    """Return the teacher's outputs of earlier runs on the same views; None where none are asked for."""
+    recipe, steps, images = run.recipe, run.num_steps, run.train
+    if recipe.run.cache_teacher is None or steps is None or images is None:
+        return None
+    fields = to_dict(recipe)["data"]
+    facts = {
+        "teacher.sha256": sha256_of(teacher.state_dict()), "training images": images_digest(images),
+        "--seed": recipe.run.seed, "--precision": precision_of(recipe.run), "data config": run.config,
+        **{flag_of(name): fields[name] for name in _VIEW_FIELDS},
+    }  # fmt: skip
+    with run.accelerator.local_main_process_first():
+        return TeacherCache(
+            recipe.run.cache_teacher, facts, num_steps=steps, batch_size=recipe.data.batch_size,
+            num_classes=num_classes, share=share,
+        )  # fmt: skip
+
+
+# --- the result
+
+
+def measure(run: Run, student: nn.Module, teacher: nn.Module | None, reporter: Reporter) -> Accuracy | None:
+    """Evaluate a student next to its teacher; None where there are no images.
+
+    Args:
+        run: the request, with the images.
+        student: moved to the device; in eval mode afterwards.
+        teacher: likewise; None where there is none.
+        reporter: shows the progress.
+    """
+    for model in filter(None, (student, teacher)):
+        model.to(run.accelerator.device).eval()
+    if run.val is not None:
+        reporter.say(f"evaluating on {run.val.name}")
+    with reporter.counting("evaluating", brief=True) as tell:
+        return run.evaluator(student, teacher, tell)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a student is measured beside.
+
+    Attributes:
+        teacher: the model to compare outputs with; None for none.
+        unshared: the model to compare sizes and latencies with.
+        source_sha256: digest of the source's weights; empty where the student no longer has their head or size.
+        baselines: whether the teacher is also measured in fewer bits.
+        before: accuracy of the student before it was fine-tuned.
+    """
+
+    teacher: nn.Module | None
+    unshared: Callable[[], nn.Module]
+    source_sha256: str
+    baselines: bool = False
+    before: Accuracy | None = None
+
+
+def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, out: Path, reporter: Reporter) -> Report:
+    """Round, evaluate, write and verify a student; the main process writes.
+
+    Args:
+        run: the request.
+        student: the trained student.
+        reference: what it is measured beside.
+        log: the training log.
+        out: path of the artifact.
+        reporter: shows the progress.
+
+    Returns:
+        The report, as it is in the file.
+    """
+    stored = Stored.of(student, run.plan, run.recipe.store.kind)
+    stored.round(student)
+    accuracy = None
+    if reference.teacher is not None or measurable_alone(run, student):
+        accuracy = measure(run, student, reference.teacher, reporter)
+    baselines = ()
+    if reference.baselines and reference.teacher is not None and accuracy is not None:
+        baselines = measure_baselines(reference.teacher, run.evaluator, accuracy, reporter)
+    report: Report | None = None
+    if run.accelerator.is_main_process:
+        device, plan = run.accelerator.device, stored.plan
+        models = (model.to(device).eval() for model in (student, reference.unshared()))
+        report = Report(
+            schema_version=SCHEMA_VERSION,
+            model=run.source.name,
+            family=plan.family,
+            groups=tuple(len(group.blocks) for group in plan.groups),
+            transforms=plan.transforms,
+            size=plan.size,
+            accuracy=accuracy,
+            speed=measure_speed(*models, run.config["input_size"], device=device),
+            train=log,
+            data=run.train.name if run.train and log.steps else None,
+            versions=versions(),
+            command=run.command,
+            notes=(*notes_on(plan), *run.notes, *(run.comparison.notes if log.steps else ())),
+            before=reference.before,
+            lineage=run.lineage,
+            store=stored.store,
+            baselines=baselines,
+            made_of=plan.groups,
+            why=() if run.lineage else plan.why,
+        )
+        report = _write(run, student, stored, reference.source_sha256, report, out, reporter)
+    report = from_main(report, run.accelerator)
+    assert report is not None  # the main process made it
+    return report
+
+
+def _write(
+    run: Run, student: nn.Module, stored: Stored, source_sha256: str, report: Report, out: Path, reporter: Reporter
+) -> Report:  # fmt: skip
+    """Write the file; where its header alone exceeds `--target-size`, again with a shorter loss curve.
+
+    Returns:
+        The report that is in the file.
+    """
+    limit = run.recipe.target.target_size
+    while True:
+        manifest = Manifest(
+            source=described(run.source),
+            source_sha256=source_sha256,
+            plan=stored.plan,
+            data_config=run.config,
+            recipe=to_dict(run.recipe),
+            report=to_json(report),
+            versions=report.versions,
+            classes=run.classes,
+            lineage=tuple(to_json(parent) for parent in run.lineage),
+            store=stored.store,
+        )
+        write_result(out, student, stored, manifest, report, reporter)
+        size, curve = out.stat().st_size, report.train.loss_curve
+        if limit is None or size <= limit:
+            return report
+        if len(curve) <= _MIN_CURVE_POINTS:
+            reporter.say(f"--target-size {limit:,} bytes is missed: {out} has {size:,}.")
+            return report
+        reporter.say(f"{out} exceeds --target-size {limit:,} bytes: writing it again with half of the loss curve")
+        report = replace(report, train=replace(report.train, loss_curve=curve[1::2]))
+
+
+def conclude(
+    run: Run,
+    learn: Callable[[], TrainLog],
+    write: Callable[[TrainLog, Path], Report],
+    checkpoints: Checkpoints | None,
+    reporter: Reporter,
+) -> Report:
+    """Train and write; of a training that diverges, write its last good state beside `out`.
+
+    Args:
+        run: the request.
+        learn: trains the student.
+        write: evaluates the student and writes it to a path.
+        checkpoints: states of the training, discarded once the result is written; None where none are kept.
+        reporter: told the result.
 
     Raises:
-        VitcompressError: every fault that can be told by looking, at once.
+        DivergedError: the training diverged; the message names the file with the last good state.
     """
-    faults = Faults()
-    attempt = faults.attempt
-    if out is not None:
-        attempt(check_out, out, files_read(recipe))
-        attempt(check_states, out, recipe.run)
-    attempt(check_run, recipe, trains=not measures, starts=not joins)
-    attempt(check_checkpoint, recipe.model)
-    settled = settle(recipe, attempt, measures=measures)
-    if measures and settled.model is not None:
-        attempt(check_measurable, settled.model)
-    if settled.plan and not (measures or recipe.target.is_given):
-        faults.extend(unreachable_gates(settled.plan.size, recipe.gates))
-    source, model, config = settled.source, settled.model, settled.config
-    train = val = None
-    if model is not None and hasattr(model, "num_classes"):
-        searched = measures or recipe.target.is_given
-        fitted = searched or bool(settled.plan and needs_images(settled.plan, recipe.start.start))
-        recipe = with_images(recipe, fitted=fitted)
-        sets = attempt(
-            open_sets, recipe.data, bundle=bundle_of(source.name), num_classes=model.num_classes,
-            seed=recipe.run.seed, classes=known_classes((), source.pretrained_cfg, model.num_classes),
-            flag="--calibrate" if measures else "--data",
-        )  # fmt: skip
-        train, val = sets or (None, None)
-        if sets is not None:
-            faults.extend(unfit_images(recipe, train, val))
-        if config and train is not None:
-            attempt(Views, train, config, training=True, recipe=recipe.data, seed=0)
-    faults.raise_as(RecipeError)
-    accelerator = join(recipe.run, (out or Path()).parent) if joins else alone()
-    assert settled.comparison is not None  # else there was a fault
-    return Job(
-        recipe if recipe.target.is_given else with_losses(recipe, settled.comparison.losses),
-        out or Path(),
-        command,
-        source,
-        settled.plan,
-        config,
-        train,
-        val,
-        settled.teacher,
-        settled.comparison,
-        accelerator,
-    )
+    out = run.out
+    with checkpoints.telling() if checkpoints else nullcontext():
+        try:
+            with tracking(run.accelerator, run.recipe, out):
+                log = learn()
+        except DivergedError as error:
+            last_good = out.with_name(f"{out.stem}.last-good{out.suffix}")
+            write(error.log, last_good)
+            raise DivergedError(f"{error} The last good state is in {last_good}.", hint=error.hint) from error
+        report = write(log, out)
+    tell_result(reporter, report, out)
+    if checkpoints and run.accelerator.is_main_process:
+        checkpoints.discard()
+    leave(run.accelerator)
+    return report
+
+
+def measurable_alone(run: Run, student: nn.Module) -> bool:
+    """Whether a student can be evaluated without a teacher: it has classes, and there are labels."""
+    return has_classes(student) and run.val is not None and run.val.labels is not None

@@ -1,1 +1,1 @@
-"""Several processes: who starts them, which one this is, and what all of them agree on."""
+"""How the program runs: console, events, signals, processes and optional packages."""

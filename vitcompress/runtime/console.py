@@ -1,6 +1,6 @@
-"""What does the user see while it runs?  A live bar on a terminal; plain lines every few seconds in a pipe or a CI log.
+"""Progress on stderr: a live bar on a terminal, plain lines every few seconds in a pipe or a CI log.
 
-All of it goes to stderr: stdout is for results.  Programs read `JsonLog` instead: the same events, a line of JSON each.
+Stdout is for results. Programs read `JsonLog` instead: the same events, one line of JSON each.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from vitcompress.errors import VitcompressError, printable
 
 SECONDS_BETWEEN_LINES = 5.0
-STARTED_VARIABLE = "VITCOMPRESS_STARTED"  # for processes that the command starts
-STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))  # of the command, in seconds since 1970
-WORTH_SAYING = 0.2  # share of the time spent waiting for images
-LOG_VERSION = 1  # of what a line of the log means; a change that breaks readers raises it
+STARTED_VARIABLE = "VITCOMPRESS_STARTED"  # set for the processes that the command starts
+STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))  # start of the command, in seconds since 1970
+MIN_STALL = 0.2  # share of the time spent waiting for images from which it is shown
+LONG_TRAINING_SECONDS = 3600.0
+_FORECAST_STEPS = 5  # measured steps before the length of a training is estimated; the first one warms up
+LOG_VERSION = 1  # a change that breaks readers of the log raises it
 EVENTS: Mapping[str, tuple[str, ...]] = {
     "start": ("command", "version"),
     "note": ("text",),
@@ -35,38 +37,38 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "gate": ("missed",),
     "error": ("kind", "message", "hint"),
     "end": ("exit_code", "seconds"),
-}  # each with its fields, beside log_version, event and time
+}  # fields of each event, beside log_version, event and time
 
 
 def is_main() -> bool:
-    """Is this the process that prints and writes?  Launchers tell by the environment, before accelerate has looked."""
+    """Whether this process prints and writes; launchers tell by the environment, before accelerate is imported."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def local_processes() -> int:
-    """How many processes run on this machine."""
+    """Return the number of processes on this machine."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Ticker(Protocol):
-    """Told of every training step."""
+    """Receives every training step."""
 
     def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
         """Report one step.
 
         Args:
-            done: share of the training that is over, 0–1.
-            loss: of the step.
-            images_per_second: since the start.
-            waiting: share of the time that went by waiting for images, 0–1.
+            done: finished share of the training, 0–1.
+            loss: loss of the step.
+            images_per_second: mean since the start.
+            waiting: share of the time spent waiting for images, 0–1.
         """
 
 
 class JsonLog:
-    """Events, a line of JSON each, flushed at once; what is not finite is null.
+    """Writes events as lines of JSON, flushed at once; a number that is not finite becomes null.
 
     Args:
-        stream: to write to.
+        stream: the stream to write to.
     """
 
     def __init__(self, stream: IO[str]) -> None:
@@ -78,10 +80,10 @@ class JsonLog:
 
         Args:
             event: a key of `EVENTS`.
-            fields: all that `EVENTS` names, JSON values.
+            fields: every field that `EVENTS` names, as JSON values.
 
         Raises:
-            VitcompressError: it cannot be written; nothing more is then.
+            VitcompressError: the stream cannot be written to; later events are dropped.
         """
         assert fields.keys() == set(EVENTS[event]), event
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
@@ -99,7 +101,7 @@ class JsonLog:
             ) from error
 
     def now_and_then(self, event: str, *, done: float, **fields: Any) -> None:
-        """Write one line, unless the last of this event was less than seconds ago; the first and the end always."""
+        """Write one line every few seconds; the first and the last line are always written."""
         now = time.monotonic()
         if done < 1 and now - self.last.get(event, -math.inf) < SECONDS_BETWEEN_LINES:
             return
@@ -112,11 +114,11 @@ def _finite(value: Any) -> Any:
 
 
 class Reporter:
-    """Says what is going on, on stderr; of several processes, the main one alone.
+    """Shows progress on stderr; of several processes, only the main one does.
 
     Args:
-        quiet: say nothing.
-        log: for programs, quiet or not; None for none.
+        quiet: print nothing.
+        log: the log for programs, written even when quiet; None for none.
     """
 
     def __init__(self, *, quiet: bool = False, log: JsonLog | None = None) -> None:
@@ -129,17 +131,20 @@ class Reporter:
         self.tell("note", text=text)
 
     def tell(self, event: str, **fields: Any) -> None:
-        """Put an event of `EVENTS` into the log; people are not told."""
+        """Write an event of `EVENTS` to the log only."""
         if self.log:
             self.log.write(event, **fields)
 
     @contextmanager
     def counting(self, what: str, *, brief: bool = False) -> Iterator[Callable[[float], None]]:
-        """Show how far something has come until the context ends; to be told the share that is done, 0–1.
+        """Show the progress of a task until the context ends.
 
         Args:
-            what: it is.
-            brief: without a terminal, do not say that it is over unless it took a while.
+            what: label of the progress bar.
+            brief: without a terminal, print nothing for a task of a few seconds.
+
+        Yields:
+            A function to call with the finished share, 0–1.
         """
 
         def logged(show: Callable[[float], None]) -> Callable[[float], None]:
@@ -158,10 +163,15 @@ class Reporter:
             yield logged(lambda done: progress.update(task, completed=done))
 
     @contextmanager
-    def training(self) -> Iterator[Ticker]:
-        """Show the progress of a training run until the context ends."""
+    def training(self, *, forecast: bool = False) -> Iterator[Ticker]:
+        """Show the progress of a training until the context ends.
+
+        Args:
+            forecast: after the first steps, say so if the training will take more than an hour.
+        """
+        warn = self.say if forecast else None
         if not self.console.is_terminal:
-            yield _Logged(_Lines(self.console, "distil"), self.log)
+            yield _Logged(_Lines(self.console, "distil"), self.log, warn)
             return
         columns = (
             TextColumn("distil"),
@@ -172,19 +182,41 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
-            yield _Logged(_Bar(progress), self.log)
+            yield _Logged(_Bar(progress), self.log, warn)
 
 
 class _Logged:
-    """A ticker that puts a step into the log, too, now and then."""
+    """Passes steps on to another ticker and, every few seconds, to the log; warns once of a long training."""
 
-    def __init__(self, shown: Ticker, log: JsonLog | None) -> None:
-        self.shown, self.log = shown, log
+    def __init__(self, shown: Ticker, log: JsonLog | None, warn: Callable[[str], None] | None) -> None:
+        self.shown, self.log, self.warn = shown, log, warn
+        self.first: tuple[float, float] | None = None  # time and share after the first step
+        self.steps = 0
 
     def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
         self.shown.step(done=done, loss=loss, images_per_second=images_per_second, waiting=waiting)
         if self.log:
             self.log.now_and_then("step", done=done, loss=loss, images_per_second=images_per_second, waiting=waiting)
+        self._forecast(done)
+
+    def _forecast(self, done: float) -> None:
+        """Estimate the length of the training from its first steps."""
+        if self.warn is None:
+            return
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now, done
+            return
+        self.steps += 1
+        start, share = self.first
+        if self.steps < _FORECAST_STEPS or done <= share:
+            return
+        seconds = (now - start) * (1 - share) / (done - share)
+        if seconds > LONG_TRAINING_SECONDS:
+            self.warn(
+                f"The training will take about {seconds / 3600:.1f} hours. --max-minutes N limits the whole command."
+            )
+        self.warn = None
 
 
 class _Bar:
@@ -206,7 +238,7 @@ class _Lines:
         self.count(done, f"loss {_shown(loss):.3f}  {images_per_second:.0f} images/s{_stall(waiting)}")
 
     def count(self, done: float, text: str = "") -> None:
-        """Print one line now and then."""
+        """Print one line every few seconds."""
         now = time.monotonic()
         if now - self.last < SECONDS_BETWEEN_LINES and (done < 1 or self.brief):
             return
@@ -217,10 +249,10 @@ class _Lines:
 
 
 def _shown(loss: float) -> float:
-    """A loss as three decimals show it: what rounds to nothing has no sign."""
+    """Round a loss to three decimals; zero has no sign."""
     return round(loss, 3) + 0.0
 
 
 def _stall(waiting: float) -> str:
-    """What to say where the images come too slowly; empty where they do not."""
-    return f" (waiting for images {waiting:.0%} of the time: --num-workers)" if waiting > WORTH_SAYING else ""
+    """Return a warning where images arrive too slowly, else an empty string."""
+    return f" (waiting for images {waiting:.0%} of the time: --num-workers)" if waiting > MIN_STALL else ""

@@ -1,4 +1,4 @@
-"""Who starts the processes of a run?  The command itself, for the devices of this machine, or whoever launched it.
+"""Start the processes of a run: one per device of this machine, unless a launcher has started them.
 
 vitcompress compress …                            one process per GPU of this machine
 accelerate launch -m vitcompress compress …       as accelerate is set up: one machine or many
@@ -19,16 +19,16 @@ from vitcompress.errors import TrainingError
 from vitcompress.recipe import RunRecipe
 from vitcompress.runtime.console import STARTED, STARTED_VARIABLE
 
-_OWN_MESSAGE = (2, 3, 130, 143)  # exit codes whose reason the process itself has told
+_EXPLAINED_CODES = (2, 3, 130, 143)  # exit codes whose reason the process itself has printed
 
 
 def num_launched() -> int:
-    """How many processes somebody launched, on all machines together; 1 where nobody did."""
+    """Return the number of launched processes on all machines; 1 where nothing was launched."""
     return int(os.environ.get("WORLD_SIZE", "0")) or 1
 
 
 def num_processes(run: RunRecipe) -> int:
-    """How many processes a run has, on all machines together: those that are there, or those to be started."""
+    """Return the number of processes of a run on all machines, launched or still to be started."""
     if int(os.environ.get("WORLD_SIZE", "0")):
         return num_launched()
     if run.num_processes is not None:
@@ -37,21 +37,21 @@ def num_processes(run: RunRecipe) -> int:
 
 
 def must_start(run: RunRecipe) -> bool:
-    """Whether processes have to be started: there shall be several, and nobody launched them."""
+    """Whether the command must start the processes itself: it needs several, and none were launched."""
     return "WORLD_SIZE" not in os.environ and num_processes(run) > 1
 
 
 def start(run: RunRecipe, arguments: Sequence[str]) -> int:
-    """Start the processes of a run by torch's launcher, which is accelerate's own, and wait for their end.
+    """Start the processes of a run with torch's launcher, and wait for their end.
 
-    accelerate's command for it would start one process where there is no GPU.
+    `accelerate launch` uses the same launcher, but starts one process where there is no GPU.
 
     Args:
-        run: how many.
-        arguments: of the command line.
+        run: the number of processes.
+        arguments: the command line's arguments.
 
     Returns:
-        Exit code: of the first process that failed, or 0.
+        Exit code of the first process that failed, or 0.
 
     Raises:
         TrainingError: a process died.
@@ -60,12 +60,12 @@ def start(run: RunRecipe, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in list(logging.root.manager.loggerDict):  # what it would say of each process, they say themselves
+    for name in list(logging.root.manager.loggerDict):  # each process prints its own messages
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     number = num_processes(run)
     threads = max(1, (os.cpu_count() or 1) // number)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else each process would take every core
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # otherwise each process would use every core
     os.environ[STARTED_VARIABLE] = str(STARTED)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=number, run_id=str(uuid.uuid4()), rdzv_backend="c10d",
@@ -75,13 +75,13 @@ def start(run: RunRecipe, arguments: Sequence[str]) -> int:
         elastic_launch(config, sys.executable)("-m", "vitcompress", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode in _OWN_MESSAGE:
+        if failure.exitcode in _EXPLAINED_CODES:
             return int(failure.exitcode)
-        died = f"was ended by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "failed"
+        died = f"was killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "failed"
         raise TrainingError(
             f"Process {rank} of {number} {died}, and the others with it.",
-            hint="--resume goes on from the last state that was kept, if there is one.",
+            hint="--resume continues from the last saved state, if there is one.",
         ) from error
-    except SignalException as error:  # its processes got the signal too, and have ended
+    except SignalException as error:  # the processes got the signal too, and have ended
         return 128 + int(error.sigval)
     return 0

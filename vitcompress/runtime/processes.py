@@ -1,4 +1,4 @@
-"""Which process am I, and what do all of them agree on?  Thin functions over accelerate; one process pays nothing."""
+"""Join the other processes and exchange values with them; thin functions over accelerate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -26,103 +26,123 @@ from vitcompress.recipe.compose import to_dict
 T = TypeVar("T")
 
 _UNTIE = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron"}
-_WORKERS_SECONDS = 30.0  # more than a step takes, and as long as torch's launcher waits
-_PATIENCE_HOURS = 24  # one process alone searches for a plan, and writes; a process that dies ends the others anyway
+_WORKER_SECONDS = 30.0  # longer than a step takes, and as long as torch's launcher waits
+_TIMEOUT_HOURS = 24  # the main process searches and writes alone; one that dies ends the others anyway
 
 
 def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
-    """Join the processes that were started for this run, or be the only one.
+    """Join the processes of this run, or be the only one.
 
     Args:
         run: device and precision.
-        logs: where trackers write that write to disk.
+        logs: folder for trackers that write to disk.
 
     Raises:
-        RecipeError: accelerate is set up for something that would untie shared parameters.
+        RecipeError: accelerate is configured to shard parameters, which would untie shared ones.
     """
     accelerator = _accelerator(
-        cpu=run.device == "cpu" or not torch.cuda.is_available(),  # accelerate would take what knows no float64 (MPS)
-        mixed_precision="bf16" if run.precision == "bf16" else "no",
+        cpu=run.device == "cpu" or not torch.cuda.is_available(),  # accelerate would choose MPS, which has no float64
+        mixed_precision="bf16" if precision_of(run) == "bf16" else "no",
         log_with=run.log_with,
         project_dir=logs if run.log_with else None,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=_PATIENCE_HOURS))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=_TIMEOUT_HOURS))],
     )
     name = _UNTIE.get(accelerator.distributed_type)
     if name:
         raise RecipeError(
-            f"{name} cuts parameters apart: what blocks share would no longer be one.",
-            hint="Use accelerate's plain multi-GPU launch; a shared model needs no sharding.",
+            f"{name} shards parameters, so blocks would no longer share them.",
+            hint="Use accelerate's plain multi-GPU launch; a compressed model needs no sharding.",
         )
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
     return accelerator
 
 
+def precision_of(run: RunRecipe) -> str:
+    """Return the precision of training: fp32, tf32 or bf16; `auto` is bf16 where the device computes in it.
+
+    On a CPU with avx512_bf16, a forward pass of DeiT-Tiny takes 0.59 and a training step 0.67 of the time in fp32.
+    """
+    if run.precision != "auto":
+        return run.precision
+    if run.device != "cpu" and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = any(cpu_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return "bf16" if native else "fp32"
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Return torch's names of what the CPU can do; empty before torch 2.10, which does not tell."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    return ask() if ask else {}
+
+
 def alone() -> Accelerator:
-    """No other process, and no GPU: for what is only checked."""
+    """Return an accelerator without other processes and GPUs, for checks."""
     return _accelerator(cpu=True)
 
 
 def _accelerator(**how: Any) -> Accelerator:
-    if "WORLD_SIZE" not in os.environ:  # an earlier call in this process may have had another device or precision
+    if "WORLD_SIZE" not in os.environ:  # an earlier call in this process may have used another device or precision
         AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(**how)
 
 
 def mean_of(values: Tensor, accelerator: Accelerator) -> Tensor:
-    """The mean of a tensor over all processes."""
-    found: Tensor = values if accelerator.num_processes == 1 else accelerator.reduce(values, reduction="mean")
-    return found
+    """Return the mean of a tensor over all processes."""
+    mean: Tensor = values if accelerator.num_processes == 1 else accelerator.reduce(values, reduction="mean")
+    return mean
 
 
 def gathered(value: T, accelerator: Accelerator) -> list[T]:
-    """Everybody's value, in the order of the processes."""
+    """Return the values of all processes, in their order."""
     return [value] if accelerator.num_processes == 1 else list(gather_object([value]))
 
 
 def from_main(value: T, accelerator: Accelerator) -> T:
-    """The main process's value, in all of them."""
+    """Return the main process's value in every process."""
     if accelerator.num_processes == 1:
         return value
     box: list[Any] = [value]
     broadcast_object_list(box)
-    found: T = box[0]
-    return found
+    received: T = box[0]
+    return received
 
 
 @contextmanager
 def tracking(accelerator: Accelerator, recipe: Recipe, out: Path) -> Iterator[None]:
-    """Send what is logged to the tracker that was asked for, under the name of `out`, until the context ends."""
+    """Send logged values to the recipe's tracker, under the name of `out`, until the context ends."""
     tree = {f"{stage}.{name}": value for stage, fields in to_dict(recipe).items() for name, value in fields.items()}
     plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in tree.items()}
     accelerator.init_trackers(f"{out.stem}.logs", config=plain)
     try:
         yield
-    finally:  # not end_training, which parts the processes: what follows is done together
+    finally:  # not end_training, which separates the processes: what follows is done together
         for tracker in accelerator.trackers:
             tracker.finish()
 
 
 def outlive_signals(worker: int) -> None:
-    """Let a data worker live till its loader ends it: a signal to all of the group shall not cost the step begun."""
+    """Let a data worker ignore signals until its loader ends it, so that the current step can finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
-    sys.excepthook = _hush
+    sys.excepthook = _hide_broken_pipes
 
 
 def _end_later(number: int, frame: FrameType | None) -> None:
-    """End this process if its loader has not done so after a while: it may wait for a shard that never comes."""
-    timer = threading.Timer(_WORKERS_SECONDS, os._exit, (0,))
+    """End this worker if its loader has not done so after a while; it may wait for a shard that never comes."""
+    timer = threading.Timer(_WORKER_SECONDS, os._exit, (0,))
     timer.daemon = True
     timer.start()
 
 
-def _hush(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Say nothing of a main process that ended in the middle of a message: multiprocessing would show where."""
+def _hide_broken_pipes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Hide the errors that multiprocessing prints where the main process ends during a message."""
     if not issubclass(kind, (EOFError, OSError)):
         sys.__excepthook__(kind, error, trace)
 
 
-def part(accelerator: Accelerator) -> None:
-    """Part from the other processes: the run is over."""
+def leave(accelerator: Accelerator) -> None:
+    """Leave the other processes at the end of the run."""
     accelerator.end_training()

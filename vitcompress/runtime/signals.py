@@ -1,4 +1,4 @@
-"""What happens at Ctrl-C, and at SIGTERM of schedulers?  The command ends at once, or once its state is kept."""
+"""End the command at Ctrl-C and at SIGTERM, at once or after the state of a training is saved."""
 
 from __future__ import annotations
 
@@ -8,74 +8,77 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_LAUNCHERS_SECONDS = 10.0  # more than one process takes to end, on a busy machine
+_LAUNCHER_SECONDS = 10.0  # longer than a process takes to end on a busy machine
 
 
 class TerminationError(BaseException):
-    """SIGTERM came; no mistake and no bug, so nothing but the command line may catch it. Its text says what is kept."""
+    """SIGTERM was received; only the command line may catch it. Its message says what is kept."""
 
 
-_asked: list[int] = []  # signals that came
+_received: list[int] = []  # signals, in order
 _raised = False  # whether one of them has become an exception
 _deferred: frozenset[int] = frozenset()
 
 
 def watch() -> None:
-    """Let SIGTERM end this process by a `TerminationError`, so that half-written files are removed, and Ctrl-C too."""
+    """Turn SIGTERM into a `TerminationError`, and Ctrl-C into a KeyboardInterrupt, so that half-written files go."""
     global _raised
-    _asked.clear()
+    _received.clear()
     _raised = False
-    signal.signal(signal.SIGTERM, _end)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background jobs ignore it
-        signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGTERM, _receive)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background jobs ignore it
+        signal.signal(signal.SIGINT, _receive)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _receive(number: int, frame: FrameType | None) -> None:
     global _raised
-    again = number == signal.SIGINT and number in _asked  # a launcher may send SIGTERM twice, a user means it
-    _asked.append(number)
+    again = number == signal.SIGINT and number in _received  # a launcher may send SIGTERM twice; a user means it
+    _received.append(number)
     if again or number not in _deferred:
         _raised = True
-        raise ending()
+        raise pending()
 
 
 @contextmanager
-def undisguised() -> Iterator[None]:
-    """Let a signal's exception be seen as itself where a library has made another of it.
+def unwrapped() -> Iterator[None]:
+    """Raise a signal's exception where a library has turned it into another one.
 
-    numpy and torch, interrupted while they are being imported, end in a RecursionError or an ImportError.
+    numpy and torch, interrupted during their import, raise a RecursionError or an ImportError.
     """
     try:
         yield
     except Exception as error:
         if _raised:
-            raise ending() from error
+            raise pending() from error
         raise
 
 
-def ending() -> BaseException:
-    """What the first signal that came ends the process by."""
-    return KeyboardInterrupt() if signal.SIGINT in _asked[:1] else TerminationError()
+def pending() -> BaseException:
+    """Return the exception of the first signal that was received."""
+    return KeyboardInterrupt() if signal.SIGINT in _received[:1] else TerminationError()
 
 
 @contextmanager
 def deferring(*, ctrl_c: bool) -> Iterator[Callable[[], bool]]:
-    """Let SIGTERM wait: yields a function that tells whether it came; if it did, the block ends by it.
+    """Defer SIGTERM until the context ends.
 
     Args:
-        ctrl_c: let the first Ctrl-C wait too; the second one ends the process at once.
+        ctrl_c: defer the first Ctrl-C too; the second one ends the process at once.
+
+    Yields:
+        A function that tells whether a signal was received.
     """
     global _deferred
     before, _deferred = _deferred, frozenset((signal.SIGTERM, signal.SIGINT) if ctrl_c else (signal.SIGTERM,))
     try:
-        yield lambda: bool(_asked)
+        yield lambda: bool(_received)
     finally:
         _deferred = before
-    if _asked:
-        raise ending()
+    if _received:
+        raise pending()
 
 
-def wait_to_be_ended() -> None:
-    """Sleep for some seconds, in which a launcher ends this process if the one that failed first was another."""
+def await_launcher() -> None:
+    """Let the launcher end this process if another failed first."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(_LAUNCHERS_SECONDS)
+    time.sleep(_LAUNCHER_SECONDS)

@@ -1,4 +1,4 @@
-"""What can an artifact learn?  From which images, into which head, and from whom; told before any weight is loaded."""
+"""Decide what an artifact is fine-tuned on: its images, head, teacher and losses; reads no weights."""
 
 from __future__ import annotations
 
@@ -19,49 +19,50 @@ from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
 def images_to_learn(
     recipe: DataRecipe, parent: Manifest, known: tuple[str, ...], *, num_classes: int, seed: int
 ) -> tuple[ImageSet, ImageSet | None]:
-    """The images to learn from and to evaluate on, counted by the artifact's classes or, where others, by their own.
+    """Open the images to train and to evaluate on, labelled by the artifact's classes or, if they differ, by their own.
 
     Args:
         recipe: folders and the class map.
-        parent: what the artifact says of itself.
-        known: names of its classes, in order; empty where they are not known.
-        num_classes: K of it.
-        seed: which images are held out, where they must be.
+        parent: manifest of the artifact.
+        known: names of the artifact's classes, in order; empty where they are not known.
+        num_classes: number of the artifact's classes.
+        seed: selects the images that are held out, where there is no validation split.
 
     Raises:
         DataError: as `open_sets`.
-        RecipeError: there are none to learn from.
+        RecipeError: there are no images to train on, or only of one class.
     """
     bundle = bundle_of(str(parent.source["name"]), parent.classes)
     images, val = open_sets(recipe, bundle=bundle, num_classes=None, seed=seed, classes=known)
     if images is None:
         raise RecipeError("There are no images to learn from.", hint="Give --data DIR.")
-    if images.labels is None:  # then the model's own classes are those of the images to evaluate on
+    if images.labels is None:  # images to evaluate on are labelled by the model's classes
         images, val = open_sets(recipe, bundle=bundle, num_classes=num_classes, seed=seed, classes=known)
         assert images is not None
     elif not images.streams and len(set(images.labels)) < 2:
-        raise RecipeError(f"{images.name} has images of one class only.", hint="There is nothing to tell apart.")
+        raise RecipeError(f"{images.name} has images of only one class.", hint="Give images of at least two classes.")
     elif recipe.class_map is None and are_own(images.classes, num_classes, known):
         images, val = open_sets(recipe, bundle=bundle, num_classes=num_classes, seed=seed, classes=known)
         assert images is not None
-        images = replace(images, classes=known)  # not the numbers that may stand for them
+        images = replace(images, classes=known)  # names, where folders may be named by numbers
     return images, val
 
 
 def new_head(images: ImageSet | None, known: tuple[str, ...]) -> tuple[tuple[str, ...], int | None]:
-    """Names of the result's classes, and how many its new head has; None where it keeps its head."""
+    """Return the class names of the result, and the size of its new head; None where it keeps its head."""
     if images is None or images.labels is None or images.classes == known:
         return known, None
     return images.classes, len(images.classes) or max(images.labels) + 1
 
 
 def source_as_teacher(parent: Manifest) -> Teacher | None:
-    """The model that the artifact was made from, where it can teach: its head was kept, and it is no place to fetch.
+    """Return the model that the artifact was made from, as a teacher; None where it cannot be one.
 
-    It sees what it saw when the artifact was made, whatever timm says of it.
+    It can where the artifact still has its head, and its name is not a place to fetch code or weights from. It gets the
+    preprocessing that the artifact records.
 
     Args:
-        parent: what the artifact says of itself.
+        parent: manifest of the artifact.
     """
     name = str(parent.source["name"])
     if not parent.source_sha256 or ":" in name:
@@ -76,25 +77,24 @@ def source_as_teacher(parent: Manifest) -> Teacher | None:
 def settle_losses(
     student: Candidate, teacher: Teacher | None, recipe: DistillRecipe, images: ImageSet, classes: tuple[str, ...]
 ) -> Comparison:
-    """Settle what the student learns: by default from labels and outputs, whichever there are.
+    """Decide the losses: by default labels and the teacher's outputs, where there are any.
 
     Args:
-        student: with its new head and size.
-        teacher: None where there is none.
-        recipe: what is asked for.
-        images: to learn from.
+        student: the student with its new head and size.
+        teacher: the teacher; None where there is none.
+        recipe: losses and layers.
+        images: training images.
         classes: names of the student's classes; empty where they are not known.
 
     Raises:
-        RecipeError: there is nothing to learn from, or what is asked for cannot be had.
+        RecipeError: there is nothing to learn from, or a loss does not fit.
     """
-    taught = "logits" if has_classes(student.model) else "features"
-    default = {**({"labels": 1.0} if images.labels is not None else {}), **({taught: 1.0} if teacher else {})}
+    outputs = "logits" if has_classes(student.model) else "features"
+    default = {**({"labels": 1.0} if images.labels is not None else {}), **({outputs: 1.0} if teacher else {})}
     losses = {name: weight for name, weight in (default if recipe.loss is None else recipe.loss).items() if weight}
     if not losses:
         raise RecipeError(
-            f"There is nothing to learn from: {images.name} has no labels, and there is no teacher whose outputs "
-            f"{student.name} could be compared with.",
+            f"There is nothing to learn from: {images.name} has no labels, and there is no teacher for {student.name}.",
             hint="Give --data DIR with class folders, or --teacher MODEL of the same classes.",
         )
     if losses.get("labels") and images.labels is None:
@@ -104,13 +104,13 @@ def settle_losses(
     if teacher is not None:
         if teacher.classes and classes and teacher.classes != classes:
             raise RecipeError(
-                f"--teacher {teacher.name} has other classes than {student.name} will have, or in another order.",
+                f"--teacher {teacher.name} has other classes than {student.name}, or another order of classes.",
                 hint="Name a teacher of the same classes.",
             )
         return compare(student, teacher.candidate, replace(recipe, loss=losses))
     check_kind(student, losses)
-    if wanting := [name for name in losses if LOSSES[name].teacher]:
+    if unmet := [name for name in losses if LOSSES[name].teacher]:
         raise RecipeError(
-            f"--loss {', '.join(wanting)} needs a teacher of the same classes.", hint="Name it with --teacher."
+            f"--loss {', '.join(unmet)} needs a teacher of the same classes.", hint="Name it with --teacher."
         )
     return Comparison(losses)

@@ -1,0 +1,87 @@
+"""The command `compress`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from vitcompress.cli.flags import takes
+from vitcompress.cli.options import LogOption, PresetOption, QuietOption, RecipeOption
+from vitcompress.cli.output import Results, exit_on_missed, put, reporting
+from vitcompress.errors import RecipeError
+from vitcompress.recipe import STAGES, GateRecipe, ModelRecipe, Recipe, compose
+from vitcompress.report import Report
+from vitcompress.report.gates import missed_gates
+from vitcompress.report.terminal import print_plan, print_report
+from vitcompress.runtime.console import STARTED, Reporter, is_main
+
+
+@takes(*STAGES)
+def compress(
+    flags: dict[str, Any],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; its reports are written beside it.", show_default=False)
+    ] = None,
+    recipe: RecipeOption = None,
+    preset: PresetOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check everything but weights and images, print plan and recipe, and stop."),
+    ] = False,
+    quiet: QuietOption = False,
+    log_json: LogOption = None,
+) -> None:
+    """Compress a model into one verified .safetensors file with a report."""
+    with reporting(log_json, quiet=quiet) as reporter:
+        resolved = compose.build(flags, file=recipe, preset=preset, family_name=family_name)
+        if dry_run:
+            _print_dry_run(resolved, reporter)
+            return
+        if out is None:
+            raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
+        from vitcompress.pipeline import compress, write
+        from vitcompress.runtime import launch
+
+        if launch.must_start(resolved.run):
+            compress.check(resolved, out)
+            sys.exit(launch.start(resolved.run, sys.argv[1:]))
+        command = write.command_line(sys.argv[1:])
+        result = compress.compress(resolved, out, reporter=reporter, command=command, started=STARTED)
+        print_result(result, resolved.gates, out, reporter)
+
+
+def family_name(model: ModelRecipe) -> str:
+    """Return the family of a model, for a preset's defaults."""
+    from vitcompress.pipeline import plan
+
+    return plan.family_name(model)
+
+
+def print_result(result: Report, gates: GateRecipe, out: Path, reporter: Reporter) -> None:
+    """Print a report and check the file against its gates; of several processes, the main one does."""
+    if is_main():
+        print_report(result, Results())
+        if gates != GateRecipe():
+            exit_on_missed(missed_gates(result, gates, file_bytes=out.stat().st_size), reporter)
+
+
+def _print_dry_run(recipe: Recipe, reporter: Reporter) -> None:
+    """Print the plan on stderr, and on stdout the recipe with its preset and every default, as a recipe file."""
+    from vitcompress.initialize import needs_images
+    from vitcompress.pipeline import compress
+    from vitcompress.pipeline.checks import with_images
+
+    plan, notes = compress.dry_run(recipe)
+    recipe = with_images(recipe, fitted=plan is None or needs_images(plan, recipe.start.start))
+    if plan is None:
+        reporter.say(f"{recipe.model.model}: the plan is searched for during the run, on its weights and images.")
+    else:
+        print_plan(plan, recipe.model.model, Console(stderr=True, quiet=reporter.console.quiet))
+    for note in notes:
+        reporter.say(note)
+    put(yaml.safe_dump(compose.to_dict(recipe), sort_keys=False, allow_unicode=True), nl=False)

@@ -1,0 +1,36 @@
+"""The command `evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from vitcompress.cli.flags import takes
+from vitcompress.cli.options import IMAGE_FLAGS, CheckpointOption, FileArgument, JsonOption, LogOption, QuietOption
+from vitcompress.cli.output import Results, put_json, reporting
+from vitcompress.recipe import ModelRecipe, compose
+from vitcompress.report.model import to_json
+from vitcompress.report.terminal import print_accuracy
+
+
+@takes("data", only=IMAGE_FLAGS)
+def evaluate(
+    file: FileArgument,
+    flags: dict[str, Any],
+    teacher: Annotated[
+        str | None, typer.Option(help="Compare with this model or file; default: the file's source.")
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    log_json: LogOption = None,
+) -> None:
+    """Measure a file on images: top-1, top-5 and agreement with its teacher, where the teacher can be loaded."""
+    with reporting(log_json, quiet=quiet) as reporter:
+        data = compose.build({"model": teacher or "", **flags}).data
+        from vitcompress.pipeline import evaluate
+
+        reference = ModelRecipe(teacher, checkpoint) if teacher else None
+        accuracy = evaluate.evaluate(file, data, teacher=reference, checkpoint=checkpoint, reporter=reporter)
+        put_json(to_json(accuracy)) if as_json else print_accuracy(accuracy, Results())

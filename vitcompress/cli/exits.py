@@ -1,0 +1,72 @@
+"""End a command: exit codes, and one place where errors become messages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from vitcompress.errors import ExportError, VitcompressError, printable
+from vitcompress.runtime.console import is_main
+from vitcompress.runtime.signals import TerminationError, await_launcher, unwrapped
+
+EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_TERMINATED = 1, 2, 3, 130, 141, 143
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn an error into a message and an exit code.
+
+    A user's mistake ends with 2 and a hint, a wrong export with 1, Ctrl-C with 130, SIGTERM with 143.
+    """
+    try:
+        with unwrapped():
+            yield
+    except VitcompressError as error:
+        if not is_main():
+            await_launcher()  # the main process prints a mistake that all processes meet
+        _print_labelled("Error:", "bold red", str(error))
+        if error.hint:
+            _print_labelled("Hint:", "bold", error.hint)
+        sys.exit(EXIT_MISTAKE)
+    except ExportError as error:
+        _print(f"Error: {error}")
+        sys.exit(EXIT_WRONG)
+    except KeyboardInterrupt as error:
+        _print_last(f"Interrupted. {error}" if str(error) else "Interrupted; no unfinished file is left behind.")
+        sys.exit(EXIT_INTERRUPTED)
+    except TerminationError as error:
+        _print_last(f"Terminated. {error}".strip())
+        sys.exit(EXIT_TERMINATED)
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code that `user_errors` gives an exception."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    kinds = {VitcompressError: EXIT_MISTAKE, KeyboardInterrupt: EXIT_INTERRUPTED, TerminationError: EXIT_TERMINATED}
+    return next((code for kind, code in kinds.items() if isinstance(error, kind)), EXIT_WRONG)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _print_labelled(label: str, style: str, text: str) -> None:
+    console = _stderr()
+    console.print(label, style=style, end=" ")
+    console.print(printable(text), markup=False, emoji=False)
+
+
+def _print(text: str) -> None:
+    _stderr().print(printable(text), markup=False, emoji=False)
+
+
+def _print_last(text: str) -> None:
+    if is_main():
+        _print(text)

@@ -1,0 +1,43 @@
+"""The command `finetune`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from vitcompress.cli.compress import family_name, print_result
+from vitcompress.cli.flags import takes
+from vitcompress.cli.options import FileArgument, LogOption, OutOption, QuietOption, RecipeOption
+from vitcompress.cli.output import reporting
+from vitcompress.recipe import compose
+from vitcompress.runtime.console import STARTED
+
+
+@takes("data", "teacher", "distill", "store", "run", "gates", without=("baselines",))
+def finetune(
+    file: FileArgument,
+    out: OutOption,
+    flags: dict[str, Any],
+    img_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows and columns of an image, in pixels; default: the file's.")
+    ] = None,
+    recipe: RecipeOption = None,
+    quiet: QuietOption = False,
+    log_json: LogOption = None,
+) -> None:
+    """Train a file on other classes or at another image size; what its blocks share stays shared."""
+    with reporting(log_json, quiet=quiet) as reporter:
+        resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=family_name)
+        from vitcompress.pipeline import finetune, write
+        from vitcompress.runtime import launch
+
+        if launch.must_start(resolved.run):
+            finetune.check(file, resolved, out, img_size=img_size)
+            sys.exit(launch.start(resolved.run, sys.argv[1:]))
+        command = write.command_line(sys.argv[1:])
+        result = finetune.finetune(
+            file, resolved, out, img_size=img_size, reporter=reporter, command=command, started=STARTED
+        )
+        print_result(result, resolved.gates, out, reporter)

@@ -1,0 +1,52 @@
+"""The command `plan`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from vitcompress.cli.compress import family_name
+from vitcompress.cli.flags import takes
+from vitcompress.cli.options import JsonOption, LogOption, PresetOption, QuietOption
+from vitcompress.cli.output import Results, put_json, reporting
+from vitcompress.recipe import compose
+from vitcompress.report import events
+from vitcompress.report.model import to_json
+from vitcompress.report.terminal import print_options, print_plan
+
+
+@takes("model", "plan", "target", "store", without=("qat_fraction", "baselines"))
+def plan(
+    flags: dict[str, Any],
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|built-in", help="Measure what each option costs on these images, or search a target's plan."
+        ),
+    ] = None,
+    calibration_images: Annotated[int | None, typer.Option(min=1, help="Number of images to use.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Device to measure on.")] = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    log_json: LogOption = None,
+) -> None:
+    """Show which blocks share what and how many parameters remain; loads weights only to measure or to search."""
+    measuring = {"data": calibrate, "calibration_images": calibration_images, "device": device}
+    flags = {**flags, **{name: value for name, value in measuring.items() if value is not None}}
+    with reporting(log_json, quiet=quiet) as reporter:
+        resolved = compose.build(flags, preset=preset, family_name=family_name)
+        from vitcompress.pipeline import plan
+
+        name = resolved.model.model
+        if calibrate is not None and not resolved.target.is_given:
+            options = plan.sensitivities(resolved, reporter=reporter)
+            put_json(options) if as_json else print_options(options, name, Results())
+            return
+        if resolved.target.is_given:
+            student_plan = plan.search(resolved, reporter=reporter)
+        else:
+            student_plan = plan.plan(resolved.model, resolved.plan, resolved.store.kind)
+        events.tell_plan(reporter, name, student_plan)
+        put_json(to_json(student_plan)) if as_json else print_plan(student_plan, name, Results())

@@ -1,0 +1,137 @@
+"""Measure an artifact on images, next to its teacher."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from timm.models import split_model_name_tag
+from torch import nn
+
+from vitcompress.artifact import file as artifact
+from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.hub import locate
+from vitcompress.data import ImageSet, open_to_evaluate
+from vitcompress.data.classes import known_classes
+from vitcompress.distill.matching import Candidate, compare
+from vitcompress.distill.teacher import find_teacher
+from vitcompress.errors import CheckpointError, DataError, VitcompressError
+from vitcompress.families.outputs import has_classes
+from vitcompress.measure.accuracy import Evaluator, Watch
+from vitcompress.measure.results import Accuracy
+from vitcompress.pipeline.checks import bundle_of
+from vitcompress.pipeline.run import load_adapted
+from vitcompress.pretrained.source import Source, empty_model, load_teacher, resolve
+from vitcompress.quantize.codecs import num_bytes
+from vitcompress.recipe import BUILT_IN, DataRecipe, DistillRecipe, ModelRecipe, RunRecipe, TeacherRecipe
+from vitcompress.report.model import to_json
+from vitcompress.runtime.console import Reporter
+from vitcompress.runtime.processes import join
+
+# A file cannot make us load a source far larger than itself: at most 64 times its size, plus 4 GiB.
+_MAX_TIMES_LARGER = 64
+_MAX_SOURCE_BYTES = 4 << 30
+
+
+def evaluate(
+    path: str | os.PathLike[str],
+    recipe: DataRecipe,
+    *,
+    teacher: ModelRecipe | None = None,
+    checkpoint: Path | None = None,
+    reporter: Reporter | None = None,
+    watch: Watch | None = None,
+) -> Accuracy:
+    """Measure an artifact on images, next to its teacher where that can be loaded.
+
+    Args:
+        path: the artifact, as `load` takes it.
+        recipe: `data` names the images; of a folder with train/ and val/, val/ is used.
+        teacher: compare with this model or artifact instead of the artifact's source.
+        checkpoint: weights of the source; a path in the artifact itself is never followed.
+        reporter: told why there is no teacher; silent by default.
+        watch: called with each batch: images, logits of student and teacher, labels.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    path = locate(path)
+    manifest = artifact.read_manifest(path)
+    student = artifact.load(path)
+    images = _images(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
+    reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
+    accelerator = join(RunRecipe())
+    device = accelerator.device
+    evaluator = Evaluator(images, manifest.data_config, recipe)
+    with reporter.counting("evaluating", brief=True) as tell:
+        accuracy = evaluator(student.to(device), reference.to(device) if reference else None, tell, watch)
+    assert accuracy is not None  # there are images
+    reporter.tell("evaluate", accuracy=to_json(accuracy))
+    return accuracy
+
+
+def _reference(
+    path: Path, manifest: artifact.Manifest, student: nn.Module, teacher: ModelRecipe | None, checkpoint: Path | None,
+    reporter: Reporter,
+) -> nn.Module | None:  # fmt: skip
+    """Load the model to compare with; None where none is named and the source cannot be loaded.
+
+    Raises:
+        VitcompressError: the named model is missing, or cannot be compared.
+    """
+    name = str(manifest.source["name"])
+    if teacher is not None:
+        reporter.say(f"loading {teacher.model}")
+        return _named(path, manifest, teacher)
+    try:
+        if checkpoint is None and not manifest.source_sha256:
+            raise CheckpointError("the file was fine-tuned: its source has another head or another image size.")
+        if checkpoint is None and ":" in name:
+            raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
+        reporter.say(f"loading {name}")
+        source = resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"])))
+        check_source(source, manifest, file_bytes=path.stat().st_size)
+        reference = load_teacher(source)
+        if sha256_of(reference.state_dict()) != manifest.source_sha256:
+            raise CheckpointError("these are other weights than the artifact was made from.")
+    except VitcompressError as error:
+        if checkpoint is not None or not has_classes(student):
+            raise  # features can only be compared
+        reporter.say(f"Without the teacher: {error} {error.hint}")
+        return None
+    return reference
+
+
+def _named(path: Path, manifest: artifact.Manifest, recipe: ModelRecipe) -> nn.Module:
+    """Load the model that --teacher names: a timm model or an artifact."""
+    teacher_recipe = TeacherRecipe(recipe.model, recipe.checkpoint, recipe.model_arg)
+    teacher = find_teacher(teacher_recipe, checkpoint_flag="--checkpoint")
+    empty = artifact.empty_student(path, manifest)
+    losses = {"logits" if has_classes(empty) else "features": 1.0}
+    student = Candidate(path.name, empty, manifest.data_config["input_size"])
+    config = dict(manifest.data_config)
+    return load_adapted(teacher, config, compare(student, teacher.candidate, DistillRecipe(loss=losses)))
+
+
+def check_source(source: Source, manifest: artifact.Manifest, *, file_bytes: int) -> None:
+    """Make sure that a file's source is plausible, before memory is taken for its weights.
+
+    Raises:
+        CheckpointError: the source is another architecture than the file's, or far too large.
+    """
+    file_name, source_name = (
+        split_model_name_tag(architecture)[0] for architecture in (manifest.source["architecture"], source.architecture)
+    )
+    if file_name != source_name:
+        raise CheckpointError(f"the file holds a {file_name}, but its source is a {source_name}.")
+    size = num_bytes(empty_model(source).state_dict())
+    if size > _MAX_TIMES_LARGER * file_bytes + _MAX_SOURCE_BYTES:
+        raise CheckpointError(f"its source has {size:,} bytes, too many for a file of {file_bytes:,}.")
+
+
+def _images(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:
+    """Open the images to evaluate on: those that are named, or the built-in ones of the model."""
+    classes = known_classes(manifest.classes, manifest.source["pretrained_cfg"], num_classes)
+    bundle = bundle_of(str(manifest.source["name"]), manifest.classes)
+    spec = recipe.data or (BUILT_IN if bundle else None)
+    if spec is None:
+        raise DataError("There are no images to evaluate on.", hint="Give --data DIR.")
+    return open_to_evaluate(spec, "--data", recipe, bundle, num_classes, classes)

@@ -1,0 +1,100 @@
+"""Collect what a page or a table shows of a file: its report, recipe, classes and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitcompress.artifact import file as artifact
+from vitcompress.artifact.atomic import replacing
+from vitcompress.artifact.hub import locate
+from vitcompress.artifact.paths import check_apart, check_no_weights
+from vitcompress.recipe import DataRecipe
+from vitcompress.report.model import Result
+from vitcompress.report.reading import from_json
+from vitcompress.runtime.console import Reporter
+
+if TYPE_CHECKING:
+    from vitcompress.artifact.manifest import Manifest
+    from vitcompress.measure.examples import Examples
+
+
+def result_of(file: Path, *, named_classes: bool = False) -> Result:
+    """Read the report and the recipe of a file; imports torch only for names of classes.
+
+    Args:
+        file: an artifact, as `locate` takes it.
+        named_classes: look up the names of the classes too, for a page.
+
+    Raises:
+        ArtifactError: the file is not an artifact, or of another schema.
+    """
+    path = locate(file)
+    manifest = artifact.read_manifest(path)
+    report = from_json(manifest.report)
+    classes = class_names(manifest) if named_classes else ()
+    return Result(file.name, path.stat().st_size, report, manifest.recipe, classes)
+
+
+def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, reporter: Reporter) -> Examples:
+    """Evaluate a file, and collect the images on which it differs most from its teacher.
+
+    Args:
+        file: an artifact.
+        recipe: the images.
+        checkpoint: weights of the source; None to look for them.
+        reporter: told why there is no teacher.
+    """
+    from vitcompress.measure.examples import Examples
+    from vitcompress.pipeline.evaluate import evaluate
+
+    config = artifact.read_manifest(locate(file)).data_config
+    examples = Examples(config["mean"], config["std"])
+    examples.accuracy = evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=examples.watch)
+    return examples
+
+
+def check_page(out: Path, files: Sequence[Path], checkpoint: Path | None = None) -> None:
+    """Make sure that a page replaces neither a file that is read nor any weights.
+
+    Args:
+        out: path of the page.
+        files: the artifacts that it shows, as `locate` takes them.
+        checkpoint: weights that are read.
+
+    Raises:
+        RecipeError: it would replace one.
+    """
+    check_apart("--html", out, {**{str(file): locate(file) for file in files}, "--checkpoint": checkpoint})
+    check_no_weights("--html", out)
+
+
+def write_page(out: Path, html: str, reporter: Reporter) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        ArtifactError: the folder cannot be written to.
+    """
+    with replacing(out) as beside:
+        beside.write_text(html, encoding="utf-8")
+    reporter.say(f"wrote {out}")
+
+
+def class_names(manifest: Manifest) -> tuple[str, ...]:
+    """Return readable names of the classes; of ImageNet's, descriptions instead of WordNet numbers."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    from vitcompress.data.classes import known_classes
+
+    cfg = manifest.source["pretrained_cfg"]
+    count = manifest.source["model_args"].get("num_classes", cfg.get("num_classes", len(manifest.classes)))
+    if not isinstance(count, int):
+        return ()
+    names = known_classes(manifest.classes, cfg, count)
+    subset = infer_imagenet_subset({"num_classes": count})
+    if subset and names:
+        imagenet = ImageNetInfo(subset)
+        if names == tuple(imagenet.label_names()):
+            return tuple(imagenet.index_to_description(index).partition(",")[0] for index in range(count))
+    return names

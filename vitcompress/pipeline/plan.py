@@ -1,0 +1,208 @@
+"""Plan a student: directly from a recipe, or by a search on the teacher's weights and images."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitcompress.data.calibration import calibration_batches, drawn
+from vitcompress.distill.log import MOST_POINTS
+from vitcompress.families.find import family_of
+from vitcompress.measure.accuracy import Evaluator
+from vitcompress.measure.macs import with_macs
+from vitcompress.pipeline.checks import check_checkpoint, check_recipe
+from vitcompress.pipeline.prepare import compared, prepare, with_losses
+from vitcompress.pipeline.run import Run
+from vitcompress.plans.make import make_plan
+from vitcompress.plans.model import Plan
+from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.source import empty_model, load_teacher, resolve
+from vitcompress.quantize.store import stored_tensors
+from vitcompress.recipe import ModelRecipe, PlanRecipe, Recipe
+from vitcompress.report.model import to_json
+from vitcompress.runtime.console import Reporter
+from vitcompress.runtime.processes import from_main
+from vitcompress.search.target import Search, reach
+from vitcompress.surgery import apply_plan
+
+JUDGED_IMAGES = 1000  # training images that `--target-drop` is measured on
+
+# Sizes in a file's header, of JSON as it is written.
+_TENSOR_ENTRY_BYTES = 100  # type, shape and place of a tensor, beside its name
+_FIXED_BYTES = 14_000  # recipe, report and versions, of the longest commands and notes
+_POINT_BYTES, _LOSS_BYTES = 80, 32  # a point of the loss curve, and a loss in it
+
+
+def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
+    """Decide which blocks share what; loads no weights.
+
+    Args:
+        model: the model to compress.
+        recipe: what to share.
+        store: how the file holds the student.
+    """
+    check_recipe(model, ModelRecipe, 'ModelRecipe("deit_tiny")')
+    check_checkpoint(model)
+    empty = empty_model(resolve(model))
+    student_plan = make_plan(empty, recipe, name=model.model, store=store)
+    return with_macs(student_plan, empty, data_config(empty, model)["input_size"])
+
+
+def family_name(model: ModelRecipe) -> str:
+    """Return the name of a model's family; loads no weights.
+
+    Raises:
+        VitcompressError: there is no such model, or it cannot be compressed.
+    """
+    return family_of(empty_model(resolve(model)), model.model).name
+
+
+def search(recipe: Recipe, *, reporter: Reporter | None = None) -> Plan:
+    """Find the best plan for a recipe's target; loads weights and measures on training images.
+
+    Args:
+        recipe: model, target, images and device.
+        reporter: shows the progress; silent by default.
+
+    Raises:
+        VitcompressError: the recipe has faults, or the target is out of reach.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    run, source = _measuring(recipe, reporter)
+    return search_plan(run, source, reporter).plan
+
+
+def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[dict[str, Any]]:
+    """Measure what each option costs: each way of making each part of the model smaller, one by one.
+
+    Args:
+        recipe: model, kinds of options, images and device.
+        reporter: shows the progress; silent by default.
+
+    Returns:
+        A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none), `saved_params` and
+        `cost`, nats of KL per image.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    run, source = _measuring(recipe, reporter)
+    with _searching(run, source, reporter) as searching:
+        return [option.row() for option in searching.measure(recipe.target.kinds).rows()]
+
+
+def _measuring(recipe: Recipe, reporter: Reporter) -> tuple[Run, nn.Module]:
+    """Check a recipe and load its model, to measure options on."""
+    run = prepare(recipe, None, "", measures=True)
+    if run.train is not None and run.train.note:
+        reporter.say(run.train.note)
+    return run, load_source(run, reporter)
+
+
+def load_source(run: Run, reporter: Reporter) -> nn.Module:
+    """Load the model that is compressed, onto the device."""
+    reporter.say(f"loading {run.source.name}")  # from a hub it can take a while
+    with run.accelerator.local_main_process_first():  # one process fetches, the others find the file
+        return load_teacher(run.source).to(run.accelerator.device)
+
+
+def search_plan(run: Run, source: nn.Module, reporter: Reporter) -> Run:
+    """Return the run with the best plan for its target; of several processes, the main one searches.
+
+    Args:
+        run: a run whose recipe has a target.
+        source: the model to compress, in eval mode on the device.
+        reporter: shows the progress and what the plan was chosen from.
+
+    Raises:
+        PlanError: the target is out of reach; the message says what is not.
+    """
+    choice: tuple[Plan | None, str] = None, ""
+    if run.accelerator.is_main_process:
+        with _searching(run, source, reporter) as searching:
+            best = reach(run.recipe.target, searching)
+        choice = replace(best.plan, why=best.reasons()), best.store
+    chosen, store = from_main(choice, run.accelerator)
+    assert chosen is not None  # the main process found it
+    for line in chosen.why:
+        reporter.say(line)
+    return with_plan(run, with_macs(chosen, empty_model(run.source), run.config["input_size"]), store)
+
+
+def with_plan(run: Run, student_plan: Plan, store: str) -> Run:
+    """Return the run with a plan that was searched for, and the store that the plan counts on."""
+    comparison = compared(run.source, empty_model(run.source), student_plan, run.teacher, run.recipe, run.config)
+    recipe = with_losses(run.recipe, comparison.losses)
+    recipe = replace(recipe, store=replace(recipe.store, store=store))  # type: ignore[arg-type]
+    return replace(run, recipe=recipe, plan=student_plan, comparison=comparison)
+
+
+@contextmanager
+def _searching(run: Run, source: nn.Module, reporter: Reporter) -> Iterator[Search]:
+    """Yield the search for a plan, with the calibration images loaded."""
+    assert run.train is not None  # `prepare` made sure
+    recipe, device = run.recipe, next(source.parameters()).device
+    chosen = drawn(run.train, recipe.start.calibration_images, seed=recipe.run.seed)
+    images = torch.cat(list(calibration_batches(chosen, run.config, recipe.data))).to(device)
+    empty = empty_model(run.source)
+
+    def header_bytes(student_plan: Plan, store: str) -> int:
+        return header_bound(run, empty, student_plan, store)
+
+    def drop(student: nn.Module) -> float:
+        return _drop(run, student, source)
+
+    with reporter.counting("searching") as tell:
+        yield Search(
+            teacher=source,
+            name=run.source.name,
+            images=images,
+            store=recipe.store.store,
+            token_kernel=recipe.plan.token_kernel,
+            transforms=recipe.plan.transforms or (),
+            header_bytes=header_bytes,
+            drop=drop,
+            tell=tell,
+            say=reporter.say,
+        )
+
+
+def _drop(run: Run, student: nn.Module, source: nn.Module) -> float:
+    """Points of top-1 that a student loses on training images that it was not fitted to.
+
+    Without labels, the share of images on which its prediction differs from the teacher's, which is at least as large.
+    """
+    assert run.train is not None  # `prepare` made sure
+    count, seed = run.recipe.start.calibration_images, run.recipe.run.seed
+    images = drawn(run.train, JUDGED_IMAGES, seed=seed, after=count)
+    images = images if len(images) else drawn(run.train, JUDGED_IMAGES, seed=seed)
+    accuracy = Evaluator(images, run.config, run.recipe.data)(student, source)
+    assert accuracy is not None  # there are images
+    if accuracy.top1_drop is not None:
+        return accuracy.top1_drop
+    assert accuracy.agreement is not None  # there is a teacher, and it has classes
+    return 100 - accuracy.agreement
+
+
+def header_bound(run: Run, empty: nn.Module, student_plan: Plan, store: str) -> int:
+    """Return an upper bound of the bytes that a file takes beside its tensors.
+
+    Args:
+        run: the run; its training and its classes count.
+        empty: the model to compress, without weights; not changed.
+        student_plan: the student's plan.
+        store: how the file holds the student.
+    """
+    student = copy.deepcopy(empty)
+    apply_plan(student, student_plan)
+    entries = sum(len(name) + _TENSOR_ENTRY_BYTES for name in stored_tensors(student, store))
+    plans = 2 * len(json.dumps(to_json(student_plan)))  # in the manifest, and its groups in the report
+    names = 2 * len(json.dumps(run.classes))  # in the manifest and in timm's config
+    points = min(MOST_POINTS if run.num_steps is None else run.num_steps, MOST_POINTS)
+    losses = 1 + len(run.comparison.losses)
+    return _FIXED_BYTES + entries + plans + names + points * (_POINT_BYTES + losses * _LOSS_BYTES)
