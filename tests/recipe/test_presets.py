@@ -14,7 +14,7 @@ from vitcompress.errors import RecipeError
 from vitcompress.families.find import FAMILIES
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.plans.make import make_plan
-from vitcompress.recipe import STAGES, Recipe, options
+from vitcompress.recipe import STAGES, Recipe, flag_specs
 from vitcompress.recipe.compose import build, to_dict
 from vitcompress.recipe.presets import PRESETS, fill
 
@@ -97,7 +97,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
 
 
 def test_a_preset_says_nothing_that_is_no_field_of_a_recipe() -> None:
-    fields = {(option.stage, option.name) for option in options(*STAGES)}
+    fields = {(spec.stage, spec.name) for spec in flag_specs(*STAGES)}
     for by_family in PRESETS.values():
         assert by_family.keys() <= {family.name for family in FAMILIES}
         for tree in by_family.values():

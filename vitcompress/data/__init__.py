@@ -21,15 +21,15 @@ from vitcompress.data.crops import open_crops
 from vitcompress.data.folders import folder_at, open_folder
 from vitcompress.data.named import open_named
 from vitcompress.data.readers import ArrayReader, FileReader, Reader
-from vitcompress.data.sets import NO_LENGTH_HINT, Found, ImageSet, hold_out, labelled
+from vitcompress.data.sets import NO_LENGTH_HINT, ImageSet, RawImageSet, hold_out, labelled
 from vitcompress.data.shards import open_shards
-from vitcompress.data.streams import Sample, StreamReader
+from vitcompress.data.streams import ShardSample, StreamReader
 from vitcompress.data.tables import open_table
 from vitcompress.errors import DataError, Faults
 from vitcompress.recipe import BUILT_IN, DataRecipe
 
 __all__ = [
-    "NO_LENGTH_HINT", "ArrayReader", "FileReader", "ImageSet", "Reader", "Sample", "StreamReader", "check_places",
+    "NO_LENGTH_HINT", "ArrayReader", "FileReader", "ImageSet", "Reader", "ShardSample", "StreamReader", "check_places",
     "hold_out", "open_images", "open_sets", "open_to_evaluate",
 ]  # fmt: skip
 
@@ -128,7 +128,7 @@ def open_images(
         return _bundled(bundle, split) if bundle else open_crops(split)
     kind, place = kind_of(spec)
     where = f"{flag} {spec}"
-    found: Found | None
+    found: RawImageSet | None
     if kind == "wds":
         found = open_shards(place, split, where, recipe.image_key or "", recipe.label_key or "")
     elif kind == "hfds":

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vitcompress.data.readers import EXTENSIONS, FileReader
-from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, Found
+from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.errors import DataError, nearest
 
 
-def open_folder(place: str, split: str, flag: str) -> Found | None:
+def open_folder(place: str, split: str, flag: str) -> RawImageSet | None:
     """The images of a folder, with the names of their class folders where they lie in such.
 
     Args:
@@ -48,7 +48,7 @@ def folder_at(place: str, flag: str) -> Path:
     return root
 
 
-def _images(root: Path, flag: str) -> Found:
+def _images(root: Path, flag: str) -> RawImageSet:
     paths = tuple(_walk(root, set()))
     if not paths:
         kinds = {path.suffix for path in root.iterdir()}
@@ -65,11 +65,11 @@ def _images(root: Path, flag: str) -> Found:
             raise DataError(
                 f"{flag} {root} holds both images and folders of images.", hint="Class folders, or a flat folder."
             )
-        return Found(str(root), FileReader(paths))
+        return RawImageSet(str(root), FileReader(paths))
     classes = sorted(folders)
     position = {name: number for number, name in enumerate(classes)}
     targets = tuple(position[_first_folder(path, start)] for path in paths)
-    return Found(str(root), FileReader(paths), targets, tuple(classes))
+    return RawImageSet(str(root), FileReader(paths), targets, tuple(classes))
 
 
 def _other_kind(root: Path) -> str:

@@ -66,7 +66,7 @@ NO_LENGTH_HINT = "Give --steps or --max-minutes, or images that can: a folder, a
 
 
 @dataclass(frozen=True)
-class Found:
+class RawImageSet:
     """Images as their format has them, before their labels are the model's.
 
     Attributes:
@@ -83,7 +83,7 @@ class Found:
 
 
 def labelled(
-    found: Found, where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str]
+    found: RawImageSet, where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str]
 ) -> ImageSet:
     """The same images with labels of the model.
 

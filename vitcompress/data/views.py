@@ -23,8 +23,7 @@ from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from vitcompress.data import ImageSet, StreamReader
-from vitcompress.data import Sample as ShardSample
+from vitcompress.data import ImageSet, ShardSample, StreamReader
 from vitcompress.errors import DataError, RecipeError
 from vitcompress.recipe import DataRecipe
 from vitcompress.runtime.console import local_processes
@@ -57,7 +56,7 @@ class Batch(NamedTuple):
     bad: tuple[str, ...]
 
 
-class Sample(NamedTuple):
+class View(NamedTuple):
     """A view `[C, H, W]`, or None where there is none; its label; and the images that could not be read before it."""
 
     view: Tensor | None
@@ -65,7 +64,7 @@ class Sample(NamedTuple):
     bad: tuple[str, ...]
 
 
-class Views(Dataset[Sample]):
+class Views(Dataset[View]):
     """Views of the images of a set: `views[index, draw]`, each drawn from a seed of its own.
 
     Args:
@@ -90,7 +89,7 @@ class Views(Dataset[Sample]):
         self.shorter = size / config.get("crop_pct", 1.0)
         self.at_least = math.ceil(size / (math.sqrt(recipe.crop_min) * _NARROWEST)) if training else 0
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> View:
         """A view; where its image cannot be read, training goes on with the next one that can."""
         position, draw = key
         bad: list[str] = []
@@ -99,10 +98,10 @@ class Views(Dataset[Sample]):
             try:
                 image = self.images.reader.open(index, self.at_least)
                 label = self.images.labels[index] if self.images.labels is not None else -1
-                return Sample(self.view(image, draw), label, tuple(bad))
+                return View(self.view(image, draw), label, tuple(bad))
             except _UNREADABLE as error:
                 bad.append(f"{self.images.reader.where(index)}: {error}")
-        return Sample(None, -1, tuple(bad))
+        return View(None, -1, tuple(bad))
 
     def _index(self, position: int) -> int:
         return position if self.images.streams else self.images.indices[position % len(self.images)]
@@ -332,11 +331,11 @@ class _OnePass(IterableDataset[Batch]):
             if number % self.share.num_processes == self.share.process:
                 yield collate([self._view(sample) for sample in batch])
 
-    def _view(self, sample: ShardSample) -> Sample:
+    def _view(self, sample: ShardSample) -> View:
         try:
-            return Sample(self.views.view(self.reader.decoded(sample), 0), self.reader.label_of(sample), ())
+            return View(self.views.view(self.reader.decoded(sample), 0), self.reader.label_of(sample), ())
         except _UNREADABLE as error:
-            return Sample(None, -1, (f"{sample.where}: {error}",))
+            return View(None, -1, (f"{sample.where}: {error}",))
 
 
 def _loading(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
@@ -357,7 +356,7 @@ def spare_cores() -> int:
     return max(1, min(_MOST_WORKERS, cores // local_processes() - 1))
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[View]) -> Batch:
     """Stack views; names of unreadable images are kept apart."""
     good = [(sample.view, sample.label) for sample in samples if sample.view is not None]
     images = torch.stack([view for view, _ in good]) if good else torch.empty(0)

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import Faults, RecipeError, nearest, raise_faults
-from vitcompress.recipe import STAGES, ModelRecipe, Recipe, options
+from vitcompress.recipe import STAGES, ModelRecipe, Recipe, flag_specs
 from vitcompress.recipe.presets import Tree, check_preset, fill, preset_defaults
 from vitcompress.recipe.shipped import recipe_names, recipe_text
 from vitcompress.recipe.values import flag_of
@@ -88,7 +88,7 @@ def _over_built_in(tree: Tree) -> Tree:
 def _merge(flags: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says, with the flags over it."""
     tree = {key: dict(fields) if isinstance(fields, dict) else fields for key, fields in read.items()}
-    home = {option.name: option.stage for option in options(*STAGES)}
+    home = {spec.name: spec.stage for spec in flag_specs(*STAGES)}
     for name, value in flags.items():
         stage = tree.setdefault(home[name], {})
         for rival in _RIVALS.get(name, ()):

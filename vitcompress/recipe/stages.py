@@ -49,7 +49,7 @@ STAGES: Mapping[str, Any] = get_type_hints(Recipe)
 
 
 @dataclasses.dataclass(frozen=True)
-class Option:
+class FlagSpec:
     """One field of a stage, as the command line needs it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Option:
     help: str
 
 
-def options(*stages: str) -> Iterator[Option]:
+def flag_specs(*stages: str) -> Iterator[FlagSpec]:
     """Every field of the named stages, in order of declaration."""
     for stage in stages:
         hints = get_type_hints(STAGES[stage], include_extras=True)
@@ -75,7 +75,7 @@ def options(*stages: str) -> Iterator[Option]:
             kind, *metadata = get_args(hints[field.name])
             help_text = next(m.description for m in metadata if getattr(m, "description", None))
             parsed = any(isinstance(m, BeforeValidator) for m in metadata)
-            yield Option(stage, field.name, _cli_type(kind, parsed=parsed), _shown_default(field), help_text)
+            yield FlagSpec(stage, field.name, _cli_type(kind, parsed=parsed), _shown_default(field), help_text)
 
 
 def _cli_type(kind: Any, *, parsed: bool) -> Any:

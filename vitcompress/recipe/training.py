@@ -16,7 +16,7 @@ from vitcompress.recipe.values import CONFIG, AnyPath, Pairs, Workers
 BUILT_IN = "built-in"
 DEFAULT_STEPS = 500
 DEFAULT_LR = 5e-4
-LOSSES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
+LOSS_NAMES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -127,7 +127,7 @@ class DistillRecipe:
         dict[str, Annotated[float, Field(ge=0)]] | None,
         Pairs,
         Field(
-            description="Weight of a loss, name=weight; repeatable. Losses: " + ", ".join(LOSSES) + ". Default: by "
+            description="Weight of a loss, name=weight; repeatable. Losses: " + ", ".join(LOSS_NAMES) + ". Default: by "
             "model and command; to compress a model with classes, logits=1 hidden=1 attention=1 hidden_relation=0.1."
         ),
     ] = None
@@ -163,8 +163,10 @@ class DistillRecipe:
             raise ValueError("--steps, --epochs and --max-minutes exclude each other")
         if self.loss is None:
             return
-        for name in self.loss.keys() - set(LOSSES):
-            raise ValueError(f"--loss {name}: no such loss{nearest(name, LOSSES)}; there are {', '.join(LOSSES)}")
+        for name in self.loss.keys() - set(LOSS_NAMES):
+            raise ValueError(
+                f"--loss {name}: no such loss{nearest(name, LOSS_NAMES)}; there are {', '.join(LOSS_NAMES)}"
+            )
         if not any(self.loss.values()):
             raise ValueError("--loss: every weight is zero, so there is nothing to learn")
         if self.label_smoothing and not self.loss.get("labels"):
