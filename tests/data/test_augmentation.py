@@ -7,7 +7,8 @@ import pytest
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from vitcompress.data import ArrayReader, ImageSet
+from vitcompress.data.readers import ArrayReader
+from vitcompress.data.sets import ImageSet
 from vitcompress.data.views import Stream, Views, training_loader
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import DataRecipe

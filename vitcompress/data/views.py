@@ -23,7 +23,8 @@ from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from vitcompress.data import ImageSet, ShardSample, StreamReader
+from vitcompress.data.sets import ImageSet
+from vitcompress.data.streams import ShardSample, StreamReader
 from vitcompress.errors import DataError, RecipeError
 from vitcompress.recipe import DataRecipe
 from vitcompress.runtime.console import local_processes

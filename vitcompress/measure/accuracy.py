@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vitcompress.data import ImageSet
+from vitcompress.data.sets import ImageSet
 from vitcompress.data.views import Batch, check_readable, evaluation_loader, share_of
 from vitcompress.errors import DataError
 from vitcompress.families.outputs import has_classes

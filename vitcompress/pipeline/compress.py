@@ -17,8 +17,9 @@ from torch import nn
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.hub import locate
-from vitcompress.data import ImageSet, check_places, open_to_evaluate
 from vitcompress.data.classes import known_classes
+from vitcompress.data.open import check_places, open_to_evaluate
+from vitcompress.data.sets import ImageSet
 from vitcompress.data.views import evaluation_loader, random_views
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.matching import Candidate, compare

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitcompress.data import ImageSet
 from vitcompress.data.calibration import calibration_batches, drawn
+from vitcompress.data.sets import ImageSet
 from vitcompress.data.views import evaluation_loader
 from vitcompress.measure.accuracy import evaluate_pair
 from vitcompress.plans.model import Plan

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
-from vitcompress.data import ImageSet, open_sets
 from vitcompress.data.calibration import calibration_batches, drawn
 from vitcompress.data.classes import known_classes
+from vitcompress.data.open import open_sets
+from vitcompress.data.sets import ImageSet
 from vitcompress.data.views import Views
 from vitcompress.distill.checkpoints import Checkpoints, run_facts
 from vitcompress.distill.fading import fading
