@@ -7,9 +7,10 @@ import pytest
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 
+from vitcompress.data.loaders import Stream, training_loader
 from vitcompress.data.readers import ArrayReader
 from vitcompress.data.sets import ImageSet
-from vitcompress.data.views import Stream, Views, training_loader
+from vitcompress.data.views import Views
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import DataRecipe
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 from tests.conftest import draw_image
 from vitcompress.bundled import FASHION_VIT
+from vitcompress.data.loaders import Batch, Stream, check_readable, evaluation_loader, spare_cores, training_loader
 from vitcompress.data.open import open_images, open_sets
 from vitcompress.data.sets import ImageSet, hold_out
-from vitcompress.data.views import Batch, Stream, Views, check_readable, evaluation_loader, spare_cores, training_loader
+from vitcompress.data.views import Views
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 

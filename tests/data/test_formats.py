@@ -26,9 +26,9 @@ from tests.formats import (
     write_shard,
     write_shards,
 )
+from vitcompress.data.loaders import evaluation_loader, training_loader
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
-from vitcompress.data.views import evaluation_loader, training_loader
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from tests.conftest import Vitcompress
 from tests.formats import packed, photographs, samples, write_shard, write_shards
 from vitcompress.data.calibration import calibration_batches, drawn
+from vitcompress.data.loaders import Batch, Stream, check_readable, evaluation_loader, training_loader
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import StreamReader
-from vitcompress.data.views import Batch, Stream, check_readable, evaluation_loader, training_loader
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 

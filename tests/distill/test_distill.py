@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.tiny import compressed, images, tiny
+from vitcompress.data.loaders import Batch
 from vitcompress.data.mixing import Mixing
-from vitcompress.data.views import Batch
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Candidate, compare

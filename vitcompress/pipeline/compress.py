@@ -17,10 +17,11 @@ from torch import nn
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.hub import locate
+from vitcompress.data.augmentation import random_views
 from vitcompress.data.classes import known_classes
+from vitcompress.data.loaders import evaluation_loader
 from vitcompress.data.open import check_places, open_to_evaluate
 from vitcompress.data.sets import ImageSet
-from vitcompress.data.views import evaluation_loader, random_views
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.matching import Candidate, compare
 from vitcompress.distill.teacher import find_teacher

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from vitcompress.data.calibration import calibration_batches, drawn
+from vitcompress.data.loaders import evaluation_loader
 from vitcompress.data.sets import ImageSet
-from vitcompress.data.views import evaluation_loader
 from vitcompress.measure.accuracy import evaluate_pair
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe

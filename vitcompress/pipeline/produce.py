@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.data.loaders import Batch, Share, share_of, training_loader
 from vitcompress.data.mixing import Mixing
 from vitcompress.data.sets import ImageSet
-from vitcompress.data.views import Batch, Share, share_of, training_loader
 from vitcompress.distill.checkpoints import Checkpoints, images_digest
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
