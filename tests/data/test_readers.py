@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-from tests.data.test_data import GREY, RGB, folder_set
+from tests.data.opened import GREY, RGB, folder_set
 from vitcompress.data.readers import FileReader
 from vitcompress.data.views import Views
 from vitcompress.recipe import DataRecipe
