@@ -82,7 +82,7 @@ def open_shards(place: str, split: str, where: str, image_key: str, label_key: s
 
 
 def _urls(place: str, split: str, where: str) -> tuple[str, ...]:
-    require_extra("webdataset", where)
+    require_extra("webdataset", where, DataError)
     from webdataset.shardlists import expand_urls
 
     if Path(place).is_dir():

@@ -66,7 +66,7 @@ def open_table(place: str, split: str, where: str, image_key: str, label_key: st
         raise DataError(
             f"{where} does not exist{nearest(root.name, beside)}.", hint="It must be a folder on this machine."
         )
-    require_extra("datasets", where)
+    require_extra("datasets", where, DataError)
     import datasets
 
     splits = _load(datasets, root, where)
