@@ -13,6 +13,7 @@ from vitcompress.recipe.values import CONFIG, Bytes, Pairs, Words, flag_of
 
 DEFAULT_SHARE = 2
 TRANSFORMS = ("heads", "mlp")  # the default where blocks share whole matrices
+StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]
 KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
 STORES_IN_LOOP = ("int8", "int4")  # those that a training can be told of
 
@@ -148,7 +149,7 @@ class StoreRecipe:
     """How the file holds the weights."""
 
     store: Annotated[
-        Literal["source", "fp32", "fp16", "bf16", "int8", "int4"] | None,
+        StoreName | None,
         Field(
             description="How the file holds its numbers: source (float32, as the model computes; the default) or "
             "in fewer bits. With --target-size, the search chooses."
