@@ -158,6 +158,11 @@ def test_a_preset_without_a_way_to_tell_the_family(tmp_path: Path) -> None:
         build({"model": "deit_tiny"}, preset="minivit")
 
 
+def test_a_wrong_model_option_with_a_preset_is_a_fault_of_the_recipe() -> None:
+    with pytest.raises(RecipeError, match=r"--crop-pct 5\.0: input should be less than or equal to 1"):
+        named("deit_tiny", crop_pct=5.0)
+
+
 def test_plan_takes_a_preset(vitcompress: Vitcompress) -> None:
     ended = vitcompress("plan", "deit_base", "--share", 12, "--preset", "minivit")
     assert ended.code == 0

@@ -1,7 +1,7 @@
-"""What did the user ask for?  One frozen dataclass per stage: the same recipe as CLI flags, as YAML and as JSON.
+"""Recipes: what the user asks for, as one frozen dataclass per stage.
 
-A field is declared once, here: its default, its bounds and its help are those of the flag, of the YAML key and of the
-reference.  `vitcompress.cli.app` makes the flags from these classes.
+A field is declared once, here. Its default, bounds and help serve the Python API, the command-line
+flag, the YAML key and the reference. `vitcompress.cli.app` makes the flags from these classes.
 """
 
 from vitcompress.recipe.stages import STAGES, FlagSpec, GateRecipe, Recipe, flag_specs
@@ -56,4 +56,4 @@ __all__ = [
     "flag_of",
     "flag_specs",
     "save_interval",
-]  # fmt: skip
+]
