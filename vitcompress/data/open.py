@@ -1,4 +1,4 @@
-"""Open what --data and --val-data name: a training and a validation set."""
+"""Open the images that --data and --val-data name, as a training and a validation set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitcompress.data.tables import open_table
 from vitcompress.errors import DataError, Faults
 from vitcompress.recipe import BUILT_IN, DataRecipe
 
-_PATTERN = re.compile(r"[{}*?\[\]]|:")  # of shards, or a URL
+_PATTERN = re.compile(r"[{}*?\[\]]|:")  # a pattern of shards, or a URL
 _KIND = re.compile(r"(wds|hfds|torch)([:/])(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -28,26 +28,26 @@ def open_sets(
     recipe: DataRecipe, *, bundle: Bundle | None, num_classes: int | None, seed: int, classes: Sequence[str] = (),
     flag: str = "--data",
 ) -> tuple[ImageSet | None, ImageSet | None]:  # fmt: skip
-    """Find the images to train and to evaluate on; opens no image.
+    """Open the images to train and to evaluate on; decodes no image.
 
     Args:
-        recipe: what names them, and the class map.
-        bundle: the images of a built-in model, to use where none are named.
-        num_classes: K of the model; 0 where it has none and labels mean nothing; None for as many as the training
-            images have.
-        seed: which images are held out, where they must be.
-        classes: names of the model's classes, in order; empty where they are not known.
-        flag: the option that named the training images, for messages.
+        recipe: names of the images, and the class map.
+        bundle: built-in model whose images are the default.
+        num_classes: number K of the model's classes; 0 if it has no classes, so that labels are left
+            out; None to take the number from the training images.
+        seed: decides which images are held out, if there are no validation images.
+        classes: names of the model's classes, in order; empty if unknown.
+        flag: the flag that named the training images, for messages.
 
     Returns:
-        Training and validation images; None where there are none.
+        Training and validation images; each None if not named.
 
     Raises:
         DataError: images are missing, or their classes match no mapping.
     """
     data = BUILT_IN if recipe.data is None and bundle else recipe.data
     train = open_images(data, "train", flag, recipe, bundle, num_classes, classes) if data else None
-    if num_classes is None and train is not None and train.classes:  # so that both sets count the same classes
+    if num_classes is None and train is not None and train.classes:  # both sets have the same classes
         num_classes, classes = len(train.classes), train.classes
     val = None
     if recipe.val_data is not None:
@@ -60,10 +60,10 @@ def open_sets(
 
 
 def check_places(recipe: DataRecipe) -> None:
-    """Make sure that what names images by a path is there; opens and lists nothing.
+    """Check that paths of images and of the class map exist; opens and lists nothing.
 
     Raises:
-        DataError: something is not; every such thing at once.
+        DataError: some are missing; all of them at once.
     """
     faults = Faults()
     for flag, spec in (("--data", recipe.data), ("--val-data", recipe.val_data)):
@@ -82,31 +82,36 @@ def open_to_evaluate(
     spec: str, flag: str, recipe: DataRecipe, bundle: Bundle | None, num_classes: int | None,
     classes: Sequence[str] = (),
 ) -> ImageSet:  # fmt: skip
-    """The images of `spec` that are set apart to evaluate on; all of them where none are. Arguments of `open_images`.
+    """Open the validation images of `spec`, or all its images if it has no validation split.
+
+    The arguments are those of `open_images`.
 
     Raises:
         DataError: images are missing, or their classes match no mapping.
     """
-    apart = open_images(spec, "val", flag, recipe, bundle, num_classes, classes)
-    found = apart or open_images(spec, "train", flag, recipe, bundle, num_classes, classes)
-    assert found is not None  # only what is set apart may be missing
-    return found
+    val = open_images(spec, "val", flag, recipe, bundle, num_classes, classes)
+    images = val or open_images(spec, "train", flag, recipe, bundle, num_classes, classes)
+    assert images is not None  # only a validation split may be missing
+    return images
 
 
 def open_images(
     spec: str, split: str, flag: str, recipe: DataRecipe, bundle: Bundle | None, num_classes: int | None,
     classes: Sequence[str] = (),
 ) -> ImageSet | None:  # fmt: skip
-    """The images of a split; None where there are none set apart for it.
+    """Open the images of a split.
 
     Args:
-        spec: what names them, as --data takes it.
+        spec: name of the images, as --data takes it.
         split: "train" or "val".
-        flag: the option that it was given for, for messages.
+        flag: the flag that `spec` was given for, for messages.
         recipe: class map and columns.
-        bundle: the images of a built-in model.
-        num_classes: K of the model; 0 where it has none, None for as many as there are.
-        classes: names of the model's classes, in order; empty where they are not known.
+        bundle: built-in model whose images `built-in` means.
+        num_classes: number K of the model's classes; 0 if it has none; None to count the images'.
+        classes: names of the model's classes, in order; empty if unknown.
+
+    Returns:
+        The images; None if `split` is "val" and there is no validation split.
 
     Raises:
         DataError: images are missing, or their classes match no mapping.
@@ -115,25 +120,30 @@ def open_images(
         return _bundled(bundle, split) if bundle else open_crops(split)
     kind, place = kind_of(spec)
     where = f"{flag} {spec}"
-    found: RawImageSet | None
+    images: RawImageSet | None
     if kind == "wds":
-        found = open_shards(place, split, where, recipe.image_key or "", recipe.label_key or "")
+        images = open_shards(place, split, where, recipe.image_key or "", recipe.label_key or "")
     elif kind == "hfds":
-        found = open_table(place, split, where, recipe.image_key or "", recipe.label_key or "")
+        images = open_table(place, split, where, recipe.image_key or "", recipe.label_key or "")
     elif kind == "torch":
-        found = open_named(place, split, where)
+        images = open_named(place, split, where)
     else:
-        found = open_folder(place, split, flag)
-    found = None if found is None else replace(found, name=found.name.removeprefix(f"{flag} "))
-    return None if found is None else labelled(found, where, num_classes, recipe.class_map, classes)
+        images = open_folder(place, split, flag)
+    if images is None:
+        return None
+    images = replace(images, name=images.name.removeprefix(f"{flag} "))
+    return labelled(images, where, num_classes, recipe.class_map, classes)
 
 
 def kind_of(spec: str) -> tuple[str, str]:
-    """Kind and place of what --data names: `wds:x` and, where no such path is there, timm's `wds/x`; else a folder."""
-    found = _KIND.fullmatch(spec)
-    if found is None or (found[2] == "/" and Path(spec).exists()):
+    """Split `wds:x` into kind and place; a folder has the kind "".
+
+    timm's `wds/x` is understood too, unless there is a path of this name.
+    """
+    match = _KIND.fullmatch(spec)
+    if match is None or (match[2] == "/" and Path(spec).exists()):
         return "", spec
-    return found[1].lower(), found[3]
+    return match[1].lower(), match[3]
 
 
 def _bundled(bundle: Bundle, split: str) -> ImageSet:

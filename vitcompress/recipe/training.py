@@ -107,7 +107,7 @@ class DistillRecipe:
         int | None,
         Field(
             ge=0,
-            description=f"Training steps; 0 converts without training. Default: {DEFAULT_STEPS}, if no length is given.",
+            description=f"Training steps; 0 trains nothing. Default: {DEFAULT_STEPS}, if no length is given.",
         ),
     ] = None
     epochs: Annotated[float | None, Field(gt=0, description="Passes over the training images, instead of --steps.")] = (
@@ -117,7 +117,7 @@ class DistillRecipe:
         float | None,
         Field(
             gt=0,
-            description="Minutes for the whole command, evaluation and writing included; instead of --steps.",
+            description="Minutes for the whole command, including evaluation and writing, instead of --steps.",
         ),
     ] = None
     optimizer: Annotated[
