@@ -22,8 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.relation_memory import PeakBytes
-from vitcompress.data import open_images
-from vitcompress.data.views import training_loader
+from vitcompress.data.loaders import training_loader
+from vitcompress.data.open import open_images
 from vitcompress.distill.loop import weighted_losses
 from vitcompress.distill.training import training_student
 from vitcompress.errors import Faults, RecipeError

@@ -23,7 +23,7 @@ from vitcompress import __version__
 from vitcompress.artifact import file as artifact
 from vitcompress.cli import app as cli
 from vitcompress.cli import endings
-from vitcompress.recipe import STAGES, Recipe, options
+from vitcompress.recipe import STAGES, Recipe, flag_specs
 from vitcompress.recipe.compose import build, to_dict
 from vitcompress.runtime import console
 
@@ -87,7 +87,7 @@ def test_compress_has_a_flag_for_every_field_of_the_recipe(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = set(re.findall(r"--[a-z][a-z-]*", vitcompress("compress", "--help").out))
-    expected = {f"--{option.name.replace('_', '-')}" for option in options(*STAGES) if option.name != "model"}
+    expected = {f"--{spec.name.replace('_', '-')}" for spec in flag_specs(*STAGES) if spec.name != "model"}
     assert shown >= expected | {"--out", "--recipe"}
 
 

@@ -1,16 +1,22 @@
-"""What `Views` and `Stream` do with the options of augmentation."""
+"""Augmentation changes training views, and the same seed gives the same ones."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from timm.data.distributed_sampler import RepeatAugSampler
 
-from vitcompress.data import ArrayReader, ImageSet
-from vitcompress.data.views import Stream, Views, training_loader
+from vitcompress.data.loaders import training_loader
+from vitcompress.data.readers import ArrayReader
+from vitcompress.data.sets import ImageSet
+from vitcompress.data.views import Views
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import DataRecipe
+
+"""What `Views` and `Stream` do with the options of augmentation."""
+
 
 EVERYTHING = {"auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "repeats": 3}
 
@@ -69,23 +75,6 @@ def test_erasing_puts_noise_into_a_rectangle() -> None:
 def test_a_policy_that_timm_has_not(policy: str) -> None:
     with pytest.raises(RecipeError, match=f"--auto-augment {policy}: timm has no such policy"):
         views(3, auto_augment=policy)
-
-
-def test_repeats_follow_each_other_with_draws_of_their_own() -> None:
-    keys = [key for batch in Stream(5, 6, seed=0, num_steps=5, repeats=3) for key in batch]
-    assert [draw for _, draw in keys] == list(range(30))
-    positions = [position for position, _ in keys]
-    assert positions[::3] == positions[1::3] == positions[2::3]
-    assert sorted(positions[:15:3]) == sorted(positions[15::3]) == list(range(5))
-
-
-def test_the_order_of_repeats_is_that_of_timm() -> None:
-    sampler = list(RepeatAugSampler(range(12), num_replicas=1, rank=0, num_repeats=3, selected_round=0))
-    ours = [position for (batch,) in [list(Stream(12, 12, seed=0, num_steps=1, repeats=3))] for position, _ in batch]
-    for order in (sampler, ours):
-        assert len(order) == 12
-        assert order[::3] == order[1::3] == order[2::3]
-        assert len(set(order)) == 4
 
 
 def test_augmented_views_do_not_depend_on_the_number_of_workers() -> None:

@@ -13,10 +13,11 @@ from PIL import Image
 
 from tests.conftest import Vitcompress
 from vitcompress.bundled import PHOTOGRAPHS
-from vitcompress.data import ImageSet, open_sets
 from vitcompress.data.calibration import calibration_batches, drawn
 from vitcompress.data.crops import SHORTEST
-from vitcompress.data.views import training_loader
+from vitcompress.data.loaders import training_loader
+from vitcompress.data.open import open_sets
+from vitcompress.data.sets import ImageSet
 from vitcompress.recipe import DataRecipe
 
 CONFIG: dict[str, Any] = {"interpolation": "bicubic", "crop_pct": 0.9}

@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader
 
 from tests.conftest import Vitcompress
 from tests.formats import packed, photographs, samples, write_shard, write_shards
-from vitcompress.data import ImageSet, StreamReader, open_sets
 from vitcompress.data.calibration import calibration_batches, drawn
-from vitcompress.data.views import Batch, Stream, check_readable, evaluation_loader, training_loader
+from vitcompress.data.loaders import Batch, Stream, check_readable, evaluation_loader, training_loader
+from vitcompress.data.open import open_sets
+from vitcompress.data.sets import ImageSet
+from vitcompress.data.streams import StreamReader
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 
@@ -166,7 +168,7 @@ def test_a_stream_of_named_classes_needs_a_class_map_where_the_model_has_none(tm
     packed(write_shard(tmp_path / "a.tar", samples(photographs(2), labels=["cat", "dog"])))
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
     data = f"wds:{tmp_path}/a.tar.gz"
-    with pytest.raises(DataError, match="its classes are not known before its end"):
+    with pytest.raises(DataError, match="so its classes are not known in advance"):
         opened(data, num_classes=None, val_data=data)
     train, _ = opened(data, num_classes=None, val_data=data, class_map=tmp_path / "classes.txt")
     (batch,) = evaluation_loader(train, CONFIG, DataRecipe(num_workers=0))

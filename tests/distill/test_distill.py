@@ -8,13 +8,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.tiny import compressed, images, tiny
+from vitcompress.data.loaders import Batch
 from vitcompress.data.mixing import Mixing
-from vitcompress.data.views import Batch
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Candidate, compare
 from vitcompress.distill.run import DivergedError
-from vitcompress.recipe import LOSSES, DistillRecipe
+from vitcompress.recipe import LOSS_NAMES, DistillRecipe
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]
 
@@ -58,7 +58,7 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
     return log, ticker
 
 
-OF_LOGITS = [name for name in LOSSES if name != "features"]
+OF_LOGITS = [name for name in LOSS_NAMES if name != "features"]
 
 
 @pytest.mark.parametrize(

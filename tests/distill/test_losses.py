@@ -16,7 +16,7 @@ from vitcompress.distill.losses import (
     kl_logits,
 )
 from vitcompress.distill.relations import BLOCK_BYTES, relation_kl
-from vitcompress.recipe import LOSSES as LOSS_NAMES
+from vitcompress.recipe import LOSS_NAMES
 
 
 def test_kl_by_hand() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import Vitcompress
 from tests.distill.test_checkpoints import same_tensors
-from vitcompress.data.views import Share
+from vitcompress.data.loaders import Share
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.errors import RecipeError
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.artifact import file as artifact
-from vitcompress.data.views import Batch
+from vitcompress.data.loaders import Batch
 from vitcompress.errors import CheckpointError, DataError
 from vitcompress.measure.accuracy import Evaluator, _Tally, evaluate_pair, paired_interval
 from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy

@@ -12,7 +12,7 @@ import vitcompress as package
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.measure.test_evaluation import Fixed
 from tests.tiny import tiny
-from vitcompress.data.views import Batch
+from vitcompress.data.loaders import Batch
 from vitcompress.distill.losses import feature_mse
 from vitcompress.measure.accuracy import evaluate_pair
 

@@ -14,7 +14,7 @@ from vitcompress.errors import RecipeError
 from vitcompress.families.find import FAMILIES
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.plans.make import make_plan
-from vitcompress.recipe import STAGES, Recipe, options
+from vitcompress.recipe import STAGES, Recipe, flag_specs
 from vitcompress.recipe.compose import build, to_dict
 from vitcompress.recipe.presets import PRESETS, fill
 
@@ -97,7 +97,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
 
 
 def test_a_preset_says_nothing_that_is_no_field_of_a_recipe() -> None:
-    fields = {(option.stage, option.name) for option in options(*STAGES)}
+    fields = {(spec.stage, spec.name) for spec in flag_specs(*STAGES)}
     for by_family in PRESETS.values():
         assert by_family.keys() <= {family.name for family in FAMILIES}
         for tree in by_family.values():
@@ -156,6 +156,11 @@ def test_a_preset_that_is_no_name(name: str, tmp_path: Path) -> None:
 def test_a_preset_without_a_way_to_tell_the_family(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="the family of the model is needed"):
         build({"model": "deit_tiny"}, preset="minivit")
+
+
+def test_a_wrong_model_option_with_a_preset_is_a_fault_of_the_recipe() -> None:
+    with pytest.raises(RecipeError, match=r"--crop-pct 5\.0: input should be less than or equal to 1"):
+        named("deit_tiny", crop_pct=5.0)
 
 
 def test_plan_takes_a_preset(vitcompress: Vitcompress) -> None:

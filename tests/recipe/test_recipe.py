@@ -8,7 +8,7 @@ import yaml
 
 from vitcompress import recipe as recipes
 from vitcompress.errors import RecipeError
-from vitcompress.recipe import STAGES, options
+from vitcompress.recipe import STAGES, flag_specs
 from vitcompress.recipe.compose import build, from_dict, to_dict
 
 
@@ -107,7 +107,7 @@ def test_pairs_are_read_as_yaml() -> None:
 
 
 def test_every_field_is_one_flag() -> None:
-    names = [option.name for option in options(*STAGES)]
+    names = [spec.name for spec in flag_specs(*STAGES)]
     assert len(set(names)) == len(names) == sum(len(dataclasses.fields(stage)) for stage in STAGES.values())
-    assert all(option.help.endswith(".") for option in options(*STAGES))
+    assert all(spec.help.endswith(".") for spec in flag_specs(*STAGES))
     assert recipes.Recipe(recipes.ModelRecipe("x")) == build({"model": "x"})

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import Vitcompress
 from tests.forked import Command
-from vitcompress.data.views import Share, Stream
+from vitcompress.data.loaders import Share, Stream
 from vitcompress.errors import RecipeError
 from vitcompress.pipeline.checks import check_run
 from vitcompress.recipe import DataRecipe, ModelRecipe, Recipe, RunRecipe

@@ -26,18 +26,16 @@ def takes(
         without: names of fields not to take.
     """
     chosen = [
-        option
-        for option in recipes.options(*stages)
-        if (not only or option.name in only) and option.name not in without
+        spec for spec in recipes.flag_specs(*stages) if (not only or spec.name in only) and spec.name not in without
     ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
-        extra = [_parameter(option) for option in chosen]
+        extra = [_parameter(spec) for spec in chosen]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            flags = {option.name: values.pop(option.name) for option in chosen}
+            flags = {spec.name: values.pop(spec.name) for spec in chosen}
             with user_errors():
                 command(**values, flags={name: value for name, value in flags.items() if value not in (None, [])})
 
@@ -49,13 +47,13 @@ def takes(
     return decorate
 
 
-def _parameter(option: recipes.Option) -> inspect.Parameter:
+def _parameter(spec: recipes.FlagSpec) -> inspect.Parameter:
     """The command-line parameter of a recipe's field."""
-    if option.name == "model":
-        declared: Any = typer.Argument(metavar="MODEL", help=option.help, show_default=False)
+    if spec.name == "model":
+        declared: Any = typer.Argument(metavar="MODEL", help=spec.help, show_default=False)
     else:
         declared = typer.Option(
-            help=option.help, show_default=option.shown_default or False, rich_help_panel=option.stage.capitalize()
+            help=spec.help, show_default=spec.shown_default or False, rich_help_panel=spec.stage.capitalize()
         )
-    annotation: Any = Annotated[option.cli_type | None, declared]
-    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    annotation: Any = Annotated[spec.cli_type | None, declared]
+    return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress.data import ImageSet, StreamReader
-from vitcompress.data.views import check_readable, evaluation_loader
+from vitcompress.data.loaders import check_readable, evaluation_loader
+from vitcompress.data.sets import ImageSet
+from vitcompress.data.streams import StreamReader
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 

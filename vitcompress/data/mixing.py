@@ -6,7 +6,7 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-from vitcompress.data.views import seeded
+from vitcompress.data.augmentation import seeded
 
 _STREAM = 1  # sets these random numbers apart from those of the views
 

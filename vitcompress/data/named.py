@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vitcompress.data.sets import Found
+from vitcompress.data.sets import RawImageSet
 from vitcompress.errors import DataError, first_line, nearest
 
 _FLAG = ({"train": True}, {"train": False})
@@ -62,7 +62,7 @@ def default_root() -> Path:
     return Path(torch.hub.get_dir()).parent / "datasets"
 
 
-def open_named(place: str, split: str, where: str) -> Found:
+def open_named(place: str, split: str, where: str) -> RawImageSet:
     """The images of a split.
 
     Args:
@@ -97,7 +97,7 @@ def open_named(place: str, split: str, where: str) -> Found:
         ) from error
     title = f"{where} ({'training' if split == 'train' else 'validation or test'} images)"
     targets = _targets(images)
-    return Found(title, NamedReader(images, title), targets, _classes(images, targets))
+    return RawImageSet(title, NamedReader(images, title), targets, _classes(images, targets))
 
 
 def _targets(images: Any) -> tuple[int, ...]:

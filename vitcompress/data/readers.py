@@ -1,4 +1,4 @@
-"""How is one image of a set opened?  From its file, from memory, or from wherever else a reader knows it to be."""
+"""Readers: open one image of a set by its number, from a file or from memory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-# whatever a file is called, it is decoded in this process: Pillow would run Ghostscript for PostScript
+# formats that Pillow decodes itself, whatever the file is called; for PostScript it would run
+# Ghostscript
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 class Reader(Protocol):
-    """A sequence of images that can be opened by number; it can be pickled, for worker processes."""
+    """A sequence of images, opened by number; it can be pickled for worker processes."""
 
     def __len__(self) -> int: ...
     def open(self, index: int, at_least: int = 0) -> Image.Image:
-        """Decode image `index`; where neither side needs more than `at_least` pixels (0: all), perhaps smaller."""
+        """Decode image `index`, possibly smaller, but with sides of at least `at_least` pixels.
+
+        0 means full size.
+        """
 
     def where(self, index: int) -> str:
-        """What to call image `index` in a message."""
+        """Name image `index` in a message."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,14 @@ class FileReader:
         """Decode image `index`.
 
         Raises:
-            OSError: it cannot be, or is a pipe or a device, which would be waited on.
+            OSError: the file cannot be read, or is a pipe or a device, which could block.
         """
         if not os.path.isfile(self.paths[index]):
-            raise OSError("it is no regular file")
+            raise OSError("not a regular file")
         return decoded(self.paths[index], at_least)
 
     def where(self, index: int) -> str:
-        """Its path."""
+        """Return the path of image `index`."""
         return self.paths[index]
 
 
@@ -66,7 +70,7 @@ class ArrayReader:
         return Image.fromarray(self.images[index])
 
     def where(self, index: int) -> str:
-        """The array's name and the image's number."""
+        """Return the array's name and the image's number."""
         return f"{self.name}[{index}]"
 
 
@@ -74,12 +78,15 @@ def decoded(image: Path | str | bytes, at_least: int = 0) -> Image.Image:
     """Decode an image.
 
     Args:
-        image: where it lies, or what is in its file.
-        at_least: pixels that both sides shall have left; of a JPEG of twice as many or more, the decoder then makes a
-            half, a quarter or an eighth, which takes a fraction of the time. 0 for all there are.
+        image: its path, or the content of its file.
+        at_least: number of pixels that both sides keep; a JPEG that is larger by a factor of two or
+            more is decoded at 1/2, 1/4 or 1/8 of its size, which is much faster. 0 means full size.
+
+    Returns:
+        The image, in the mode of its file.
     """
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as found:
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image, formats=FORMATS) as picture:
         if at_least:
-            found.draft(found.mode, (at_least, at_least))  # does nothing to other formats
-        found.load()
-        return found
+            picture.draft(picture.mode, (at_least, at_least))  # only JPEG does this
+        picture.load()
+        return picture

@@ -1,4 +1,4 @@
-"""Which images, with which labels, belong together?  A reader, the images of it that are meant, and their classes."""
+"""Image sets: a reader, the images of it that belong to the set, their labels and classes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from vitcompress.data.streams import StreamLabels, StreamReader
 from vitcompress.errors import DataError
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "valid", "test")
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 5000
-_HELD_OUT_SHARDS = 8  # most
+HELD_OUT_FRACTION, MAX_HELD_OUT = 0.1, 5000
+_MAX_HELD_OUT_SHARDS = 8
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and, where there are any, their labels.
+    """Images with their labels, if any.
 
     Attributes:
-        name: what to call the set in reports.
+        name: name of the set in reports.
         reader: opens the images.
-        labels: indices into the model's classes, one per image; None where there are none.
-        indices: the images of `reader` that belong to the set; empty where it is a stream.
-        classes: the name of each of the model's classes, in their order; empty where the images do not tell them all.
-        note: what a reader of any report must know of the images; empty where there is nothing.
-        endless: there are no passes over them to be counted.
+        labels: class index of each image of `reader`, among the model's classes; None if unlabeled.
+        indices: positions in `reader` of the images of the set; empty for a stream.
+        classes: names of the model's classes, in order; empty if the images do not name them all.
+        note: remark for every report on these images; empty if there is none.
+        endless: whether passes over the images cannot be counted.
     """
 
     name: str
@@ -42,37 +42,37 @@ class ImageSet:
 
     def __len__(self) -> int:
         if isinstance(self.reader, StreamReader):
-            raise DataError(f"{self.name} is a stream: nobody knows how many images it has.", hint=NO_LENGTH_HINT)
+            raise DataError(f"{self.name} is a stream of unknown length.", hint=NO_LENGTH_HINT)
         return len(self.indices)
 
     def __bool__(self) -> bool:
-        return True  # a set is there; of a stream nobody knows more
+        return True  # an image set is never empty; a stream has no length to ask for
 
     @property
     def streams(self) -> bool:
-        """Whether the images come one after another, so that they can be neither counted nor chosen."""
+        """Whether the images come one after another and cannot be counted or chosen."""
         return isinstance(self.reader, StreamReader)
 
     def streamed(self, reader: StreamReader) -> ImageSet:
-        """The same stream, read in another way."""
+        """Return the same set, read by another stream reader."""
         return replace(self, reader=reader, labels=None if self.labels is None else StreamLabels(reader))
 
     def subset(self, positions: Sequence[int], name: str) -> ImageSet:
-        """The images at `positions`, under another name."""
+        """Return the images at `positions` of the set, under another name."""
         return replace(self, name=name, indices=tuple(self.indices[p] for p in positions))
 
 
-NO_LENGTH_HINT = "Give --steps or --max-minutes, or images that can: a folder, a table or unpacked .tar files."
+NO_LENGTH_HINT = "Give --steps or --max-minutes, or countable images: a folder, a table or unpacked .tar files."
 
 
 @dataclass(frozen=True)
-class Found:
-    """Images as their format has them, before their labels are the model's.
+class RawImageSet:
+    """Images with the labels of their format, before these become class indices of the model.
 
     Attributes:
-        name: what to call them.
-        reader: opens them.
-        targets: of each, the position of its class in `classes`; None where there are none.
+        name: name of the images.
+        reader: opens the images.
+        targets: position of each image's class in `classes`; None if unlabeled.
         classes: names of the classes, in the format's order.
     """
 
@@ -83,34 +83,35 @@ class Found:
 
 
 def labelled(
-    found: Found, where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str]
+    images: RawImageSet, where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str]
 ) -> ImageSet:
-    """The same images with labels of the model.
+    """Return the images with class indices of the model as labels.
 
     Args:
-        found: what the format has.
-        where: what to call it in messages.
-        num_classes: K of the model; 0 where it has none: labels are left out then. None for as many as there are.
-        class_map: a text file with a class's name per line, in the order of the model's classes.
-        classes: names of the model's classes, in order; empty where they are not known.
+        images: images with the labels of their format.
+        where: name of the images in messages.
+        num_classes: number K of the model's classes; 0 if it has none, so that labels are left out;
+            None to count the images' classes.
+        class_map: text file with one class name per line, in the order of the model's classes.
+        classes: names of the model's classes, in order; empty if unknown.
 
     Raises:
-        DataError: its classes match no mapping.
+        DataError: the classes of the images match no mapping.
     """
-    if isinstance(found.reader, StreamReader):
-        return _labelled_stream(found.name, found.reader, where, num_classes, class_map, classes)
-    everything = tuple(range(len(found.reader)))
-    if found.targets is None or num_classes == 0:
-        return ImageSet(found.name, found.reader, None, everything)
-    index_of = class_indices(found.classes, where, num_classes, class_map, classes)
-    labels = tuple(index_of[found.classes[target]] for target in found.targets)
-    return ImageSet(found.name, found.reader, labels, everything, names_in_order(index_of, num_classes))
+    if isinstance(images.reader, StreamReader):
+        return _labelled_stream(images.name, images.reader, where, num_classes, class_map, classes)
+    indices = tuple(range(len(images.reader)))
+    if images.targets is None or num_classes == 0:
+        return ImageSet(images.name, images.reader, None, indices)
+    index_of = class_indices(images.classes, where, num_classes, class_map, classes)
+    labels = tuple(index_of[images.classes[target]] for target in images.targets)
+    return ImageSet(images.name, images.reader, labels, indices, names_in_order(index_of, num_classes))
 
 
 def _labelled_stream(
     name: str, reader: StreamReader, where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str]
 ) -> ImageSet:
-    """A stream whose labels are read as they come: names of the model's classes, or their numbers."""
+    """Return a stream whose labels are names or numbers of the model's classes, read on the way."""
     if not reader.has_labels or num_classes == 0:
         return ImageSet(name, reader, None, (), endless=True)
     names: Sequence[str] = classes
@@ -119,11 +120,11 @@ def _labelled_stream(
         names = names_in_order(index_of, num_classes)
     elif num_classes is None:
         raise DataError(
-            f"{where} is a stream: its classes are not known before its end.",
-            hint="Give --class-map FILE with a class's name per line.",
+            f"{where} is a stream, so its classes are not known in advance.",
+            hint="Give --class-map FILE with one class name per line.",
         )
     else:
-        index_of = {each: number for number, each in enumerate(classes)}
+        index_of = {name: number for number, name in enumerate(classes)}
     count = len(names) if num_classes is None else num_classes
     index_of = {**{str(number): number for number in range(count)}, **index_of}
     reader = replace(reader, index_of=index_of)
@@ -131,16 +132,23 @@ def _labelled_stream(
 
 
 def hold_out(images: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a tenth off, at most 5,000 images, at random by `seed`; the rest comes first. Of a stream, shards.
+    """Hold out a random tenth of the images, at most 5,000; of a stream, whole shards.
+
+    Args:
+        images: the images to split.
+        seed: decides which images are held out.
+
+    Returns:
+        The remaining images, and those held out.
 
     Raises:
-        DataError: there are too few.
+        DataError: there are too few images or shards.
     """
     if isinstance(images.reader, StreamReader):
         return _hold_out_shards(images, images.reader, seed=seed)
-    count = max(1, min(HELD_OUT_MOST, round(len(images) * HELD_OUT_SHARE)))
+    count = max(1, min(MAX_HELD_OUT, round(len(images) * HELD_OUT_FRACTION)))
     if count >= len(images):
-        raise DataError(f"{images.name} has {len(images)} image(s): too few to hold any out.", hint="Give --val-data.")
+        raise DataError(f"{images.name} has {len(images)} image(s), too few to hold any out.", hint="Give --val-data.")
     order = np.random.default_rng(seed).permutation(len(images))
     held = images.subset(sorted(order[:count]), f"{images.name} ({count} held out of training)")
     return images.subset(sorted(order[count:]), images.name), held
@@ -148,11 +156,13 @@ def hold_out(images: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet]:
 
 def _hold_out_shards(images: ImageSet, reader: StreamReader, *, seed: int) -> tuple[ImageSet, ImageSet]:
     shards = reader.urls
-    count = max(1, min(_HELD_OUT_SHARDS, round(len(shards) * HELD_OUT_SHARE)))
+    count = max(1, min(_MAX_HELD_OUT_SHARDS, round(len(shards) * HELD_OUT_FRACTION)))
     if count >= len(shards):
-        raise DataError(f"{images.name} is one shard: there is none to hold out.", hint="Give --val-data.")
-    held = set(np.random.default_rng(seed).permutation(len(shards))[:count].tolist())
-    parts = [tuple(url for number, url in enumerate(shards) if (number in held) is out) for out in (False, True)]
-    rest, out = replace(reader, urls=parts[0]), replace(reader, urls=parts[1], limit=HELD_OUT_MOST)
+        raise DataError(f"{images.name} is a single shard, so none can be held out.", hint="Give --val-data.")
+    numbers = set(np.random.default_rng(seed).permutation(len(shards))[:count].tolist())
+    kept, held = (
+        tuple(url for number, url in enumerate(shards) if (number in numbers) is out) for out in (False, True)
+    )
     name = f"{images.name} ({count} shard(s) held out of training)"
-    return images.streamed(rest), replace(images.streamed(out), name=name)
+    held_out = images.streamed(replace(reader, urls=held, limit=MAX_HELD_OUT))
+    return images.streamed(replace(reader, urls=kept)), replace(held_out, name=name)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vitcompress.data.readers import EXTENSIONS, decoded
-from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, Found
+from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.data.streams import StreamReader, read_shard
 from vitcompress.data.tarfiles import BROKEN, Member, content, is_remote, wanted
 from vitcompress.errors import DataError, shorten
@@ -59,7 +59,7 @@ class TarReader:
         return f"{self.shards[self.shard[index]]}:{self.names[index]}"
 
 
-def open_shards(place: str, split: str, where: str, image_key: str, label_key: str) -> Found | None:
+def open_shards(place: str, split: str, where: str, image_key: str, label_key: str) -> RawImageSet | None:
     """The images of shards.
 
     Args:
@@ -82,7 +82,7 @@ def open_shards(place: str, split: str, where: str, image_key: str, label_key: s
 
 
 def _urls(place: str, split: str, where: str) -> tuple[str, ...]:
-    require_extra("webdataset", where)
+    require_extra("webdataset", where, DataError)
     from webdataset.shardlists import expand_urls
 
     if Path(place).is_dir():
@@ -119,15 +119,15 @@ def _must_stream(url: str) -> bool:
     return is_remote(url) or url.endswith(PACKED)
 
 
-def _stream(urls: tuple[str, ...], where: str, image_key: str, label_key: str) -> Found:
+def _stream(urls: tuple[str, ...], where: str, image_key: str, label_key: str) -> RawImageSet:
     """Shards that are read from front to back; the first image tells whether there are labels."""
     first = next(read_shard(urls[0], image_key, label_key), None)
     if first is None or first.error:
         raise DataError(f"{where}: {urls[0]}: {first.error if first else 'no images'}.", hint=_looked_for(image_key))
-    return Found(where, StreamReader(urls, image_key, label_key, has_labels=first.target is not None))
+    return RawImageSet(where, StreamReader(urls, image_key, label_key, has_labels=first.target is not None))
 
 
-def _indexed(urls: tuple[str, ...], where: str, image_key: str, label_key: str) -> Found:
+def _indexed(urls: tuple[str, ...], where: str, image_key: str, label_key: str) -> RawImageSet:
     """Shards whose images are found by one walk over their headers."""
     shard: list[int] = []
     places: list[tuple[int, int]] = []
@@ -147,7 +147,7 @@ def _indexed(urls: tuple[str, ...], where: str, image_key: str, label_key: str) 
     reader = TarReader(urls, np.array(shard, dtype=np.int32), offset, size, tuple(names))
     known = [target for target in targets if target is not None]
     if not known:
-        return Found(where, reader)
+        return RawImageSet(where, reader)
     if len(known) < len(targets):
         lacking = names[targets.index(None)]
         raise DataError(
@@ -155,7 +155,7 @@ def _indexed(urls: tuple[str, ...], where: str, image_key: str, label_key: str) 
         )
     classes = tuple(sorted(set(known)))
     position = {name: number for number, name in enumerate(classes)}
-    return Found(where, reader, tuple(position[target] for target in known), classes)
+    return RawImageSet(where, reader, tuple(position[target] for target in known), classes)
 
 
 def _members(

@@ -27,7 +27,7 @@ BUFFER = 256  # samples of a lane, undecoded, that are shuffled
 _BROKEN = (*BROKEN, zlib.error)  # what a shard that ends early or is none raises
 
 
-class Sample(NamedTuple):
+class ShardSample(NamedTuple):
     """One image as it lies in its shard; `error` says why there is none."""
 
     where: str
@@ -83,7 +83,7 @@ class StreamReader:
         """The label of image `index`."""
         return self.label_of(self._sample(index))
 
-    def decoded(self, sample: Sample, at_least: int = 0) -> Image.Image:
+    def decoded(self, sample: ShardSample, at_least: int = 0) -> Image.Image:
         """Decode a sample.
 
         Raises:
@@ -94,7 +94,7 @@ class StreamReader:
         self.label_of(sample)  # before the work
         return decoded(sample.image, at_least)
 
-    def label_of(self, sample: Sample) -> int:
+    def label_of(self, sample: ShardSample) -> int:
         """The label of a sample; −1 where there are none.
 
         Raises:
@@ -111,7 +111,7 @@ class StreamReader:
         order = np.random.default_rng(seed).permutation(len(self.urls))
         return replace(self, urls=tuple(self.urls[i] for i in order), start=after, limit=number)
 
-    def one_pass(self) -> Iterator[Sample]:
+    def one_pass(self) -> Iterator[ShardSample]:
         """Every image once, in order; of a part of the stream, as many as it has."""
         if self.limit is None or self.start == 0:
             yield from islice(self._through(self.urls), self.limit)
@@ -119,13 +119,13 @@ class StreamReader:
         endless = (sample for _ in count() for sample in self._through(self.urls))
         yield from islice(endless, self.start, self.start + self.limit)
 
-    def _sample(self, index: int) -> Sample:
+    def _sample(self, index: int) -> ShardSample:
         block, offset = divmod(index, self.block)
         turn, number = divmod(block, self.num_lanes)
         lane = self._lanes.setdefault(number, _Lane(self, number))
         return lane.at(turn * self.block + offset)
 
-    def in_lane(self, number: int) -> Iterator[Sample]:
+    def in_lane(self, number: int) -> Iterator[ShardSample]:
         """The samples of a lane, shuffled, pass after pass."""
         urls = self.urls[number :: self.num_lanes]
         for turn in count():
@@ -133,7 +133,7 @@ class StreamReader:
             samples = self._through([urls[i] for i in random.permutation(len(urls))])
             buffer = list(islice(samples, BUFFER))
             if not buffer:
-                yield Sample(urls[0], b"", None, "the shard has no images")
+                yield ShardSample(urls[0], b"", None, "the shard has no images")
             for sample in samples:
                 position = int(random.integers(len(buffer)))
                 chosen, buffer[position] = buffer[position], sample
@@ -141,7 +141,7 @@ class StreamReader:
             for position in random.permutation(len(buffer)):
                 yield buffer[position]
 
-    def _through(self, urls: Sequence[str]) -> Iterator[Sample]:
+    def _through(self, urls: Sequence[str]) -> Iterator[ShardSample]:
         for url in urls:
             yield from read_shard(url, self.image_key, self.label_key)
 
@@ -152,9 +152,9 @@ class _Lane:
     def __init__(self, reader: StreamReader, number: int) -> None:
         self.reader, self.number = reader, number
         self.samples = reader.in_lane(number)
-        self.position, self.last = -1, Sample("", b"", None)
+        self.position, self.last = -1, ShardSample("", b"", None)
 
-    def at(self, position: int) -> Sample:
+    def at(self, position: int) -> ShardSample:
         if position < self.position:  # someone began anew
             self.samples, self.position = self.reader.in_lane(self.number), -1
         while self.position < position:
@@ -182,7 +182,7 @@ class StreamLabels(Sequence[int]):
         return self.reader.label(index)
 
 
-def read_shard(url: str, image_key: str, label_key: str) -> Iterator[Sample]:
+def read_shard(url: str, image_key: str, label_key: str) -> Iterator[ShardSample]:
     """The images of a shard in order; where it cannot be read on, one last sample says why.
 
     Args:
@@ -198,9 +198,9 @@ def read_shard(url: str, image_key: str, label_key: str) -> Iterator[Sample]:
             for found in group_by_keys(_files(url, stream, image_key, label_key)):
                 key = image_key_of(found, image_key)
                 if key is not None:
-                    yield Sample(f"{url}:{found['__key__']}.{key}", found[key], target_of(found, label_key))
+                    yield ShardSample(f"{url}:{found['__key__']}.{key}", found[key], target_of(found, label_key))
     except _BROKEN as error:
-        yield Sample(url, b"", None, f"the shard cannot be read: {error}")
+        yield ShardSample(url, b"", None, f"the shard cannot be read: {error}")
 
 
 def _files(url: str, stream: IO[bytes], image_key: str, label_key: str) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from vitcompress.data.readers import decoded
-from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, Found
+from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.errors import DataError, first_line, nearest, shorten
 from vitcompress.runtime.extras import require_extra
 
@@ -47,7 +47,7 @@ class TableReader:
         return f"{self.name}[{index}]"
 
 
-def open_table(place: str, split: str, where: str, image_key: str, label_key: str) -> Found | None:
+def open_table(place: str, split: str, where: str, image_key: str, label_key: str) -> RawImageSet | None:
     """The images of a split.
 
     Args:
@@ -66,7 +66,7 @@ def open_table(place: str, split: str, where: str, image_key: str, label_key: st
         raise DataError(
             f"{where} does not exist{nearest(root.name, beside)}.", hint="It must be a folder on this machine."
         )
-    require_extra("datasets", where)
+    require_extra("datasets", where, DataError)
     import datasets
 
     splits = _load(datasets, root, where)
@@ -80,7 +80,7 @@ def open_table(place: str, split: str, where: str, image_key: str, label_key: st
     images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     title = where if len(splits) == 1 else f"{where} ({name})"
     targets, classes = _labels(datasets, table, where, label_key)
-    return Found(title, TableReader(images, column, title), targets, classes)
+    return RawImageSet(title, TableReader(images, column, title), targets, classes)
 
 
 def _load(datasets: Any, root: Path, where: str) -> Mapping[str, Any]:

@@ -27,7 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
-from vitcompress.data import ImageSet, StreamReader
+from vitcompress.data.sets import ImageSet
+from vitcompress.data.streams import StreamReader
 from vitcompress.distill.run import Run
 from vitcompress.errors import RecipeError, TrainingError, first_line
 from vitcompress.recipe import Interval

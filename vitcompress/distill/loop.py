@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from vitcompress.data.loaders import Batch
 from vitcompress.data.mixing import Mixing
-from vitcompress.data.views import Batch
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.hooks import TokenSubset
 from vitcompress.distill.log import TrainLog

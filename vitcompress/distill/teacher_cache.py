@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitcompress.data.views import Share
+from vitcompress.data.loaders import Share
 from vitcompress.distill.checkpoints import differences
 from vitcompress.errors import RecipeError
 

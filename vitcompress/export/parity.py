@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.data import open_to_evaluate
-from vitcompress.data.views import check_readable, evaluation_loader
+from vitcompress.data.loaders import check_readable, evaluation_loader
+from vitcompress.data.open import open_to_evaluate
 from vitcompress.errors import ExportError
 from vitcompress.export.subject import Subject
 from vitcompress.families.outputs import has_classes

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vitcompress.data import ImageSet
-from vitcompress.data.views import Batch, check_readable, evaluation_loader, share_of
+from vitcompress.data.loaders import Batch, check_readable, evaluation_loader, share_of
+from vitcompress.data.sets import ImageSet
 from vitcompress.errors import DataError
 from vitcompress.families.outputs import has_classes
 from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion

@@ -10,7 +10,8 @@ from functools import partial
 from accelerate import Accelerator
 from torch import nn
 
-from vitcompress.data import ImageSet, StreamReader
+from vitcompress.data.sets import ImageSet
+from vitcompress.data.streams import StreamReader
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import BASELINES
 from vitcompress.measure.latency import SPEED_SECONDS

@@ -12,7 +12,7 @@ import torch
 
 from vitcompress.artifact.paths import SUFFIX, check_apart
 from vitcompress.bundled import FASHION_VIT, Bundle
-from vitcompress.data import NO_LENGTH_HINT, ImageSet
+from vitcompress.data.sets import NO_LENGTH_HINT, ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.losses import LOSSES
 from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faults

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitcompress.artifact.file import Manifest
-from vitcompress.data import ImageSet, open_sets
 from vitcompress.data.classes import are_own
+from vitcompress.data.open import open_sets
+from vitcompress.data.sets import ImageSet
 from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import Candidate, Comparison, check_kind, compare
 from vitcompress.distill.teacher import Teacher, find_teacher

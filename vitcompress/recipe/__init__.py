@@ -1,10 +1,10 @@
-"""What did the user ask for?  One frozen dataclass per stage: the same recipe as CLI flags, as YAML and as JSON.
+"""Recipes: what the user asks for, as one frozen dataclass per stage.
 
-A field is declared once, here: its default, its bounds and its help are those of the flag, of the YAML key and of the
-reference.  `vitcompress.cli.app` makes the flags from these classes.
+A field is declared once, here. Its default, bounds and help serve the Python API, the command-line
+flag, the YAML key and the reference. `vitcompress.cli.app` makes the flags from these classes.
 """
 
-from vitcompress.recipe.stages import STAGES, GateRecipe, Option, Recipe, options
+from vitcompress.recipe.stages import STAGES, FlagSpec, GateRecipe, Recipe, flag_specs
 from vitcompress.recipe.student import (
     DEFAULT_SHARE,
     KINDS,
@@ -20,7 +20,7 @@ from vitcompress.recipe.training import (
     BUILT_IN,
     DEFAULT_LR,
     DEFAULT_STEPS,
-    LOSSES,
+    LOSS_NAMES,
     DataRecipe,
     DistillRecipe,
     Interval,
@@ -36,16 +36,16 @@ __all__ = [
     "DEFAULT_SHARE",
     "DEFAULT_STEPS",
     "KINDS",
-    "LOSSES",
+    "LOSS_NAMES",
     "STAGES",
     "STORES_IN_LOOP",
     "TRANSFORMS",
     "DataRecipe",
     "DistillRecipe",
+    "FlagSpec",
     "GateRecipe",
     "Interval",
     "ModelRecipe",
-    "Option",
     "PlanRecipe",
     "Recipe",
     "RunRecipe",
@@ -54,6 +54,6 @@ __all__ = [
     "TargetRecipe",
     "TeacherRecipe",
     "flag_of",
-    "options",
+    "flag_specs",
     "save_interval",
-]  # fmt: skip
+]

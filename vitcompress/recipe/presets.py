@@ -1,4 +1,4 @@
-"""Which defaults go together?  What published code shares, adds and learns from, by family, as defaults of a recipe.
+"""Presets: what published code shares, adds and trains with, as defaults of a recipe, by family.
 
 flags  >  recipe file  >  preset  >  the fields' own defaults
 """
@@ -12,8 +12,9 @@ from vitcompress.errors import RecipeError, nearest
 
 Tree = Mapping[str, Mapping[str, Any]]
 
-# MiniViT, arXiv:2204.07154, as its released code has it, but for what no pretrained function survives: head mixes start
-# as the identity and not at N(0, 0.02), and Mini-Swin's norms on the residual trunk are left out.
+# MiniViT, arXiv:2204.07154, as in its released code, except where that would destroy the pretrained
+# function: head mixes start as the identity instead of at N(0, 0.02), and Mini-Swin's norms on the
+# residual trunk are left out.
 _MINI_DEIT: Tree = {
     "plan": {"share_biases": True, "transforms": ("heads", "rpe")},
     "distill": {"loss": {"logits": 1.0}},
@@ -30,10 +31,10 @@ PRESETS: Mapping[str, Mapping[str, Tree]] = {
 
 
 def check_preset(name: object) -> bool:
-    """Whether there is a preset of this name: true, or an error.
+    """Return True if there is a preset of this name.
 
     Raises:
-        RecipeError: there is none, with the nearest.
+        RecipeError: no preset has this name; the message suggests the nearest one.
     """
     if not isinstance(name, str) or name not in PRESETS:
         raise RecipeError(
@@ -43,23 +44,23 @@ def check_preset(name: object) -> bool:
 
 
 def preset_defaults(name: str, family: str) -> Tree:
-    """The defaults that a preset has for a family.
+    """Return the defaults of a preset for a family.
 
     Args:
-        name: of a preset that there is.
+        name: name of an existing preset.
         family: name of the model's family.
 
     Raises:
-        RecipeError: it was published for other families.
+        RecipeError: the preset is for other families.
     """
     if family not in PRESETS[name]:
         raise RecipeError(
             f"--preset {name} does not fit the {family} family: it is for {', '.join(PRESETS[name])}.",
-            hint="Leave out --preset and name what to share and add: --share-biases, --transforms heads,mlp.",
+            hint="Leave out --preset and choose what to share and add: --share-biases, --transforms heads,mlp.",
         )
     return PRESETS[name][family]
 
 
 def fill(tree: Tree, defaults: Tree) -> dict[str, dict[str, Any]]:
-    """What `tree` says, and where it says nothing, what `defaults` say; a field is taken whole."""
+    """Fill fields that `tree` does not set with those of `defaults`; fields are not merged."""
     return {stage: {**defaults.get(stage, {}), **tree.get(stage, {})} for stage in {**defaults, **tree}}

@@ -1,4 +1,4 @@
-"""Everything that decides what comes out: the stages in their order, and each option of them."""
+"""The whole recipe: its stages in order, and the command-line flag of each field."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from vitcompress.recipe.values import CONFIG, Bytes
 
 @dataclass(frozen=True, config=CONFIG)
 class GateRecipe:
-    """What the result must reach; a missed gate ends with exit code 3."""
+    """Requirements of the result; a missed one makes the command exit with code 3."""
 
-    max_drop: Annotated[float | None, Field(description="Largest drop of top-1, in points.")] = None
-    min_ratio: Annotated[float | None, Field(gt=0, description="Smallest ratio of parameters, before to after.")] = None
+    max_drop: Annotated[float | None, Field(description="Largest allowed drop of top-1, in points.")] = None
+    min_ratio: Annotated[
+        float | None, Field(gt=0, description="Smallest allowed ratio of parameters, source to student.")
+    ] = None
     max_size: Annotated[
         Annotated[int, Field(gt=0)] | None,
         Bytes,
-        Field(description="Largest file, like 40MB or 38MiB."),
+        Field(description="Largest allowed file size, like 40MB or 38MiB."),
     ] = None
 
 
 @dataclass(frozen=True, config=CONFIG)
 class Recipe:
-    """Everything that decides what comes out."""
+    """Everything that decides the result, by stage."""
 
     model: ModelRecipe
     plan: PlanRecipe = dataclasses.field(default_factory=PlanRecipe)
@@ -49,15 +51,15 @@ STAGES: Mapping[str, Any] = get_type_hints(Recipe)
 
 
 @dataclasses.dataclass(frozen=True)
-class Option:
-    """One field of a stage, as the command line needs it.
+class FlagSpec:
+    """The command-line flag of a recipe's field.
 
     Attributes:
         stage: name of the stage.
         name: name of the field.
-        cli_type: what the command line collects; the recipe checks and converts it.
-        shown_default: what stands in its place where it is not given; empty where the help says it.
-        help: one sentence.
+        cli_type: type that the command line collects; the recipe checks and converts the value.
+        shown_default: the default as typed on the command line; empty if the help text says it.
+        help: the help text.
     """
 
     stage: str
@@ -67,19 +69,19 @@ class Option:
     help: str
 
 
-def options(*stages: str) -> Iterator[Option]:
-    """Every field of the named stages, in order of declaration."""
+def flag_specs(*stages: str) -> Iterator[FlagSpec]:
+    """Flags of all fields of the named stages, in order of declaration."""
     for stage in stages:
         hints = get_type_hints(STAGES[stage], include_extras=True)
         for field in dataclasses.fields(STAGES[stage]):
             kind, *metadata = get_args(hints[field.name])
             help_text = next(m.description for m in metadata if getattr(m, "description", None))
             parsed = any(isinstance(m, BeforeValidator) for m in metadata)
-            yield Option(stage, field.name, _cli_type(kind, parsed=parsed), _shown_default(field), help_text)
+            yield FlagSpec(stage, field.name, _cli_type(kind, parsed=parsed), _shown_default(field), help_text)
 
 
 def _cli_type(kind: Any, *, parsed: bool) -> Any:
-    """What the command line collects for a field of type `kind`: text where the recipe parses it."""
+    """Return the type that the command line collects; text if the recipe parses the field."""
     plain = next((k for k in get_args(kind) if k is not type(None)), kind) if type(None) in get_args(kind) else kind
     if get_origin(plain) is dict:
         return list[str]

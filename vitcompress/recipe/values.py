@@ -1,4 +1,4 @@
-"""How is what was typed read?  Lists, pairs and sizes, the same from flags and from YAML."""
+"""Parsers of typed values: lists, pairs and sizes, from flags and from YAML alike."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 import yaml
 from pydantic import BeforeValidator, ConfigDict
 
-_LEAST_BYTES = 1000
+_MIN_BYTES = 1000
 _FLAGS = {"model": "MODEL", "matrices": "--no-matrices"}
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def flag_of(name: str) -> str:
-    """Return the command-line flag of a recipe's field; a field that is on by default has its negation."""
+    """Return the flag of a recipe's field; negated, if the field is on by default."""
     return _FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def _words(value: Any) -> Any:
-    """`a,b` or `none` as a tuple of words."""
+    """Read `a,b` or `none` as a tuple of words."""
     if isinstance(value, str):
         return () if value.strip() in ("", "none") else tuple(word.strip() for word in value.split(","))
     return value
 
 
 def _mapping(value: Any) -> Any:
-    """`key=value` strings as a mapping; each value is read as YAML (`16`, `0.5`, `true`, `[14, 14]`)."""
+    """Read `key=value` strings as a mapping; values are YAML (`16`, `0.5`, `true`, `[14, 14]`)."""
     if not isinstance(value, (list, tuple)):
         return value
     pairs = {}
@@ -43,31 +43,31 @@ def _mapping(value: Any) -> Any:
 
 
 def _bytes(value: Any) -> Any:
-    """`40MB` (10⁶), `40MiB` (2²⁰) or a bare number of bytes as an integer."""
+    """Read `40MB` (10⁶), `40MiB` (2²⁰) or a plain number of bytes as an integer."""
     if not isinstance(value, str):
         return value
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?)(i?)B?\s*", value)
-    if found is None:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?)(i?)B?\s*", value)
+    if match is None:
         raise ValueError(f"{value!r} is not a size like 40MB or 38MiB")
-    power = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}[found[2]]
-    size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
-    if 0 < size < _LEAST_BYTES:
-        raise ValueError(f"{value.strip()} is {size} bytes, less than any model (did you mean {found[1]}MB?)")
+    power = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}[match[2]]
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if 0 < size < _MIN_BYTES:
+        raise ValueError(f"{value.strip()} is {size} bytes, smaller than any model (did you mean {match[1]}MB?)")
     return size
 
 
 def _text(value: Any) -> Any:
-    """A path as text: what names images may be a path, and may be more."""
+    """Read a path as text: images are named by a path, or by more than a path."""
     return str(value) if isinstance(value, Path) else value
 
 
 def _workers(value: Any) -> Any:
-    """A number, or `auto`; None is auto."""
+    """Read a number or `auto`; None means `auto`."""
     if value is None or value == "auto":
         return "auto"
     if not isinstance(value, bool) and str(value).strip().isdecimal():
         return int(value)
-    raise ValueError(f"{value!r} is neither a number of processes nor auto")
+    raise ValueError(f"{value!r} is not a number of processes or auto")
 
 
 AnyPath = BeforeValidator(_text)

@@ -31,17 +31,18 @@ def install_hint(extra: str) -> str:
     return f"pip install 'vitcompress[{extra}]'"
 
 
-def require_extra(extra: str, needed_by: str) -> None:
+def require_extra(extra: str, needed_by: str, kind: type[VitcompressError] = VitcompressError) -> None:
     """Make sure that the packages of an extra are installed.
 
     Args:
         extra: a key of `EXTRAS`.
         needed_by: what needs them, as the user named it.
+        kind: the error to raise.
 
     Raises:
-        VitcompressError: a package is missing.
+        VitcompressError: of `kind`; a package is missing.
     """
     missing = missing_packages(extra)
     if missing:
         names = f"package{'s' if len(missing) > 1 else ''} {' and '.join(missing)}"
-        raise VitcompressError(f"{needed_by} needs the {names}.", hint=install_hint(extra))
+        raise kind(f"{needed_by} needs the {names}.", hint=install_hint(extra))

@@ -12,7 +12,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from vitcompress.data.views import seeded
+from vitcompress.data.augmentation import seeded
 from vitcompress.errors import PlanError
 from vitcompress.families.find import family_of
 from vitcompress.initialize import aligned, start_student

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.data import ImageSet, hold_out, open_sets
 from vitcompress.data.classes import known_classes
-from vitcompress.data.views import Batch, Stream, Views, collate
+from vitcompress.data.loaders import Batch, Stream, collate
+from vitcompress.data.open import open_sets
+from vitcompress.data.sets import ImageSet, hold_out
+from vitcompress.data.views import Views
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import load_teacher, resolve

@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
-from tests.data.test_data import GREY, RGB, folder_set
+from tests.data.opened import GREY, RGB, folder_set
 from vitcompress.data.readers import FileReader
 from vitcompress.data.views import Views
 from vitcompress.recipe import DataRecipe
@@ -86,7 +86,7 @@ def test_what_is_no_regular_file_is_not_waited_on(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(encoded_image)
     os.mkfifo(tmp_path / "a.png")
     reader = FileReader((str(tmp_path / "a.png"), str(tmp_path / "b.png")))
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         reader.open(0)
     assert reader.open(1).size == (20, 24)
 

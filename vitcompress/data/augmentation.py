@@ -1,0 +1,70 @@
+"""Random crops, flips and augmentation of training images, drawn from timm by seed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import auto_augment, create_transform
+
+from vitcompress.errors import RecipeError
+from vitcompress.recipe import DataRecipe
+
+
+def random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
+    """Timm's training transform.
+
+    Args:
+        config: timm's data config.
+        recipe: how random crops and flips are.
+
+    Raises:
+        RecipeError: --auto-augment is no policy of timm's.
+    """
+    try:
+        transform = create_transform(
+            **config, is_training=True, scale=(recipe.crop_min, 1.0), hflip=recipe.hflip, color_jitter=None,
+            auto_augment=recipe.auto_augment, re_prob=recipe.erase, re_mode="pixel",
+        )  # fmt: skip
+    except (AssertionError, ValueError, KeyError, IndexError) as error:  # timm asserts what it can read
+        raise RecipeError(
+            f"--auto-augment {recipe.auto_augment}: timm has no such policy: {error}.",
+            hint="For example rand-m9-mstd0.5-inc1, augmix-m3-w3, original or v0.",
+        ) from error
+    for step in transform.transforms:
+        for op in (*getattr(step, "ops", ()), *itertools.chain(*getattr(step, "policy", ()))):
+            if op.aug_fn is auto_augment.posterize:
+                op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
+    """Keep the upper `bits` of each pixel; of none, black.
+
+    timm's own asks Pillow for no bits at all at full magnitude, which Pillow 13 refuses: of the images that
+    rand-m9-mstd0.5 draws, one in some hundreds would end the training.
+    """
+    posterized: Image.Image = auto_augment.posterize(image, bits) if bits else image.point(lambda value: 0)
+    return posterized
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Run a block on random numbers of its own, decided by `numbers`; leave the global generators as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    number = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)
+    torch.default_generator.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
