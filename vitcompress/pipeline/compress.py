@@ -21,7 +21,7 @@ from vitcompress.data import ImageSet, check_places, open_to_evaluate
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import evaluation_loader, random_views
 from vitcompress.distill.checkpoints import Checkpoints
-from vitcompress.distill.matching import Candidate, compare
+from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.errors import CheckpointError, DataError, Faults, RecipeError, VitcompressError
 from vitcompress.families.find import family_of
@@ -283,9 +283,9 @@ def _named(path: Path, manifest: artifact.Manifest, teacher: ModelRecipe) -> nn.
     found = find_teacher(asked, checkpoint_flag="--checkpoint")
     empty = artifact.empty_student(path, manifest)
     losses = {"logits" if has_classes(empty) else "features": 1.0}
-    own = Candidate(path.name, empty, manifest.data_config["input_size"])
+    own = ComparedModel(path.name, empty, manifest.data_config["input_size"])
     config = dict(manifest.data_config)
-    return load_adapted(found, config, compare(own, found.candidate, DistillRecipe(loss=losses)))
+    return load_adapted(found, config, match_models(own, found.compared_model, DistillRecipe(loss=losses)))
 
 
 def check_source(source: Source, manifest: artifact.Manifest, *, file_bytes: int) -> None:

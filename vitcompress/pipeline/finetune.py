@@ -25,7 +25,7 @@ from vitcompress.data.views import Views
 from vitcompress.distill.checkpoints import Checkpoints, run_facts
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES
-from vitcompress.distill.matching import Candidate, Comparison
+from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.distill.training import check_student
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError, raise_faults
@@ -266,7 +266,7 @@ def _with_teacher(job: _Job, reporter: Reporter) -> tuple[_Job, nn.Module | None
         note = f"Without the teacher {job.teacher.name}: {error}"
         reporter.say(note)
         recipe = with_losses(job.lesson.recipe, rest)
-        lesson = replace(job.lesson, recipe=recipe, comparison=Comparison(rest), teacher=None)
+        lesson = replace(job.lesson, recipe=recipe, comparison=Matching(rest), teacher=None)
         return replace(job, lesson=lesson, teacher=None, notes=(*job.notes, note)), None
     loaded = replace(job.teacher, load=lambda: teacher)
     return job, load_adapted(loaded, job.lesson.config, job.lesson.comparison)
@@ -340,7 +340,7 @@ def _settle(
     attempt = faults.attempt
     model = empty_model(source)
     apply_plan(model, plan)
-    student = Candidate(name, model, config["input_size"])
+    student = ComparedModel(name, model, config["input_size"])
     attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
     comparison = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
     if comparison is not None:

@@ -8,7 +8,7 @@ from vitcompress.artifact.file import Manifest
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.data.classes import are_own
 from vitcompress.distill.losses import LOSSES
-from vitcompress.distill.matching import Candidate, Comparison, check_kind, compare
+from vitcompress.distill.matching import ComparedModel, Matching, check_kind, match_models
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.families.outputs import has_classes
@@ -74,8 +74,8 @@ def source_as_teacher(parent: Manifest) -> Teacher | None:
 
 
 def settle_losses(
-    student: Candidate, teacher: Teacher | None, recipe: DistillRecipe, images: ImageSet, classes: tuple[str, ...]
-) -> Comparison:
+    student: ComparedModel, teacher: Teacher | None, recipe: DistillRecipe, images: ImageSet, classes: tuple[str, ...]
+) -> Matching:
     """Settle what the student learns: by default from labels and outputs, whichever there are.
 
     Args:
@@ -107,10 +107,10 @@ def settle_losses(
                 f"--teacher {teacher.name} has other classes than {student.name} will have, or in another order.",
                 hint="Name a teacher of the same classes.",
             )
-        return compare(student, teacher.candidate, replace(recipe, loss=losses))
+        return match_models(student, teacher.compared_model, replace(recipe, loss=losses))
     check_kind(student, losses)
     if wanting := [name for name in losses if LOSSES[name].teacher]:
         raise RecipeError(
             f"--loss {', '.join(wanting)} needs a teacher of the same classes.", hint="Name it with --teacher."
         )
-    return Comparison(losses)
+    return Matching(losses)

@@ -18,7 +18,7 @@ from vitcompress.data.views import Batch, Share, share_of, training_loader
 from vitcompress.distill.checkpoints import Checkpoints, images_digest
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
-from vitcompress.distill.matching import Comparison
+from vitcompress.distill.matching import Matching
 from vitcompress.distill.run import DivergedError
 from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
@@ -49,7 +49,7 @@ class Lesson:
     recipe: Recipe
     images: ImageSet | None
     config: dict[str, Any]
-    comparison: Comparison
+    comparison: Matching
     teacher: str | None
 
     def named(self, log: TrainLog) -> TrainLog:
@@ -173,7 +173,7 @@ def num_steps(lesson: Lesson) -> int | None:
     return DEFAULT_STEPS if recipe.steps is None else recipe.steps
 
 
-def load_adapted(teacher: Teacher, config: dict[str, Any], comparison: Comparison) -> nn.Module:
+def load_adapted(teacher: Teacher, config: dict[str, Any], comparison: Matching) -> nn.Module:
     """Load a teacher that takes the student's views.
 
     Args:

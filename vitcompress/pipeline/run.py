@@ -23,7 +23,7 @@ from vitcompress.data.views import Views
 from vitcompress.distill.checkpoints import Checkpoints, run_facts
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import MOST_POINTS, TrainLog
-from vitcompress.distill.matching import Comparison
+from vitcompress.distill.matching import Matching
 from vitcompress.distill.teacher import Teacher
 from vitcompress.distill.training import lr_for_start
 from vitcompress.errors import Faults, RecipeError
@@ -84,7 +84,7 @@ class Job:
     train: ImageSet | None
     val: ImageSet | None
     teacher: Teacher | None
-    comparison: Comparison
+    comparison: Matching
     accelerator: Accelerator
 
     def planning(self, teacher: nn.Module, reporter: Reporter) -> Planning:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vitcompress.distill.matching import Candidate, Comparison, compare
+from vitcompress.distill.matching import ComparedModel, Matching, match_models
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.distill.training import check_student
 from vitcompress.families.find import family_named
@@ -64,12 +64,12 @@ def settle(recipe: Recipe, attempt: Any, *, measures: bool = False) -> Settled:
 
 def compared(
     source: Source, model: nn.Module, plan: Plan, teacher: Teacher | None, recipe: Recipe, config: dict[str, Any]
-) -> Comparison:
+) -> Matching:
     """What of student and teacher is compared; the student as its plan makes it of the empty `model`."""
     built = copy.deepcopy(model)
     apply_plan(built, plan)
-    student, own = (Candidate(source.name, each, config["input_size"]) for each in (built, model))
-    return compare(student, teacher.candidate if teacher else own, recipe.distill)
+    student, own = (ComparedModel(source.name, each, config["input_size"]) for each in (built, model))
+    return match_models(student, teacher.compared_model if teacher else own, recipe.distill)
 
 
 def with_losses(recipe: Recipe, losses: Mapping[str, float]) -> Recipe:
