@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from vitcompress.distill.hooks import TokenSubset
 from vitcompress.distill.losses import LOSSES, Given
-from vitcompress.distill.matching import Candidate, compare, reading
+from vitcompress.distill.matching import ComparedModel, match_models, reading
 from vitcompress.distill.training import compiling, optimizers, training_student
 from vitcompress.families.find import family_of
 from vitcompress.layers.transforms import TRANSFORM_MODULES
@@ -146,7 +146,7 @@ def distilling_step(
     size = tuple(images.shape[1:])
     recipe = DistillRecipe(loss=LOSS, layers=LAYERS, lr=1e-5)
     student, matrices = student_of(teacher, {"share": 12, "transforms": tuple(transforms)})
-    comparison = compare(Candidate("student", student, size), Candidate("teacher", teacher, size), recipe)  # type: ignore[arg-type]
+    comparison = match_models(ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), recipe)  # type: ignore[arg-type]
     teacher.eval()
     tokens = TokenSubset(recipe.max_relation_tokens, seed=0)
     fields = {LOSSES[name].reads for name in comparison.losses}

@@ -17,7 +17,7 @@ from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.hooks import TokenSubset
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES, Given, Outputs
-from vitcompress.distill.matching import Comparison, reading
+from vitcompress.distill.matching import Matching, reading
 from vitcompress.distill.run import Agreed, Run
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.distill.training import (
@@ -46,7 +46,7 @@ def distill(
     recipe: DistillRecipe,
     *,
     blocks: Sequence[str],
-    comparison: Comparison,
+    comparison: Matching,
     mixing: Mixing,
     matrices: Collection[str],
     fade: Callable[[float], None],
@@ -230,7 +230,7 @@ def _training_reached(
 def weighted_losses(
     student: nn.Module,
     teacher: nn.Module | None,
-    comparison: Comparison,
+    comparison: Matching,
     recipe: DistillRecipe,
     seed: int,
     cache: TeacherCache | None,

@@ -28,7 +28,7 @@ from vitcompress.recipe import DistillRecipe
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ComparedModel:
     """A model that may be compared, without its weights.
 
     Attributes:
@@ -59,7 +59,7 @@ NOTHING = Side()
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Matching:
     """What is compared.
 
     Attributes:
@@ -92,7 +92,7 @@ def default_losses(model: nn.Module) -> Mapping[str, float]:
     return losses
 
 
-def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Comparison:
+def match_models(student: ComparedModel, teacher: ComparedModel, recipe: DistillRecipe) -> Matching:
     """Settle what is compared.
 
     A teacher without transformer blocks that we know gives logits only; losses between blocks are left out then, and a
@@ -124,7 +124,7 @@ def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Co
         notes.append(f"{teacher.name} sees the student's views, resized to {image_size[0]}×{image_size[1]}.")
     if sides is not None:
         _check_shapes((student, mine), (teacher, yours), losses, recipe.relation_heads)
-        return Comparison(losses, *sides, image_size=image_size, notes=tuple(notes))
+        return Matching(losses, *sides, image_size=image_size, notes=tuple(notes))
     if wanted:
         losses = {name: weight for name, weight in losses.items() if name not in wanted}
         kind = "logits" if has_classes(teacher.model) else "features"
@@ -134,10 +134,10 @@ def compare(student: Candidate, teacher: Candidate, recipe: DistillRecipe) -> Co
         raise RecipeError(f"--layers {recipe.layers}: no --loss compares blocks.", hint="Add --loss attention=1.")
     if not any(LOSSES[name].teacher for name in losses) and wanted:
         raise RecipeError(notes[-1], hint=f"Add --loss {next(iter(default_losses(student.model)))}=1.")
-    return Comparison(losses, image_size=image_size, notes=tuple(notes))
+    return Matching(losses, image_size=image_size, notes=tuple(notes))
 
 
-def check_kind(student: Candidate, losses: Mapping[str, float]) -> None:
+def check_kind(student: ComparedModel, losses: Mapping[str, float]) -> None:
     """Make sure that the losses read the student's outputs as what they are: logits, or features.
 
     Raises:
@@ -256,7 +256,7 @@ def _triples(values: Sequence[Tensor], side: Side) -> list[QKV]:
 
 
 def _sides(
-    ours: tuple[Candidate, Family], theirs: tuple[Candidate, Family], layers: str | None, fields: Set[str]
+    ours: tuple[ComparedModel, Family], theirs: tuple[ComparedModel, Family], layers: str | None, fields: Set[str]
 ) -> tuple[Side, Side]:
     """Where student and teacher are read, pair by pair."""
     names = [family.block_names(candidate.model) for candidate, family in (ours, theirs)]
@@ -277,7 +277,7 @@ def _sides(
     return sides[0], sides[1]
 
 
-def _check_alike(student: Candidate, teacher: Candidate) -> None:
+def _check_alike(student: ComparedModel, teacher: ComparedModel) -> None:
     """Make sure that both take images of the same channels, and give outputs of the same kind.
 
     Raises:
@@ -297,7 +297,7 @@ def _check_alike(student: Candidate, teacher: Candidate) -> None:
 
 
 def _teachers(
-    teacher: Candidate, student: Candidate, mine: Outputs, side: Side, fields: Set[str]
+    teacher: ComparedModel, student: ComparedModel, mine: Outputs, side: Side, fields: Set[str]
 ) -> tuple[Outputs, tuple[int, int] | None]:
     """What the teacher gives, and the size to resize views to for it; None where it takes the student's.
 
@@ -325,7 +325,9 @@ def _count(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
 
 
-def probe(candidate: Candidate, size: tuple[int, int], side: Side = NOTHING, fields: Set[str] = frozenset()) -> Outputs:
+def probe(
+    candidate: ComparedModel, size: tuple[int, int], side: Side = NOTHING, fields: Set[str] = frozenset()
+) -> Outputs:
     """Run a model without weights on one image without pixels: the shapes of what it gives are real."""
     model = copy.deepcopy(candidate.model).to("meta").eval()
     images = torch.empty(1, candidate.input_size[0], *size, device="meta")
@@ -334,7 +336,7 @@ def probe(candidate: Candidate, size: tuple[int, int], side: Side = NOTHING, fie
 
 
 def _check_shapes(
-    ours: tuple[Candidate, Outputs], theirs: tuple[Candidate, Outputs], losses: Mapping[str, float], heads: int
+    ours: tuple[ComparedModel, Outputs], theirs: tuple[ComparedModel, Outputs], losses: Mapping[str, float], heads: int
 ) -> None:
     """Make sure that what the losses compare can be compared.
 

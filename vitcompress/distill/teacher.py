@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.classes import label_names
-from vitcompress.distill.matching import Candidate
+from vitcompress.distill.matching import ComparedModel
 from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.pretrained.source import empty_model, load_teacher, resolve
@@ -47,9 +47,9 @@ class Teacher:
         return sha256_of(self.load().state_dict())
 
     @property
-    def candidate(self) -> Candidate:
+    def compared_model(self) -> ComparedModel:
         """What is compared of it before its weights are loaded."""
-        return Candidate(self.name, self.model, self.config["input_size"])
+        return ComparedModel(self.name, self.model, self.config["input_size"])
 
 
 def find_teacher(recipe: TeacherRecipe, *, checkpoint_flag: str = "--teacher-checkpoint") -> Teacher:

@@ -31,7 +31,7 @@ from tests.benchmarks.quality.subjects import Batches, Labelled, Sets, Subject, 
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
-from vitcompress.distill.matching import Candidate, compare
+from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.run import DivergedError
 from vitcompress.families.find import family_of
 from vitcompress.measure.macs import macs_of
@@ -181,8 +181,8 @@ class Comparison:
         assert self.loaded is not None
         teacher, sets = start.source, self.loaded[1]
         recipe = training_recipe(method, start, self._options(method), lr=key.lr, steps=key.steps)
-        sides = [Candidate(key.model, model, sets.input_size) for model in (student, teacher)]
-        comparison = compare(sides[0], sides[1], recipe)
+        sides = [ComparedModel(key.model, model, sets.input_size) for model in (student, teacher)]
+        comparison = match_models(sides[0], sides[1], recipe)
         set_seed(key.seed)
         fade = fading(student, teacher, start.plan, recipe.fade) if start.plan else nullcontext(lambda done: None)
         AcceleratorState._reset_state()  # the model before may have trained in another precision

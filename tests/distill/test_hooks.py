@@ -8,7 +8,7 @@ from tests.families.test_families import images as row_images
 from tests.tiny import VARIANTS, compressed, images, tiny
 from vitcompress.distill.hooks import TokenSubset, tap_outputs
 from vitcompress.distill.losses import LOSSES, Given
-from vitcompress.distill.matching import Candidate, compare, reading
+from vitcompress.distill.matching import ComparedModel, match_models, reading
 from vitcompress.distill.training import compiling, training_student
 from vitcompress.families.base import Tap
 from vitcompress.families.find import FAMILIES, family_of
@@ -107,8 +107,8 @@ def test_losses_of_every_family_have_the_same_gradients_checkpointed(name: str) 
     row = ROWS[name]
     teacher = build(row)
     recipe = DistillRecipe(loss=dict.fromkeys(("hidden", "attention", "hidden_relation"), 1.0))
-    candidate = Candidate(name, teacher, (3, *row.image))
-    asked = compare(candidate, candidate, recipe)
+    candidate = ComparedModel(name, teacher, (3, *row.image))
+    asked = match_models(candidate, candidate, recipe)
     fields, choose = {"hidden", "qkv", "sampled"}, TokenSubset(9, seed=0)
     blocks = family_of(teacher, name).block_names(teacher)
     gradients = []
@@ -191,9 +191,9 @@ def test_what_a_teacher_gives_in_inference_mode_can_be_learned_from() -> None:
     """Whichever of the two runs first: the choice of tokens is no inference tensor."""
     teacher = tiny()
     student, _ = compressed(teacher, share=2)
-    candidate = Candidate("tiny", teacher, (3, 32, 32))
+    candidate = ComparedModel("tiny", teacher, (3, 32, 32))
     recipe = DistillRecipe(loss=dict.fromkeys(("logits", "hidden", "attention", "hidden_relation"), 1.0))
-    asked = compare(candidate, candidate, recipe)
+    asked = match_models(candidate, candidate, recipe)
     gradients = []
     for mode in (torch.inference_mode, torch.no_grad):
         tokens = TokenSubset(16, seed=0)

@@ -12,7 +12,7 @@ from tests.families.test_families import ROWS, Row
 from tests.tiny import ARGS, images, tiny
 from vitcompress.distill.hooks import TokenSubset
 from vitcompress.distill.losses import LOSSES, Given
-from vitcompress.distill.matching import Candidate, Side, compare, default_losses, pair_layers, reading
+from vitcompress.distill.matching import ComparedModel, Side, default_losses, match_models, pair_layers, reading
 from vitcompress.errors import RecipeError
 from vitcompress.families.base import Tap, tap_qkv
 from vitcompress.families.find import family_of
@@ -26,12 +26,12 @@ EVERYTHING = {"logits": 1.0, "hidden": 1.0, "attention": 1.0, "hidden_relation":
 RELATIONS = {"logits": 1.0, "attention": 1.0, "hidden_relation": 0.1}
 
 
-def empty(name: str = "vit_tiny_patch16_224", *, size: tuple[int, int, int] = SIZE, **args: Any) -> Candidate:
+def empty(name: str = "vit_tiny_patch16_224", *, size: tuple[int, int, int] = SIZE, **args: Any) -> ComparedModel:
     with init_empty_weights():
-        return Candidate(name, timm.create_model(name, **args), size)
+        return ComparedModel(name, timm.create_model(name, **args), size)
 
 
-def vit(**args: Any) -> Candidate:
+def vit(**args: Any) -> ComparedModel:
     size = args.get("img_size", 32)
     return empty(size=(args.get("in_chans", 3), size, size), **{**ARGS, **args})
 
@@ -81,7 +81,7 @@ def test_every_fault_of_the_layers_at_once() -> None:
 
 def test_a_model_is_compared_with_itself_block_by_block() -> None:
     model = vit()
-    found = compare(model, model, DistillRecipe(loss=EVERYTHING))
+    found = match_models(model, model, DistillRecipe(loss=EVERYTHING))
     assert found.losses == EVERYTHING
     assert found.student == found.teacher
     assert found.student.blocks == tuple(f"blocks.{i}" for i in range(4))
@@ -91,14 +91,14 @@ def test_a_model_is_compared_with_itself_block_by_block() -> None:
 
 def test_a_deeper_and_wider_teacher() -> None:
     teacher = vit(depth=8, embed_dim=48, num_heads=6)
-    found = compare(vit(), teacher, DistillRecipe(loss=RELATIONS, layers="0:1,2:5", relation_heads=4))
+    found = match_models(vit(), teacher, DistillRecipe(loss=RELATIONS, layers="0:1,2:5", relation_heads=4))
     assert found.student.blocks == ("blocks.0", "blocks.2")
     assert found.teacher.blocks == ("blocks.1", "blocks.5")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "regnety_002", "convnext_atto"])
 def test_a_convolutional_teacher_gives_logits_only(name: str) -> None:
-    found = compare(vit(), empty(name, num_classes=5), DistillRecipe(loss=EVERYTHING))
+    found = match_models(vit(), empty(name, num_classes=5), DistillRecipe(loss=EVERYTHING))
     assert found.losses == {"logits": 1.0}
     assert found.teacher == Side()
     left_out = "hidden, attention, hidden_relation"
@@ -106,11 +106,11 @@ def test_a_convolutional_teacher_gives_logits_only(name: str) -> None:
 
 
 def test_a_teacher_of_another_size_gets_resized_views() -> None:
-    found = compare(vit(), vit(img_size=48), DistillRecipe(loss={"logits": 1.0}))
+    found = match_models(vit(), vit(img_size=48), DistillRecipe(loss={"logits": 1.0}))
     assert found.image_size == (48, 48)
     assert "resized to 48×48" in found.notes[0]
     same = vit(img_size=64, patch_size=16)  # as many tokens as the student
-    assert compare(vit(), same, DistillRecipe(loss=RELATIONS)).image_size == (64, 64)
+    assert match_models(vit(), same, DistillRecipe(loss=RELATIONS)).image_size == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ def test_a_teacher_of_another_size_gets_resized_views() -> None:
         (vit(depth=6), {"layers": "1:6"}, ["--layers 1:6: 1:6 goes past the teacher's last block, 5."]),
         (vit(), {"layers": "1", "loss": {"logits": 1.0}}, ["--layers 1: no --loss compares blocks."]),
         (empty("resnet18", num_classes=5), {"loss": {"attention": 1.0}}, ["no blocks to compare"]),
-        (Candidate("broken", nn.Identity(), SIZE), {}, ["--teacher broken"]),
+        (ComparedModel("broken", nn.Identity(), SIZE), {}, ["--teacher broken"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_what_cannot_be_compared(teacher: Candidate, recipe: dict[str, Any], messages: list[str]) -> None:
+def test_what_cannot_be_compared(teacher: ComparedModel, recipe: dict[str, Any], messages: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
-        compare(vit(), teacher, DistillRecipe(**recipe))
+        match_models(vit(), teacher, DistillRecipe(**recipe))
     for message in messages:
         assert message in str(caught.value)
     assert len(set(str(caught.value).splitlines())) == len(str(caught.value).splitlines())
@@ -180,17 +180,17 @@ def test_windows_are_images_of_their_own_and_grids_are_tokens() -> None:
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_every_family_can_be_compared_without_its_weights(row: Row) -> None:
     model = empty_model(Source(row.architecture, row.architecture, dict(row.args)))
-    candidate = Candidate(row.architecture, model, (3, *row.image))
+    candidate = ComparedModel(row.architecture, model, (3, *row.image))
     loss = {**default_losses(model), "hidden_relation": 1.0}
-    found = compare(candidate, candidate, DistillRecipe(loss=loss))
+    found = match_models(candidate, candidate, DistillRecipe(loss=loss))
     assert len(found.student.blocks) == len(family_of(model, row.architecture).block_names(model))
     assert ("attention" in loss) == ("num_kv_heads" not in row.args)
     asked = DistillRecipe(loss={**loss, "attention": 1.0})
     if "num_kv_heads" in row.args:  # queries wider than keys have no relation with them
         with pytest.raises(RecipeError, match="have no q, k and v that can be read"):
-            compare(candidate, candidate, asked)
+            match_models(candidate, candidate, asked)
     else:
-        assert all(compare(candidate, candidate, asked).student.qkv)
+        assert all(match_models(candidate, candidate, asked).student.qkv)
 
 
 @pytest.mark.parametrize("transforms", [(), ("heads",)], ids=["plain", "mixed"])
@@ -200,10 +200,14 @@ def test_narrow_heads_have_no_relations_to_compare(width: float, transforms: tup
     teacher = vit()
     narrow = copy.deepcopy(teacher.model)
     apply_plan(narrow, make_plan(narrow, PlanRecipe(share=1, width=width, transforms=transforms), name="vit"))  # type: ignore[arg-type]
-    student = Candidate("student", narrow, SIZE)
-    assert compare(student, teacher, DistillRecipe()).losses == {"logits": 1.0, "hidden": 1.0, "hidden_relation": 0.1}
+    student = ComparedModel("student", narrow, SIZE)
+    assert match_models(student, teacher, DistillRecipe()).losses == {
+        "logits": 1.0,
+        "hidden": 1.0,
+        "hidden_relation": 0.1,
+    }
     with pytest.raises(RecipeError, match="--loss attention: blocks of student have no q, k and v") as error:
-        compare(student, teacher, DistillRecipe(loss={"attention": 1.0}))
+        match_models(student, teacher, DistillRecipe(loss={"attention": 1.0}))
     assert "--width" in error.value.hint
 
 
@@ -211,8 +215,10 @@ def test_factors_are_compared_as_the_matrices_they_are() -> None:
     teacher = vit()
     factored = copy.deepcopy(teacher.model)
     apply_plan(factored, make_plan(factored, PlanRecipe(share=2, adapter_rank=2), name="vit"))
-    student = Candidate("student", factored, SIZE)
-    assert compare(student, teacher, DistillRecipe()).losses == compare(teacher, teacher, DistillRecipe()).losses
+    student = ComparedModel("student", factored, SIZE)
+    assert (
+        match_models(student, teacher, DistillRecipe()).losses == match_models(teacher, teacher, DistillRecipe()).losses
+    )
 
 
 HEADLESS = {"num_classes": 0}
@@ -222,7 +228,7 @@ HEADLESS = {"num_classes": 0}
 def test_the_default_loss_reads_outputs_as_what_they_are(args: dict[str, Any]) -> None:
     model = vit(**args)
     expected = {"features" if args else "logits": 1.0, "hidden": 1.0, "hidden_relation": 0.1, "attention": 1.0}
-    assert compare(model, model, DistillRecipe()).losses == expected
+    assert match_models(model, model, DistillRecipe()).losses == expected
 
 
 @pytest.mark.parametrize(
@@ -241,15 +247,15 @@ def test_features_and_logits_are_not_mixed_up(
     student: dict[str, Any], teacher: dict[str, Any], loss: str, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
-        compare(vit(**student), vit(**teacher), DistillRecipe(loss={loss: 1.0}))
+        match_models(vit(**student), vit(**teacher), DistillRecipe(loss={loss: 1.0}))
 
 
 def test_families_teach_each_other_where_tokens_agree() -> None:
     """An EVA may teach a ViT relations; a Swin, with its windows, may not."""
     relations = DistillRecipe(loss=RELATIONS)
     args: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
-    found = compare(vit(), empty("eva02_tiny_patch14_224", depth=8, **args), relations)
+    found = match_models(vit(), empty("eva02_tiny_patch14_224", depth=8, **args), relations)
     assert found.teacher.blocks == tuple(f"blocks.{number}" for number in (1, 3, 5, 7))
     swin = {**args, "patch_size": 2, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
     with pytest.raises(RecipeError, match="16 windows of 16 tokens"):
-        compare(vit(), empty("swin_tiny_patch4_window7_224", **swin), relations)
+        match_models(vit(), empty("swin_tiny_patch4_window7_224", **swin), relations)

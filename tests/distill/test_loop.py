@@ -12,7 +12,7 @@ from vitcompress.data.loaders import Batch
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
-from vitcompress.distill.matching import Candidate, compare
+from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.run import DivergedError
 from vitcompress.recipe import LOSS_NAMES, DistillRecipe
 
@@ -46,7 +46,9 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
         lambda start: batches(x, steps),
         asked,
         blocks=BLOCKS,
-        comparison=compare(Candidate("student", student, size), Candidate("teacher", teacher, size), asked),
+        comparison=match_models(
+            ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), asked
+        ),
         mixing=Mixing(num_classes=5 if "labels" in (asked.loss or {}) else None),
         matrices=frozenset(name for name, p in student.named_parameters() if "blocks." in name and p.ndim == 2),
         fade=lambda done: None,
