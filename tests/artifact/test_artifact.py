@@ -19,7 +19,7 @@ from torch import nn
 
 import vitcompress
 from tests.conftest import listing
-from tests.tiny import ARGS, VARIANTS, compressed, images, tiny
+from tests.factories import ARGS, VARIANTS, compressed, images, tiny
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact import manifest
 from vitcompress.artifact.digest import sha256_of

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vitcompress
-from tests.tiny import compressed, images
+from tests.factories import compressed, images
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact import tensorfile
 from vitcompress.artifact.digest import Digest

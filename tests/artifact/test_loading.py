@@ -11,7 +11,7 @@ import torch
 import vitcompress
 from tests.artifact.test_artifact import write_student
 from tests.benchmarks import loading
-from tests.tiny import images
+from tests.factories import images
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact import manifest, tensorfile
 from vitcompress.errors import ArtifactError

@@ -8,8 +8,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from tests.families.test_families import ROWS, Row
-from tests.tiny import ARGS, images, tiny
+from tests.factories import ARGS, ROWS, Row, images, tiny
 from vitcompress.distill.hooks import TokenSubset
 from vitcompress.distill.losses import LOSSES, Given
 from vitcompress.distill.matching import Candidate, Side, compare, default_losses, pair_layers, reading

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import vitcompress
 from tests.conftest import Vitcompress, listing
-from tests.families.test_families import KINDS, ROWS, Row, build, planned, randomise, student_of
-from tests.families.test_families import images as images_of
+from tests.factories import KINDS, ROWS, Row, build, planned, randomise, student_of
+from tests.factories import row_images as images_of
 from vitcompress import export
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of

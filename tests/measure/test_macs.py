@@ -7,8 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from tests.families.test_families import ROWS, Row, build, planned, student_of
-from tests.tiny import VARIANTS, compressed, images, tiny
+from tests.factories import ROWS, VARIANTS, Row, build, compressed, images, planned, student_of, tiny
 from vitcompress.measure.macs import macs_of, with_macs
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.pipeline.deliver import notes_on

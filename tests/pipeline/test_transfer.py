@@ -16,7 +16,7 @@ from torch import nn
 import vitcompress as package
 from tests.benchmarks import transfer
 from tests.conftest import Vitcompress, draw_image, listing
-from tests.families.test_families import ROWS
+from tests.factories import ROWS
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.manifest import to_tree
 from vitcompress.errors import RecipeError

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import VARIANTS, compressed, tiny
+from tests.factories import VARIANTS, compressed, tiny
 from vitcompress.errors import PlanError
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.plans.make import make_plan

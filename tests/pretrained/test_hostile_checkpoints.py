@@ -22,7 +22,7 @@ from torch import nn
 
 import vitcompress as package
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, listing, model_flags
-from tests.tiny import tiny
+from tests.factories import tiny
 from vitcompress.artifact import atomic
 from vitcompress.artifact import file as artifact
 from vitcompress.errors import ArtifactError, CheckpointError

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.conftest import ARCHITECTURE
-from tests.tiny import ARGS, VARIANTS, tiny
+from tests.factories import ARGS, VARIANTS, save_as_timm_does, tiny
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, ModelError, VitcompressError
 from vitcompress.families.find import FAMILIES, family_of
@@ -201,33 +200,6 @@ def test_weights_of_another_publisher_are_translated(tmp_path: Path) -> None:
 
 
 # --- folders and the Hub
-
-
-def save_as_timm_does(folder: Path, weights: Weights, *, file: str = "model.safetensors", **config: Any) -> Path:
-    folder.mkdir(parents=True)
-    tree = {
-        "architecture": ARCHITECTURE,
-        "num_classes": 5,
-        "num_features": 24,
-        "model_args": ARGS,
-        "pretrained_cfg": {
-            "input_size": [3, 32, 32],
-            "mean": [0.1, 0.2, 0.3],
-            "std": [0.4, 0.5, 0.6],
-            "interpolation": "bilinear",
-            "crop_pct": 0.8,
-            "num_classes": 5,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-        **config,
-    }
-    (folder / "config.json").write_text(json.dumps(tree))
-    if file.endswith(".safetensors"):
-        save_file(weights, folder / file)
-    else:
-        torch.save(weights, folder / file)
-    return folder
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])

@@ -14,9 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.distill.test_distill import BLOCKS, Steps, batches
-from tests.families.test_families import ROWS, build, planned
-from tests.families.test_families import images as row_images
-from tests.tiny import VARIANTS, compressed, images, tiny
+from tests.factories import ROWS, VARIANTS, build, compressed, images, planned, row_images, tiny
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
