@@ -29,8 +29,9 @@ from vitcompress.artifact.digest import Digest
 from vitcompress.artifact.tensorfile import plain_json
 from vitcompress.errors import ArtifactError
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import Source, build_model
+from vitcompress.pretrained.build import build_model
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.store import donor_tensors, round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
 

@@ -16,7 +16,8 @@ from vitcompress.errors import RecipeError
 from vitcompress.families.base import Tap, tap_qkv
 from vitcompress.families.find import family_of
 from vitcompress.plans.make import make_plan
-from vitcompress.pretrained.source import Source, empty_model
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe import DistillRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan
 

@@ -31,7 +31,7 @@ from vitcompress.errors import ExportError, VitcompressError
 from vitcompress.export import card, formats, hf
 from vitcompress.export.parity import compare
 from vitcompress.export.subject import Subject
-from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.data_config import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
 from vitcompress.runtime.extras import missing_packages

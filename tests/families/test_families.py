@@ -25,8 +25,9 @@ from vitcompress.layers.mixed_attention import mixed_attention
 from vitcompress.layers.transforms import KeyPositions, TokenConvolution
 from vitcompress.measure.macs import macs_of, with_macs
 from vitcompress.plans.model import Plan
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.pretrained.short_names import SHORT_NAMES
-from vitcompress.pretrained.source import Source, empty_model, resolve
 from vitcompress.quantize.store import donor_tensors
 from vitcompress.recipe import ModelRecipe
 

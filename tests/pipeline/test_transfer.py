@@ -23,7 +23,8 @@ from vitcompress.errors import RecipeError
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
 from vitcompress.plans.make import make_plan, measured_on
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.source import Source, build_model, empty_model
+from vitcompress.pretrained.build import build_model, empty_model
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.store import donor_tensors, fill
 from vitcompress.recipe import PlanRecipe
 from vitcompress.recipe.compose import build

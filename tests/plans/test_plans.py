@@ -6,7 +6,8 @@ from tests.factories import VARIANTS, compressed, tiny
 from vitcompress.errors import PlanError
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.plans.make import make_plan
-from vitcompress.pretrained.source import empty_model, resolve
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.resolve import resolve
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 
 PUBLISHED = {"share_biases": True, "transforms": ()}

@@ -35,8 +35,10 @@ from vitcompress.pipeline.run import Job, prepare_job
 from vitcompress.pipeline.settle import settle
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import Source, empty_model, load_teacher, resolve
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.recipe import (
     BUILT_IN,

@@ -53,7 +53,8 @@ from vitcompress.pipeline.produce import Lesson, carry_out, load_adapted, measur
 from vitcompress.pipeline.settle import with_losses
 from vitcompress.plans.make import measured_on
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.source import Source, build_model, empty_model
+from vitcompress.pretrained.build import build_model, empty_model
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.layers import quantising
 from vitcompress.recipe import Recipe, flag_of, save_interval
 from vitcompress.recipe.compose import to_dict

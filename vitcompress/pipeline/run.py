@@ -52,7 +52,8 @@ from vitcompress.pipeline.planning import Planning
 from vitcompress.pipeline.produce import Lesson, load_adapted, measure, num_steps, train
 from vitcompress.pipeline.settle import compared, settle, with_losses
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.source import Source, empty_model
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.layers import quantising
 from vitcompress.recipe import KINDS, Recipe
 from vitcompress.recipe.compose import to_dict

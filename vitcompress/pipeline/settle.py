@@ -17,8 +17,9 @@ from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import check_cache, check_store, check_target
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import Source, empty_model, resolve
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.recipe import PlanRecipe, Recipe
 from vitcompress.surgery import apply_plan
 

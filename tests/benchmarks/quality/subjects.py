@@ -17,8 +17,9 @@ from vitcompress.data import ImageSet, hold_out, open_sets
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import Batch, Stream, Views, collate
 from vitcompress.pipeline.checks import bundle_of
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import load_teacher, resolve
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.resolve import resolve
 from vitcompress.recipe import DataRecipe, ModelRecipe
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
