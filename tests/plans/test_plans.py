@@ -113,7 +113,7 @@ def test_share_above_the_depth() -> None:
 
 
 def test_transformations_that_do_not_fit() -> None:
-    with pytest.raises(PlanError, match=r"--transforms mlp.*no whole grid"):
+    with pytest.raises(PlanError, match=r"--transforms mlp.*the grid of patches is incomplete"):
         make_plan(tiny(patch_drop_rate=0.5), PlanRecipe(), name="tiny")
 
 
