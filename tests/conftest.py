@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.tiny import ARGS, VARIANTS, tiny
+from tests.factories import ARGS, VARIANTS, tiny
 from vitcompress.cli.app import main
 from vitcompress.measure.latency import measure_speed
 

@@ -4,7 +4,7 @@ import itertools
 import pytest
 import torch
 
-from tests.tiny import VARIANTS, compressed, images, tiny
+from tests.factories import VARIANTS, compressed, images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.plans.model import Group
 from vitcompress.surgery import tie_group

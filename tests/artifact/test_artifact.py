@@ -19,14 +19,14 @@ from torch import nn
 
 import vitcompress
 from tests.conftest import listing
-from tests.tiny import ARGS, VARIANTS, compressed, images, tiny
+from tests.factories import ARGS, VARIANTS, compressed, images, tiny
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact import manifest
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.errors import ArtifactError
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.data_config import data_config
 from vitcompress.quantize.codecs import STORES
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe, PlanRecipe

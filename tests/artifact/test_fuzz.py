@@ -22,15 +22,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vitcompress
-from tests.tiny import compressed, images
+from tests.factories import compressed, images
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact import tensorfile
 from vitcompress.artifact.digest import Digest
 from vitcompress.artifact.tensorfile import plain_json
 from vitcompress.errors import ArtifactError
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import Source, build_model
+from vitcompress.pretrained.build import build_model
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.store import donor_tensors, round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
 

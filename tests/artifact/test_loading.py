@@ -11,11 +11,12 @@ import torch
 import vitcompress
 from tests.artifact.test_artifact import write_student
 from tests.benchmarks import loading
-from tests.tiny import images
+from tests.factories import images
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact import manifest, tensorfile
 from vitcompress.errors import ArtifactError
-from vitcompress.pretrained.source import Source, build_model, empty_model
+from vitcompress.pretrained.build import build_model, empty_model
+from vitcompress.pretrained.resolve import Source
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the resident set and its peak")

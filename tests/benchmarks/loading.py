@@ -28,8 +28,9 @@ from torch import nn
 import vitcompress
 from vitcompress.artifact import file as artifact
 from vitcompress.plans.make import make_plan
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import Source, load_teacher
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan

@@ -20,6 +20,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from vitcompress.pipeline.settle import settle
 
 from tests.benchmarks.relation_memory import PeakBytes
 from vitcompress.data.loaders import training_loader
@@ -29,7 +30,6 @@ from vitcompress.distill.training import training_student
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
 from vitcompress.pipeline import compress as pipeline
-from vitcompress.pipeline.settle import settle
 from vitcompress.recipe import DataRecipe, Recipe, compose
 from vitcompress.surgery import apply_plan
 

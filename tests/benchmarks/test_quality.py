@@ -16,7 +16,7 @@ from tests.benchmarks.quality.methods import METHODS, Case, UnfitError, keep_sto
 from tests.benchmarks.quality.record import Record, Results, summarise
 from tests.benchmarks.quality.render import figure, replace_section, table
 from tests.benchmarks.quality.subjects import Batches, Labelled, Sets, Subject, draw_views, taught
-from tests.tiny import images, tiny
+from tests.factories import images, tiny
 
 CONFIG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 TINY = Subject("tiny", ("2",), (1e-3, 2e-3), full_steps=2, fast_steps=1, batch_size=4)

@@ -18,7 +18,8 @@ from torch import nn
 import vitcompress
 from vitcompress.artifact import file as artifact
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.pretrained.source import Source, build_model
+from vitcompress.pretrained.build import build_model
+from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe.compose import build
 from vitcompress.surgery import apply_plan
 

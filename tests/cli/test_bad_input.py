@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.artifact.test_artifact import HARM
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, draw_image, listing, model_flags
-from tests.tiny import ARGS, tiny
+from tests.factories import ARGS, tiny
 from vitcompress.artifact import file as artifact
 
 Weights = dict[str, Tensor]

@@ -16,9 +16,8 @@ import yaml
 from safetensors import safe_open
 
 from tests.conftest import Vitcompress, listing
+from tests.factories import save_as_timm_does, tiny
 from tests.forked import Command
-from tests.pretrained.test_source import save_as_timm_does
-from tests.tiny import tiny
 from vitcompress import __version__
 from vitcompress.artifact import file as artifact
 from vitcompress.cli import app as cli

@@ -7,9 +7,7 @@ import torch
 from torch import nn
 
 from tests.conftest import Vitcompress
-from tests.families.test_families import ROWS, build
-from tests.families.test_families import images as row_images
-from tests.tiny import VARIANTS, compressed, images, tiny
+from tests.factories import ROWS, VARIANTS, build, compressed, images, row_images, tiny
 from vitcompress.distill.fading import fade_factor, fading
 from vitcompress.distill.training import optimizers, set_lr
 from vitcompress.initialize.whole import start_mean

@@ -3,9 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families.test_families import ROWS, Row, build
-from tests.families.test_families import images as row_images
-from tests.tiny import VARIANTS, compressed, images, tiny
+from tests.factories import ROWS, VARIANTS, Row, build, compressed, images, row_images, tiny
 from vitcompress.distill.hooks import TokenSubset, tap_outputs
 from vitcompress.distill.losses import LOSSES, Given
 from vitcompress.distill.matching import ComparedModel, match_models, reading

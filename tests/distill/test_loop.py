@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tests.tiny import compressed, images, tiny
+from tests.factories import compressed, images, tiny
 from vitcompress.data.loaders import Batch
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.log import TrainLog

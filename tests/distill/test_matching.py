@@ -8,8 +8,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from tests.families.test_families import ROWS, Row
-from tests.tiny import ARGS, images, tiny
+from tests.factories import ARGS, ROWS, Row, images, tiny
 from vitcompress.distill.hooks import TokenSubset
 from vitcompress.distill.losses import LOSSES, Given
 from vitcompress.distill.matching import ComparedModel, Side, default_losses, match_models, pair_layers, reading
@@ -17,7 +16,8 @@ from vitcompress.errors import RecipeError
 from vitcompress.families.base import Tap, tap_qkv
 from vitcompress.families.find import family_of
 from vitcompress.plans.make import make_plan
-from vitcompress.pretrained.source import Source, empty_model
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe import DistillRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan
 

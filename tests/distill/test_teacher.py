@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vitcompress
-from tests.tiny import ARGS, tiny
+from tests.factories import ARGS, tiny
 from vitcompress.distill.teacher import adapt_inputs, find_teacher
 from vitcompress.errors import CheckpointError, VitcompressError
 from vitcompress.recipe import TeacherRecipe

@@ -7,8 +7,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from tests.families.test_families import ROWS, Row, build
-from tests.tiny import compressed, images, tiny
+from tests.factories import ROWS, Row, build, compressed, images, tiny
 from vitcompress.distill.hooks import tap_outputs
 from vitcompress.distill.training import (
     check_student,

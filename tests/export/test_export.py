@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import vitcompress
 from tests.conftest import Vitcompress, listing
-from tests.families.test_families import KINDS, ROWS, Row, build, planned, randomise, student_of
-from tests.families.test_families import images as images_of
+from tests.factories import KINDS, ROWS, Row, build, planned, randomise, student_of
+from tests.factories import row_images as images_of
 from vitcompress import export
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
@@ -31,7 +31,7 @@ from vitcompress.errors import ExportError, VitcompressError
 from vitcompress.export import card, formats, hf
 from vitcompress.export.parity import compare
 from vitcompress.export.subject import Subject
-from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.data_config import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
 from vitcompress.runtime.extras import missing_packages

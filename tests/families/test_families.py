@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.factories import KINDS, ROWS, VIT_ARGS, Row, build, planned, randomise, row_images, student_of
 from vitcompress.artifact import file as artifact
 from vitcompress.errors import ModelError, PlanError
 from vitcompress.families import insertion
@@ -25,127 +24,19 @@ from vitcompress.initialize import STARTS
 from vitcompress.layers.mixed_attention import mixed_attention
 from vitcompress.layers.transforms import KeyPositions, TokenConvolution
 from vitcompress.measure.macs import macs_of, with_macs
-from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.pretrained.short_names import SHORT_NAMES
-from vitcompress.pretrained.source import Source, empty_model, resolve
 from vitcompress.quantize.store import donor_tensors
-from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.surgery import apply_plan
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model that must be compressible: timm's constructor, and arguments that make it tiny."""
-
-    family: str
-    architecture: str
-    args: Mapping[str, Any]
-    image: tuple[int, int] = (32, 32)
-
-    @property
-    def transforms(self) -> tuple[str, ...]:
-        """What its blocks can have."""
-        return ("heads", "mlp", "rpe") if self.family == "vit" else ("heads", "mlp")
-
-
-_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
-_SWIN: dict[str, Any] = {
-    "img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 4, 2), "num_heads": (2, 4, 8), "window_size": 4,
-    "num_classes": 5,
-}  # fmt: skip  # grids of 16, 8 and 4 patches: the last stage is one window, so nothing is shifted there
-
-ROWS = {
-    "vit": Row("vit", "vit_tiny_patch16_224", _VIT),
-    "vit dynamic": Row("vit", "vit_tiny_patch16_224", {**_VIT, "dynamic_img_size": True}, image=(16, 64)),
-    "deit": Row("vit", "deit_tiny_patch16_224", _VIT),
-    "deit distilled": Row("vit", "deit_tiny_distilled_patch16_224", _VIT),
-    "deit3": Row("vit", "deit3_small_patch16_224", _VIT),
-    "dinov2": Row("vit", "vit_small_patch14_dinov2", _VIT),
-    "dinov2 registers": Row("vit", "vit_small_patch14_reg4_dinov2", _VIT),
-    "dinov2 swiglu": Row("vit", "vit_giant_patch14_dinov2", _VIT),
-    "clip": Row("vit", "vit_base_patch32_clip_224", _VIT),
-    "clip quickgelu": Row("vit", "vit_base_patch32_clip_quickgelu_224", _VIT),
-    "siglip": Row("vit", "vit_base_patch16_siglip_224", _VIT),
-    "siglip gap": Row("vit", "vit_base_patch16_siglip_gap_224", _VIT),
-    "headless": Row("vit", "vit_tiny_patch16_224", {**_VIT, "num_classes": 0}),
-    "headless siglip": Row("vit", "vit_base_patch16_siglip_224", {**_VIT, "num_classes": 0}),
-    "headless tokens": Row("vit", "vit_tiny_patch16_224", {**_VIT, "num_classes": 0, "global_pool": ""}),
-    "swin": Row("swin", "swin_tiny_patch4_window7_224", _SWIN),
-    "swin padded": Row("swin", "swin_tiny_patch4_window7_224", {**_SWIN, "img_size": 40}, image=(40, 40)),
-    "swin dynamic": Row("swin", "swin_tiny_patch4_window7_224", {**_SWIN, "strict_img_size": False}, image=(16, 64)),
-    "swin s3": Row("swin", "swin_s3_tiny_224", {**_SWIN, "window_size": (4, 8, 4)}),
-    "swin headless": Row("swin", "swin_tiny_patch4_window7_224", {**_SWIN, "num_classes": 0}),
-    "swin v2": Row("swin_v2", "swinv2_tiny_window8_256", _SWIN),
-    "swin v2 padded": Row("swin_v2", "swinv2_tiny_window8_256", {**_SWIN, "img_size": 40}, image=(40, 40)),
-    "beit": Row("beit", "beit_base_patch16_224", _VIT),
-    "beit v2": Row("beit", "beitv2_base_patch16_224", _VIT),
-    "beit shared bias": Row(
-        "beit", "beit_base_patch16_224", {**_VIT, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
-    ),
-    "beit swiglu": Row("beit", "beit_base_patch16_224", {**_VIT, "swiglu_mlp": True, "scale_mlp": True}),
-    "beit no biases": Row("beit", "beit_base_patch16_224", {**_VIT, "qkv_bias": False}),
-    "eva": Row("eva", "eva_giant_patch14_224", _VIT),
-    "eva02": Row("eva", "eva02_tiny_patch14_224", _VIT),
-    "eva02 split": Row("eva", "eva02_base_patch14_224", _VIT),
-    "eva02 clip": Row("eva", "eva02_base_patch16_clip_224", _VIT),
-    "eva post-norm": Row("eva", "eva02_tiny_patch14_224", {**_VIT, "use_post_norm": True}),
-    "dinov3": Row("eva", "vit_small_patch16_dinov3", _VIT),
-    "dinov3 swiglu": Row("eva", "vit_small_plus_patch16_dinov3", _VIT),
-    "dinov3 biases": Row("eva", "vit_small_patch16_dinov3_qkvb", _VIT),
-    "pe core": Row("eva", "vit_pe_core_tiny_patch16_384", {**_VIT, "attn_pool_num_heads": 2}),
-    "pe spatial": Row("eva", "vit_pe_spatial_tiny_patch16_512", {**_VIT, "num_classes": 0}),
-    "rope mixed": Row("eva", "vit_small_patch16_rope_mixed_224", _VIT),
-    "rope registers": Row("eva", "vit_base_patch16_rope_reg1_gap_256", _VIT),
-    "fewer key heads": Row(
-        "eva", "vit_small_patch16_rope_224",
-        {**_VIT, "num_heads": 4, "qkv_fused": False, "num_kv_heads": (4, 2, 2, 4), "embed_dim": 64},
-    ),
-}  # fmt: skip
-
-KINDS: dict[str, dict[str, Any]] = {
-    "adapters in turn": {"share": 2, "pattern": "cycle", "adapter_rank": 2, "share_biases": True},
-    "bases": {"share": 4, "basis": 5, "matrices": False},
-    "narrow and shared": {"share": 2, "width": 0.5, "share_biases": True, "share_tables": True},
-}
+from vitcompress.recipe import ModelRecipe
 
 each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
-def build(row: Row, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A teacher with every parameter random: timm starts biases, tables and scales at values that hide mistakes."""
-    torch.manual_seed(0)
-    model: nn.Module = timm.create_model(row.architecture, **row.args)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.3 * torch.randn_like(p))
-    return model.to(dtype).eval()
-
-
-def images(row: Row, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, 3, *row.image, generator=torch.Generator().manual_seed(1), dtype=dtype)
-
-
-def planned(model: nn.Module, **recipe: Any) -> Plan:
-    return make_plan(model, PlanRecipe(**recipe), name="model")
-
-
-def student_of(teacher: nn.Module, plan: Plan) -> nn.Module:
-    student = copy.deepcopy(teacher)
-    apply_plan(student, plan)
-    return student
-
-
-def randomise(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.3 * torch.randn(p.shape, generator=generator))
-
-
 @each
 def test_share_1_is_the_teacher(row: Row) -> None:
-    teacher, x = build(row), images(row)
+    teacher, x = build(row), row_images(row)
     assert family_of(teacher, "").name == row.family
     with torch.no_grad():
         expected = teacher(x)
@@ -172,7 +63,7 @@ def written(row: Row, student: nn.Module, plan: Plan, x: torch.Tensor, folder: P
 
 @each
 def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
-    teacher, x = build(row), images(row)
+    teacher, x = build(row), row_images(row)
     with torch.device("meta"):
         empty = timm.create_model(row.architecture, **row.args)
     plan = planned(empty, share=2, transforms=row.transforms, share_biases=True, share_tables=True)
@@ -200,7 +91,7 @@ def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
 @each
 def test_every_kind_of_plan_is_what_is_built_and_stored(row: Row, kind: str, tmp_path: Path) -> None:
     """Parameters, bytes and multiply-accumulates as the plan has them; the file gives the student back."""
-    teacher, x = build(row), images(row)
+    teacher, x = build(row), row_images(row)
     with torch.device("meta"):
         empty = timm.create_model(row.architecture, **row.args)
     try:
@@ -227,7 +118,7 @@ def test_every_kind_of_plan_is_what_is_built_and_stored(row: Row, kind: str, tmp
 
 @each
 def test_gradient_of_a_shared_weight_is_the_sum_over_its_blocks(row: Row) -> None:
-    teacher, x = build(row, dtype=torch.float64), images(row, dtype=torch.float64)
+    teacher, x = build(row, dtype=torch.float64), row_images(row, dtype=torch.float64)
     recipe: dict[str, Any] = {"transforms": row.transforms, "share_biases": True, "share_tables": True}
     plan = planned(teacher, share=4, **recipe)
     student = student_of(teacher, plan)
@@ -263,12 +154,12 @@ def test_every_start_keeps_blocks_that_are_equal_already(row: Row) -> None:
         for block in group.blocks[1:]:
             teacher.get_submodule(block).load_state_dict(donor)
     with torch.no_grad():
-        expected = teacher(images(row))
+        expected = teacher(row_images(row))
         for start in STARTS.values():
             student = student_of(teacher, plan)
-            start(student, teacher, plan, lambda: [images(row)])
+            start(student, teacher, plan, lambda: [row_images(row)])
             torch.testing.assert_close(
-                student(images(row)), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+                student(row_images(row)), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
             )
     assert not any(module._forward_pre_hooks for module in teacher.modules())
 
@@ -287,7 +178,7 @@ def test_token_convolution_follows_the_grid_of_the_image() -> None:
         copied = copy.deepcopy(student)  # the hooks must go with the copy
         for model in (student, copied):
             before = [module.grid_size for module in _convolutions(model)]
-            model(images(ROWS[name]))
+            model(row_images(ROWS[name]))
             after = [module.grid_size for module in _convolutions(model)]
             assert all(rows == cols for rows, cols in before)
             assert all(4 * rows == cols for rows, cols in after)
@@ -363,7 +254,7 @@ def test_shifts_alternate_and_masked_places_stay_masked_whatever_the_mix(
 
     monkeypatch.setattr(insertion, "mixed_attention", attend)
     with torch.no_grad():
-        student(images(ROWS[name]))
+        student(row_images(ROWS[name]))
     shifts = [block.shift_size for block in blocks]
     assert shifts == [(0, 0), (2, 2), (0, 0), (2, 2), (0, 0), (2, 2), (0, 0), (0, 0)]
     for block, shift, probs in zip(blocks, shifts, seen, strict=True):
@@ -392,7 +283,7 @@ def test_a_student_can_still_be_resized(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch.export's own
 @pytest.mark.parametrize("name", ["swin", "swin v2", "beit", "eva02"])
 def test_a_student_exports_for_any_batch(name: str) -> None:
-    teacher, x = build(ROWS[name]), images(ROWS[name])
+    teacher, x = build(ROWS[name]), row_images(ROWS[name])
     student = student_of(teacher, planned(teacher, share=2))
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(student, (x,), dynamic_shapes=({0: batch},))
@@ -410,10 +301,10 @@ def test_a_model_of_no_family_is_told_what_a_family_supplies() -> None:
 
 
 def test_transforms_that_cannot_be_had_say_why() -> None:
-    diff = timm.create_model("vit_tiny_patch16_224", **{**_VIT, "attn_layer": "diff"})
+    diff = timm.create_model("vit_tiny_patch16_224", **{**VIT_ARGS, "attn_layer": "diff"})
     with pytest.raises(PlanError, match="DiffAttention, not timm's plain Attention"):
         planned(diff, share=2)
-    dropped = timm.create_model("eva02_tiny_patch14_224", **{**_VIT, "patch_drop_rate": 0.5})
+    dropped = timm.create_model("eva02_tiny_patch14_224", **{**VIT_ARGS, "patch_drop_rate": 0.5})
     with pytest.raises(PlanError, match="patch_drop_rate"):
         planned(dropped, share=2)
 
@@ -436,7 +327,7 @@ def test_position_term_follows_the_grid_of_the_image() -> None:
     """16×64 pixels have as many patches as 32×32: only the shape tells how they lie."""
     student = student_of(build(ROWS["vit dynamic"]), planned(build(ROWS["vit dynamic"]), share=2, transforms=("rpe",)))
     for model in (student, copy.deepcopy(student)):
-        model(images(ROWS["vit dynamic"]))
+        model(row_images(ROWS["vit dynamic"]))
         assert [m.grid_size for m in model.modules() if isinstance(m, KeyPositions)] == [(2, 8)] * 4
 
 
@@ -449,9 +340,9 @@ def test_the_how_to_makes_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {}
     exec(code, names)
     family: Family = names["VIT_RELPOS"]
-    monkeypatch.setattr("vitcompress.families.FAMILIES", (*FAMILIES, family))
+    monkeypatch.setattr("vitcompress.families.find.FAMILIES", (*FAMILIES, family))
     for architecture in ("vit_relpos_small_patch16_224", "vit_srelpos_small_patch16_224"):
-        row = Row(family.name, architecture, _VIT)
+        row = Row(family.name, architecture, VIT_ARGS)
         test_share_1_is_the_teacher(row)
         test_gradient_of_a_shared_weight_is_the_sum_over_its_blocks(row)
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.families.test_families import ROWS, Row, build
-from tests.families.test_families import images as row_images
-from tests.tiny import images, tiny
+from tests.factories import ROWS, Row, build, images, row_images, tiny
 from vitcompress.families.find import family_of
 from vitcompress.initialize import align_group, aligned, start_student
 from vitcompress.initialize.factors import input_moments

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from tests.tiny import images, tiny
+from tests.factories import images, tiny
 from vitcompress.families.find import family_of
 from vitcompress.initialize import start_student, token_weights
 from vitcompress.initialize.importance import FLOOR

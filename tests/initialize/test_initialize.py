@@ -1,6 +1,6 @@
 import torch
 
-from tests.tiny import compressed, images, tiny
+from tests.factories import compressed, images, tiny
 from vitcompress.initialize import STARTS
 from vitcompress.initialize.whole import start_calibrated, start_first, start_mean
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.families import test_families as families
-from tests.families.test_families import ROWS
-from tests.tiny import compressed, images, tiny
+from tests.factories import ROWS, build, compressed, images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.families.find import family_named
 from vitcompress.families.narrow import full_widths, narrow_block
@@ -265,7 +263,7 @@ def test_factors_of_full_rank_are_the_teachers(row: str, share: int, matrices: b
 def family_of_row(name: str, count: int = 48) -> tuple[nn.Module, Tensor]:
     """A model of `ROWS` and images for it."""
     row = ROWS[name]
-    return families.build(row), torch.randn(count, 3, *row.image, generator=torch.Generator().manual_seed(1))
+    return build(row), torch.randn(count, 3, *row.image, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("kind", ["adapters", "bases on matrices", "bases", "low rank", "narrow"])

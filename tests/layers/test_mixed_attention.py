@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.families.test_families import ROWS, Row, build
-from tests.families.test_families import images as row_images
-from tests.tiny import compressed, images, tiny
+from tests.factories import ROWS, Row, build, compressed, images, row_images, tiny
 from vitcompress.layers import mixed_attention as module
 from vitcompress.layers.mixed_attention import attend_whole, mix_heads, mixed_attention
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.tiny import compressed, images, tiny
+from tests.factories import compressed, images, tiny
 from vitcompress.families.vit import MixedAttention
 from vitcompress.layers.transforms import (
     HeadMix,

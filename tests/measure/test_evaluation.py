@@ -14,7 +14,7 @@ from vitcompress.errors import CheckpointError, DataError
 from vitcompress.measure.accuracy import Evaluator, _Tally, evaluate_pair, paired_interval
 from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy
 from vitcompress.pipeline.compress import check_source
-from vitcompress.pretrained.source import Source
+from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe import DataRecipe
 
 

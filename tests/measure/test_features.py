@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 import vitcompress as package
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
+from tests.factories import tiny
 from tests.measure.test_evaluation import Fixed
-from tests.tiny import tiny
 from vitcompress.data.loaders import Batch
 from vitcompress.distill.losses import feature_mse
 from vitcompress.measure.accuracy import evaluate_pair

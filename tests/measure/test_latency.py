@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.tiny import compressed, tiny
+from tests.factories import compressed, tiny
 from vitcompress.measure.latency import measure_speed
 
 

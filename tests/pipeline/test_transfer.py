@@ -16,14 +16,15 @@ from torch import nn
 import vitcompress as package
 from tests.benchmarks import transfer
 from tests.conftest import Vitcompress, draw_image, listing
-from tests.families.test_families import ROWS
+from tests.factories import ROWS
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.manifest import to_tree
 from vitcompress.errors import RecipeError
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
 from vitcompress.plans.make import make_plan, measured_on
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.source import Source, build_model, empty_model
+from vitcompress.pretrained.build import build_model, empty_model
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.store import donor_tensors, fill
 from vitcompress.recipe import PlanRecipe
 from vitcompress.recipe.compose import build

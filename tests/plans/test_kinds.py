@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import compressed, images, tiny
+from tests.factories import compressed, images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.families.narrow import narrow_block
 from vitcompress.families.vit import VIT

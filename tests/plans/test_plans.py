@@ -2,11 +2,12 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import VARIANTS, compressed, tiny
+from tests.factories import VARIANTS, compressed, tiny
 from vitcompress.errors import PlanError
 from vitcompress.pipeline import compress as pipeline
 from vitcompress.plans.make import make_plan
-from vitcompress.pretrained.source import empty_model, resolve
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.resolve import resolve
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 
 PUBLISHED = {"share_biases": True, "transforms": ()}
@@ -112,7 +113,7 @@ def test_share_above_the_depth() -> None:
 
 
 def test_transformations_that_do_not_fit() -> None:
-    with pytest.raises(PlanError, match=r"--transforms mlp.*no whole grid"):
+    with pytest.raises(PlanError, match=r"--transforms mlp.*the grid of patches is incomplete"):
         make_plan(tiny(patch_drop_rate=0.5), PlanRecipe(), name="tiny")
 
 

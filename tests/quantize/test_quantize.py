@@ -9,8 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tests.families.test_families import ROWS, Row, build
-from tests.tiny import tiny
+from tests.factories import ROWS, Row, build, tiny
 from vitcompress.plans.make import make_plan
 from vitcompress.quantize.codecs import (
     SCALE,

@@ -14,9 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.distill.test_loop import BLOCKS, Steps, batches
-from tests.families.test_families import ROWS, build, planned
-from tests.families.test_families import images as row_images
-from tests.tiny import VARIANTS, compressed, images, tiny
+from tests.factories import ROWS, VARIANTS, build, compressed, images, planned, row_images, tiny
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
@@ -114,7 +112,7 @@ from pathlib import Path
 from vitcompress.files import artifact
 from vitcompress.plans.make import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.data_config import data_config
 from vitcompress.storage.stored import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 store, path = sys.argv[1], Path(sys.argv[2])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import Vitcompress, model_flags
-from tests.tiny import compressed, images, tiny
+from tests.factories import compressed, images, tiny
 from vitcompress.errors import RecipeError
 from vitcompress.families.find import FAMILIES
 from vitcompress.pipeline import compress as pipeline

@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
-from tests.families.test_families import ROWS
-from tests.tiny import images, tiny
+from tests.factories import ROWS, images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.families.find import family_of
 from vitcompress.families.widths import Widths

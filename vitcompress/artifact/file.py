@@ -29,8 +29,9 @@ from vitcompress.artifact.digest import Digest, sha256_of
 from vitcompress.artifact.manifest import Manifest, from_text, to_tree
 from vitcompress.artifact.tensorfile import TensorFile, opened
 from vitcompress.errors import ArtifactError, shorten
-from vitcompress.pretrained.inputs import input_of
-from vitcompress.pretrained.source import Source, empty_model
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.data_config import input_of
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import fill, layout, stored_tensors
 from vitcompress.surgery import apply_plan

@@ -17,8 +17,10 @@ from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.classes import label_names
 from vitcompress.distill.matching import ComparedModel
 from vitcompress.errors import RecipeError, VitcompressError
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import empty_model, load_teacher, resolve
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.resolve import resolve
 from vitcompress.recipe import ModelRecipe, TeacherRecipe
 
 _FLAGS = {"MODEL ": "--teacher ", "--model-arg": "--teacher-arg"}

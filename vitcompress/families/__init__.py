@@ -1,1 +1,1 @@
-"""What is particular to each architecture: one file per family, and the table of them in `find`."""
+"""Architecture-specific knowledge: one file per family, and the table of families in `find`."""

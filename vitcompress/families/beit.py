@@ -1,4 +1,7 @@
-"""BEiT and BEiT v2: relative position bias per block or for all, biases of q and v only."""
+"""Family of BEiT and BEiT v2.
+
+Their relative position bias is per block or shared by all, and only q and v have biases.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,13 @@ from vitcompress.families.insertion import (
 
 
 class MixedBeitAttention(nn.Module):
-    """timm's `Attention` of BEiT with its maps mixed across heads, after the position bias.
+    """timm's `Attention` of BEiT with head mixing, after the position bias.
 
-    Takes over what `attn` holds, so names stay and the model can go on resizing its position bias.
+    Takes over what `attn` holds: parameter names stay, and the model can still resize its position
+    bias.
 
     Args:
-        attn: the attention to take over.
+        attn: timm's attention, which is taken over.
     """
 
     scale: float
@@ -38,14 +42,22 @@ class MixedBeitAttention(nn.Module):
         take_over(self, attn)
         add_mixes(self)
 
-    # timm's own: they use nothing but what was taken over
+    # timm's methods, which use only attributes that were taken over
     set_window_size = Attention.set_window_size
     _get_rel_pos_bias = Attention._get_rel_pos_bias
     _init_buffers = Attention._init_buffers
     init_non_persistent_buffers = Attention.init_non_persistent_buffers
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """Attend over tokens `[B, N, C]`, with the model's position bias `[H, N, N]`; the shape is kept."""
+        """Attend over tokens.
+
+        Args:
+            x: tokens `[B, N, C]`.
+            shared_rel_pos_bias: position bias of the model, `[H, N, N]`, added to the block's own.
+
+        Returns:
+            `[B, N, C]`.
+        """
         q, k, v = project_qkv(self, x)
         bias = None if self.relative_position_bias_table is None else self._get_rel_pos_bias()
         if shared_rel_pos_bias is not None:

@@ -1,4 +1,7 @@
-"""EVA, EVA-02 and what timm builds on them: DINOv3, Perception Encoders, ViTs with rotary positions."""
+"""Family of timm's `Eva`.
+
+EVA, EVA-02, DINOv3, Perception Encoders and ViTs with rotary positions.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ from vitcompress.families.insertion import (
 
 
 class MixedRopeAttention(nn.Module):
-    """timm's `EvaAttention` or `AttentionRope` with its maps mixed across heads before and after the softmax.
+    """timm's `EvaAttention` or `AttentionRope` with head mixing before and after the softmax.
 
-    Takes over what `attn` holds, so names stay. The two differ in where their biases are, and in that the second may
-    have fewer heads of keys and values than of queries.
+    Takes over what `attn` holds, so parameter names stay. The two types keep their biases in
+    different places, and `AttentionRope` may have fewer heads of keys and values than of queries.
 
     Args:
-        attn: the attention to take over.
+        attn: timm's attention, which is taken over.
     """
 
     head_dim: int
@@ -52,18 +55,28 @@ class MixedRopeAttention(nn.Module):
         add_mixes(self)
         self.num_kv_groups: int = getattr(attn, "num_kv_groups", 1)
 
-    # timm's own: they use nothing but what was taken over
+    # timm's methods, which use only attributes that were taken over
     _init_buffers = EvaAttention._init_buffers
 
     def init_non_persistent_buffers(self) -> None:
-        """Compute the buffers that no file holds; `EvaAttention` alone has one."""
+        """Compute the buffers that are not in the state dict; only `EvaAttention` has one."""
         if "k_bias" in self._buffers:
             self._init_buffers()
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Attend over tokens `[B, N, C]`, `rope` `[N − prefix, 2·D]` turning the patches'; the shape is kept."""
+        """Attend over tokens.
+
+        Args:
+            x: tokens `[B, N, C]`.
+            rope: rotary embedding of the patches, `[N − prefix, 2·D]`.
+            attn_mask: as in timm.
+            is_causal: as in timm.
+
+        Returns:
+            `[B, N, C]`.
+        """
         if self.qkv is not None:
             q, k, v = project_qkv(self, x)
         else:
@@ -75,14 +88,14 @@ class MixedRopeAttention(nn.Module):
         if self.num_kv_groups > 1:
             k, v = k.repeat_interleave(self.num_kv_groups, dim=1), v.repeat_interleave(self.num_kv_groups, dim=1)
         mask = resolve_self_attn_mask(x.shape[1], q, attn_mask, is_causal)
-        found = self.norm(attend_mixed(self, q, k, v, scale=self.scale, mask=mask))
+        heads = self.norm(attend_mixed(self, q, k, v, scale=self.scale, mask=mask))
         if self.gate is not None:
-            found = found * self.gate(x).sigmoid()
-        out: Tensor = self.proj_drop(self.proj(found))
+            heads = heads * self.gate(x).sigmoid()
+        out: Tensor = self.proj_drop(self.proj(heads))
         return out
 
     def _rotate(self, heads: Tensor, rope: Tensor) -> Tensor:
-        """Turn the patches' queries or keys `[B, H, N, D]` by their positions; prefix tokens have none."""
+        """Rotate the queries or keys `[B, H, N, D]` of patches; prefix tokens have no position."""
         prefix, patches = heads[:, :, : self.num_prefix_tokens], heads[:, :, self.num_prefix_tokens :]
         return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=self.rotate_half)], dim=2)
 
@@ -96,7 +109,7 @@ EVA = Family(
     transforms={
         "heads": head_mixing({EvaAttention: MixedRopeAttention, AttentionRope: MixedRopeAttention}),
         "mlp": TOKEN_CONVOLUTION,
-        "rpe": never("it is for plain ViTs; where the EVA family has relative positions, they are rotary"),
+        "rpe": never("it is for plain ViTs; the relative positions of the EVA family are rotary"),
     },
     convert=checkpoint_filter_fn,
 )

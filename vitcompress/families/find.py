@@ -1,4 +1,7 @@
-"""Which models can be compressed?  The table below; a new family is one file and one line of it."""
+"""Find the family of a model in the table `FAMILIES`.
+
+A new family is one file and one line of this table.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,19 @@ FAMILIES: tuple[Family, ...] = (VIT, SWIN, SWIN_V2, BEIT, EVA)
 
 
 def find_family(model: nn.Module) -> Family | None:
-    """Return the family that a model belongs to; None where there is none."""
+    """Return the family of `model`, or None if it has none."""
     return next((family for family in FAMILIES if isinstance(model, family.model_type)), None)
 
 
 def family_of(model: nn.Module, name: str) -> Family:
-    """The family that `model` belongs to.
+    """Return the family of `model`.
 
     Args:
         model: a timm model, on any device.
-        name: what the user called it, for the message.
+        name: the model's name in the error message.
 
     Raises:
-        ModelError: no family covers the model.
+        ModelError: the model belongs to no family.
     """
     family = find_family(model)
     if family is not None:
@@ -36,18 +39,18 @@ def family_of(model: nn.Module, name: str) -> Family:
     known = ", ".join(f"{family.name} ({family.model_type.__name__})" for family in FAMILIES)
     raise ModelError(
         f"{name} is a {type(model).__name__}, which cannot be compressed.",
-        hint=f"Name a model of one of these families, like deit_small: {known}. A new one is one file: "
+        hint=f"Choose a model of one of these families, for example deit_small: {known}. To add a family, see "
         "docs/how-to/adding-a-family.md.",
     )
 
 
 def family_named(name: str) -> Family:
-    """The family stored under `name` in an artifact.
+    """Return the family that artifacts call `name`.
 
     Raises:
-        ModelError: this version has no such family.
+        ModelError: this version of vitcompress has no such family.
     """
     for family in FAMILIES:
         if family.name == name:
             return family
-    raise ModelError(f"No family is called {name!r}.", hint="A newer vitcompress may have it.")
+    raise ModelError(f"Unknown model family {name!r}.", hint="Upgrade vitcompress: a newer version may have it.")

@@ -1,9 +1,10 @@
-"""How does a block get narrower?  Fewer hidden neurons in its MLP, fewer channels in its heads.
+"""Make blocks narrower: fewer hidden neurons in the MLP, fewer channels in the attention heads.
 
-    MLP      fc1 [hidden, C]            fc2 [C, hidden]       hidden ≤ the teacher's
-    heads    q, k [H·qk, C], v [H·v, C]   proj [C, H·v]       qk, v ≤ the teacher's; the scale of the logits stays
+    MLP      fc1 [hidden, C]              fc2 [C, hidden]     hidden ≤ the teacher's
+    heads    q, k [H·qk, C], v [H·v, C]   proj [C, H·v]       qk, v ≤ the teacher's
 
-Queries and keys meet only in their product, values and the projection in theirs: each pair may have a width of its own.
+Queries only meet keys, and values only meet the projection, so each pair can have its own width.
+The scale of the logits stays the teacher's.
 """
 
 from __future__ import annotations
@@ -19,51 +20,54 @@ from vitcompress.families.widths import Widths
 
 
 def full_widths(block: Any, narrow_attention: Callable[[Any], nn.Module] | None) -> Widths:
-    """The widths that `block` has, as far as they can be changed.
+    """Return the widths of `block`, None for each that cannot be changed.
 
     Args:
-        block: of a timm model, on any device.
-        narrow_attention: the family's narrow attention; None where it has none.
+        block: a block of a timm model, on any device.
+        narrow_attention: `Family.narrow_attention`.
     """
     mlp: Any = getattr(block, "mlp", None)
     attn: Any = getattr(block, "attn", None)
     hidden = mlp.fc1.out_features if plain_mlp(mlp) else None
     if narrow_attention is None or not plain_attention(attn):
         return Widths(hidden)
-    width = attn.proj.in_features // attn.num_heads
-    return Widths(hidden, width, width)
+    head_dim = attn.proj.in_features // attn.num_heads
+    return Widths(hidden, head_dim, head_dim)
 
 
 def narrowed_shapes(block: Any, widths: Widths) -> dict[str, tuple[int, int]]:
-    """Shapes of the layers that `widths` changes, by their names inside the block.
+    """Return the new shapes `[out, in]` of the layers that `widths` changes, by name.
 
     Args:
-        block: of the teacher.
-        widths: not above the block's own.
+        block: a block of the teacher.
+        widths: at most the block's own.
     """
     shapes: dict[str, tuple[int, int]] = {}
     if widths.hidden is not None:
         shapes["mlp.fc1"] = (widths.hidden, block.mlp.fc1.in_features)
         shapes["mlp.fc2"] = (block.mlp.fc2.out_features, widths.hidden)
     if widths.qk is not None or widths.v is not None:
-        heads, width = block.attn.num_heads, block.attn.proj.in_features // block.attn.num_heads
-        qk, v = widths.qk or width, widths.v or width
-        shapes["attn.qkv"] = (heads * (2 * qk + v), block.attn.qkv.in_features)
-        shapes["attn.proj"] = (block.attn.proj.out_features, heads * v)
+        num_heads = block.attn.num_heads
+        head_dim = block.attn.proj.in_features // num_heads
+        qk, v = widths.qk or head_dim, widths.v or head_dim
+        shapes["attn.qkv"] = (num_heads * (2 * qk + v), block.attn.qkv.in_features)
+        shapes["attn.proj"] = (block.attn.proj.out_features, num_heads * v)
     return shapes
 
 
 def narrow_block(block: Any, widths: Widths, narrow_attention: Callable[[Any], nn.Module] | None) -> None:
-    """Make `block` narrower, in place: it keeps the first neurons and channels, until a start chooses better ones.
+    """Make `block` narrower, in place.
+
+    It keeps the first neurons and channels, which a start then replaces by better ones.
 
     Args:
-        block: of a timm model, on any device; meta will do.
-        widths: not above the block's own.
-        narrow_attention: the family's, made from timm's.
+        block: a block of a timm model, on any device, including meta.
+        widths: at most the block's own.
+        narrow_attention: `Family.narrow_attention`.
     """
     for name, shape in narrowed_shapes(block, widths).items():
-        owner = block.get_submodule(name.rpartition(".")[0])
-        leaf = name.rpartition(".")[2]
+        owner_path, _, leaf = name.rpartition(".")
+        owner = block.get_submodule(owner_path)
         old = getattr(owner, leaf)
         rows = _first_rows(block, widths) if name == "attn.qkv" else torch.arange(shape[0])
         columns = _first_channels(block, shape[1]) if name == "attn.proj" else torch.arange(shape[1])
@@ -79,52 +83,43 @@ def narrow_block(block: Any, widths: Widths, narrow_attention: Callable[[Any], n
             block.attn = narrow_attention(block.attn)
 
 
-def project_narrow(attn: Any, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split what `attn.qkv` gives into queries, keys `[B, H, N, qk]` and values `[B, H, N, v]`.
-
-    Args:
-        attn: holds `num_heads` and `proj`, whose inputs tell the width of the values.
-        qkv: `[B, N, H·(2·qk + v)]`.
-    """
-    v_width = attn.proj.in_features
-    qk_width = (qkv.shape[-1] - v_width) // 2
-    parts = qkv.split([qk_width, qk_width, v_width], dim=-1)
-    q, k, v = (part.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for part in parts)
-    return q, k, v
-
-
 def plain_mlp(mlp: Any) -> bool:
-    """Whether the neurons of `mlp` act one by one and its biases take up what the others leave."""
+    """Return whether `mlp` can lose hidden neurons.
+
+    Its neurons must be independent of each other, and its layers must have biases, which absorb
+    what the removed neurons contribute on average.
+    """
     return type(mlp) is Mlp and isinstance(mlp.norm, nn.Identity) and None not in (mlp.fc1.bias, mlp.fc2.bias)
 
 
 def plain_attention(attn: Any) -> bool:
-    """Whether queries, keys and values are linear in the input, with nothing per channel between their products.
+    """Return whether `attn` can get narrower heads.
 
-    timm's own, exactly: others (differential attention) look alike and compute something else.
+    It must be timm's `Attention` with linear projections and neither norms nor a gate. The type
+    must match exactly: others (differential attention) look alike and compute something else.
     """
-    if type(attn) is not Attention:
+    if type(attn) is not Attention or getattr(attn, "gate", None) is not None:
         return False
-    parts = [getattr(attn, name, None) for name in ("q_norm", "k_norm", "norm")]
-    if getattr(attn, "gate", None) is not None or any(
-        not isinstance(part, (nn.Identity, type(None))) for part in parts
-    ):
+    norms = [getattr(attn, name, None) for name in ("q_norm", "k_norm", "norm")]
+    if any(not isinstance(norm, (nn.Identity, type(None))) for norm in norms):
         return False
     qkv, proj = getattr(attn, "qkv", None), getattr(attn, "proj", None)
     return isinstance(qkv, nn.Linear) and qkv.bias is not None and getattr(proj, "bias", None) is not None
 
 
 def _first_rows(block: Any, widths: Widths) -> Tensor:
-    """Rows of `qkv` that a narrower one keeps: the first channels of each head, of queries, keys and values."""
-    heads, width = block.attn.num_heads, block.attn.qkv.out_features // (3 * block.attn.num_heads)
-    kept = [widths.qk or width, widths.qk or width, widths.v or width]
+    """Return the rows of `qkv` that stay: the first channels of each head of q, k and v."""
+    num_heads = block.attn.num_heads
+    head_dim = block.attn.qkv.out_features // (3 * num_heads)
+    counts = [widths.qk or head_dim, widths.qk or head_dim, widths.v or head_dim]
     return torch.cat([
-        torch.arange(count) + (part * heads + head) * width
-        for part, count in enumerate(kept) for head in range(heads)
+        torch.arange(count) + (part * num_heads + head) * head_dim
+        for part, count in enumerate(counts) for head in range(num_heads)
     ])  # fmt: skip
 
 
 def _first_channels(block: Any, count: int) -> Tensor:
-    """Columns of `proj` that a narrower one keeps: the first channels of each head."""
-    heads, width = block.attn.num_heads, block.attn.proj.in_features // block.attn.num_heads
-    return torch.cat([torch.arange(count // heads) + head * width for head in range(heads)])
+    """Return the columns of `proj` that stay, `count` in all: the first channels of each head."""
+    num_heads = block.attn.num_heads
+    head_dim = block.attn.proj.in_features // num_heads
+    return torch.cat([torch.arange(count // num_heads) + head * head_dim for head in range(num_heads)])

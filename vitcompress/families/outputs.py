@@ -1,4 +1,4 @@
-"""What a model's outputs are: logits of classes, or features."""
+"""Tell whether a model outputs class logits or features."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import nn
 
 
 def has_classes(model: nn.Module) -> bool:
-    """Whether a model's outputs are logits of classes; else they are features."""
+    """Return whether `model` outputs class logits; otherwise it outputs features."""
     return bool(getattr(model, "num_classes", 0))

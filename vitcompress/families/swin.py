@@ -1,4 +1,4 @@
-"""Swin Transformers and their searched sisters (S3): windows, every second block shifted, four stages."""
+"""Family of Swin Transformers and S3: windows, a shift in every second block, four stages."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vitcompress.families.insertion import (
 
 
 class MixedWindowAttention(nn.Module):
-    """timm's `WindowAttention` of Swin with its maps mixed across heads, after the position bias, before the mask.
+    """timm's `WindowAttention` of Swin with head mixing between position bias and mask.
 
-    Takes over what `attn` holds, so names stay and the block can go on resizing its windows. Mixing needs the maps
-    themselves, so fused attention is given up here, and only here.
+    Takes over what `attn` holds: parameter names stay, and the block can still resize its windows.
+    Mixing needs the attention maps, so blocks with it cannot use fused attention.
 
     Args:
-        attn: the attention to take over.
+        attn: timm's attention, which is taken over.
     """
 
     scale: float
@@ -38,23 +38,39 @@ class MixedWindowAttention(nn.Module):
         take_over(self, attn)
         add_mixes(self)
 
-    # timm's own: they use nothing but what was taken over
+    # timm's methods, which use only attributes that were taken over
     set_window_size = WindowAttention.set_window_size
     _get_rel_pos_bias = WindowAttention._get_rel_pos_bias
     _init_buffers = WindowAttention._init_buffers
     init_non_persistent_buffers = WindowAttention.init_non_persistent_buffers
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside windows `[B·windows, N, C]`, `mask` `[windows, N, N]` on shifted ones; the shape is kept."""
+        """Attend inside windows.
+
+        Args:
+            x: tokens `[B·windows, N, C]`.
+            mask: mask of shifted windows, `[windows, N, N]`; None if the block does not shift.
+
+        Returns:
+            `[B·windows, N, C]`.
+        """
         q, k, v = project_qkv(self, x)
         mask = mask_per_window(mask, x.shape[0])
-        found = attend_mixed(self, q, k, v, scale=self.scale, bias=self._get_rel_pos_bias(), mask=mask)
-        out: Tensor = self.proj_drop(self.proj(found))
+        heads = attend_mixed(self, q, k, v, scale=self.scale, bias=self._get_rel_pos_bias(), mask=mask)
+        out: Tensor = self.proj_drop(self.proj(heads))
         return out
 
 
 def mask_per_window(mask: Tensor | None, num_windows: int) -> Tensor | None:
-    """The shift mask of one image's windows, `[windows, N, N]`, for all images': `[num_windows, 1, N, N]`."""
+    """Repeat the shift mask of one image's windows for a batch.
+
+    Args:
+        mask: `[windows, N, N]`; None if the block does not shift.
+        num_windows: number of windows in the batch, a multiple of `windows`.
+
+    Returns:
+        `[num_windows, 1, N, N]`; None if `mask` is None.
+    """
     return None if mask is None else mask.repeat(num_windows // mask.shape[0], 1, 1).unsqueeze(1)
 
 

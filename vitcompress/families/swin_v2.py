@@ -1,4 +1,4 @@
-"""Swin Transformers V2: cosine attention, a small network for the position bias, norms after the branches."""
+"""Family of Swin Transformers V2: cosine attention, position bias from an MLP, post-norm."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _MAX_LOGIT_SCALE = math.log(1 / 0.01)
 
 
 class MixedWindowAttentionV2(nn.Module):
-    """timm's `WindowAttention` of Swin V2 with its maps mixed across heads, after the position bias, before the mask.
+    """timm's `WindowAttention` of Swin V2 with head mixing between position bias and mask.
 
-    Takes over what `attn` holds, so names stay and the block can go on resizing its windows.
+    Takes over what `attn` holds: parameter names stay, and the block can still resize its windows.
 
     Args:
-        attn: the attention to take over.
+        attn: timm's attention, which is taken over.
     """
 
     num_heads: int
@@ -46,23 +46,31 @@ class MixedWindowAttentionV2(nn.Module):
         take_over(self, attn)
         add_mixes(self)
 
-    # timm's own: they use nothing but what was taken over
+    # timm's methods, which use only attributes that were taken over
     set_window_size = WindowAttention.set_window_size
     _make_pair_wise_relative_positions = WindowAttention._make_pair_wise_relative_positions
     _init_buffers = WindowAttention._init_buffers
     init_non_persistent_buffers = WindowAttention.init_non_persistent_buffers
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside windows `[B·windows, N, C]`, `mask` `[windows, N, N]` on shifted ones; the shape is kept."""
+        """Attend inside windows.
+
+        Args:
+            x: tokens `[B·windows, N, C]`.
+            mask: mask of shifted windows, `[windows, N, N]`; None if the block does not shift.
+
+        Returns:
+            `[B·windows, N, C]`.
+        """
         q, k, v = project_qkv(self, x)
         q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
         mask = mask_per_window(mask, x.shape[0])
-        found = attend_mixed(self, q, F.normalize(k, dim=-1), v, bias=self._bias(), mask=mask)
-        out: Tensor = self.proj_drop(self.proj(found))
+        heads = attend_mixed(self, q, F.normalize(k, dim=-1), v, bias=self._bias(), mask=mask)
+        out: Tensor = self.proj_drop(self.proj(heads))
         return out
 
     def _bias(self) -> Tensor:
-        """The position bias that the small network gives, `[H, N, N]`."""
+        """Compute the position bias `[H, N, N]` with the MLP `cpb_mlp`."""
         table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)
         bias: Tensor = table[self.relative_position_index].permute(2, 0, 1)
         return 16 * bias.sigmoid()

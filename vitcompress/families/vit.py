@@ -1,4 +1,7 @@
-"""Plain Vision Transformers: ViT, DeiT (distilled too), DeiT III, DINOv2 with and without registers, CLIP, SigLIP."""
+"""Family of plain Vision Transformers.
+
+ViT, DeiT (also distilled), DeiT III, DINOv2 with and without registers, CLIP and SigLIP.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,14 @@ from vitcompress.layers.transforms import KeyPositions
 
 
 class NarrowAttention(nn.Module):
-    """timm's `Attention` with heads of fewer channels: fewer of queries and keys, fewer of values.
+    """timm's `Attention` with fewer channels per head.
 
-    The scale of the logits stays the teacher's: narrow queries and keys give its products, not others.
+    Queries and keys have one width, values another. The scale of the logits stays the teacher's,
+    because narrow queries and keys approximate the teacher's products.
 
     Args:
-        attn: the attention to take over, its `qkv` and `proj` narrow already; without norms and gate.
+        attn: timm's attention, which is taken over; `qkv` and `proj` are narrow already, and it has
+            neither norms nor a gate.
     """
 
     scale: float
@@ -41,28 +46,28 @@ class NarrowAttention(nn.Module):
     def __init__(self, attn: Attention) -> None:
         super().__init__()
         take_over(self, attn)
-        self.narrow_heads = True  # taken over with the rest where heads are mixed
+        self.narrow_heads = True  # `MixedAttention` takes it over
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Attend over tokens `[B, N, C]`; the shape is kept."""
+        """Attend over tokens `[B, N, C]` and return the same shape; the masks are as in timm."""
         q, k, v = project_qkv(self, x)
-        found = F.scaled_dot_product_attention(
+        heads = F.scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=self.scale,
             dropout_p=self.attn_drop.p if self.training else 0.0,
         )  # fmt: skip
-        out: Tensor = self.proj_drop(self.proj(found.transpose(1, 2).flatten(2)))
+        out: Tensor = self.proj_drop(self.proj(heads.transpose(1, 2).flatten(2)))
         return out
 
 
 class MixedAttention(nn.Module):
-    """timm's `Attention` with its maps mixed across heads before and after the softmax, after the position term.
+    """timm's `Attention` with head mixing and, if set, the position term `rpe`.
 
-    Takes over the modules of `attn`, so their names stay. Both need the maps themselves, so fused attention is given
-    up here, and only here.
+    Takes over what `attn` holds, so parameter names stay. Head mixing and `rpe` need the attention
+    maps, so blocks with either cannot use fused attention.
 
     Args:
-        attn: the attention to take over.
-        mix_heads: whether the maps are mixed.
+        attn: timm's attention or a narrow one, which is taken over.
+        mix_heads: whether to mix heads.
     """
 
     scale: float
@@ -72,7 +77,7 @@ class MixedAttention(nn.Module):
     q_norm: nn.Module
     k_norm: nn.Module
     norm: nn.Module
-    gate: nn.Module | None  # in a few gated models
+    gate: nn.Module | None  # set in a few models
     proj: nn.Module
     proj_drop: nn.Module
 
@@ -83,16 +88,15 @@ class MixedAttention(nn.Module):
         self.rpe = None
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Attend over tokens `[B, N, C]`; the shape is kept."""
-        tokens = x.shape[1]
+        """Attend over tokens `[B, N, C]` and return the same shape; the masks are as in timm."""
         q, k, v = project_qkv(self, x)
         q, k = self.q_norm(q), self.k_norm(k)
         bias = None if self.rpe is None else self.rpe(q * self.scale)
-        mask = resolve_self_attn_mask(tokens, q, attn_mask, is_causal)
-        found = self.norm(attend_mixed(self, q, k, v, scale=self.scale, bias=bias, mask=mask))
+        mask = resolve_self_attn_mask(x.shape[1], q, attn_mask, is_causal)
+        heads = self.norm(attend_mixed(self, q, k, v, scale=self.scale, bias=bias, mask=mask))
         if self.gate is not None:
-            found = found * self.gate(x).sigmoid()
-        out: Tensor = self.proj_drop(self.proj(found))
+            heads = heads * self.gate(x).sigmoid()
+        out: Tensor = self.proj_drop(self.proj(heads))
         return out
 
 

@@ -1,4 +1,4 @@
-"""Widths of a block's MLP and heads, as data."""
+"""Define `Widths`, the widths of a block's MLP and attention heads; imports no torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Width = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Widths:
-    """Widths of a block; None where the teacher's stays.
+    """Widths of a block; None keeps the teacher's width.
 
     Attributes:
-        hidden: neurons of the MLP.
-        qk: channels of queries and keys, per head.
-        v: channels of values, per head.
+        hidden: number of hidden neurons of the MLP.
+        qk: number of channels of queries and keys, per head.
+        v: number of channels of values, per head.
     """
 
     hidden: Width | None = None

@@ -11,7 +11,8 @@ from torch import nn
 
 from vitcompress.errors import RecipeError
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.source import Source, empty_model
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.resolve import Source
 from vitcompress.surgery import tie_group
 
 

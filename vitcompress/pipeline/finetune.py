@@ -18,7 +18,6 @@ from torch import nn
 from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.classes import known_classes
-from vitcompress.data.sets import ImageSet
 from vitcompress.data.views import Views
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES

@@ -18,7 +18,7 @@ from vitcompress.artifact import file as artifact
 from vitcompress.artifact.atomic import replacing
 from vitcompress.plans.make import weighed
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.source import Source
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.report.model import Report, to_json

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vitcompress.errors import CheckpointError, ModelError
-from vitcompress.pretrained.limits import check_transformers
-from vitcompress.pretrained.transformers_names import TimmModel, is_transformers_config, to_timm_model
+from vitcompress.pretrained.config_limits import check_transformers
+from vitcompress.pretrained.transformers_config import TimmModel, is_transformers_config, to_timm_model
 
 
 def is_transformers_folder(folder: Path) -> bool:

@@ -19,8 +19,9 @@ from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet, hold_out
 from vitcompress.data.views import Views
 from vitcompress.pipeline.checks import bundle_of
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import load_teacher, resolve
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.resolve import resolve
 from vitcompress.recipe import DataRecipe, ModelRecipe
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"

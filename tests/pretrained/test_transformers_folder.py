@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from vitcompress.artifact import file as artifact
 from vitcompress.errors import CheckpointError, ModelError
 from vitcompress.plans.make import make_plan
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import empty_model, load_teacher, resolve
-from vitcompress.pretrained.transformers_names import to_timm_model
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.resolve import resolve
+from vitcompress.pretrained.transformers_config import to_timm_model
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan
 

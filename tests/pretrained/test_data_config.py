@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import ARCHITECTURE
-from tests.tiny import tiny
+from tests.factories import tiny
 from vitcompress.errors import RecipeError
-from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.data_config import data_config
 from vitcompress.recipe import ModelRecipe
 
 
