@@ -24,7 +24,8 @@ import vitcompress as package
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, listing, model_flags
 from tests.tiny import tiny
 from vitcompress.artifact import atomic
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.atomic import replacing
+from vitcompress.artifact.write import verify
 from vitcompress.errors import ArtifactError, CheckpointError
 from vitcompress.pretrained.weightfiles import read_weights
 
@@ -184,7 +185,7 @@ def test_a_pickle_with_the_name_of_safetensors_is_not_run(tmp_path: Path, vitcom
 WRITE = """
     import sys
     from pathlib import Path
-    from tests.artifact.test_artifact import write_student
+    from tests.artifact.helpers import write_student
     folder, share = Path(sys.argv[1]), int(sys.argv[2])
     (folder / f"ready{share}").touch()
     while not (folder / "go").exists():
@@ -213,8 +214,8 @@ def test_a_file_killed_while_it_is_written_leaves_the_old_one(mini: Path) -> Non
     script = f"""
         import os, signal
         from pathlib import Path
-        from vitcompress.files import artifact
-        with artifact.replacing(Path({str(mini)!r})) as beside:
+        from vitcompress.artifact.atomic import replacing
+        with replacing(Path({str(mini)!r})) as beside:
             beside.write_bytes(b"half of it")
             os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -254,7 +255,7 @@ def test_a_disk_made_read_only_meanwhile_says_so(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with (
         pytest.raises(ArtifactError, match="Read-only"),
-        artifact.replacing(small_disk / "m.safetensors") as beside,
+        replacing(small_disk / "m.safetensors") as beside,
     ):
         beside.write_bytes(b"new")
     assert listing(small_disk) == {"m.safetensors": b"old"}
@@ -285,14 +286,14 @@ def test_a_disk_that_fails_at_the_last_moment_leaves_the_old_file(
 def test_a_folder_that_vanishes_meanwhile_says_so(
     tmp_path: Path, teacher: list[str], vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, verify = tmp_path / "folder", artifact.verify
+    folder = tmp_path / "folder"
     folder.mkdir()
 
     def vanish(loaded: nn.Module, student: nn.Module, probe: torch.Tensor) -> None:
         verify(loaded, student, probe)
         shutil.rmtree(folder)
 
-    monkeypatch.setattr(artifact, "verify", vanish)
+    monkeypatch.setattr("vitcompress.artifact.write.verify", vanish)
     ended = vitcompress("compress", *teacher, "--start", "first", "--steps", 0, "--out", folder / "m.safetensors")
     mistake(ended, folder / "m.safetensors", "No such file")
     assert not folder.exists()

@@ -405,11 +405,11 @@ def _family_name(model: recipes.ModelRecipe) -> str:
 
 
 def _stored_report(file: Path) -> Any:
-    from vitcompress.artifact import file as artifact
     from vitcompress.artifact import hub
+    from vitcompress.artifact.read import read_manifest
     from vitcompress.report.reading import from_json
 
-    return from_json(artifact.read_manifest(hub.locate(file)).report)
+    return from_json(read_manifest(hub.locate(file)).report)
 
 
 def _conclude(result: Report, gates: recipes.GateRecipe, out: Path, reporter: Reporter) -> None:

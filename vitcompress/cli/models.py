@@ -13,7 +13,7 @@ import timm
 from rich.console import Console
 from timm.models import is_model_in_modules, split_model_name_tag
 
-from vitcompress.artifact.manifest import MODULES
+from vitcompress.artifact.load import MODULES
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import ModelError, VitcompressError, nearest, shorten
 from vitcompress.families.find import family_of

@@ -14,9 +14,11 @@ from accelerate.utils import set_seed
 from timm.models import split_model_name_tag
 from torch import nn
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.hub import locate
+from vitcompress.artifact.load import empty_student, load
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.read import read_manifest
 from vitcompress.data import ImageSet, check_places, open_to_evaluate
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import evaluation_loader, random_views
@@ -224,8 +226,8 @@ def evaluate(
     """
     reporter = reporter or Reporter(quiet=True)
     path = locate(path)
-    manifest = artifact.read_manifest(path)
-    student = artifact.load(path)
+    manifest = read_manifest(path)
+    student = load(path)
     images = _images_to_evaluate(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
     reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
     device = join(RunRecipe()).device
@@ -246,7 +248,7 @@ def evaluate(
 
 
 def _reference(
-    path: Path, manifest: artifact.Manifest, student: nn.Module, teacher: ModelRecipe | None, checkpoint: Path | None,
+    path: Path, manifest: Manifest, student: nn.Module, teacher: ModelRecipe | None, checkpoint: Path | None,
     reporter: Reporter,
 ) -> nn.Module | None:  # fmt: skip
     """What an artifact is compared with, taking its views; None where nothing is named and its source is not to be had.
@@ -277,18 +279,18 @@ def _reference(
     return reference
 
 
-def _named(path: Path, manifest: artifact.Manifest, teacher: ModelRecipe) -> nn.Module:
+def _named(path: Path, manifest: Manifest, teacher: ModelRecipe) -> nn.Module:
     """The model that --teacher names, whatever it is to those who compress: timm's or a file of ours."""
     asked = TeacherRecipe(teacher.model, teacher.checkpoint, teacher.model_arg)
     found = find_teacher(asked, checkpoint_flag="--checkpoint")
-    empty = artifact.empty_student(path, manifest)
+    empty = empty_student(path, manifest)
     losses = {"logits" if has_classes(empty) else "features": 1.0}
     own = Candidate(path.name, empty, manifest.data_config["input_size"])
     config = dict(manifest.data_config)
     return load_adapted(found, config, compare(own, found.candidate, DistillRecipe(loss=losses)))
 
 
-def check_source(source: Source, manifest: artifact.Manifest, *, file_bytes: int) -> None:
+def check_source(source: Source, manifest: Manifest, *, file_bytes: int) -> None:
     """Make sure that what a file says of its source can be so, before there is memory for the source's weights.
 
     Raises:
@@ -302,7 +304,7 @@ def check_source(source: Source, manifest: artifact.Manifest, *, file_bytes: int
         raise CheckpointError(f"its source is said to have {size:,} bytes, and the file has {file_bytes:,}.")
 
 
-def _images_to_evaluate(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:
+def _images_to_evaluate(recipe: DataRecipe, manifest: Manifest, num_classes: int) -> ImageSet:
     classes = known_classes(manifest.classes, manifest.source["pretrained_cfg"], num_classes)
     bundle = bundle_of(str(manifest.source["name"]), manifest.classes)
     spec = recipe.data or (BUILT_IN if bundle else None)

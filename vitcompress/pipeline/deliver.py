@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.atomic import replacing
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.write import write
 from vitcompress.plans.make import weighed
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.source import Source
@@ -78,7 +80,7 @@ def report_of(stored: Stored, source: Source, *, notes: tuple[str, ...] = (), **
 
 
 def write_result(
-    out: Path, student: nn.Module, stored: Stored, manifest: artifact.Manifest, report: Report, reporter: Reporter
+    out: Path, student: nn.Module, stored: Stored, manifest: Manifest, report: Report, reporter: Reporter
 ) -> None:
     """Write a verified artifact, and beside it its two reports and their picture, where there is one to draw.
 
@@ -93,7 +95,7 @@ def write_result(
     # noise does to compare outputs on, and is always at hand
     size = manifest.data_config["input_size"]
     probe = torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
-    artifact.write(out, student, manifest, probe, stored=stored.tensors)
+    write(out, student, manifest, probe, stored=stored.tensors)
     _write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
     picture, svg = picture_of(out), to_svg(report)
     if svg is not None:
@@ -110,7 +112,7 @@ def picture_of(out: Path) -> Path:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with artifact.replacing(path) as beside:
+    with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 

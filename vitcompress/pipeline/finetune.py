@@ -17,8 +17,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.load import check_known, load
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.read import read_manifest
 from vitcompress.data import ImageSet
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import Views
@@ -105,7 +107,7 @@ def finetune(
     set_seed(recipe.run.seed, device_specific=True)
     with job.accelerator.local_main_process_first():
         job, teacher = _with_teacher(job, reporter)
-    student = artifact.load(path)
+    student = load(path)
     adapt_student(student, job.plan, num_classes=job.num_classes, img_size=img_size)
     tell_plan(reporter, job.source.name, job.plan)
     checkpoints = Checkpoints.of(job.out, save_interval(recipe.run.save_every))
@@ -146,7 +148,7 @@ class _Job:
     lesson: Lesson
     out: Path
     command: str
-    parent: artifact.Manifest
+    parent: Manifest
     lineage: tuple[Parent, ...]
     source: Source
     plan: Plan
@@ -224,7 +226,7 @@ class _Job:
         assert found is not None  # the main process made it
         return found
 
-    def _manifest(self, report: Report, stored: Stored) -> artifact.Manifest:
+    def _manifest(self, report: Report, stored: Stored) -> Manifest:
         same = self.num_classes is None and self.source.model_args == self.parent.source["model_args"]
         return replace(
             self.parent,
@@ -287,7 +289,7 @@ def _prepare(
     attempt(check_states, out, recipe.run)
     attempt(check_run, recipe, starts=not joins)
     attempt(_check_stages, recipe)
-    parent = attempt(artifact.read_manifest, path)
+    parent = attempt(_parent_of, path)
     teacher = attempt(find_teacher, asked) if asked.teacher else None
     if parent is None:
         faults.raise_as(RecipeError)
@@ -325,6 +327,17 @@ def _prepare(
         num_classes, classes, val, teacher, asked.teacher is None,
         join(recipe.run, out.parent) if joins else alone(),
     )  # fmt: skip
+
+
+def _parent_of(path: Path) -> Manifest:
+    """Read an artifact's manifest, and check that its model may be built.
+
+    Raises:
+        ArtifactError: it may not.
+    """
+    manifest = read_manifest(path)
+    check_known(path, manifest)
+    return manifest
 
 
 def _settle(
@@ -370,7 +383,7 @@ def _check_stages(recipe: Recipe) -> None:
         raise RecipeError(f"finetune takes from the file what {', '.join(changed)} would change.", hint="Leave it out.")
 
 
-def _lineage(path: Path, parent: artifact.Manifest) -> tuple[Parent, ...]:
+def _lineage(path: Path, parent: Manifest) -> tuple[Parent, ...]:
     """The files that the result is made from, oldest first."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitcompress.artifact.file import Manifest
+from vitcompress.artifact.manifest import Manifest
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.data.classes import are_own
 from vitcompress.distill.losses import LOSSES

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.atomic import replacing
 from vitcompress.artifact.hub import locate
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.paths import check_apart, check_no_weights
+from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import known_classes
 from vitcompress.measure.examples import Examples
 from vitcompress.recipe import DataRecipe
@@ -29,7 +30,7 @@ def result_of(file: Path) -> Result:
         ArtifactError: it is none, or of another schema.
     """
     found = locate(file)
-    manifest = artifact.read_manifest(found)
+    manifest = read_manifest(found)
     report = from_json(manifest.report)
     return Result(file.name, found.stat().st_size, report, manifest.recipe, class_names(manifest))
 
@@ -47,7 +48,7 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
         compress as pipeline,
     )  # compare and diff need nothing of it, and it is slow to import
 
-    config = artifact.read_manifest(locate(file)).data_config
+    config = read_manifest(locate(file)).data_config
     found = Examples(config["mean"], config["std"])
     found.accuracy = pipeline.evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=found.watch)
     return found
@@ -74,7 +75,7 @@ def write_page(out: Path, html: str, reporter: Reporter) -> None:
     Raises:
         ArtifactError: the folder cannot be written to.
     """
-    with artifact.replacing(out) as beside:
+    with replacing(out) as beside:
         beside.write_text(html, encoding="utf-8")
     reporter.say(f"wrote {out}")
 

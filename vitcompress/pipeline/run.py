@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.write import header_bytes
 from vitcompress.data import ImageSet, open_sets
 from vitcompress.data.calibration import calibration_batches, drawn
 from vitcompress.data.classes import known_classes
@@ -121,7 +122,7 @@ class Job:
         distill = replace(self.recipe.distill, lr=_LONG_NUMBER, loss=losses or None)
         recipe = replace(self.recipe, distill=distill, store=replace(self.recipe.store, store=store))  # type: ignore[arg-type]
         manifest = replace(job, recipe=recipe)._manifest("0" * 64, stored, report)
-        return artifact.header_bytes(student, manifest) + _SPARE_BYTES
+        return header_bytes(student, manifest) + _SPARE_BYTES
 
     def planned(self, teacher: nn.Module, reporter: Reporter) -> Job:
         """The same job with the plan that is found for its target; of several processes, by the main one."""
@@ -278,9 +279,9 @@ class Job:
             notes=self.image_notes + (self._teacher_notes() if log.steps else ()),
         )  # fmt: skip
 
-    def _manifest(self, source_sha256: str, stored: Stored, report: Report) -> artifact.Manifest:
+    def _manifest(self, source_sha256: str, stored: Stored, report: Report) -> Manifest:
         """What the file says of itself."""
-        return artifact.Manifest(
+        return Manifest(
             source=described(self.source),
             source_sha256=source_sha256,
             plan=stored.plan,
