@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "artifact.hub",
+    "load": "artifact.load",
     "compress": "pipeline.compress",
     "evaluate": "pipeline.compress",
     "finetune": "pipeline.finetune",
@@ -26,9 +26,9 @@ _HOME = {
 __all__ = ["Recipe", "Report", "VitcompressError", "compress", "evaluate", "finetune", "load", "plan"]
 
 if TYPE_CHECKING:
-    from vitcompress.artifact.hub import load
+    from vitcompress.artifact.load import load
     from vitcompress.errors import VitcompressError
-    from vitcompress.pipeline.compress import compress, evaluate, plan
+    from vitcompress.pipeline.compress import compress
     from vitcompress.pipeline.finetune import finetune
     from vitcompress.recipe import Recipe
     from vitcompress.report.model import Report

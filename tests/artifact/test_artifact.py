@@ -18,42 +18,17 @@ from safetensors import safe_open
 from torch import nn
 
 import vitcompress
+from tests.artifact.helpers import HARM, manifest_of, write_stored, write_student
 from tests.conftest import listing
-from tests.factories import ARGS, VARIANTS, compressed, images, tiny
-from vitcompress.artifact import file as artifact
+from tests.factories import VARIANTS, compressed, images, tiny
 from vitcompress.artifact import manifest
-from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.read import read_manifest
+from vitcompress.artifact.write import verify, write
 from vitcompress.errors import ArtifactError
 from vitcompress.plans.make import make_plan
-from vitcompress.plans.model import Plan
-from vitcompress.pretrained.data_config import data_config
 from vitcompress.quantize.codecs import STORES
-from vitcompress.quantize.store import round_to, stored_tensors
-from vitcompress.recipe import ModelRecipe, PlanRecipe
-
-
-def manifest_of(teacher: nn.Module, plan: Plan, variant: str, **model_args: Any) -> artifact.Manifest:
-    name, args = VARIANTS[variant]
-    return artifact.Manifest(
-        source={"name": name, "architecture": name, "model_args": {**ARGS, **args, **model_args}, "pretrained_cfg": {}},
-        source_sha256=sha256_of(teacher.state_dict()),
-        plan=plan,
-        data_config=data_config(teacher, ModelRecipe(name)),
-        recipe={},
-        report={"schema_version": 1},
-        versions={},
-    )
-
-
-def write_student(path: Path, variant: str = "vit", *, depth: int = 4, **recipe: Any) -> tuple[nn.Module, Plan]:
-    """A student whose own parameters have all moved, written to `path`."""
-    teacher = tiny(variant, depth=depth)
-    student, plan = compressed(teacher, **recipe)
-    with torch.no_grad():
-        for p in student.parameters():
-            p.add_(0.01 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    artifact.write(path, student, manifest_of(teacher, plan, variant, depth=depth), images(student))
-    return student, plan
+from vitcompress.quantize.store import stored_tensors
+from vitcompress.recipe import PlanRecipe
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -147,43 +122,14 @@ def test_the_header_holds_everything_under_a_version(made: Path) -> None:
 
 
 def test_no_path_of_the_teacher_is_in_the_file(made: Path, weights: Path) -> None:
-    said = artifact.read_manifest(made / "mini.safetensors")
+    said = read_manifest(made / "mini.safetensors")
     assert str(weights) not in json.dumps(said.source)
 
 
 # --- altered files
 
 
-def flip(position: Callable[[bytes], int], mask: int = 1) -> Callable[[bytes], bytes]:
-    def change(data: bytes) -> bytes:
-        at = position(data)
-        return data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :]
-
-    return change
-
-
-HARM: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda data: b"",
-    "seven-bytes": lambda data: data[:7],
-    "cut-in-header": lambda data: data[:100],
-    "cut-by-half": lambda data: data[: len(data) // 2],
-    "cut-by-one": lambda data: data[:-1],
-    "one-byte-more": lambda data: data + b"\0",
-    "not-safetensors": lambda data: b"PK\x03\x04 something else entirely",
-    "bit-in-first-tensor": flip(lambda data: 8 + struct.unpack("<Q", data[:8])[0]),
-    "sign-of-last-weight": flip(lambda data: len(data) - 1, 0x80),
-    "sharing-edited": lambda data: data.replace(b'\\"token_kernel\\": 3', b'\\"token_kernel\\": 5'),
-    "kernel-below-zero": lambda data: data.replace(b'\\"token_kernel\\": 3', b'\\"token_kernel\\":-3'),
-    "heads-of-another-type": lambda data: data.replace(b'\\"num_heads\\": 3', b'\\"num_heads\\":[]'),
-    "block-that-is-not-there": lambda data: data.replace(b'\\"blocks.3\\"', b'\\"blocks.9\\"'),
-    "unknown-family": lambda data: data.replace(b'\\"family\\": \\"vit\\"', b'\\"family\\": \\"wit\\"'),
-    "report-edited": lambda data: data.replace(b'\\"params_ratio\\": 1', b'\\"params_ratio\\": 9'),
-    "other-model": lambda data: data.replace(b'\\"depth\\": 4', b'\\"depth\\": 5'),
-    "no-json": lambda data: data.replace(b'\\"format_version\\"', b'\\"format_version\\ '),
-    "no-digest": lambda data: data.replace(b'\\"sha256\\"', b'\\"sha255\\"'),
-    "format-of-the-future": lambda data: data.replace(b'\\"format_version\\": 2', b'\\"format_version\\": 3'),
-}
-READERS: dict[str, Callable[[Path], object]] = {"load": vitcompress.load, "read_manifest": artifact.read_manifest}
+READERS: dict[str, Callable[[Path], object]] = {"load": vitcompress.load, "read_manifest": read_manifest}
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -225,7 +171,7 @@ def test_a_whole_file_of_a_future_format_asks_for_an_upgrade(
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_safetensors_file_of_someone_else_is_no_artifact(reader: str, weights: Path) -> None:
-    with pytest.raises(ArtifactError, match="none that vitcompress wrote"):
+    with pytest.raises(ArtifactError, match="not one that vitcompress wrote"):
         READERS[reader](weights)
 
 
@@ -242,7 +188,7 @@ def test_a_missing_file_and_a_folder_are_named(reader: str, tmp_path: Path) -> N
 
 def test_a_file_that_does_not_verify_leaves_the_old_one(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = listing(mini.parent)
-    load = artifact.load
+    load = vitcompress.load
 
     def load_another(path: Path) -> nn.Module:
         model = load(path)
@@ -250,7 +196,7 @@ def test_a_file_that_does_not_verify_leaves_the_old_one(mini: Path, monkeypatch:
             next(model.parameters()).add_(1e-3)
         return model
 
-    monkeypatch.setattr(artifact, "load", load_another)
+    monkeypatch.setattr("vitcompress.artifact.write.load", load_another)
     with pytest.raises(ArtifactError, match="logits differ"):
         write_student(mini)
     assert listing(mini.parent) == before
@@ -266,7 +212,7 @@ def test_an_interrupted_write_leaves_the_old_file(
         path.write_bytes(b"half of it")
         raise interruption
 
-    monkeypatch.setattr(artifact, "save_file", stop)
+    monkeypatch.setattr("vitcompress.artifact.write.save_file", stop)
     with pytest.raises(ArtifactError if interruption is OSError else interruption):
         write_student(mini)
     assert listing(mini.parent) == before
@@ -287,9 +233,9 @@ def test_logits_that_are_not_finite_never_verify(value: float) -> None:
     with torch.no_grad():
         broken.head.bias.fill_(value)  # type: ignore[operator, union-attr]
     with pytest.raises(ArtifactError):
-        artifact.verify(broken, student, images(student))
+        verify(broken, student, images(student))
     with pytest.raises(ArtifactError):
-        artifact.verify(broken, broken, images(student))
+        verify(broken, broken, images(student))
 
 
 def test_the_same_student_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -349,7 +295,7 @@ def test_a_student_that_was_not_rounded_does_not_verify(tmp_path: Path) -> None:
     stored = stored_tensors(student, "int8")
     said = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int8")
     with pytest.raises(ArtifactError, match="logits differ"):
-        artifact.write(tmp_path / "m.safetensors", student, said, images(student), stored=stored)
+        write(tmp_path / "m.safetensors", student, said, images(student), stored=stored)
 
 
 def test_what_float16_cannot_hold_is_stored_as_float32(tmp_path: Path) -> None:
@@ -365,13 +311,13 @@ def test_what_float16_cannot_hold_is_stored_as_float32(tmp_path: Path) -> None:
 
 def test_tensors_of_another_store_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student, plan = compressed(tiny(), share=2)
-    monkeypatch.setattr(artifact, "verify", lambda *models: None)
-    monkeypatch.setattr(artifact, "load", lambda path: student)
+    monkeypatch.setattr("vitcompress.artifact.write.verify", lambda *models: None)
+    monkeypatch.setattr("vitcompress.artifact.write.load", lambda path: student)
     said = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int4")
     stored = stored_tensors(student, "int8")
-    artifact.write(tmp_path / "m.safetensors", student, said, images(student), stored=stored)
+    write(tmp_path / "m.safetensors", student, said, images(student), stored=stored)
     monkeypatch.undo()
-    with pytest.raises(ArtifactError, match=r"not those of its plan: blocks\.0\.attn\.proj\.weight"):
+    with pytest.raises(ArtifactError, match=r"tensors do not match its plan: blocks\.0\.attn\.proj\.weight"):
         vitcompress.load(tmp_path / "m.safetensors")
 
 
@@ -379,8 +325,7 @@ def test_a_file_of_format_1_is_still_read(tmp_path: Path, monkeypatch: pytest.Mo
     """As it was written before there were stores: without the field, and under that number."""
     with monkeypatch.context() as past:
         past.setattr(
-            artifact,
-            "to_tree",
+            "vitcompress.artifact.write.to_tree",
             lambda m: {k: v for k, v in {**manifest.to_tree(m), "format_version": 1}.items() if k != "store"},
         )
         student, _ = write_student(tmp_path / "m.safetensors")
@@ -388,14 +333,6 @@ def test_a_file_of_format_1_is_still_read(tmp_path: Path, monkeypatch: pytest.Mo
         header = json.loads(file.metadata()["vitcompress"])
     assert header["format_version"] == 1
     assert "store" not in header
-    assert artifact.read_manifest(tmp_path / "m.safetensors").store == "source"
+    assert read_manifest(tmp_path / "m.safetensors").store == "source"
     with torch.inference_mode():
         assert torch.equal(vitcompress.load(tmp_path / "m.safetensors")(images(student)), student(images(student)))
-
-
-def write_stored(path: Path, student: nn.Module, plan: Plan, variant: str, store: str) -> None:
-    """Round `student`, in place, and write it."""
-    stored = stored_tensors(student, store)
-    round_to(student, stored, store)
-    said = dataclasses.replace(manifest_of(tiny(variant), plan, variant), store=store)
-    artifact.write(path, student, said, images(student), stored=stored)

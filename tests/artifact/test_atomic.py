@@ -19,7 +19,6 @@ from torch import nn
 import vitcompress as package
 from tests.conftest import Ended, Vitcompress, listing
 from vitcompress.artifact import atomic
-from vitcompress.artifact import file as artifact
 from vitcompress.errors import ArtifactError
 
 

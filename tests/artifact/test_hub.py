@@ -52,7 +52,7 @@ def test_what_the_hub_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError("404 Client Error.\nmore")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
-    with pytest.raises(ArtifactError, match=r"hf-hub:me/mini cannot be fetched: 404 Client Error\.$") as error:
+    with pytest.raises(ArtifactError, match=r"hf-hub:me/mini cannot be downloaded: 404 Client Error\.$") as error:
         package.load("hf-hub:me/mini")
     assert "hf auth login" in error.value.hint
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import vitcompress
-from tests.artifact.test_artifact import write_student
+from tests.artifact.helpers import write_student
 from tests.benchmarks import loading
 from tests.factories import images
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact import manifest, tensorfile
+from vitcompress.artifact.read import read_manifest
 from vitcompress.errors import ArtifactError
 from vitcompress.pretrained.build import build_model, empty_model
 from vitcompress.pretrained.resolve import Source
@@ -34,7 +34,7 @@ def test_memory_holds_one_copy_of_each_shared_matrix(tmp_path: Path) -> None:
 def test_every_tensor_lies_on_torchs_alignment(tmp_path: Path) -> None:
     """Else kernels round differently, and the model is the student but for the last bit."""
     write_student(tmp_path / "m.safetensors", share=2)
-    with tensorfile.opened(tmp_path / "m.safetensors") as file:
+    with tensorfile.open_tensors(tmp_path / "m.safetensors") as file:
         starts = {place.start % 64 for place in file.places.values()}
         assert len(starts) > 1
         assert {file.tensor(name).data_ptr() % 64 for name in file.places} == {0}
@@ -50,20 +50,20 @@ def test_a_model_does_not_change_with_its_file(tmp_path: Path) -> None:
         assert torch.equal(loaded(images(student)), student(images(student)))
 
 
-@pytest.mark.parametrize("reader", [vitcompress.load, artifact.read_manifest])
+@pytest.mark.parametrize("reader", [vitcompress.load, read_manifest])
 def test_a_file_that_shrinks_while_it_is_read_is_named(
     reader: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "m.safetensors"
     write_student(path)
-    said = manifest.from_text
+    said = manifest.parse_header
 
     def shrink(*args: object) -> object:
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - 50_000)
         return said(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(artifact, "from_text", shrink)
+    monkeypatch.setattr("vitcompress.artifact.read.parse_header", shrink)
     with pytest.raises(ArtifactError, match=r"m\.safetensors was cut short while it was read"):
         reader(path)  # type: ignore[operator]
 
@@ -72,8 +72,8 @@ def test_no_tensor_is_read_before_the_plan_asks_for_it(tmp_path: Path, monkeypat
     path = tmp_path / "m.safetensors"
     write_student(path)
     monkeypatch.setattr(tensorfile.TensorFile, "tensor", lambda self, name: pytest.fail("it was read"))
-    monkeypatch.setattr(artifact, "layout", lambda model, store: {})
-    with pytest.raises(ArtifactError, match="not those of its plan"):
+    monkeypatch.setattr("vitcompress.artifact.load.layout", lambda model, store: {})
+    with pytest.raises(ArtifactError, match="tensors do not match its plan"):
         vitcompress.load(path)
 
 

@@ -28,7 +28,7 @@ def test_a_page_over_a_file_is_refused(mini: Path, vitcompress: Vitcompress) -> 
     for page in (mini, link):
         mistake(vitcompress("report", mini, "--html", page), f"--html {page} would overwrite {mini}")
         mistake(vitcompress("compare", "--html", page, mini, mini), f"--html {page} would overwrite {mini}")
-    mistake(vitcompress("report", mini, "--html", mini.with_name("new.safetensors")), "holds weights")
+    mistake(vitcompress("report", mini, "--html", mini.with_name("new.safetensors")), "hold weights")
     assert listing(mini.parent) == before
 
 

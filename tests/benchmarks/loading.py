@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import vitcompress
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.write import write
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.data_config import data_config
 from vitcompress.pretrained.load import load_teacher
@@ -81,8 +82,8 @@ def make(
                 p += moved * torch.randn_like(p)
     stored = stored_tensors(student, store)
     round_to(student, stored, store)
-    manifest = artifact.Manifest(source, "", plan, config, {}, {"schema_version": 1}, {}, store=store)
-    artifact.write(path, student, manifest, torch.randn(1, *config["input_size"]), stored=stored)
+    manifest = Manifest(source, "", plan, config, {}, {"schema_version": 1}, {}, store=store)
+    write(path, student, manifest, torch.randn(1, *config["input_size"]), stored=stored)
     return model
 
 

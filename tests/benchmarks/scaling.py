@@ -20,7 +20,6 @@ from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from vitcompress.pipeline.settle import settle
 
 from tests.benchmarks.relation_memory import PeakBytes
 from vitcompress.data.loaders import training_loader

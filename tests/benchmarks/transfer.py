@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 import vitcompress
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.read import read_manifest
+from vitcompress.artifact.write import write
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.pretrained.build import build_model
 from vitcompress.pretrained.resolve import Source
@@ -80,11 +81,11 @@ def compress(out: Path, *, steps: int) -> None:
 
 def randomize(path: Path, out: Path) -> None:
     """Write the artifact of `path` with the weights that timm starts that architecture from."""
-    manifest = artifact.read_manifest(path)
+    manifest = read_manifest(path)
     torch.manual_seed(0)
     model: nn.Module = build_model(Source(**manifest.source))
     apply_plan(model, manifest.plan)
-    artifact.write(out, model.eval(), manifest, torch.randn(2, *manifest.data_config["input_size"]))
+    write(out, model.eval(), manifest, torch.randn(2, *manifest.data_config["input_size"]))
 
 
 def finetune(path: Path, data: Path, *, steps: int, lr: float, seed: int = 0) -> float:

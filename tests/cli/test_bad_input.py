@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.artifact.test_artifact import HARM
+from tests.artifact.helpers import HARM
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, draw_image, listing, model_flags
 from tests.factories import ARGS, tiny
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.read import read_manifest
 
 Weights = dict[str, Tensor]
 OLD = b"an older file of the user's"
@@ -409,7 +409,7 @@ def test_bad_images_are_counted_when_they_may_be_skipped(
     out = tmp_path / "mini.safetensors"
     words = ["--data", spoilt, *FAST, "--batch-size", 15, "--skip-bad-images", "--start", "calibrated", "--out", out]
     assert vitcompress("compress", *teacher, *words).code == 0
-    report = artifact.read_manifest(out).report
+    report = read_manifest(out).report
     assert (report["train"]["skipped_images"], report["train"]["images"]) == (1, 15)
     assert (report["accuracy"]["num_skipped"], report["accuracy"]["num_images"]) == (1, 9)
 
@@ -542,7 +542,7 @@ def test_something_that_is_no_artifact_is_named(
     for path, message in (
         (tmp_path / "gone.safetensors", "does not exist"),
         (tmp_path, "is a folder without model.safetensors"),
-        (weights, "none that vitcompress wrote"),
+        (weights, "not one that vitcompress wrote"),
     ):
         mistake(vitcompress(command, path, *more), path, message)
 

@@ -19,9 +19,9 @@ from tests.conftest import Vitcompress, listing
 from tests.factories import save_as_timm_does, tiny
 from tests.forked import Command
 from vitcompress import __version__
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.load import load
+from vitcompress.artifact.read import read_manifest
 from vitcompress.cli import app as cli
-from vitcompress.cli import endings
 from vitcompress.recipe import STAGES, Recipe, flag_specs
 from vitcompress.recipe.compose import build, to_dict
 from vitcompress.runtime import console
@@ -182,7 +182,7 @@ def test_a_flag_wins_over_the_recipe_file(
 def test_the_recipe_stored_in_a_file_makes_the_same_tensors_again(
     made: Path, tmp_path: Path, vitcompress: Vitcompress
 ) -> None:
-    stored = artifact.read_manifest(made / "mini.safetensors").recipe
+    stored = read_manifest(made / "mini.safetensors").recipe
     (tmp_path / "r.yaml").write_text(json.dumps(stored))
     again = tmp_path / "again.safetensors"
     assert vitcompress("compress", "--recipe", tmp_path / "r.yaml", "--quiet", "--out", again).code == 0
@@ -279,7 +279,7 @@ def test_evaluate_measures_a_labelled_folder(made: Path, images: Path, weights: 
     words = ["--data", images, "--num-workers", 0, "--checkpoint", weights, "--json"]
     ended = vitcompress("evaluate", made / "mini.safetensors", *words)
     found = json.loads(ended.out)
-    stored = artifact.read_manifest(made / "mini.safetensors").report["accuracy"]
+    stored = read_manifest(made / "mini.safetensors").report["accuracy"]
     assert ended.code == 0
     assert {**found, "kl": None} == {**stored, "kl": None}
     assert found["kl"] == pytest.approx(stored["kl"], abs=1e-5)
@@ -350,7 +350,7 @@ def test_compress_writes_the_file_and_then_says_which_gates_are_missed(
     words = ["--data", images, "--max-drop", -101, "--max-size", size, "--quiet", "--out", out]
     ended = vitcompress("compress", *teacher, *CONVERT, *words)
     assert (ended.code, len(ended.err.splitlines())) == (3, 2)
-    assert artifact.load(out).num_classes == 5
+    assert load(out).num_classes == 5
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_an_interrupt_is_130_in_every_command(
         "jobs.pipeline.plan",
         "jobs.pipeline.compress",
         "jobs.pipeline.evaluate",
-        "files.artifact.read_manifest",
+        "artifact.read.read_manifest",
     ):
         monkeypatch.setattr(f"vitcompress.{name}", interrupt)
     file = made / "mini.safetensors"

@@ -7,9 +7,8 @@ import timm
 
 from tests.conftest import Vitcompress
 from vitcompress.cli import models as module
-from vitcompress.cli.models import survey
 from vitcompress.errors import ModelError
-from vitcompress.pipeline.compress import plan
+from vitcompress.pipeline.survey import survey
 from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 

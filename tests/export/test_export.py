@@ -25,7 +25,6 @@ from tests.conftest import Vitcompress, listing
 from tests.factories import KINDS, ROWS, Row, build, planned, randomise, student_of
 from tests.factories import row_images as images_of
 from vitcompress import export
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.errors import ExportError, VitcompressError
 from vitcompress.export import card, formats, hf

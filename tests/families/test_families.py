@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.factories import KINDS, ROWS, VIT_ARGS, Row, build, planned, randomise, row_images, student_of
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.load import load
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.read import read_manifest
+from vitcompress.artifact.write import write
 from vitcompress.errors import ModelError, PlanError
 from vitcompress.families import insertion
 from vitcompress.families.base import Family
@@ -49,7 +52,7 @@ def test_share_1_is_the_teacher(row: Row) -> None:
 def written(row: Row, student: nn.Module, plan: Plan, x: torch.Tensor, folder: Path) -> Path:
     """A file of the student."""
     config = {"input_size": tuple(x.shape[1:]), "mean": (0.5,) * x.shape[1], "std": (0.5,) * x.shape[1]}
-    manifest = artifact.Manifest(
+    manifest = Manifest(
         source={
             "name": row.architecture, "architecture": row.architecture, "model_args": dict(row.args),
             "pretrained_cfg": {},
@@ -57,7 +60,7 @@ def written(row: Row, student: nn.Module, plan: Plan, x: torch.Tensor, folder: P
         source_sha256="", plan=plan, data_config=config, recipe={}, report={}, versions={},
     )  # fmt: skip
     path = folder / "mini.safetensors"
-    artifact.write(path, student, manifest, x)
+    write(path, student, manifest, x)
     return path
 
 
@@ -78,7 +81,7 @@ def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
     assert plan.size.student_params == sum(t.numel() for name, t in stored.items() if name in names)
     assert plan.size.student_bytes == sum(t.numel() * t.element_size() for t in stored.values())
     assert plan.size.student_params < plan.size.teacher_params
-    loaded = artifact.load(path)
+    loaded = load(path)
     with torch.no_grad():
         assert torch.equal(loaded(x), student(x))
         assert torch.equal(loaded.forward_features(x), student.forward_features(x))  # type: ignore[operator]
@@ -105,11 +108,11 @@ def test_every_kind_of_plan_is_what_is_built_and_stored(row: Row, kind: str, tmp
     student.eval()
     path = written(row, student, plan, x, tmp_path)
     stored = load_file(path)
-    assert artifact.read_manifest(path).plan == plan
+    assert read_manifest(path).plan == plan
     assert plan.size.student_params == sum(p.numel() for p in student.parameters())
     assert plan.size.student_bytes == sum(t.numel() * t.element_size() for t in stored.values())
     assert plan.size.student_macs == macs_of(student, (3, *row.image))
-    loaded = artifact.load(path)
+    loaded = load(path)
     with torch.no_grad():
         assert torch.equal(loaded(x), student(x))
     assert sum(p.numel() for p in loaded.parameters()) == plan.size.student_params

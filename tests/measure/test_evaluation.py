@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.read import read_manifest
 from vitcompress.data.loaders import Batch
 from vitcompress.errors import CheckpointError, DataError
 from vitcompress.measure.accuracy import Evaluator, _Tally, evaluate_pair, paired_interval
 from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy
-from vitcompress.pipeline.compress import check_source
+from vitcompress.pipeline.evaluate import check_source
 from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe import DataRecipe
 
@@ -125,7 +125,7 @@ def test_nothing_readable() -> None:
 
 
 def test_a_source_of_another_kind_or_far_too_large_is_refused_before_it_is_built(mini: Path) -> None:
-    manifest = artifact.read_manifest(mini)
+    manifest = read_manifest(mini)
     own = Source(**manifest.source)
     check_source(own, manifest, file_bytes=mini.stat().st_size)
     for other, message in (

@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 from torch import nn
-from vitcompress.pipeline.deliver import notes_on
 
 from tests.factories import ROWS, VARIANTS, Row, build, compressed, images, planned, student_of, tiny
 from vitcompress.measure.macs import macs_of, with_macs
 from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline.write import notes_on
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Size
 from vitcompress.recipe import ModelRecipe, PlanRecipe

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Vitcompress
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.read import read_manifest
 from vitcompress.quantize.codecs import decode_int8, encode_int8
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -32,7 +32,7 @@ def trained(vitcompress: Vitcompress, out: Path, images: Path, share: int, steps
     words += ["--batch-size", 8, "--no-baselines", "--quiet"]  # baselines are the next test's
     ended = vitcompress("compress", "deit_tiny", *words, "--out", out)
     assert ended.code == 0, ended.err
-    report = artifact.read_manifest(out).report
+    report = read_manifest(out).report
     assert report["accuracy"]["num_images"] == len(list((images / "val").glob("*/*")))
     assert report["size"]["teacher_params"] == 5_717_416
     return report
@@ -61,7 +61,7 @@ def test_the_demo_keeps_its_promise(tmp_path: Path, vitcompress: Vitcompress) ->
     out = tmp_path / "mini.safetensors"
     words = ["compress", "fashion_vit", "--share", 12, "--out", out, "--max-drop", 2.5, "--min-ratio", 9, "--quiet"]
     assert vitcompress(*words).code == 0
-    assert artifact.read_manifest(out).report["train"]["seconds"] < 180
+    assert read_manifest(out).report["train"]["seconds"] < 180
 
 
 def in_fewer_bits(vitcompress: Vitcompress, out: Path, images: Path, store: str, drop: float) -> Any:
@@ -70,7 +70,7 @@ def in_fewer_bits(vitcompress: Vitcompress, out: Path, images: Path, store: str,
     words += ["none", "--steps", 0, "--store", store, "--num-workers", 0, "--device", "cpu", "--max-drop", drop]
     ended = vitcompress("compress", "deit_tiny", *words, "--out", out)
     assert ended.code == 0, ended.err
-    report = artifact.read_manifest(out).report
+    report = read_manifest(out).report
     baseline = next(row for row in report["baselines"] if row["name"] == f"teacher {store}")
     assert baseline["top1"] == report["accuracy"]["student_top1"]
     assert baseline["bytes"] == report["size"]["student_bytes"]

@@ -17,8 +17,9 @@ import vitcompress as package
 from tests.benchmarks import transfer
 from tests.conftest import Vitcompress, draw_image, listing
 from tests.factories import ROWS
-from vitcompress.artifact import file as artifact
-from vitcompress.artifact.manifest import to_tree
+from vitcompress.artifact.manifest import Manifest, to_tree
+from vitcompress.artifact.read import read_manifest
+from vitcompress.artifact.write import write
 from vitcompress.errors import RecipeError
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
 from vitcompress.plans.make import make_plan, measured_on
@@ -158,7 +159,7 @@ def test_another_label_set_and_size(
     out = tmp_path / "new.safetensors"
     report, model = finetune(vitcompress, mini, out, "--data", regrouped, "--img-size", 64, "--steps", 3)
     assert mini.read_bytes() == before
-    manifest, parent = artifact.read_manifest(out), artifact.read_manifest(mini)
+    manifest, parent = read_manifest(out), read_manifest(mini)
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 3)
     assert shared_ids(model, manifest.plan)
     assert model.pretrained_cfg["label_names"] == ("blue", "green", "red")  # type: ignore[index]
@@ -198,9 +199,9 @@ def test_the_head_is_kept_where_the_classes_are_the_same(
         assert torch.equal(p, parent.get_parameter(name)), name
     assert report.before is not None
     assert report.before == report.accuracy
-    manifest = artifact.read_manifest(out)
+    manifest = read_manifest(out)
     assert manifest.classes == ("ape", "bee", "cat", "dog", "eel")
-    assert manifest.source_sha256 == artifact.read_manifest(mini).source_sha256
+    assert manifest.source_sha256 == read_manifest(mini).source_sha256
     assert vitcompress("evaluate", out, "--data", images, "--checkpoint", weights, "--num-workers", 0).code == 0
 
 
@@ -247,13 +248,13 @@ def test_a_default_teacher_that_cannot_be_had_leaves_the_labels(
 def test_an_older_file_without_lineage_still_loads(mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written = to_tree
 
-    def older(manifest: artifact.Manifest) -> Mapping[str, Any]:
+    def older(manifest: Manifest) -> Mapping[str, Any]:
         return {name: value for name, value in written(manifest).items() if name not in ("classes", "lineage")}
 
-    manifest, student = artifact.read_manifest(mini), package.load(mini)
-    monkeypatch.setattr(artifact, "to_tree", older)
-    artifact.write(tmp_path / "old.safetensors", student, manifest, torch.randn(1, 3, 32, 32))
-    found = artifact.read_manifest(tmp_path / "old.safetensors")
+    manifest, student = read_manifest(mini), package.load(mini)
+    monkeypatch.setattr("vitcompress.artifact.write.to_tree", older)
+    write(tmp_path / "old.safetensors", student, manifest, torch.randn(1, 3, 32, 32))
+    found = read_manifest(tmp_path / "old.safetensors")
     assert (found.classes, found.lineage) == ((), ())
 
 
@@ -283,7 +284,7 @@ def test_mistakes_come_before_any_weight(
     words: list[str], named: list[str], flat: Path, regrouped: Path, mini: Path, tmp_path: Path,
     vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch, no_network: None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("vitcompress.pipeline.finetune.artifact.load", lambda path: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("vitcompress.pipeline.finetune.load", lambda path: pytest.fail("weights were loaded"))
     if "{regrouped}/train/red" in words:  # a flat folder, and a parent whose teacher is no place to look for
         monkeypatch.setattr("vitcompress.pipeline.finetune.source_as_teacher", lambda parent: None)
     before = listing(tmp_path)
@@ -300,7 +301,7 @@ def test_files_that_cannot_be(
 ) -> None:
     out = tmp_path / "out.safetensors"
     for file, message in (
-        (weights, "none that vitcompress wrote"),
+        (weights, "not one that vitcompress wrote"),
         (tmp_path / "gone", "does not exist"),
         (regrouped, "is not a file"),
     ):
@@ -370,9 +371,9 @@ def test_the_head_is_kept_for_numbers_and_for_some_of_its_classes(
         ended = vitcompress("finetune", mini, "--out", out, "--data", data, *words)
         assert ended.code == 0, ended.err
         assert "so its head is kept" in ended.err
-        found = artifact.read_manifest(out)
+        found = read_manifest(out)
         assert found.classes == ("ape", "bee", "cat", "dog", "eel")
-        assert found.source_sha256 == artifact.read_manifest(mini).source_sha256
+        assert found.source_sha256 == read_manifest(mini).source_sha256
 
 
 def test_a_new_head_is_told_of_before_training(mini: Path, regrouped: Path, tmp_path: Path, no_network: None) -> None:

@@ -109,11 +109,14 @@ def test_a_kept_deit_base_takes_less_memory(tmp_path: Path) -> None:
 _WRITE = """
 import sys, torch, timm
 from pathlib import Path
-from vitcompress.files import artifact
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.write import write
 from vitcompress.plans.make import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.pretrained.data_config import data_config
 from vitcompress.storage.stored import round_to, stored_tensors
+from vitcompress.pretrained.inputs import data_config
+from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 store, path = sys.argv[1], Path(sys.argv[2])
 name = "deit_base_patch16_224"
@@ -124,15 +127,14 @@ stored = stored_tensors(model, store)
 round_to(model, stored, store)
 source = {"name": name, "architecture": name, "model_args": {}, "pretrained_cfg": {}}
 config = data_config(model, ModelRecipe(name))
-manifest = artifact.Manifest(source, "", plan, config, {}, {}, {}, store=store)
-artifact.write(path, model, manifest, torch.randn(1, 3, 224, 224), stored=stored)
+manifest = Manifest(source, "", plan, config, {}, {}, {}, store=store)
+write(path, model, manifest, torch.randn(1, 3, 224, 224), stored=stored)
 """
 _WEIGH = """
 import ctypes, gc, re, sys
 import timm, torch
 from pathlib import Path
 import vitcompress
-from vitcompress.files import artifact
 def resident():
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free is not the model's

@@ -27,7 +27,7 @@ from tests.report.test_report import REPORT, UNLABELLED
 from vitcompress.distill.log import TrainLog
 from vitcompress.measure.examples import Examples
 from vitcompress.measure.results import ClassHits, Confusion
-from vitcompress.pipeline.results import class_names
+from vitcompress.pipeline.pages import class_names
 from vitcompress.plans.model import Group
 from vitcompress.recipe.compose import build, from_dict, to_dict
 from vitcompress.report.diff import cautions, compared_html, compared_rows, differences, print_differences

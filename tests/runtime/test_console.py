@@ -13,7 +13,7 @@ from typing import IO, Any
 import pytest
 
 from tests.conftest import Vitcompress
-from vitcompress.cli.endings import reporting
+from vitcompress.cli.output import reporting
 from vitcompress.runtime.console import EVENTS, LOG_VERSION, STARTED_VARIABLE, JsonLog, Reporter
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "ci.md"

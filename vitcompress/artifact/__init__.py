@@ -1,1 +1,1 @@
-"""The artifact: what is in the file, where it lies, and which of it is believed."""
+"""Write, verify, read and load compressed models."""

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Write files atomically: the complete new file or the old one, never a part."""
 
 from __future__ import annotations
 
@@ -13,31 +13,34 @@ from vitcompress.errors import ArtifactError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write beside `path`, then move over it: a whole new file or the old one, never a part.
+    """Write to a temporary file beside `path`, then move it over `path`.
 
     Yields:
-        Where to write; removed if the block fails.
+        Path of the temporary file; it is removed if the block fails.
+
+    Raises:
+        ArtifactError: the folder or the file cannot be written to.
     """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot write there: {error.strerror}.") from error
-    beside = Path(name)
+    temporary = Path(name)
     try:
-        yield beside
+        yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        beside.chmod(0o666 & ~umask)  # mkstemp's own mode keeps everybody else out
-        _flush(beside)
-        os.replace(beside, path)
+        temporary.chmod(0o666 & ~umask)  # mkstemp lets nobody but the owner read the file
+        _flush(temporary)
+        os.replace(temporary, path)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file is on its disk: some file systems say only now that it is full."""
+    """Wait until a file is on disk; some file systems report a full disk only now."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,8 +1,12 @@
-"""What does a file say of itself, and which of it is believed?  Nothing that names code, a place or an absurd size.
+"""Define the manifest that describes an artifact, and validate one that was read from a file.
 
-    {format_version, source, plan, data_config, recipe, report, versions, classes, lineage, store, sha256}
+    {format_version, source, plan, data_config, recipe, report, versions, classes, lineage, store,
+    sha256}
 
-`source` and `plan` say what is built, so each field of theirs has a type and a bound. The rest is text to be shown.
+A file may come from anybody. `source` and `plan` decide what is built, so each of their fields has
+a type and a bound; no field names code to run or a path to open. The rest is text to show. What
+only timm's registry knows (is there such an architecture?) is checked when a model is built, by
+`vitcompress.artifact.load`: this module imports neither torch nor timm.
 """
 
 from __future__ import annotations
@@ -15,46 +19,42 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from timm.models import is_model, is_model_in_modules, split_model_name_tag
-from timm.models._pretrained import PretrainedCfg  # not exported by timm
 
-from vitcompress.artifact.tensorfile import first_fault, plain_json
-from vitcompress.bundled import FASHION_VIT
+from vitcompress.artifact.tensorfile import first_fault, strict_json
 from vitcompress.errors import ArtifactError
 from vitcompress.plans.model import Plan
-from vitcompress.quantize.codecs import STORES
 
-FORMAT_VERSION = 2  # 1, which is still read, has no store: every tensor is as the model holds it
+FORMAT_VERSION = 2  # version 1, which is still read, has no `store`: its tensors are as the model holds them
 
-_MOST_BLOCKS = 512  # the deepest of timm's models has 60; each costs milliseconds to build, whatever its size
-_MOST_NUMBER = 1 << 16  # of channels, pixels, tokens, ranks: sizes cost nothing to build on meta, loops over them do
-_MOST_NUMBERS = {"num_classes": 1 << 20, "num_heads": 1 << 10}
-_MOST_PARENTS = 1024
-_MOST_DEPTH = 32  # of lists in lists
-# a terminal obeys them or cannot print them, or XML has no place for them
+StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]  # the keys of quantize.codecs.STORES
+_MAX_BLOCKS = 512  # timm's deepest model has 60; each takes milliseconds to build, whatever its width
+# channels, pixels, tokens, ranks: tensors on the meta device cost nothing whatever their size, but
+# loops over them do
+_MAX_NUMBER = 1 << 16
+_MAX_NUMBERS = {"num_classes": 1 << 20, "num_heads": 1 << 10}
+_MAX_PARENTS = 1024
+_MAX_NESTING = 32
+# characters that a terminal obeys or cannot print, or that XML does not allow
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-MODULES = (  # of timm, in which there are models of our families
-    "beit", "deit", "eva", "swin_transformer", "swin_transformer_v2", "vision_transformer", "vision_transformer_hybrid",
-    "vitamin",
-)  # fmt: skip
-_CFG_KEYS = frozenset(field.name for field in dataclasses.fields(PretrainedCfg))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact says of itself.
+    """Description of an artifact, stored in its header.
 
     Attributes:
-        source: the teacher's name and the student's architecture and arguments.
-        source_sha256: digest of the teacher's tensors; empty where the student has another head or image size since.
+        source: name of the source, and architecture and arguments of the student.
+        source_sha256: digest of the source's tensors; empty if the student's head or image size has
+            changed since.
         plan: what is shared and added.
         data_config: timm's data config of the student; tuples where timm has them.
         recipe: the resolved recipe.
-        report: the report, as `Report` writes it.
-        versions: of the packages that made it.
-        classes: names of the classes, in order; empty where they are not known.
-        lineage: the files it was made from, oldest first, each with its `name`, `sha256` and `command`.
-        store: how the tensors are held, a key of `STORES`.
+        report: the report, as JSON values of `Report`.
+        versions: versions of the packages that made the file.
+        classes: names of the classes, in order; empty if unknown.
+        lineage: files that this one was made from, oldest first, each with `name`, `sha256` and
+            `command`.
+        store: number format of the stored tensors, a key of `STORES`.
     """
 
     source: Mapping[str, Any]
@@ -69,8 +69,23 @@ class Manifest:
     store: str = "source"
 
 
+@dataclass(frozen=True)
+class Header:
+    """Header of an artifact, as read.
+
+    Attributes:
+        manifest: the validated manifest.
+        tree: the JSON that the digest covers.
+        sha256: digest of `tree` and all tensors, as the header gives it.
+    """
+
+    manifest: Manifest
+    tree: Mapping[str, Any]
+    sha256: str
+
+
 def to_tree(manifest: Manifest) -> dict[str, Any]:
-    """What the header says, as plain JSON values, without the digest."""
+    """Return the manifest as plain JSON values, without the digest."""
     fields = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
     fields["plan"] = TypeAdapter(Plan).dump_python(manifest.plan, mode="json")
     tree: dict[str, Any] = _printable({"format_version": FORMAT_VERSION, **fields})
@@ -78,60 +93,58 @@ def to_tree(manifest: Manifest) -> dict[str, Any]:
 
 
 def _printable(value: Any) -> Any:
-    """The same with `?` where text holds what is none: escapes, and bytes of a command line that were no UTF-8."""
+    """Replace unprintable characters by `?`, such as escapes and bytes that are not UTF-8."""
     if isinstance(value, str):
         return _CONTROL.sub("?", value)
     if isinstance(value, Mapping):
-        return {_printable(key): _printable(each) for key, each in value.items()}
-    return [_printable(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def from_text(path: Path, text: str) -> tuple[Manifest, dict[str, Any], str]:
-    """Read a header.
+def parse_header(path: Path, text: str) -> Header:
+    """Parse and validate the JSON in an artifact's header.
 
     Args:
-        path: of the artifact, for messages.
-        text: JSON.
-
-    Returns:
-        The manifest, the tree that its digest was made of, and that digest.
+        path: path of the artifact, for messages.
+        text: the JSON.
 
     Raises:
-        ArtifactError: of a newer format, or not what vitcompress writes.
+        ArtifactError: the format is newer than this package, or the text is not what vitcompress
+            writes.
     """
     try:
-        tree = plain_json(text)
-        _check_plain(tree)
+        tree = strict_json(text)
+        _check_text(tree)
         version = tree["format_version"]
         if type(version) is int and version > FORMAT_VERSION:
             raise ArtifactError(
-                f"{path} is of format {version}; this vitcompress reads formats 1 to {FORMAT_VERSION}.",
+                f"{path} has format {version}; this version of vitcompress reads formats 1 to {FORMAT_VERSION}.",
                 hint="pip install --upgrade vitcompress",
             )
-        header = _Header.model_validate_json(text)
-        _check_bounds(header)
+        fields = _Fields.model_validate_json(text)
+        _check_bounds(fields)
     except KeyError as error:
         raise ArtifactError(f"{path}: its header has no {error}.") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path}: its header cannot be understood: {first_fault(error)}.") from error
-    digest = tree.pop("sha256")
-    told = {key: value for key, value in tree.items() if key != "format_version"}
-    lists = {name: tuple(told.get(name, ())) for name in ("classes", "lineage")}  # older files have neither
-    config = header.data_config.model_dump(exclude={"crop_mode"} - header.data_config.model_fields_set)
-    return Manifest(**{**told, **lists, "plan": header.plan, "data_config": config}), tree, digest
+        raise ArtifactError(f"{path}: its header is not valid: {first_fault(error)}.") from error
+    sha256 = tree.pop("sha256")
+    values = {key: value for key, value in tree.items() if key != "format_version"}
+    values |= {name: tuple(tree.get(name, ())) for name in ("classes", "lineage")}  # older files have neither
+    config = fields.data_config.model_dump(exclude={"crop_mode"} - fields.data_config.model_fields_set)
+    return Header(Manifest(**{**values, "plan": fields.plan, "data_config": config}), tree, sha256)
 
 
-# --- what each field may be
+# --- types and bounds of each field
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-_Pixels = Annotated[int, Field(ge=1, le=_MOST_NUMBER)]
+_Pixels = Annotated[int, Field(ge=1, le=_MAX_NUMBER)]
 _Text = Annotated[str, Field(max_length=4096)]
 _Scalar = None | bool | int | float | Annotated[str, Field(max_length=64)]
 _Row = Annotated[list[_Scalar], Field(max_length=64)]
 _Argument = _Scalar | Annotated[list[_Scalar | _Row], Field(max_length=64)]
 
 
-class _SourceFields(BaseModel):
+class _Source(BaseModel):
     model_config = _STRICT
 
     name: Annotated[str, Field(pattern=r"^[^\n\t]+$", max_length=4096)]
@@ -144,8 +157,8 @@ class _DataConfig(BaseModel):
     model_config = _STRICT
 
     input_size: tuple[_Pixels, _Pixels, _Pixels]
-    mean: Annotated[tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...], Field(max_length=_MOST_NUMBER)]
-    std: Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...], Field(max_length=_MOST_NUMBER)]
+    mean: Annotated[tuple[Annotated[float, Field(ge=-1e6, le=1e6)], ...], Field(max_length=_MAX_NUMBER)]
+    std: Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...], Field(max_length=_MAX_NUMBER)]
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
     crop_pct: Annotated[float, Field(ge=0.1, le=10)] = 1.0
     crop_mode: Literal["center", "squash", "border"] = "center"
@@ -159,11 +172,13 @@ class _Parent(BaseModel):
     command: Annotated[str, Field(max_length=1 << 16)]
 
 
-class _Header(BaseModel):
+class _Fields(BaseModel):
+    """All fields of a header."""
+
     model_config = _STRICT
 
     format_version: Annotated[int, Field(ge=1)]
-    source: _SourceFields
+    source: _Source
     source_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     plan: Plan
     data_config: _DataConfig
@@ -171,103 +186,92 @@ class _Header(BaseModel):
     report: dict[str, Any]
     versions: dict[str, _Text]
     classes: tuple[_Text, ...] = ()
-    lineage: Annotated[tuple[_Parent, ...], Field(max_length=_MOST_PARENTS)] = ()
-    store: Literal[tuple(STORES)] = "source"  # type: ignore[valid-type]
+    lineage: Annotated[tuple[_Parent, ...], Field(max_length=_MAX_PARENTS)] = ()
+    store: StoreName = "source"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def _check_bounds(header: _Header) -> None:
+def _check_bounds(fields: _Fields) -> None:
     """Refuse what would take long, or much memory, merely to build without weights.
 
     Raises:
         ValueError: naming the first such number.
     """
-    args, cfg, plan = header.source.model_args, header.source.pretrained_cfg, header.plan
-    architecture = split_model_name_tag(header.source.architecture)[0]
-    if not is_model_in_modules(architecture, MODULES):
-        raise ValueError(f"{architecture} is no model of a family that is known here")
-    name = header.source.name  # a teacher is looked for under it: of timm's, or with a colon, which is not followed
-    if ":" not in name and name != FASHION_VIT.name and not is_model(split_model_name_tag(name)[0]):
-        raise ValueError("its source is none of timm's models")
-    blocks = sum(len(group.blocks) for group in plan.groups)
+    args, cfg, plan = fields.source.model_args, fields.source.pretrained_cfg, fields.plan
+    num_blocks = sum(len(group.blocks) for group in plan.groups)
     _check_unique(plan)
-    if not 1 <= blocks <= _MOST_BLOCKS:
-        raise ValueError(f"its plan has {blocks} blocks, at most {_MOST_BLOCKS} are built")
+    if not 1 <= num_blocks <= _MAX_BLOCKS:
+        raise ValueError(f"its plan has {num_blocks} blocks; the limit is {_MAX_BLOCKS}")
     for name in ("depth", "depths"):
-        depth = sum(_numbers(args.get(name)))
-        if depth > blocks:
-            raise ValueError(f"{name} is {_shown(depth)}, and its plan has {blocks} blocks")
-    unknown = sorted(cfg.keys() - _CFG_KEYS)
-    if unknown:
-        raise ValueError(f"timm has no field {unknown[0][:80]} for what is known of weights")
-    _check_channels(header.data_config)
-    built = {name: cfg.get(name) for name in ("input_size", "num_classes")}  # the others build nothing
+        depth = sum(_numbers_in(args.get(name)))
+        if depth > num_blocks:
+            raise ValueError(f"{name} is {_shown(depth)}, but its plan has {num_blocks} blocks")
+    _check_channels(fields.data_config)
+    built = {name: cfg.get(name) for name in ("input_size", "num_classes")}  # no other field of it is used to build
     sizes = {
         "token_kernel": plan.token_kernel,
         "ranks": [rank for group in plan.groups for rank in group.ranks.values()],
     }
     for name, value in [*args.items(), *built.items(), *sizes.items()]:
-        most = _MOST_NUMBERS.get(name, _MOST_NUMBER)
-        for number in _numbers(value):
-            if not -most <= number <= most:
-                raise ValueError(f"{name[:80]} is {_shown(number)}, at most {most:,} is believed")
+        limit = _MAX_NUMBERS.get(name, _MAX_NUMBER)
+        for number in _numbers_in(value):
+            if not -limit <= number <= limit:
+                raise ValueError(f"{name[:80]} is {_shown(number)}; the limit is {limit:,}")
 
 
 def _check_unique(plan: Plan) -> None:
-    """Refuse names that are there twice: each would be built once more, for every block.
+    """Refuse duplicate names: each would be built again, in every block.
 
     Raises:
-        ValueError: naming the first such list.
+        ValueError: naming the first list with a duplicate.
     """
     lists = {"blocks": [block for group in plan.groups for block in group.blocks], "transforms": plan.transforms}
     for number, group in enumerate(plan.groups):
         lists |= {f"groups.{number}.shared": group.shared, f"groups.{number}.bases": group.bases}
-    for where, names in lists.items():
+    for field, names in lists.items():
         if len(set(names)) < len(names):
-            raise ValueError(f"plan.{where} has a name twice")
+            raise ValueError(f"plan.{field} has a name twice")
 
 
 def _check_channels(config: _DataConfig) -> None:
-    """Refuse normalisation of other channels than the images have.
+    """Check that mean and standard deviation have one value per channel.
 
     Raises:
-        ValueError: it is.
+        ValueError: they do not.
     """
-    if {len(config.mean), len(config.std)} != {config.input_size[0]}:
-        raise ValueError(f"mean and std are not of {config.input_size[0]} channels")
+    channels = config.input_size[0]
+    if {len(config.mean), len(config.std)} != {channels}:
+        raise ValueError(f"mean and std do not have {channels} channels")
 
 
-def _numbers(value: Any) -> list[float]:
-    """All numbers in an argument."""
+def _numbers_in(value: Any) -> list[float]:
+    """Return all numbers in an argument, however nested."""
     if isinstance(value, (list, tuple)):
-        return [number for each in value for number in _numbers(each)]
+        return [number for item in value for number in _numbers_in(item)]
     return [value] if isinstance(value, (int, float)) else []
 
 
 def _shown(number: float) -> str:
-    return f"{number:,}" if abs(number) < 1e15 else "beyond all bounds"
+    return f"{number:,}" if abs(number) < 1e15 else "far out of range"
 
 
-def _check_plain(tree: Any) -> None:
-    """Refuse what is nested deeply, and text that would do more than be shown.
+def _check_text(tree: Any) -> None:
+    """Refuse deep nesting and text with control characters.
 
     Raises:
-        ValueError: it is.
+        ValueError: there is some.
     """
     level, depth = [tree], 0
     while level:
-        if depth > _MOST_DEPTH:
-            raise ValueError(f"nested deeper than {_MOST_DEPTH} levels")
+        if depth > _MAX_NESTING:
+            raise ValueError(f"nested deeper than {_MAX_NESTING} levels")
         below: list[Any] = []
         for value in level:
             if isinstance(value, str):
                 if _CONTROL.search(value):
-                    raise ValueError("text in it holds control characters")
+                    raise ValueError("its text has control characters")
             elif isinstance(value, dict):
                 below += [*value.keys(), *value.values()]
             elif isinstance(value, list):
                 below += value
         level, depth = below, depth + 1
-
-
-__all__ = ["FORMAT_VERSION", "MODULES", "Manifest", "from_text", "to_tree"]

@@ -1,4 +1,4 @@
-"""May this be written over?  Never what a command reads, and of what is there already only what is of the same kind."""
+"""Check that an output file replaces nothing that must be kept."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ SUFFIX = ".safetensors"
 
 
 def check_apart(flag: str, target: Path, inputs: Mapping[str, Path | None]) -> None:
-    """Make sure that what is written is none of what is read.
+    """Check that an output file is not one of the inputs.
 
     Args:
-        flag: that named the target.
-        target: where to write.
-        inputs: what is read, by what the user calls it.
+        flag: option that names the output file.
+        target: path of the output file.
+        inputs: paths of the inputs, by the name that messages use for them.
 
     Raises:
-        RecipeError: it is.
+        RecipeError: the output file is an input.
     """
     for name, path in inputs.items():
         if path is not None and target.exists() and path.exists() and target.samefile(path):
-            raise RecipeError(f"{flag} {target} would overwrite {name}.", hint="Name another file.")
+            raise RecipeError(f"{flag} {target} would overwrite {name}.", hint="Choose another file.")
 
 
 def check_no_weights(flag: str, target: Path) -> None:
-    """Make sure that what is no file of weights does not take the name of one.
+    """Check that an output file that holds no weights is not named like one that does.
 
     Raises:
-        RecipeError: it would.
+        RecipeError: its name ends in .safetensors.
     """
     if target.suffix == SUFFIX:
-        raise RecipeError(f"{flag} {target}: a file of that name holds weights.", hint="Name another file.")
+        raise RecipeError(f"{flag} {target}: files named *{SUFFIX} hold weights.", hint="Choose another file name.")

@@ -1,10 +1,11 @@
-"""Where does each tensor lie in a .safetensors file, and how does it get into memory?  Read once, checked, aligned.
+"""Read tensors from a .safetensors file whose header has been checked.
 
-    8 bytes  length of the header   │   the header, JSON   │   the tensors, one after the other, without gaps
+    length of the header, 8 bytes  │  the header, JSON  │  the tensors, without gaps
 
-safetensors writes these files. It reads them by mapping them, which suits us in two ways not: tensors lie at any
-multiple of four bytes, where kernels round differently than on their alignment, so each would have to be copied; and a
-file that is changed while it is mapped changes the model, or ends the process.
+safetensors itself maps the file into memory, which has two drawbacks here. Tensors start at any
+multiple of four bytes, but torch's kernels round differently off their usual alignment, so each
+tensor would have to be copied. And if the file changes while it is mapped, the model changes with
+it, or the process dies. No torch is imported until a tensor is read.
 """
 
 from __future__ import annotations
@@ -16,25 +17,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from torch import Tensor
 
+from vitcompress.artifact.digest import memory_of
 from vitcompress.errors import ArtifactError, printable
 
-# ours have tens of kB, one of 40 blocks and long names of 21,841 classes two MB; in memory JSON takes 45 times as much
-MOST_HEADER_BYTES = 4 << 20
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Usual headers have tens of kB; one with 40 blocks and long names of 21,841 classes has 2 MB.
+# Parsed JSON takes 45 times the memory of its text.
+MAX_HEADER_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 20
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+_DTYPES = {  # torch's names and the bytes of a number
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2), "I64": ("int64", 8),
+    "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1), "BOOL": ("bool", 1),
 }  # fmt: skip
 _Count = Annotated[int, Field(ge=0)]
 
 
-class _Place(BaseModel):
+class _Entry(BaseModel):
+    """A tensor as the header describes it."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
     dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
@@ -42,22 +48,22 @@ class _Place(BaseModel):
     data_offsets: Annotated[list[_Count], Field(min_length=2, max_length=2)]
 
 
-_PLACES = TypeAdapter(dict[str, _Place])
+_ENTRIES = TypeAdapter(dict[str, _Entry])
 _METADATA = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 
 
 @dataclass(frozen=True)
 class Place:
-    """One tensor of a file.
+    """Where a tensor lies in a file.
 
     Attributes:
-        dtype: of its numbers.
-        shape: of it.
-        start: of its first byte, from the file's beginning.
-        num_bytes: that it takes.
+        dtype: type as torch prints it, such as "torch.float32".
+        shape: shape of the tensor.
+        start: position of the first byte in the file.
+        num_bytes: length in bytes.
     """
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     start: int
     num_bytes: int
@@ -65,13 +71,13 @@ class Place:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """An open file whose header was checked: its tensors fill it exactly, and none is larger than the file.
+    """An open file with a checked header: its tensors fill it exactly.
 
     Attributes:
-        path: for messages.
-        metadata: what the header says beside tensors.
-        places: of the tensors, by name.
-        file: unbuffered.
+        path: path of the file, for messages.
+        metadata: text that the header holds beside the tensors.
+        places: where each tensor lies, by name.
+        file: the open file, unbuffered.
     """
 
     path: Path
@@ -80,20 +86,25 @@ class TensorFile:
     file: io.FileIO
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor of the file, in memory of its own, on torch's alignment."""
+        """Read a tensor into its own memory, aligned as torch aligns it."""
+        import torch  # only here, because reading a manifest needs no torch
+
         place = self.places[name]
-        t = torch.empty(place.shape, dtype=place.dtype)
+        t = torch.empty(place.shape, dtype=getattr(torch, place.dtype.removeprefix("torch.")))
         if place.num_bytes:
             self.file.seek(place.start)
-            self._read_into(t.flatten().view(torch.uint8).numpy().data)
+            self._read_into(memory_of(t))
         return t
 
     def chunks(self, name: str) -> Iterator[memoryview]:
-        """The bytes of a tensor, a megabyte at a time; each chunk is overwritten by the next but one."""
+        """Yield the bytes of a tensor, 1 MiB at a time.
+
+        Two buffers alternate, so each chunk is overwritten by the next but one.
+        """
         place = self.places[name]
-        turns = [memoryview(bytearray(min(_CHUNK_BYTES, place.num_bytes))) for _ in range(2)]
+        buffers = [memoryview(bytearray(min(_CHUNK_BYTES, place.num_bytes))) for _ in range(2)]
         for number, start in enumerate(range(0, place.num_bytes, _CHUNK_BYTES)):
-            chunk = turns[number % 2][: place.num_bytes - start]
+            chunk = buffers[number % 2][: place.num_bytes - start]
             self.file.seek(place.start + start)
             self._read_into(chunk)
             yield chunk
@@ -102,107 +113,124 @@ class TensorFile:
         while buffer:
             count = self.file.readinto(buffer)
             if not count:
-                raise ArtifactError(f"{self.path} was cut short while it was read.", hint="Fetch it again.")
+                raise ArtifactError(f"{self.path} was cut short while it was read.", hint="Download or copy it again.")
             buffer = buffer[count:]
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[TensorFile]:
-    """Open a .safetensors file and check its header; no tensor is read.
+def open_tensors(path: Path) -> Iterator[TensorFile]:
+    """Open a .safetensors file and check its header; read no tensor.
 
     Raises:
-        ArtifactError: missing, not a regular file, unreadable, or with a header that does not describe this file.
+        ArtifactError: the file is missing, not a regular file or unreadable, or its header does not
+            describe it.
     """
-    if not path.is_file():  # a named pipe would be waited on for ever
+    if not path.is_file():  # opening a named pipe would wait for ever
         raise ArtifactError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.")
     try:
         with io.FileIO(path) as file:
-            yield TensorFile(path, *_header(file), file)
+            yield TensorFile(path, *_read_header(file), file)
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_fault(error)
-        raise ArtifactError(f"{path} cannot be read: {reason}.", hint="It may be cut short: fetch it again.") from error
+        hint = "It may be incomplete: download or copy it again."
+        raise ArtifactError(f"{path} cannot be read: {reason}.", hint=hint) from error
 
 
-def plain_json(text: str | bytes) -> Any:
-    """JSON as the standard has it: no key twice in an object, no NaN or infinity by name, no number beyond a double.
+def strict_json(text: str | bytes) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN or infinity, no number beyond a double.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the text is not such JSON.
         RecursionError: it is nested too deeply.
     """
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_not_a_number, parse_float=_finite)
 
 
 def first_fault(error: BaseException) -> str:
-    """The first thing that an error of JSON or of a schema says, short enough to be shown."""
+    """Return the first fault that a JSON or schema error reports, short and printable."""
     if isinstance(error, ValidationError):
-        found = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part)[:80] for part in found["loc"][:6])
-        return _plain(f"{where}: {found['msg'][:200]}".removeprefix(": "))
+        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part)[:80] for part in fault["loc"][:6])
+        return _ascii(f"{where}: {fault['msg'][:200]}".removeprefix(": "))
     text = str(error).strip() or type(error).__name__
-    return _plain(text.splitlines()[0][:200].rstrip("."))
+    return _ascii(text.splitlines()[0][:200].rstrip("."))
 
 
-def _plain(text: str) -> str:
+def _ascii(text: str) -> str:
     return printable(text).encode("ascii", "replace").decode()
 
 
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    every = list(pairs)
-    found = dict(every)
-    if len(found) != len(every):
-        raise ValueError("a name is there twice")
-    return found
+def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    items = list(pairs)
+    tree = dict(items)
+    if len(tree) != len(items):
+        raise ValueError("a key occurs twice")
+    return tree
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+def _not_a_number(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _no_number(text[:20])
+    return number if math.isfinite(number) else _not_a_number(text[:20])
 
 
-def _header(file: io.FileIO) -> tuple[dict[str, str], dict[str, Place]]:
+def _read_header(file: io.FileIO) -> tuple[dict[str, str], dict[str, Place]]:
+    """Return the metadata and the place of each tensor.
+
+    Raises:
+        ValueError: the header does not describe this file.
+    """
     total = file.seek(0, io.SEEK_END)
     file.seek(0)
-    first = file.read(8)
-    length = int.from_bytes(first, "little")
-    if len(first) < 8 or not 2 <= length <= total - 8:
-        raise ValueError("its header is longer than the file" if len(first) == 8 else "it has no header")
-    if length > MOST_HEADER_BYTES:
-        raise ValueError(f"its header has {length:,} bytes, at most {MOST_HEADER_BYTES:,} are read")
-    tree = plain_json(_exactly(file.read, length).decode("utf-8"))
+    prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or not 2 <= length <= total - 8:
+        raise ValueError("its header is longer than the file" if len(prefix) == 8 else "it has no header")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length:,} bytes; the limit is {MAX_HEADER_BYTES:,}")
+    tree = strict_json(_read_exactly(file.read, length).decode("utf-8"))
     if not isinstance(tree, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     metadata = _METADATA.validate_python(tree.pop("__metadata__", {}))
-    odd = [name for name in tree if not name.isprintable()]
-    if odd:
-        raise ValueError(f"the name of tensor {odd[0][:80]!a} holds what cannot be printed")
-    places = {name: _place(name, place, 8 + length) for name, place in _PLACES.validate_python(tree).items()}
-    end = 8 + length
-    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].num_bytes)):
-        if place.start != end:
-            raise ValueError(f"tensor {name} does not begin where the last one ends")
-        end += place.num_bytes
-    if end != total:
-        raise ValueError(f"its tensors end at byte {end:,} and the file at byte {total:,}")
+    unprintable = [name for name in tree if not name.isprintable()]
+    if unprintable:
+        raise ValueError(f"the name of tensor {unprintable[0][:80]!a} has characters that cannot be printed")
+    entries = _ENTRIES.validate_python(tree)
+    places = {name: _place_of(name, entry, 8 + length) for name, entry in entries.items()}
+    _check_gapless(places, 8 + length, total)
     return metadata, places
 
 
-def _place(name: str, place: _Place, start: int) -> Place:
-    dtype, (first, end) = _DTYPES[place.dtype], place.data_offsets
-    if end - first != math.prod(place.shape) * dtype.itemsize:
-        raise ValueError(f"tensor {name} has another shape than it has bytes")
-    return Place(dtype, tuple(place.shape), start + first, end - first)
+def _check_gapless(places: Mapping[str, Place], start: int, end: int) -> None:
+    """Check that tensors fill the bytes from `start` to `end`, without gaps or overlaps.
+
+    Raises:
+        ValueError: they do not.
+    """
+    position = start
+    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].num_bytes)):
+        if place.start != position:
+            raise ValueError(f"tensor {name} does not start where the previous one ends")
+        position += place.num_bytes
+    if position != end:
+        raise ValueError(f"its tensors end at byte {position:,}, but the file ends at byte {end:,}")
 
 
-def _exactly(read: Callable[[int], bytes], count: int) -> bytes:
-    found = b""
-    while len(found) < count:
-        more = read(count - len(found))
-        if not more:
+def _place_of(name: str, entry: _Entry, start: int) -> Place:
+    (dtype, item_bytes), (first, end) = _DTYPES[entry.dtype], entry.data_offsets
+    if end - first != math.prod(entry.shape) * item_bytes:
+        raise ValueError(f"tensor {name} has a shape that does not match its number of bytes")
+    return Place(f"torch.{dtype}", tuple(entry.shape), start + first, end - first)
+
+
+def _read_exactly(read: Callable[[int], bytes], count: int) -> bytes:
+    content = b""
+    while len(content) < count:
+        part = read(count - len(content))
+        if not part:
             raise ValueError("it was cut short while it was read")
-        found += more
-    return found
+        content += part
+    return content

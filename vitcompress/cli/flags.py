@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vitcompress import recipe as recipes
-from vitcompress.cli.endings import user_errors
+from vitcompress.cli.exits import user_errors
 
 
 def takes(

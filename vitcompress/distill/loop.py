@@ -33,7 +33,7 @@ from vitcompress.errors import DataError
 from vitcompress.recipe import DistillRecipe
 from vitcompress.runtime.console import Ticker
 from vitcompress.runtime.processes import gathered, mean_of
-from vitcompress.runtime.signals import deferring, ending
+from vitcompress.runtime.signals import deferring
 
 _NO_STEP = -1
 Compute = Callable[[nn.Module, Tensor, Tensor | None, int, int], Mapping[str, Tensor]]

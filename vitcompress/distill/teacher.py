@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.load import empty_student, load
+from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import label_names
 from vitcompress.distill.matching import ComparedModel
 from vitcompress.errors import RecipeError, VitcompressError
@@ -100,9 +101,9 @@ def _from_artifact(path: Path, recipe: TeacherRecipe, checkpoint_flag: str) -> T
             f"--teacher {path} has its weights and sizes in it.",
             hint=f"Leave out {checkpoint_flag} and --teacher-arg.",
         )
-    manifest = artifact.read_manifest(path)
-    model = artifact.empty_student(path, manifest)
-    return Teacher(path.name, model, manifest.data_config, lambda: artifact.load(path), manifest.classes)
+    manifest = read_manifest(path)
+    model = empty_student(path, manifest)
+    return Teacher(path.name, model, manifest.data_config, lambda: load(path), manifest.classes)
 
 
 def adapt_inputs(

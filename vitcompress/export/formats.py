@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitcompress.artifact import file as artifact
 from vitcompress.export.parity import EXACT, Run, Tolerance
 from vitcompress.export.subject import Subject
 

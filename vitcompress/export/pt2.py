@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitcompress.artifact import file as artifact
 from vitcompress.errors import ExportError
 from vitcompress.export.formats import SLACK, Format, Written, limit_of
 from vitcompress.export.program import trace

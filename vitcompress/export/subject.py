@@ -9,8 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vitcompress.artifact import file as artifact
-from vitcompress.artifact.file import Manifest
+from vitcompress.artifact.manifest import Manifest
 from vitcompress.quantize.codecs import num_bytes
 
 

@@ -19,8 +19,8 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from vitcompress.artifact.digest import sha256_of
-from vitcompress.data import check_places
 from vitcompress.data.calibration import calibration_batches, drawn
+from vitcompress.data.open import check_places
 from vitcompress.data.views import random_views
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog

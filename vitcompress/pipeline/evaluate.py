@@ -8,12 +8,11 @@ from pathlib import Path
 from timm.models import split_model_name_tag
 from torch import nn
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.hub import locate
-from vitcompress.data import ImageSet, open_to_evaluate
 from vitcompress.data.classes import known_classes
-from vitcompress.distill.matching import Candidate, compare
+from vitcompress.data.open import open_to_evaluate
+from vitcompress.data.sets import ImageSet
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.errors import CheckpointError, DataError, VitcompressError
 from vitcompress.families.outputs import has_classes
@@ -21,12 +20,15 @@ from vitcompress.measure.accuracy import Evaluator, Watch
 from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.pipeline.run import load_adapted
-from vitcompress.pretrained.source import Source, empty_model, load_teacher, resolve
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.recipe import BUILT_IN, DataRecipe, DistillRecipe, ModelRecipe, RunRecipe, TeacherRecipe
 from vitcompress.report.model import to_json
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import join
+from vitcompress.search.candidates import Candidate
 
 # A file cannot make us load a source far larger than itself: at most 64 times its size, plus 4 GiB.
 _MAX_TIMES_LARGER = 64

@@ -15,16 +15,15 @@ from typing import Any
 from accelerate.utils import set_seed
 from torch import nn
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import Views
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES
-from vitcompress.distill.matching import Candidate, Comparison
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.distill.training import check_student
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
+from vitcompress.export.parity import Comparison
 from vitcompress.families.find import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
@@ -54,7 +53,8 @@ from vitcompress.pipeline.run import (
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.plans.make import measured_on
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.source import Source, build_model, empty_model
+from vitcompress.pretrained.build import build_model, empty_model
+from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe import Recipe, flag_of
 from vitcompress.recipe.compose import to_dict
 from vitcompress.report.events import tell_plan
@@ -62,6 +62,7 @@ from vitcompress.report.gates import unreachable_gates
 from vitcompress.report.model import Parent, Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import alone, join
+from vitcompress.search.candidates import Candidate
 from vitcompress.surgery import apply_plan
 
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.atomic import replacing
 from vitcompress.artifact.hub import locate
 from vitcompress.artifact.paths import check_apart, check_no_weights
 from vitcompress.recipe import DataRecipe
-from vitcompress.report.model import Result
+from vitcompress.report.page import Result
 from vitcompress.report.reading import from_json
 from vitcompress.runtime.console import Reporter
 

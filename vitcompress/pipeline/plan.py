@@ -22,8 +22,10 @@ from vitcompress.pipeline.prepare import compared, prepare, with_losses
 from vitcompress.pipeline.run import Run
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import empty_model, load_teacher, resolve
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.resolve import resolve
 from vitcompress.quantize.store import stored_tensors
 from vitcompress.recipe import ModelRecipe, PlanRecipe, Recipe
 from vitcompress.report.model import to_json

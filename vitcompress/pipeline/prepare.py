@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from vitcompress.data import open_sets
 from vitcompress.data.classes import known_classes
+from vitcompress.data.open import open_sets
 from vitcompress.data.views import Views
-from vitcompress.distill.matching import Candidate, Comparison, compare
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.distill.training import check_student
 from vitcompress.errors import Faults, RecipeError
+from vitcompress.export.parity import Comparison
 from vitcompress.families.find import family_named
 from vitcompress.initialize import needs_images
 from vitcompress.measure.macs import with_macs
@@ -37,11 +37,13 @@ from vitcompress.pipeline.checks import (
 from vitcompress.pipeline.run import Run
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.inputs import data_config
-from vitcompress.pretrained.source import Source, empty_model, resolve
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.recipe import PlanRecipe, Recipe
 from vitcompress.report.gates import unreachable_gates
 from vitcompress.runtime.processes import alone, join
+from vitcompress.search.candidates import Candidate
 from vitcompress.surgery import apply_plan
 
 

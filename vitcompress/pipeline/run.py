@@ -17,16 +17,16 @@ from torch import nn
 
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.manifest import Manifest
-from vitcompress.data import ImageSet
+from vitcompress.data.loaders import Batch, Share, share_of, training_loader
 from vitcompress.data.mixing import Mixing
-from vitcompress.data.views import Batch, Share, share_of, training_loader
+from vitcompress.data.sets import ImageSet
 from vitcompress.distill.checkpoints import Checkpoints, images_digest, run_facts
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
-from vitcompress.distill.matching import Comparison
 from vitcompress.distill.run import DivergedError
 from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
+from vitcompress.export.parity import Comparison
 from vitcompress.families.find import family_named
 from vitcompress.families.outputs import has_classes
 from vitcompress.measure.accuracy import Evaluator
@@ -35,7 +35,7 @@ from vitcompress.measure.latency import measure_speed
 from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.write import Stored, described, notes_on, versions, write_result
 from vitcompress.plans.model import Plan
-from vitcompress.pretrained.source import Source
+from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.layers import quantising
 from vitcompress.recipe import DEFAULT_STEPS, Recipe, flag_of, save_interval
 from vitcompress.recipe.compose import to_dict

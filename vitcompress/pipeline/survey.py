@@ -12,13 +12,14 @@ from fnmatch import fnmatch
 import timm
 from timm.models import is_model_in_modules, split_model_name_tag
 
-from vitcompress.artifact.manifest import MODULES
+from vitcompress.artifact.load import MODULES
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import ModelError, VitcompressError, nearest
 from vitcompress.families.find import family_of
 from vitcompress.plans.make import make_plan
+from vitcompress.pretrained.build import empty_model
+from vitcompress.pretrained.resolve import resolve
 from vitcompress.pretrained.short_names import SHORT_NAMES
-from vitcompress.pretrained.source import empty_model, resolve
 from vitcompress.recipe import DEFAULT_SHARE, ModelRecipe, PlanRecipe
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vitcompress.artifact.file import Manifest
+from vitcompress.artifact.manifest import Manifest
 from vitcompress.data.classes import are_own
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.losses import LOSSES
-from vitcompress.distill.matching import Candidate, Comparison, check_kind, compare
+from vitcompress.distill.matching import check_kind
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.errors import RecipeError, VitcompressError
+from vitcompress.export.parity import Comparison
 from vitcompress.families.outputs import has_classes
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
+from vitcompress.search.candidates import Candidate
 
 
 def images_to_learn(

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.atomic import replacing
 from vitcompress.plans.make import weighed
 from vitcompress.plans.model import Plan

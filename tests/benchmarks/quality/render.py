@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.benchmarks.quality.methods import METHODS, SMALLEST, WHOLE
 from tests.benchmarks.quality.record import Record, Row, summarise
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.atomic import replacing
 
 _COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#999999")  # Okabe and Ito's
 POINTS_SHOWN = 30.0  # of top-1, below the best, where half of the students are within that
@@ -143,11 +143,11 @@ def write(folder: Path, records: Sequence[Record], models: Iterable[str], steps:
     text = page.read_text(encoding="utf-8") if page.exists() else "# Measurements\n"
     for model in models:
         picture = folder / f"quality-{model}.svg"
-        with artifact.replacing(picture) as beside:
+        with replacing(picture) as beside:
             beside.write_text(figure(records, model, steps.get(model)), encoding="utf-8")
         body = f"![{model}: size against top-1, by method]({picture.name})\n\n{table(records, model, steps.get(model))}"
         text = replace_section(text, model, body)
-    with artifact.replacing(page) as beside:
+    with replacing(page) as beside:
         beside.write_text(text, encoding="utf-8")
     return page
 
