@@ -198,8 +198,6 @@ def show_report(
         )
     found = _stored_report(file)
     from vitcompress.report.model import to_json
-    from vitcompress.report.page import to_html
-    from vitcompress.report.terminal import print_report, to_markdown
 
     if html is not None:
         from vitcompress.pipeline import results
@@ -208,10 +206,16 @@ def show_report(
     if as_json:
         _print_json(to_json(found))
     elif markdown:
+        from vitcompress.report.markdown import to_markdown
+
         put(to_markdown(found))
     elif html is None:
+        from vitcompress.report.terminal import print_report
+
         print_report(found, Results())
     if html is not None:
+        from vitcompress.report.page import to_html
+
         data = compose.build({"model": "", **flags}).data
         reporter = Reporter()
         seen = results.examples_of(file, data, checkpoint=checkpoint, reporter=reporter) if flags else None
@@ -229,7 +233,7 @@ def compare(
         if len(files) < 2:
             raise VitcompressError("There is one file only.", hint="vitcompress report FILE shows it.")
         from vitcompress.pipeline.results import check_page, result_of, write_page
-        from vitcompress.report.diff import compared_html, print_compared
+        from vitcompress.report.compare import compared_html, print_compared
         from vitcompress.report.model import to_json
 
         if html is not None:

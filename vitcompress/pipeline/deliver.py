@@ -20,8 +20,9 @@ from vitcompress.plans.model import Plan
 from vitcompress.pretrained.source import Source
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
+from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import SCHEMA_VERSION, Report, to_json
-from vitcompress.report.terminal import to_markdown, to_svg
+from vitcompress.report.picture import to_svg
 from vitcompress.runtime.console import Reporter
 
 PROBE_IMAGES = 8

@@ -14,7 +14,7 @@ from vitcompress.artifact.paths import check_apart, check_no_weights
 from vitcompress.data.classes import known_classes
 from vitcompress.measure.examples import Examples
 from vitcompress.recipe import DataRecipe
-from vitcompress.report.page import Result
+from vitcompress.report.model import Result
 from vitcompress.report.reading import from_json
 from vitcompress.runtime.console import Reporter
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
@@ -76,7 +79,32 @@ class Report:
     why: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A file to show.
+
+    Attributes:
+        name: of the file.
+        file_bytes: size of the file on disk.
+        report: in the file.
+        recipe: in the file, as plain JSON values; they are not checked.
+        classes: names of the model's classes, in order; empty if they are not known.
+    """
+
+    name: str
+    file_bytes: int
+    report: Report
+    recipe: Mapping[str, Any]
+    classes: Sequence[str] = ()
+
+
+@functools.cache
+def adapter(kind: type) -> TypeAdapter[Any]:
+    """Return what validates and serializes a type of the report."""
+    return TypeAdapter(kind)
+
+
 def to_json(value: Any) -> dict[str, Any]:
-    """A report, or a part of one, as plain JSON values."""
-    tree: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json")
+    """Return a dataclass, like a report or a part of it, as plain JSON values."""
+    tree: dict[str, Any] = adapter(type(value)).dump_python(value, mode="json")
     return tree
