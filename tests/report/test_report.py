@@ -233,8 +233,34 @@ FULL = replace(
 )  # fmt: skip
 def test_a_report_that_cannot_be_is_refused(where: str, value: object) -> None:
     assert from_json(changed("model", "x")).model == "x"
-    with pytest.raises(ArtifactError, match="report"):
+    with pytest.raises(ArtifactError, match=f"Implausible report: {where.split('.')[0]}"):
         from_json(changed(where, value))
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("speed.student_ms", {"1": 1.0}), ("accuracy.classes.0.student_hits", 5),
+        ("accuracy.classes.0.teacher_hits", 5), ("groups", [300, 300]), ("made_of.0.widths.hidden", 10**400),
+        ("made_of.0.ranks", {"attn.qkv": 10**400}), ("notes", ["x"] * 5000), ("accuracy.kl", 10**400),
+        ("train.loss_curve", [dict.fromkeys(map(str, range(33)), 1.0)]), ("added_later", 1),
+    ],
+    ids=lambda value: str(value)[:24],
+)  # fmt: skip
+def test_fields_that_contradict_each_other_or_have_no_bounds_of_their_own_are_refused(
+    where: str, value: object
+) -> None:
+    with pytest.raises(ArtifactError, match=f"Implausible report: {where.split('.')[0]}"):
+        from_json(changed(where, value))
+
+
+def test_a_report_is_never_refused_when_it_is_made() -> None:
+    size = replace(REPORT.size, params_ratio=float("nan"), student_bytes=0)
+    report = replace(REPORT, size=size, groups=(), accuracy=replace(ACCURACY, kl=float("inf"), num_images=-1))
+    assert "NaN" in json.dumps(to_json(report))
+    assert shown(report)
+    with pytest.raises(ArtifactError, match="Implausible report"):
+        from_json(to_json(report))
 
 
 def test_names_of_a_report_are_no_markup() -> None:
