@@ -373,7 +373,7 @@ def test_an_architecture_that_is_not_ours_is_refused(name: str, bases: list[Base
 
 
 TWICE: dict[str, Callable[[dict[str, Any]], None]] = {
-    "shared": lambda plan: plan["groups"][0].update(shared=plan["groups"][0]["shared"] * 20_000),
+    "shared": lambda plan: plan["groups"][0].update(shared=plan["groups"][0]["shared"] * 1_000),
     "bases": lambda plan: plan["groups"][0].update(bases=["attn.qkv"] * 2),
     "blocks": lambda plan: plan["groups"][0].update(blocks=plan["groups"][0]["blocks"] * 2),
     "transforms": lambda plan: plan.update(transforms=["heads"] * 2),

@@ -30,13 +30,14 @@ from vitcompress.measure.results import ClassHits, Confusion
 from vitcompress.pipeline.pages import class_names
 from vitcompress.plans.model import Group
 from vitcompress.recipe.compose import build, from_dict, to_dict
-from vitcompress.report.diff import cautions, compared_html, compared_rows, differences, print_differences
-from vitcompress.report.model import to_json
-from vitcompress.report.page import Result, gate_rows, recipe_text, to_html
+from vitcompress.report.compare import cautions, compared_html, compared_rows
+from vitcompress.report.diff import differences, print_differences
+from vitcompress.report.markdown import to_markdown
+from vitcompress.report.model import Result, to_json
+from vitcompress.report.page import gate_rows, recipe_text, to_html
 from vitcompress.report.private import without_places
 from vitcompress.report.reading import from_json
-from vitcompress.report.sharing import boxes, in_words
-from vitcompress.report.terminal import to_markdown
+from vitcompress.report.sharing import boxes, describe_boxes
 
 CURVE = tuple(
     {"step": float(i), "lr": 1e-3, "loss": 3.0 / i, "logits": 2.0 / i, "hidden": 1.0 / i} for i in range(1, 40)
@@ -104,7 +105,7 @@ def test_a_page_is_the_same_each_time_and_its_charts_are_told_in_words() -> None
     assert len(charts) == 3
     for chart in charts:
         if "aria-label" in chart:
-            assert chart["aria-label"] == in_words(TRAINED)
+            assert chart["aria-label"] == describe_boxes(TRAINED)
         else:
             for key in (chart["aria-labelledby"] or "").split():
                 assert f'id="{key}"' in html
@@ -199,7 +200,7 @@ def test_the_map_has_every_block_in_its_order_and_a_row_for_each_stage() -> None
         Group(("blocks.3",), ()),
     )
     (row,) = boxes(replace(REPORT, made_of=turns))
-    assert [(box.block, box.group, box.donor) for box in row] == [
+    assert [(box.block, box.group, box.is_donor) for box in row] == [
         (0, "A", True), (1, "B", True), (2, "A", False), (3, "", False), (10, "B", False)
     ]  # fmt: skip
     stages = tuple(Group((f"layers.{n}.blocks.0", f"layers.{n}.blocks.1"), ("a",)) for n in range(4))
@@ -304,7 +305,7 @@ def test_the_surest_differences_are_kept() -> None:
     logits = torch.eye(3)[[0] * 40] * torch.arange(40.0)[:, None]  # surer from image to image
     others = torch.eye(3)[[1] * 39 + [0]] * 60
     found.watch(torch.zeros(40, 3, 8, 8), logits, others, torch.full((40,), 2))
-    kept = found.found()
+    kept = found.surest()
     assert (found.count, len(kept)) == (39, 12)
     assert (kept[0].student, kept[0].teacher, kept[0].label) == (0, 1, 2)
     sure = [each.student_percent for each in kept]

@@ -15,11 +15,13 @@ from vitcompress.measure.results import Accuracy, Baseline, ClassHits, Speed
 from vitcompress.plans.model import Group, Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report.gates import missed_gates
+from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import Parent, Report, to_json
-from vitcompress.report.picture import Point, alt_text, draw, points_of
+from vitcompress.report.picture import Point, alt_text, draw_sizes, points_of, to_svg
 from vitcompress.report.private import without_places
 from vitcompress.report.reading import from_json
-from vitcompress.report.terminal import print_report, size_rows, to_markdown, to_svg
+from vitcompress.report.rows import size_rows
+from vitcompress.report.terminal import print_report
 
 ACCURACY = Accuracy("val", 400, 3, 86.0, 84.5, 97.25, 96.0, 1.5, (-0.2, 3.2), 92.0, 0.21)
 REPORT = Report(
@@ -160,7 +162,7 @@ def test_a_teacher_whose_size_is_not_the_reports_is_not_drawn() -> None:
 def test_names_of_any_kind_and_points_in_one_place_can_be_drawn() -> None:
     names = ("$x_1", "日本", "a" * 80, "[link](x)")
     points = [Point(name, 1_000_000, 90.0, "baseline") for name in names]
-    assert draw(points, "$title_1").startswith("<?xml")
+    assert draw_sizes(points, "$title_1").startswith("<?xml")
     assert "]" not in alt_text(points)
 
 
@@ -172,7 +174,7 @@ def test_the_report_says_what_layers_are_made_of() -> None:
     for text in (shown(report), to_markdown(report)):
         assert "3 blocks in groups of 2+1, taken in turn" in text
         assert "2 of 3 blocks: residuals of rank 4 with a basis of the group added to the matrices of attn.qkv." in text
-        assert "1 of 3 blocks: products of rank 8 in the place of the matrices of attn.qkv, mlp.fc1." in text
+        assert "1 of 3 blocks: products of rank 8 in place of the matrices of attn.qkv, mlp.fc1." in text
         assert "narrow, 48 hidden neurons, 16 channels of queries and keys per head, 12 channels of values" in text
     assert "12 blocks that share nothing" in to_markdown(replace(REPORT, groups=(1,) * 12))
     tree = to_json(REPORT)
@@ -231,8 +233,34 @@ FULL = replace(
 )  # fmt: skip
 def test_a_report_that_cannot_be_is_refused(where: str, value: object) -> None:
     assert from_json(changed("model", "x")).model == "x"
-    with pytest.raises(ArtifactError, match="report"):
+    with pytest.raises(ArtifactError, match=f"Implausible report: {where.split('.')[0]}"):
         from_json(changed(where, value))
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("speed.student_ms", {"1": 1.0}), ("accuracy.classes.0.student_hits", 5),
+        ("accuracy.classes.0.teacher_hits", 5), ("groups", [300, 300]), ("made_of.0.widths.hidden", 10**400),
+        ("made_of.0.ranks", {"attn.qkv": 10**400}), ("notes", ["x"] * 5000), ("accuracy.kl", 10**400),
+        ("train.loss_curve", [dict.fromkeys(map(str, range(33)), 1.0)]), ("added_later", 1),
+    ],
+    ids=lambda value: str(value)[:24],
+)  # fmt: skip
+def test_fields_that_contradict_each_other_or_have_no_bounds_of_their_own_are_refused(
+    where: str, value: object
+) -> None:
+    with pytest.raises(ArtifactError, match=f"Implausible report: {where.split('.')[0]}"):
+        from_json(changed(where, value))
+
+
+def test_a_report_is_never_refused_when_it_is_made() -> None:
+    size = replace(REPORT.size, params_ratio=float("nan"), student_bytes=0)
+    report = replace(REPORT, size=size, groups=(), accuracy=replace(ACCURACY, kl=float("inf"), num_images=-1))
+    assert "NaN" in json.dumps(to_json(report))
+    assert shown(report)
+    with pytest.raises(ArtifactError, match="Implausible report"):
+        from_json(to_json(report))
 
 
 def test_names_of_a_report_are_no_markup() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
+from typing import Annotated
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
+from pydantic import ConfigDict, Field
+
+from vitcompress.plans.bounds import MAX_ENTRIES, Amount, Count, Number, Text
 
 MOST_POINTS = 200  # of the loss curve in the report
+_Point = Annotated[dict[Text, Number], Field(max_length=32)]
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
 class TrainLog:
     """What training did.
 
@@ -25,11 +28,13 @@ class TrainLog:
         losses: weight of each loss.
     """
 
-    steps: int = 0
-    images: int = 0
-    skipped_images: int = 0
-    seconds: float = 0.0
-    images_per_second: float = 0.0
-    loss_curve: tuple[dict[str, float], ...] = field(default_factory=tuple)
-    teacher: str | None = None
-    losses: dict[str, float] = field(default_factory=dict)
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    steps: Count = 0
+    images: Count = 0
+    skipped_images: Count = 0
+    seconds: Amount = 0.0
+    images_per_second: Amount = 0.0
+    loss_curve: Annotated[tuple[_Point, ...], Field(max_length=400)] = ()
+    teacher: Text | None = None
+    losses: Annotated[dict[Text, Number], Field(max_length=MAX_ENTRIES)] = field(default_factory=dict)

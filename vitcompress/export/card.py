@@ -12,9 +12,10 @@ from timm.models import split_model_name_tag
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.export.subject import Subject
 from vitcompress.families.outputs import has_classes
+from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import Report
 from vitcompress.report.reading import from_json
-from vitcompress.report.terminal import cell, to_markdown
+from vitcompress.report.render import cell
 
 _TEMPLATES = Environment(
     loader=PackageLoader("vitcompress.export"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,

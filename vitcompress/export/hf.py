@@ -27,8 +27,8 @@ from vitcompress.errors import VitcompressError, first_line, shorten
 from vitcompress.export.card import licence_of, model_card
 from vitcompress.export.formats import Format, Written
 from vitcompress.export.subject import Subject
+from vitcompress.report.picture import to_svg
 from vitcompress.report.reading import from_json
-from vitcompress.report.terminal import to_svg
 
 CONFIG, CARD, PICTURE = "config.json", "README.md", "report.svg"
 FILES = frozenset({hub.WEIGHTS, CONFIG, CARD, PICTURE})

@@ -1,89 +1,139 @@
-"""Numbers that are measured, as data: accuracy, latency and baselines."""
+"""What is measured, as data: accuracy, latency and baselines.
+
+The bounds of the fields are checked when a report is read from a file.
+"""
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
+from dataclasses import dataclass
+from typing import Annotated
 
-MOST_CLASSES = 20  # that a report tells of, and pairs of them: it lies in the file's header
+from pydantic import ConfigDict, Field
+
+from vitcompress.plans.bounds import Count, Number, Percent, Points, Positive, PositiveCount, Text
+
+MOST_CLASSES = 20  # in a report: it is part of the file's header
 MOST_CONFUSIONS = 10
-_FROZEN = ConfigDict(extra="forbid")
+_Batch = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+_Latencies = Annotated[dict[_Batch, Positive], Field(max_length=64)]
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@dataclass(frozen=True)
 class ClassHits:
-    """How many images of class `index` there are, and on how many of them each model is right; None: no teacher."""
-
-    index: int
-    num_images: int
-    teacher_hits: int | None
-    student_hits: int
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class Confusion:
-    """On how many images of class `label` each model says `predicted`, another one; None: no teacher."""
-
-    label: int
-    predicted: int
-    teacher_images: int | None
-    student_images: int
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class Accuracy:
-    """Agreement of student and teacher and, where there are labels, accuracy of both.
-
-    Percentages are 0–100, drops are in points (teacher minus student), `kl` in nats per image, `feature_cosine` −1–1.
-    None: not measured. Of models without classes there is `feature_cosine` alone, which is no accuracy. `classes` are
-    those that changed most, at most 20, and `confusions` those that the student adds most of, at most 10; both are
-    empty without labels.
-    """
-
-    data: str
-    num_images: int
-    num_skipped: int
-    teacher_top1: float | None
-    student_top1: float | None
-    teacher_top5: float | None
-    student_top5: float | None
-    top1_drop: float | None
-    top1_drop_ci95: tuple[float, float] | None
-    agreement: float | None
-    kl: float | None
-    feature_cosine: float | None = None
-    classes: tuple[ClassHits, ...] = ()
-    confusions: tuple[Confusion, ...] = ()
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class Speed:
-    """Median latency of one forward pass, in milliseconds, by batch size (`"1"`, `"32"`)."""
-
-    teacher_ms: dict[str, float]
-    student_ms: dict[str, float]
-    threads: int
-    device: str
-
-
-@dataclass(frozen=True, config=_FROZEN)
-class Baseline:
-    """What the teacher comes to without sharing and without training, in fewer bits alone.
+    """Correct predictions for one class.
 
     Attributes:
-        name: how it is stored, like `teacher int8`.
-        params: all of the teacher's.
-        bytes: of its tensors as stored.
-        top1: percent; None where the images have no labels.
-        top1_drop: from the teacher as it is, in points.
-        agreement: with it, percent; None where the images have labels, or the model has no classes.
-        feature_cosine: the same of a model without classes, −1–1.
+        index: number of the class.
+        num_images: images of the class.
+        teacher_hits: images that the teacher classifies correctly; None without a teacher.
+        student_hits: images that the student classifies correctly.
     """
 
-    name: str
-    params: int
-    bytes: int
-    top1: float | None
-    top1_drop: float | None
-    agreement: float | None
-    feature_cosine: float | None
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    index: Count
+    num_images: PositiveCount
+    teacher_hits: Count | None
+    student_hits: Count
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that a model takes for another class.
+
+    Attributes:
+        label: number of the images' class.
+        predicted: number of the class they are taken for.
+        teacher_images: images that the teacher confuses; None without a teacher.
+        student_images: images that the student confuses.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    label: Count
+    predicted: Count
+    teacher_images: Count | None
+    student_images: Count
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Agreement of student and teacher and, if the images have labels, accuracy of both; None: not measured.
+
+    Attributes:
+        data: name of the images.
+        num_images: images that could be read.
+        num_skipped: unreadable images that were skipped.
+        teacher_top1: in percent.
+        student_top1: in percent.
+        teacher_top5: in percent.
+        student_top5: in percent.
+        top1_drop: teacher minus student, in points.
+        top1_drop_ci95: 95 % confidence interval of the drop, in points.
+        agreement: images for which both models predict the same class, in percent.
+        kl: KL divergence of the student from the teacher, in nats per image.
+        feature_cosine: mean cosine similarity, −1 to 1; the only measure of a model without classes.
+        classes: the classes that changed most, at most 20; empty without labels.
+        confusions: the student's most frequent added mistakes, at most 10; empty without labels.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    data: Text
+    num_images: PositiveCount
+    num_skipped: Count
+    teacher_top1: Percent | None
+    student_top1: Percent | None
+    teacher_top5: Percent | None
+    student_top5: Percent | None
+    top1_drop: Points | None
+    top1_drop_ci95: tuple[Number, Number] | None
+    agreement: Percent | None
+    kl: Number | None
+    feature_cosine: Number | None = None
+    classes: Annotated[tuple[ClassHits, ...], Field(max_length=100)] = ()
+    confusions: Annotated[tuple[Confusion, ...], Field(max_length=100)] = ()
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Median latency of one forward pass.
+
+    Attributes:
+        teacher_ms: milliseconds by batch size (`"1"`, `"32"`).
+        student_ms: the same for the student.
+        threads: of the CPU.
+        device: name of the device.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    teacher_ms: _Latencies
+    student_ms: _Latencies
+    threads: Count
+    device: Text
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The whole teacher in fewer bits: neither shared nor trained.
+
+    Attributes:
+        name: like `teacher int8`.
+        params: number of the teacher's parameters.
+        bytes: size of its tensors as stored.
+        top1: in percent; None without labels.
+        top1_drop: from the teacher itself, in points.
+        agreement: with the teacher itself, in percent; None with labels, or without classes.
+        feature_cosine: mean cosine similarity with the teacher's features, −1 to 1; None with classes.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Text
+    params: PositiveCount
+    bytes: PositiveCount
+    top1: Percent | None
+    top1_drop: Number | None
+    agreement: Percent | None
+    feature_cosine: Number | None

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 
 from vitcompress.families.widths import Widths
+from vitcompress.plans.bounds import MAX_BLOCKS, MAX_ENTRIES, Block, Integer, Positive, PositiveCount, Text, Texts
 
-_FROZEN = ConfigDict(extra="forbid")
 
-
-@dataclass(frozen=True, config=_FROZEN)
+@dataclass(frozen=True)
 class Group:
     """Blocks of one stage that are made alike, and what they share.
 
@@ -28,10 +26,12 @@ class Group:
         widths: of its MLP and heads.
     """
 
-    blocks: Annotated[tuple[str, ...], Field(min_length=1)]
-    shared: tuple[str, ...]
-    ranks: Mapping[str, Annotated[int, Field(ge=1)]] = field(default_factory=dict)
-    bases: tuple[str, ...] = ()
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    blocks: Annotated[tuple[Block, ...], Field(min_length=1, max_length=MAX_BLOCKS)]
+    shared: Texts
+    ranks: Annotated[Mapping[Text, PositiveCount], Field(max_length=MAX_ENTRIES)] = field(default_factory=dict)
+    bases: Texts = ()
     widths: Widths = Widths()
 
     @property
@@ -49,7 +49,7 @@ class Group:
         return not self.ranks and self.widths == Widths()
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@dataclass(frozen=True)
 class Size:
     """Parameters, bytes and multiply-accumulates of teacher and student.
 
@@ -58,18 +58,20 @@ class Size:
     are those of one image; None: not counted.
     """
 
-    teacher_params: int
-    student_params: int
-    params_ratio: float
-    teacher_bytes: int
-    student_bytes: int
-    bytes_ratio: float
-    teacher_macs: int | None = None
-    student_macs: int | None = None
-    macs_ratio: float | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    teacher_params: PositiveCount
+    student_params: PositiveCount
+    params_ratio: Positive
+    teacher_bytes: PositiveCount
+    student_bytes: PositiveCount
+    bytes_ratio: Positive
+    teacher_macs: PositiveCount | None = None
+    student_macs: PositiveCount | None = None
+    macs_ratio: Positive | None = None
 
 
-@dataclass(frozen=True, config=_FROZEN)
+@dataclass(frozen=True)
 class Plan:
     """What of a model is shared and what is added to it.
 
@@ -82,12 +84,14 @@ class Plan:
         size: parameters, bytes and, once the student has been built, multiply-accumulates before and after.
     """
 
-    family: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    family: Text
     groups: tuple[Group, ...]
-    transforms: tuple[str, ...]
-    token_kernel: int
+    transforms: Texts
+    token_kernel: Integer
     size: Size
-    why: tuple[str, ...] = ()
+    why: Texts = ()
 
     @property
     def matrices(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What came out: `Report` holds every number that a user is shown; the renderings only lay it out."""
+"""The numbers of a result, and how they are shown on the terminal, in Markdown and in HTML."""
 
 from vitcompress.report.model import Report
 

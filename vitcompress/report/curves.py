@@ -1,6 +1,6 @@
-"""How did the training go?  Each loss over the steps, as SVG and in numbers.
+"""Show the losses of a training: a drawing as SVG, a table, and a sentence.
 
-matplotlib is imported when something is drawn, and not before.
+matplotlib is imported when something is drawn, not before.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from vitcompress.distill.log import TrainLog
 
 _COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#a66f00", "#56b4e9")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-_MOST_ROWS = 8  # of the table that says the same
+_MAX_ROWS = 8  # of the table
 
 
-def curve_names(train: TrainLog) -> list[str]:
-    """The losses that were logged, their sum first; nothing where there is no curve."""
-    names = dict.fromkeys(name for point in train.loss_curve for name in point if name not in ("step", "lr"))
-    return sorted(names, key=lambda name: name != "loss")
+def curve_columns(train: TrainLog) -> list[str]:
+    """Return the column heads of `curve_rows`: step, sum, the losses, learning rate."""
+    return ["step", *(_label(name) for name in _loss_names(train)), "rate"]
 
 
 def curve_rows(train: TrainLog) -> list[list[str]]:
-    """Some points of the curve, the first and the last among them: step, losses, learning rate."""
-    points, names = train.loss_curve, curve_names(train)
-    count = min(_MOST_ROWS, len(points))
+    """Return a few points of the curve as table rows, including the first and the last."""
+    points, names = train.loss_curve, _loss_names(train)
+    count = min(_MAX_ROWS, len(points))
     chosen = [points[round(i * (len(points) - 1) / max(1, count - 1))] for i in range(count)]
     return [
         [
@@ -36,10 +35,10 @@ def curve_rows(train: TrainLog) -> list[list[str]]:
 
 
 def draw_curves(train: TrainLog) -> str:
-    """Draw every loss over the steps, on a logarithmic axis where they are of different orders.
+    """Draw each loss over the steps, on a logarithmic axis if the losses differ by orders of magnitude.
 
     Args:
-        train: with at least two points.
+        train: a training with at least two points.
 
     Returns:
         SVG; the same for the same points and the same matplotlib.
@@ -47,18 +46,16 @@ def draw_curves(train: TrainLog) -> str:
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    svg, names = io.StringIO(), curve_names(train)
+    svg, names = io.StringIO(), _loss_names(train)
     values = [point[name] for point in train.loss_curve for name in names if name in point]
     with matplotlib.style.context(["default", {"svg.hashsalt": "vitcompress"}]):
         figure = Figure(figsize=(4.4, 3.2), dpi=72, layout="constrained")
         axes = figure.add_subplot()
         for number, name in enumerate(names):
-            at = [(point["step"], point[name]) for point in train.loss_curve if name in point and "step" in point]
-            steps, losses = zip(*at, strict=True) if at else ((), ())
+            points = [(point["step"], point[name]) for point in train.loss_curve if name in point and "step" in point]
+            steps, losses = zip(*points, strict=True) if points else ((), ())
             colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
-            axes.plot(
-                steps, losses, color=colour, linestyle=dash, linewidth=1.8, label="sum" if name == "loss" else name
-            )
+            axes.plot(steps, losses, color=colour, linestyle=dash, linewidth=1.8, label=_label(name))
         if min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
         axes.set_xlabel("step")
@@ -72,14 +69,24 @@ def draw_curves(train: TrainLog) -> str:
     return svg.getvalue()
 
 
-def told(train: TrainLog) -> str:
-    """What the picture shows, in words and numbers."""
+def describe_curves(train: TrainLog) -> str:
+    """Describe the drawing in a sentence with numbers."""
     first, last = train.loss_curve[0], train.loss_curve[-1]
     parts = [
-        f"{'their sum' if name == 'loss' else name} from {first[name]:.4g} to {last[name]:.4g}"
-        for name in curve_names(train)
+        f"{_label(name)} from {first[name]:.4g} to {last[name]:.4g}"
+        for name in _loss_names(train)
         if name in first and name in last
     ]
     return (
         f"Weighted losses from step {first.get('step', 0):.0f} to step {last.get('step', 0):.0f}: {'; '.join(parts)}."
     )
+
+
+def _loss_names(train: TrainLog) -> list[str]:
+    """Return the names of the logged losses, their sum first; empty if there is no curve."""
+    names = dict.fromkeys(name for point in train.loss_curve for name in point if name not in ("step", "lr"))
+    return sorted(names, key=lambda name: name != "loss")
+
+
+def _label(name: str) -> str:
+    return "sum" if name == "loss" else name

@@ -1,4 +1,4 @@
-"""What is a program told of a run?  The plan and the result, as events of `vitcompress.runtime.console.EVENTS`."""
+"""Write the plan and the result to the log of JSON events."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from vitcompress.runtime.console import Reporter
 
 
 def tell_plan(reporter: Reporter, name: str, plan: Plan) -> None:
-    """Log what will be shared.
+    """Log a plan.
 
     Args:
-        reporter: whose log it goes to.
-        name: of the teacher.
-        plan: of the student.
+        reporter: whose log to write to.
+        name: of the model.
+        plan: for the student.
     """
     reporter.tell("plan", model=name, groups=[len(group.blocks) for group in plan.groups], size=to_json(plan.size))
 
 
 def tell_result(reporter: Reporter, report: Report, out: Path) -> None:
-    """Log what was measured, and what was written.
+    """Log what was measured and which file was written.
 
     Args:
-        reporter: whose log it goes to; of several processes, the main one has one.
+        reporter: whose log to write to; only the main process has a log.
         report: of the result.
-        out: the file.
+        out: path of the artifact.
     """
     if reporter.log is None:
         return

@@ -1,4 +1,4 @@
-"""Is the result good enough for CI?  One line per missed gate."""
+"""Check quality gates: one line for each gate that is missed."""
 
 from __future__ import annotations
 
@@ -10,36 +10,29 @@ from vitcompress.report.model import Report
 
 
 def unreachable_gates(size: Size, gates: GateRecipe) -> list[tuple[str, str]]:
-    """The gates that a plan misses whatever is trained, as `(message, hint)` pairs.
+    """Return the gates that a plan misses whatever is trained, as `(message, hint)` pairs.
 
     Args:
-        size: what the plan makes of the model.
-        gates: what the result must reach.
+        size: of the plan.
+        gates: that the result must meet.
     """
-    found = []
+    faults = []
     if gates.min_ratio is not None and size.params_ratio < gates.min_ratio:
-        found.append(
-            (
-                f"--min-ratio {gates.min_ratio:g}: this plan gives {size.params_ratio:.2f}.",
-                "Share more, or give --target-ratio.",
-            )
-        )
+        message = f"--min-ratio {gates.min_ratio:g}: this plan gives {size.params_ratio:.2f}."
+        faults.append((message, "Share more, or give --target-ratio."))
     if gates.max_size is not None and size.student_bytes > gates.max_size:
         message = f"--max-size {gates.max_size:,} bytes: this plan's tensors alone have {size.student_bytes:,}."
-        found.append((message, "Give --store int8 or int4, or --target-size."))
-    return found
+        faults.append((message, "Give --store int8 or int4, or --target-size."))
+    return faults
 
 
 def missed_gates(report: Report, gates: GateRecipe, *, file_bytes: int) -> list[str]:
-    """The gates that a result misses; one that cannot be measured, or is of no number, is missed.
+    """Return one line for each gate that a result misses; what was not measured, or is NaN, misses its gate.
 
     Args:
         report: of the result.
-        gates: what it must reach.
+        gates: that the result must meet.
         file_bytes: size of the file on disk.
-
-    Returns:
-        One line each.
     """
     missed = []
     if gates.max_drop is not None:

@@ -1,17 +1,15 @@
-"""How does a drawing of matplotlib's stand in a page?  In the page's colours, with a title and a description."""
+"""Put a drawing by matplotlib into an HTML page, in the page's colours, with a title and a description."""
 
 from __future__ import annotations
 
 import re
 from xml.etree import ElementTree
 
-_SVG = "{http://www.w3.org/2000/svg}"
-_LINK = "{http://www.w3.org/1999/xlink}href"
-COLOURS = {  # what the drawings are drawn in, and what the page's style sheet calls it
+_SVG_LINK = "{http://www.w3.org/1999/xlink}href"
+_CSS_COLOURS = {  # colours of the drawings, and their names in style.css.j2
     "#000000": "currentColor",
     "#ffffff": "var(--page)",
     "#e0e0e0": "var(--line)",
-    "#909090": "var(--faint)",
     "#d55e00": "var(--student)",
     "#0072b2": "var(--baseline)",
     "#009e73": "var(--third)",
@@ -19,28 +17,28 @@ COLOURS = {  # what the drawings are drawn in, and what the page's style sheet c
     "#a66f00": "var(--fifth)",
     "#56b4e9": "var(--sixth)",
 }
-_COLOUR = re.compile("|".join(COLOURS))
+_COLOUR = re.compile("|".join(_CSS_COLOURS))
 
 
 def inline_svg(svg: str, key: str, title: str, description: str) -> str:
-    """Make an SVG file part of a page.
+    """Return a drawing as an `<svg>` element that is safe to put into HTML.
 
     Args:
-        svg: as matplotlib writes it.
-        key: sets its ids apart from those of the page's other drawings.
-        title: its name.
-        description: what it shows, in words and numbers.
-
-    Returns:
-        An `<svg>` element, safe to be put into HTML.
+        svg: file written by matplotlib.
+        key: prefix that makes the drawing's ids unique on the page.
+        title: short name of the drawing.
+        description: what the drawing shows, in words and numbers.
     """
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in [child for child in parent if child.tag.rpartition("}")[2] in ("metadata", "style", "title")]:
             parent.remove(child)
     for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]  # HTML knows the namespace
-        element.attrib = {_plain(name): _own(name, value, key) for name, value in element.attrib.items()}
+        element.tag = element.tag.rpartition("}")[2]  # HTML needs no namespace
+        element.attrib = {
+            "href" if name == _SVG_LINK else name: _convert_attribute(name, value, key)
+            for name, value in element.attrib.items()
+        }
     height, width = root.attrib.pop("height"), root.attrib.pop("width")
     root.attrib |= {
         "role": "img", "aria-labelledby": f"{key}-title {key}-text", "class": "chart", "fill": "currentColor",
@@ -53,16 +51,12 @@ def inline_svg(svg: str, key: str, title: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _plain(name: str) -> str:
-    return "href" if name == _LINK else name
-
-
-def _own(name: str, value: str, key: str) -> str:
-    """An attribute with the page's colours, and with ids that no other drawing has."""
+def _convert_attribute(name: str, value: str, key: str) -> str:
+    """Return an attribute's value with the page's colours and with ids that are unique on the page."""
     if name == "id":
         return f"{key}-{value}"
-    if name == _LINK:
+    if name == _SVG_LINK:
         return value.replace("#", f"#{key}-", 1)
     if name == "style":
-        return _COLOUR.sub(lambda found: COLOURS[found[0]], value)
+        return _COLOUR.sub(lambda match: _CSS_COLOURS[match[0]], value)
     return value.replace("url(#", f"url(#{key}-")

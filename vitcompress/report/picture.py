@@ -58,13 +58,23 @@ def points_of(report: Report) -> list[Point]:
     return [point for point in points if point.top1 is not None]
 
 
+def to_svg(report: Report) -> str | None:
+    """Draw the models of a report; None if fewer than two have a top-1.
+
+    Returns:
+        SVG; the same for the same report and the same matplotlib.
+    """
+    points = points_of(report)
+    return draw_sizes(points, report.model) if len(points) > 1 else None
+
+
 def alt_text(points: Sequence[Point]) -> str:
     """What the picture shows, in words and numbers; nothing that Markdown would take for markup of an image."""
     text = "; ".join(f"{point.name} {_numbers(point)}" for point in points)
     return f"Size against top-1: {text}.".translate(str.maketrans("[]\n", "() "))
 
 
-def draw(points: Sequence[Point], title: str, size: tuple[float, float] = (7.2, 4.4)) -> str:
+def draw_sizes(points: Sequence[Point], title: str, size: tuple[float, float] = (7.2, 4.4)) -> str:
     """Draw size, on a logarithmic axis, against top-1.
 
     Args:

@@ -1,4 +1,4 @@
-"""What of a result may be passed on?  Everything but where on the user's machine things lie."""
+"""Remove names of the user's folders from what is shared: `/home/me/images` becomes `…/images`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,20 @@ from typing import Any
 
 from vitcompress.report.model import Report
 
-_PLACE = re.compile(r"(?<![\w.])(?:~[^/\s~]*|\.\.?)?/(?:[^/\n'\"]+/)+|(?<!\w)[A-Za-z]:\\(?:[^\\\n'\"]+\\)*")
+_FOLDERS = re.compile(r"(?<![\w.])(?:~[^/\s~]*|\.\.?)?/(?:[^/\n'\"]+/)+|(?<!\w)[A-Za-z]:\\(?:[^\\\n'\"]+\\)*")
 
 
 def without_places(value: Any) -> Any:
-    """The same without the folders in it: `/home/me/images` is `…/images`.
-
-    Args:
-        value: text, or plain JSON values that hold some.
-    """
+    """Return text, or plain JSON values with text in them, with `…/` for the folders of each path."""
     if isinstance(value, str):
-        return _PLACE.sub("…/", value)
+        return _FOLDERS.sub("…/", value)
     if isinstance(value, Mapping):
-        return {key: without_places(each) for key, each in value.items()}
-    return [without_places(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {key: without_places(item) for key, item in value.items()}
+    return [without_places(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def shareable(report: Report) -> Report:
-    """A report that names no folder but in the commands, which say how it was made."""
+    """Return a report that names no folders except in the commands, which say how it was made."""
     accuracy = report.accuracy and replace(report.accuracy, data=without_places(report.accuracy.data))
     before = report.before and replace(report.before, data=without_places(report.before.data))
     teacher = without_places(report.train.teacher)

@@ -1,6 +1,6 @@
-"""Which JSON is a report?  A JSON Schema, written from the dataclasses and published with the package.
+"""Write the JSON Schema of a report from the dataclasses.
 
-`python -m vitcompress.report.schema` writes it anew.
+`python -m vitcompress.report.schema` writes `schema.json`, which is published with the package.
 """
 
 from __future__ import annotations
@@ -9,32 +9,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from vitcompress.report.model import SCHEMA_VERSION, Report
+from vitcompress.report.model import SCHEMA_VERSION, Report, adapter
 
 PATH = Path(__file__).with_suffix(".json")
 
 
 def report_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of what `to_json` gives; fields that a later version adds are let through."""
-    schema = _open(TypeAdapter(Report).json_schema(mode="serialization"))
+    """Return the JSON Schema (draft 2020-12) of a report; it allows fields that later versions add."""
+    schema = _allow_fields(adapter(Report).json_schema(mode="serialization"))
     schema["properties"]["schema_version"]["const"] = SCHEMA_VERSION
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _open(tree: Any) -> Any:
-    """A schema that forbids no further fields: within a `schema_version` some may be added."""
+def to_text() -> str:
+    """Return the text of `schema.json`."""
+    return json.dumps(report_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _allow_fields(tree: Any) -> Any:
+    """Return a schema that allows further fields: some may be added within one `schema_version`."""
     if isinstance(tree, list):
-        return [_open(each) for each in tree]
+        return [_allow_fields(item) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    return {key: _open(each) for key, each in tree.items() if (key, each) != ("additionalProperties", False)}
-
-
-def to_text() -> str:
-    """The schema as its file has it."""
-    return json.dumps(report_schema(), indent=2, ensure_ascii=False) + "\n"
+    return {key: _allow_fields(item) for key, item in tree.items() if (key, item) != ("additionalProperties", False)}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Which blocks share with which?  A box for each block, in the order in which they run, marked with its group."""
+"""Describe which blocks share weights: in words, as table rows, and as a map with one box per block."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from vitcompress.plans.model import Group
@@ -11,76 +12,126 @@ _NUM_COLOURS = 8
 
 
 class Box(NamedTuple):
-    """A block in the picture.
+    """A block on the map.
 
     Attributes:
         block: its number inside its stage.
-        group: the name of its group: A, B, …; empty where it shares with none.
-        colour: number of the group's colour; the letter says the same to those who cannot see it.
-        donor: the group's weights are stored under its name.
+        group: name of its group: A, B, …; empty if it shares with no other block.
+        colour: number of the group's colour; the letter says the same without colour.
+        is_donor: the group's weights are stored under this block's name.
     """
 
     block: int
     group: str
     colour: int
-    donor: bool
+    is_donor: bool
+
+
+def describe_sharing(sizes: Sequence[int], groups: Sequence[Group] = ()) -> str:
+    """Describe the groups in a few words: `12 blocks in groups of 5+5+2`.
+
+    Args:
+        sizes: number of blocks in each group.
+        groups: the groups, where they are known; they tell whether groups alternate.
+    """
+    numbers = [[int(block.rpartition(".")[2]) for block in group.blocks] for group in groups]
+    alternate = any(blocks[-1] - blocks[0] >= len(blocks) for blocks in numbers)
+    return _describe_sizes(sizes) + (", taken in turn" if alternate else "")
+
+
+def _describe_sizes(sizes: Sequence[int]) -> str:
+    if len(sizes) == 1:
+        return f"{sizes[0]} blocks in one group"
+    if set(sizes) == {1}:
+        return f"{len(sizes)} blocks that share nothing"
+    if len(set(sizes)) == 1:
+        return f"{sum(sizes)} blocks in {len(sizes)} groups of {sizes[0]}"
+    return f"{sum(sizes)} blocks in groups of {'+'.join(map(str, sizes))}"
+
+
+def describe_layers(group: Group) -> str:
+    """Describe widths and ranks of a group in a few words; empty if they are the source's."""
+    widths = [f"{name} {width}" for name in ("hidden", "qk", "v") if (width := getattr(group.widths, name))]
+    ranks: dict[str, list[str]] = {}
+    for layer, rank in group.ranks.items():
+        kind = "basis" if layer in group.bases else "rank"
+        ranks.setdefault(f"{'+' if group.whole(layer) else ''}{kind} {rank}", []).append(layer)
+    return ", ".join([*widths, *(f"{', '.join(layers)}: {rank}" for rank, layers in ranks.items())])
+
+
+def shared_names(group: Group) -> list[str]:
+    """Return the names, inside a block, of what the blocks of a group share; a basis is one of a layer's factors."""
+    return [*group.shared, *(f"{layer} (basis)" for layer in group.bases)]
 
 
 def groups_of(report: Report) -> tuple[Group, ...]:
-    """The groups of a report; of one from before they were told in full, runs of blocks."""
+    """Return the groups of a report; consecutive blocks if an older report has only the groups' sizes."""
     if report.made_of:
         return report.made_of
-    found, first = [], 0
-    for count in report.groups:
-        found.append(Group(tuple(f"blocks.{number}" for number in range(first, first + count)), ()))
-        first += count
-    return tuple(found)
+    groups, first = [], 0
+    for size in report.groups:
+        groups.append(Group(tuple(f"blocks.{number}" for number in range(first, first + size)), ()))
+        first += size
+    return tuple(groups)
 
 
-def letters(groups: tuple[Group, ...]) -> list[str]:
-    """The name of each group; empty for one of a single block."""
-    found, number = [], 0
-    for group in groups:
-        found.append(_letter(number) if len(group.blocks) > 1 else "")
-        number += len(group.blocks) > 1
-    return found
-
-
-def _letter(number: int) -> str:
-    """A, B, …, Z, AA, AB, …"""
-    name = ""
-    while number >= 0:
-        number, rest = divmod(number, 26)
-        name, number = chr(ord("A") + rest) + name, number - 1
-    return name
+def group_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """Return a row for each group: name, blocks, what they share, widths and ranks."""
+    groups = groups_of(report)
+    return [
+        (name or "–", _short_blocks(group), ", ".join(shared_names(group)) if name else "", describe_layers(group))
+        for name, group in zip(_group_names(groups), groups, strict=True)
+    ]
 
 
 def boxes(report: Report) -> list[list[Box]]:
-    """All blocks, in the order in which they run: a list for each stage."""
+    """Return a box for each block in the order in which they run, a list for each stage."""
     groups = groups_of(report)
-    names = letters(groups)
-    shown = [name for name in names if name]
-    home = {block: (name, group) for name, group in zip(names, groups, strict=True) for block in group.blocks}
+    names = _group_names(groups)
+    colours = {name: number % _NUM_COLOURS for number, name in enumerate(filter(None, names))}
+    homes = {block: (name, group) for name, group in zip(names, groups, strict=True) for block in group.blocks}
     stages: dict[str, list[Box]] = {}
-    for block in sorted(home, key=_place):
-        name, group = home[block]
-        colour = shown.index(name) % _NUM_COLOURS if name else 0
-        box = Box(_place(block)[-1], name, colour, bool(name) and block == group.donor)
+    for block in sorted(homes, key=_block_numbers):
+        name, group = homes[block]
+        box = Box(_block_numbers(block)[-1], name, colours.get(name, 0), bool(name) and block == group.donor)
         stages.setdefault(block.rpartition(".")[0], []).append(box)
     return list(stages.values())
 
 
-def _place(block: str) -> tuple[int, ...]:
-    """Where a block runs: the numbers in its name, `layers.2.blocks.11`, in order."""
-    return tuple(int(part) for part in block.split(".") if part.isdecimal()) or (0,)
-
-
-def in_words(report: Report) -> str:
-    """What the picture shows, as a sentence."""
+def describe_boxes(report: Report) -> str:
+    """Describe the map in a sentence."""
     groups = groups_of(report)
     parts = [
-        f"group {name}: {', '.join(block.removeprefix('blocks.') for block in group.blocks)}"
-        for name, group in zip(letters(groups), groups, strict=True)
+        f"group {name}: {_short_blocks(group)}"
+        for name, group in zip(_group_names(groups), groups, strict=True)
         if name
     ]
     return f"Blocks that share one set of weights: {'; '.join(parts)}." if parts else "No block shares with another."
+
+
+def _short_blocks(group: Group) -> str:
+    return ", ".join(block.removeprefix("blocks.") for block in group.blocks)
+
+
+def _group_names(groups: Sequence[Group]) -> list[str]:
+    """Name each group A, B, …, Z, AA, …; a group of one block has an empty name."""
+    names: list[str] = []
+    number = 0
+    for group in groups:
+        names.append(_letters(number) if len(group.blocks) > 1 else "")
+        number += len(group.blocks) > 1
+    return names
+
+
+def _letters(number: int) -> str:
+    """Return A, B, …, Z, AA, AB, … for 0, 1, …"""
+    letters = ""
+    while number >= 0:
+        number, rest = divmod(number, 26)
+        letters, number = chr(ord("A") + rest) + letters, number - 1
+    return letters
+
+
+def _block_numbers(block: str) -> tuple[int, ...]:
+    """Return the numbers in a block's name, which blocks are ordered by: `layers.2.blocks.11` gives (2, 11)."""
+    return tuple(int(part) for part in block.split(".") if part.isdecimal()) or (0,)

@@ -1,0 +1,128 @@
+"""Write the sentences below a report's tables: what the numbers mean and what they do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitcompress.measure.results import Accuracy
+from vitcompress.plans.model import Group
+from vitcompress.report.model import Report
+from vitcompress.report.rows import MEASURES, baseline_measure, megabytes, show_measure, student_value
+
+_MAX_WIDTHS = 3  # kinds of narrow blocks that are described one by one
+
+
+def report_remarks(report: Report) -> list[str]:
+    """Return the sentences below the tables of a report."""
+    lines = [*better_baseline(report), *plan_remarks(report.made_of, report.why)]
+    if report.accuracy:
+        lines.append(accuracy_remark(report.accuracy))
+    lines.append(_training_remark(report))
+    if report.lineage:
+        parent = report.lineage[-1]
+        lines.append(f"Fine-tuned from {parent.name} (SHA-256 {parent.sha256[:12]}…), made by: {parent.command}")
+    if report.speed:
+        lines.append(f"Latency: median, {report.speed.threads} threads, {report.speed.device}.")
+    return [*lines, *report.notes]
+
+
+def plan_remarks(groups: Sequence[Group], why: Sequence[str]) -> list[str]:
+    """Return the sentences on narrow and factored layers, and on why a search chose the plan.
+
+    Args:
+        groups: of the plan.
+        why: of the plan: the choice and its alternatives, best first.
+    """
+    choices = [f"{'Chosen' if number == 0 else 'Alternative'}: {line}." for number, line in enumerate(why)]
+    return [*_layer_remarks(groups), *choices]
+
+
+def accuracy_remark(accuracy: Accuracy) -> str:
+    """Return the sentences on the images that an accuracy was measured on."""
+    text = f"Measured on {accuracy.num_images:,} images: {accuracy.data}."
+    if accuracy.top1_drop_ci95 is not None:
+        low, high = accuracy.top1_drop_ci95
+        text += f" 95 % interval of the top-1 drop: {low:.2f} to {high:.2f} points (paired)."
+    if accuracy.feature_cosine is not None:
+        text += " The model has no classes: its features are compared with the teacher's."
+    elif accuracy.student_top1 is None:
+        text += " The images have no labels, so this is agreement with the teacher, not accuracy."
+    if accuracy.num_skipped:
+        text += f" {accuracy.num_skipped:,} unreadable images were skipped."
+    return text
+
+
+def better_baseline(report: Report) -> list[str]:
+    """Return a sentence if a quantized teacher beats the student in both bytes and accuracy; else nothing."""
+    measure, student_bytes = baseline_measure(report), report.size.student_bytes
+    student = student_value(report.accuracy, measure) if report.accuracy else None
+    smaller = [
+        (value, baseline)
+        for baseline in report.baselines
+        if baseline.bytes < student_bytes and (value := getattr(baseline, measure)) is not None
+    ]
+    if student is None or not any(value > student for value, _ in smaller):
+        return []
+    value, best = max(smaller, key=lambda pair: (pair[0], -pair[1].bytes))
+    return [
+        f"The {best.name}, without training, is smaller than this student ({megabytes(best.bytes)} against "
+        f"{megabytes(student_bytes)}) and has a better {MEASURES[measure]} ({show_measure(value, measure)} against "
+        f"{show_measure(student, measure)})."
+    ]
+
+
+def _training_remark(report: Report) -> str:
+    train = report.train
+    if not train.steps:
+        return "Converted without training."
+    verb = "Trained on labels" if train.teacher is None else "Distilled"
+    rate = f"{train.images_per_second:.{'0f' if train.images_per_second >= 10 else '2g'}}"
+    return (
+        f"{verb} for {train.steps:,} steps, {train.images:,} images in {train.seconds:.0f} s "
+        f"({rate} images/s), on {report.data}."
+    )
+
+
+def _layer_remarks(groups: Sequence[Group]) -> list[str]:
+    """Return a sentence for each kind of factored or narrow layers, with the number of blocks that have them."""
+    counts: dict[str, int] = {}
+    narrow = [group for group in groups if _describe_widths([group])]
+    in_one_line = len({_describe_widths([group]) for group in narrow}) > _MAX_WIDTHS  # after a search, usually
+    if in_one_line:
+        counts[_describe_widths(narrow)] = sum(len(group.blocks) for group in narrow)
+    for group in groups:
+        widths = "" if in_one_line else _describe_widths([group])
+        for text in filter(None, (*_describe_factors(group), widths)):
+            counts[text] = counts.get(text, 0) + len(group.blocks)
+    total = sum(len(group.blocks) for group in groups)
+    return [
+        f"{'Each block' if count == total else f'{count} of {total} blocks'}: {text}." for text, count in counts.items()
+    ]
+
+
+def _describe_factors(group: Group) -> list[str]:
+    """Describe the factored layers of a group, one line for each rank and kind."""
+    kinds: dict[tuple[bool, bool, int], list[str]] = {}
+    for layer, rank in group.ranks.items():
+        has_basis = layer in group.bases and len(group.blocks) > 1
+        kinds.setdefault((group.whole(layer), has_basis, rank), []).append(layer)
+    return [
+        f"{'residuals' if whole else 'products'} of rank {rank}{' with a basis of the group' if has_basis else ''}"
+        f" {'added to' if whole else 'in place of'} the matrices of {', '.join(layers)}"
+        for (whole, has_basis, rank), layers in kinds.items()
+    ]
+
+
+def _describe_widths(groups: Sequence[Group]) -> str:
+    """Describe the range of widths of narrow MLPs and heads; empty if no group is narrow."""
+    names = {
+        "hidden": "hidden neurons",
+        "qk": "channels of queries and keys per head",
+        "v": "channels of values per head",
+    }
+    ranges = []
+    for field, name in names.items():
+        widths = {width for group in groups if (width := getattr(group.widths, field)) is not None}
+        if widths:
+            ranges.append(f"{'–'.join(dict.fromkeys((str(min(widths)), str(max(widths)))))} {name}")
+    return f"narrow, {', '.join(ranges)}" if ranges else ""
