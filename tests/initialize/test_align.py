@@ -13,8 +13,9 @@ from tests.families.test_families import ROWS, Row, build
 from tests.families.test_families import images as row_images
 from tests.tiny import images, tiny
 from vitcompress.families.find import family_of
-from vitcompress.initialize import align_group, aligned, start_student
+from vitcompress.initialize.align import align_group, aligned
 from vitcompress.initialize.factors import input_moments
+from vitcompress.initialize.start import start_student
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Group, Plan
 from vitcompress.recipe import PlanRecipe

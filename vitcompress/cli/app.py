@@ -382,7 +382,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="As vitcompress recipes
 
 def _show_dry_run(resolved: recipes.Recipe, reporter: Reporter) -> None:
     """Show the plan on stderr; print the recipe with its preset and every default, as a recipe file has it."""
-    from vitcompress.initialize import needs_images
+    from vitcompress.initialize.start import needs_images
     from vitcompress.pipeline import compress as pipeline
     from vitcompress.pipeline.checks import with_images
     from vitcompress.report.terminal import print_plan

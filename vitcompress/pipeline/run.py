@@ -29,7 +29,8 @@ from vitcompress.distill.training import lr_for_start
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
 from vitcompress.families.outputs import has_classes
-from vitcompress.initialize import aligned, needs_images, start_student
+from vitcompress.initialize.align import aligned
+from vitcompress.initialize.start import needs_images, start_student
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import BASELINES, measure_baselines
 from vitcompress.measure.latency import measure_speed
