@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from tests.factories import ROWS, Row, build, images, row_images, tiny
 from vitcompress.families.find import family_of
-from vitcompress.initialize import align_group, aligned, start_student
+from vitcompress.initialize.align import align_group, aligned
 from vitcompress.initialize.factors import input_moments
+from vitcompress.initialize.start import start_student
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Group, Plan
 from vitcompress.recipe import PlanRecipe

@@ -11,9 +11,9 @@ import torch
 
 from tests.factories import images, tiny
 from vitcompress.families.find import family_of
-from vitcompress.initialize import start_student, token_weights
-from vitcompress.initialize.importance import FLOOR
+from vitcompress.initialize.importance import FLOOR, token_weights
 from vitcompress.initialize.regression import Moments
+from vitcompress.initialize.start import start_student
 from vitcompress.plans.make import make_plan
 from vitcompress.recipe import PlanRecipe
 from vitcompress.surgery import apply_plan

@@ -1,7 +1,7 @@
 import torch
 
 from tests.factories import compressed, images, tiny
-from vitcompress.initialize import STARTS
+from vitcompress.initialize.whole import STARTS
 from vitcompress.initialize.whole import start_calibrated, start_first, start_mean
 
 

@@ -23,7 +23,8 @@ from tests.factories import ROWS, images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.families.find import family_of
 from vitcompress.families.widths import Widths
-from vitcompress.initialize import align_group, start_group
+from vitcompress.initialize.align import align_group
+from vitcompress.initialize.start import start_group
 from vitcompress.plans.make import make_plan, plan_of
 from vitcompress.plans.model import Group
 from vitcompress.recipe import KINDS, PlanRecipe, TargetRecipe

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from vitcompress.families.find import family_of
 from vitcompress.families.narrow import full_widths
 from vitcompress.families.widths import Widths
-from vitcompress.initialize import aligned, start_student
+from vitcompress.initialize.align import aligned
+from vitcompress.initialize.start import start_student
 from vitcompress.plans.make import plan_of
 from vitcompress.plans.model import Group, Plan
 from vitcompress.search.allocate import Choice, allocate, frontier

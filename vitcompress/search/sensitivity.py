@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.initialize import Turns, align_group, start_group, token_weights
+from vitcompress.initialize.align import Turns, align_group
+from vitcompress.initialize.importance import token_weights
+from vitcompress.initialize.start import start_group
 from vitcompress.plans.model import Group
 from vitcompress.surgery import apply_groups
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vitcompress.data.augmentation import seeded
 from vitcompress.errors import PlanError
 from vitcompress.families.find import family_of
-from vitcompress.initialize import aligned, start_student
+from vitcompress.initialize.align import aligned
+from vitcompress.initialize.start import start_student
 from vitcompress.layers.transforms import HeadMix
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
