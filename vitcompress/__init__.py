@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 _HOME = {
     "load": "artifact.load",
     "compress": "pipeline.compress",
-    "evaluate": "pipeline.compress",
+    "evaluate": "pipeline.evaluate",
     "finetune": "pipeline.finetune",
-    "plan": "pipeline.compress",
+    "plan": "pipeline.plan",
     "Recipe": "recipe",
     "Report": "report",
     "VitcompressError": "errors",
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from vitcompress.artifact.load import load
     from vitcompress.errors import VitcompressError
     from vitcompress.pipeline.compress import compress
+    from vitcompress.pipeline.evaluate import evaluate
     from vitcompress.pipeline.finetune import finetune
+    from vitcompress.pipeline.plan import plan
     from vitcompress.recipe import Recipe
     from vitcompress.report.model import Report
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.factories import ARGS, compressed, tiny
+from tests.factories import ARGS, VARIANTS, compressed, images, tiny
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.write import write

@@ -19,6 +19,7 @@ from torch import nn
 import vitcompress as package
 from tests.conftest import Ended, Vitcompress, listing
 from vitcompress.artifact import atomic
+from vitcompress.artifact import write as module
 from vitcompress.errors import ArtifactError
 
 
@@ -133,14 +134,14 @@ def test_a_disk_that_fails_at_the_last_moment_leaves_the_old_file(
 def test_a_folder_that_vanishes_meanwhile_says_so(
     tmp_path: Path, teacher: list[str], vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, verify = tmp_path / "folder", artifact.verify
+    folder, verify = tmp_path / "folder", module.verify
     folder.mkdir()
 
     def vanish(loaded: nn.Module, student: nn.Module, probe: torch.Tensor) -> None:
         verify(loaded, student, probe)
         shutil.rmtree(folder)
 
-    monkeypatch.setattr(artifact, "verify", vanish)
+    monkeypatch.setattr(module, "verify", vanish)
     ended = vitcompress("compress", *teacher, "--start", "first", "--steps", 0, "--out", folder / "m.safetensors")
     mistake(ended, folder / "m.safetensors", "No such file")
     assert not folder.exists()

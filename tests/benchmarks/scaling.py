@@ -29,6 +29,7 @@ from vitcompress.distill.training import training_student
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
 from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline.prepare import resolve_recipe
 from vitcompress.recipe import DataRecipe, Recipe, compose
 from vitcompress.surgery import apply_plan
 
@@ -69,7 +70,7 @@ def num_bytes(model: nn.Module) -> int:
 def step_of(recipe: Recipe) -> Step:
     """Count a step on meta tensors."""
     faults = Faults()
-    settled = settle(recipe, faults)
+    settled = resolve_recipe(recipe, faults)
     faults.raise_as(RecipeError)
     student = copy.deepcopy(settled.model)
     apply_plan(student, settled.plan)

@@ -22,6 +22,7 @@ from vitcompress import __version__
 from vitcompress.artifact.load import load
 from vitcompress.artifact.read import read_manifest
 from vitcompress.cli import app as cli
+from vitcompress.cli import exits
 from vitcompress.recipe import STAGES, Recipe, flag_specs
 from vitcompress.recipe.compose import build, to_dict
 from vitcompress.runtime import console
@@ -398,7 +399,7 @@ def test_an_interrupt_is_130_in_every_command(
     file = made / "mini.safetensors"
     for words in (["plan", "x"], ["compress", "x", "--out", "y"], ["evaluate", file], ["report", file]):
         ended = vitcompress(*words)
-        assert (ended.code, ended.out) == (endings.EXIT_INTERRUPTED, "")
+        assert (ended.code, ended.out) == (exits.EXIT_INTERRUPTED, "")
         assert "Interrupted" in ended.err
 
 

@@ -26,6 +26,9 @@ from tests.factories import KINDS, ROWS, Row, build, planned, randomise, student
 from tests.factories import row_images as images_of
 from vitcompress import export
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.read import read_manifest
+from vitcompress.artifact.write import write
 from vitcompress.errors import ExportError, VitcompressError
 from vitcompress.export import card, formats, hf
 from vitcompress.export.parity import compare
@@ -52,12 +55,12 @@ def write(path: Path, row: Row, store: str = "source", **recipe: Any) -> Path:
     stored = stored_tensors(student, store)
     round_to(student, stored, store)
     source = {"name": row.architecture, "architecture": row.architecture, "model_args": dict(row.args)}
-    manifest = artifact.Manifest(
+    manifest = Manifest(
         source={**source, "pretrained_cfg": {}}, source_sha256=sha256_of(teacher.state_dict()), plan=plan,
         data_config=data_config(teacher, ModelRecipe(row.architecture)), recipe={}, report={}, versions={}, store=store,
     )  # fmt: skip
     probe = torch.randn(2, *manifest.data_config["input_size"])
-    artifact.write(path, student, manifest, probe, stored=stored)
+    write(path, student, manifest, probe, stored=stored)
     return path
 
 
@@ -274,7 +277,7 @@ def test_a_folder_for_the_hub_says_what_it_is_and_loads(mini: Path, images: Path
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "vitcompress"
     assert front["license"] == "other"  # weights from a file are under a licence that only the user knows
-    for said in ("vitcompress.load(", "Licence", "Data", "parameters", artifact.read_manifest(mini).source_sha256):
+    for said in ("vitcompress.load(", "Licence", "Data", "parameters", read_manifest(mini).source_sha256):
         assert said in card, said
     loaded, first = load(out), load(mini)
     assert all(torch.equal(t, first.state_dict()[name]) for name, t in loaded.state_dict().items())
@@ -443,7 +446,7 @@ def test_deit_tiny_keeps_size_and_classes_on_real_images(store: str, tmp_path: P
 @pytest.mark.parametrize("licence", ["mit\nmodel-index: x", "<b>", 7, "mit](https://x.example)"])
 def test_a_card_is_nothing_but_what_it_says(licence: object, mini: Path) -> None:
     name = "hf-hub:a/b\x85<script>`x`[y](https://x.example)![z](u)"
-    manifest = artifact.read_manifest(mini)
+    manifest = read_manifest(mini)
     odd = {**manifest.source, "name": name, "pretrained_cfg": {"license": licence}}
     harmless = replace(
         manifest, source=odd, recipe={"model": {}}, report={**manifest.report, "model": name, "data": name}

@@ -72,7 +72,7 @@ def print_result(result: Report, gates: GateRecipe, out: Path, reporter: Reporte
 
 def _print_dry_run(recipe: Recipe, reporter: Reporter) -> None:
     """Print the plan on stderr, and on stdout the recipe with its preset and every default, as a recipe file."""
-    from vitcompress.initialize import needs_images
+    from vitcompress.initialize.start import needs_images
     from vitcompress.pipeline import compress
     from vitcompress.pipeline.checks import with_images
 

@@ -43,7 +43,7 @@ def report(
     if as_json:
         put_json(to_json(result.report))
     elif markdown:
-        from vitcompress.report.terminal import to_markdown
+        from vitcompress.report.markdown import to_markdown
 
         put(to_markdown(result.report))
     elif html is None:
@@ -66,7 +66,7 @@ def compare(
     with user_errors():
         if len(files) < 2:
             raise VitcompressError("There is only one file to compare.", hint="vitcompress report FILE shows it.")
-        from vitcompress.report.diff import compared_html, print_compared
+        from vitcompress.report.compare import compared_html, print_compared
 
         if html is not None:
             pages.check_page(html, files)

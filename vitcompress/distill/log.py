@@ -26,6 +26,7 @@ class TrainLog:
         loss_curve: at most 200 points, each `{step, lr, loss, <loss name>…}`; a point is a mean since the one before.
         teacher: the name of the model that was learned from; None where nothing was learned.
         losses: weight of each loss.
+        precision: precision of the training: fp32, tf32 or bf16; None in reports of version 0.1.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -38,3 +39,4 @@ class TrainLog:
     loss_curve: Annotated[tuple[_Point, ...], Field(max_length=400)] = ()
     teacher: Text | None = None
     losses: Annotated[dict[Text, Number], Field(max_length=MAX_ENTRIES)] = field(default_factory=dict)
+    precision: Text | None = None

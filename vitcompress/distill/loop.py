@@ -33,7 +33,7 @@ from vitcompress.errors import DataError
 from vitcompress.recipe import DistillRecipe
 from vitcompress.runtime.console import Ticker
 from vitcompress.runtime.processes import gathered, mean_of
-from vitcompress.runtime.signals import deferring
+from vitcompress.runtime.signals import deferring, pending
 
 _NO_STEP = -1
 Compute = Callable[[nn.Module, Tensor, Tensor | None, int, int], Mapping[str, Tensor]]
@@ -144,7 +144,7 @@ def distill(
             if checkpoints and (agreed.due or agreed.stop):
                 checkpoints.save(accelerator, run, average)
             if agreed.stop:
-                raise ending()
+                raise pending()
         if checkpoints and checkpoints.worth_it(run, accelerator):  # what follows may be cut short too
             checkpoints.save(accelerator, run, average)
     if average:

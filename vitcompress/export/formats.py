@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitcompress.artifact.atomic import replacing
 from vitcompress.export.parity import EXACT, Run, Tolerance
 from vitcompress.export.subject import Subject
 
@@ -49,7 +50,7 @@ class Format:
     suffix: str
     extra: str = ""
     check: Callable[[Subject], None] = field(default=lambda subject: None)
-    placing: Callable[[Path], AbstractContextManager[Path]] = artifact.replacing
+    placing: Callable[[Path], AbstractContextManager[Path]] = replacing
 
 
 def limit_of(subject: Subject, tensor_bytes: int) -> int:

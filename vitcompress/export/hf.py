@@ -23,6 +23,7 @@ from torch import Tensor
 import vitcompress
 from vitcompress.artifact import hub
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.load import load
 from vitcompress.errors import VitcompressError, first_line, shorten
 from vitcompress.export.card import licence_of, model_card
 from vitcompress.export.formats import Format, Written
@@ -49,7 +50,7 @@ def write(subject: Subject, path: Path) -> Written:
         (path / PICTURE).write_text(picture, encoding="utf-8")
     card = model_card(subject, picture=PICTURE if picture else None)
     (path / CARD).write_text(card, encoding="utf-8")
-    loaded = hub.load(path)
+    loaded = load(path)
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode():

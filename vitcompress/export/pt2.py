@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitcompress.artifact.load import load
 from vitcompress.errors import ExportError
 from vitcompress.export.formats import SLACK, Format, Written, limit_of
 from vitcompress.export.program import trace
@@ -29,7 +30,7 @@ def write(subject: Subject, path: Path) -> Written:
         subject: the artifact.
         path: the file to write.
     """
-    student = artifact.load(subject.path, keep_quantized=True).requires_grad_(False)
+    student = load(subject.path, keep_quantized=True).requires_grad_(False)
     held = {id(t): t for t in (*student.parameters(), *student.buffers())}
     tensor_bytes = sum(t.numel() * t.element_size() for t in held.values())
     traced = trace(student, subject.input_size)

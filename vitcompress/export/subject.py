@@ -9,7 +9,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vitcompress.artifact.load import load
 from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.read import read_manifest
 from vitcompress.quantize.codecs import num_bytes
 
 
@@ -36,8 +38,8 @@ class Subject:
         Raises:
             ArtifactError: missing, cut short, altered, of a newer format, or not an artifact.
         """
-        student = artifact.load(path).requires_grad_(False)
-        return cls(path, artifact.read_manifest(path), student, load_file(path))
+        student = load(path).requires_grad_(False)
+        return cls(path, read_manifest(path), student, load_file(path))
 
     @property
     def input_size(self) -> tuple[int, int, int]:

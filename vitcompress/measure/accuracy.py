@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vitcompress.data.loaders import Batch, check_readable, evaluation_loader, share_of
+from vitcompress.data.loaders import Batch, Share, check_readable, evaluation_loader, share_of
 from vitcompress.data.sets import ImageSet
 from vitcompress.errors import DataError
 from vitcompress.families.outputs import has_classes
@@ -107,17 +107,21 @@ class Evaluator:
     images: ImageSet | None
     config: Mapping[str, Any]
     recipe: DataRecipe
-    accelerator: Accelerator
+    accelerator: Accelerator | None = None
     accumulate: int = 1
 
     @property
     def batch_size(self) -> int:
         """Images that a process evaluates at once: no more than it trains on."""
-        parts: int = self.accelerator.num_processes * self.accumulate
+        parts: int = (self.accelerator.num_processes if self.accelerator else 1) * self.accumulate
         return min(MOST_AT_ONCE, max(1, self.recipe.batch_size // parts))
 
     def __call__(
-        self, student: nn.Module, teacher: nn.Module | None, tell: Callable[[float], None] | None = None
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        tell: Callable[[float], None] | None = None,
+        watch: Watch | None = None,
     ) -> Accuracy | None:
         """Evaluate a student; None where there are no images.
 
@@ -128,11 +132,12 @@ class Evaluator:
         """
         if self.images is None:
             return None
-        batches = evaluation_loader(self.images, self.config, self.recipe, share_of(self.accelerator), self.batch_size)
+        share = share_of(self.accelerator) if self.accelerator else Share()
+        batches = evaluation_loader(self.images, self.config, self.recipe, share, self.batch_size)
         return evaluate_pair(
-            student, teacher, batches, name=self.images.name, device=self.accelerator.device,
+            student, teacher, batches, name=self.images.name, device=next(student.parameters()).device,
             skip_bad_images=self.recipe.skip_bad_images, features=not has_classes(student), together=self.accelerator,
-            tell=tell,
+            tell=tell, watch=watch,
         )  # fmt: skip
 
 

@@ -19,15 +19,16 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.data.augmentation import random_views
 from vitcompress.data.calibration import calibration_batches, drawn
 from vitcompress.data.open import check_places
-from vitcompress.data.views import random_views
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.training import lr_for_start
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.outputs import has_classes
-from vitcompress.initialize import aligned, start_student
+from vitcompress.initialize.align import aligned
+from vitcompress.initialize.start import start_student
 from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.checks import check_checkpoint, check_recipe
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
@@ -179,7 +180,7 @@ def _distil(
     """
     recipe = run.recipe.distill
     student.to(run.accelerator.device)  # before the source's matrices are added to it
-    teacher = load_adapted(run.teacher, run.config, run.comparison) if run.teacher else turned
+    teacher = load_adapted(run.teacher, run.config, run.matching) if run.teacher else turned
     if recipe.fade and run.num_steps != 0:
         reporter.say(
             f"the blocks' own matrices fade out during the first {recipe.fade:.0%} of the training: "
@@ -214,8 +215,8 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
     if resolved.config:
         faults.attempt(random_views, resolved.config, recipe.data)
     faults.raise_as(RecipeError)
-    assert resolved.comparison is not None  # otherwise there was a fault
-    return None if recipe.target.is_given else resolved.plan, resolved.comparison.notes
+    assert resolved.matching is not None  # otherwise there was a fault
+    return None if recipe.target.is_given else resolved.plan, resolved.matching.notes
 
 
 def check(recipe: Recipe, out: Path) -> None:

@@ -10,9 +10,13 @@ from torch import nn
 
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.hub import locate
+from vitcompress.artifact.load import empty_student, load
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import known_classes
 from vitcompress.data.open import open_to_evaluate
 from vitcompress.data.sets import ImageSet
+from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.errors import CheckpointError, DataError, VitcompressError
 from vitcompress.families.outputs import has_classes
@@ -28,7 +32,6 @@ from vitcompress.recipe import BUILT_IN, DataRecipe, DistillRecipe, ModelRecipe,
 from vitcompress.report.model import to_json
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import join
-from vitcompress.search.candidates import Candidate
 
 # A file cannot make us load a source far larger than itself: at most 64 times its size, plus 4 GiB.
 _MAX_TIMES_LARGER = 64
@@ -56,8 +59,8 @@ def evaluate(
     """
     reporter = reporter or Reporter(quiet=True)
     path = locate(path)
-    manifest = artifact.read_manifest(path)
-    student = artifact.load(path)
+    manifest = read_manifest(path)
+    student = load(path)
     images = _images(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
     reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
     accelerator = join(RunRecipe())
@@ -71,7 +74,7 @@ def evaluate(
 
 
 def _reference(
-    path: Path, manifest: artifact.Manifest, student: nn.Module, teacher: ModelRecipe | None, checkpoint: Path | None,
+    path: Path, manifest: Manifest, student: nn.Module, teacher: ModelRecipe | None, checkpoint: Path | None,
     reporter: Reporter,
 ) -> nn.Module | None:  # fmt: skip
     """Load the model to compare with; None where none is named and the source cannot be loaded.
@@ -102,18 +105,18 @@ def _reference(
     return reference
 
 
-def _named(path: Path, manifest: artifact.Manifest, recipe: ModelRecipe) -> nn.Module:
+def _named(path: Path, manifest: Manifest, recipe: ModelRecipe) -> nn.Module:
     """Load the model that --teacher names: a timm model or an artifact."""
     teacher_recipe = TeacherRecipe(recipe.model, recipe.checkpoint, recipe.model_arg)
     teacher = find_teacher(teacher_recipe, checkpoint_flag="--checkpoint")
-    empty = artifact.empty_student(path, manifest)
+    empty = empty_student(path, manifest)
     losses = {"logits" if has_classes(empty) else "features": 1.0}
-    student = Candidate(path.name, empty, manifest.data_config["input_size"])
+    student = ComparedModel(path.name, empty, manifest.data_config["input_size"])
     config = dict(manifest.data_config)
-    return load_adapted(teacher, config, compare(student, teacher.candidate, DistillRecipe(loss=losses)))
+    return load_adapted(teacher, config, match_models(student, teacher.compared_model, DistillRecipe(loss=losses)))
 
 
-def check_source(source: Source, manifest: artifact.Manifest, *, file_bytes: int) -> None:
+def check_source(source: Source, manifest: Manifest, *, file_bytes: int) -> None:
     """Make sure that a file's source is plausible, before memory is taken for its weights.
 
     Raises:
@@ -129,7 +132,7 @@ def check_source(source: Source, manifest: artifact.Manifest, *, file_bytes: int
         raise CheckpointError(f"its source has {size:,} bytes, too many for a file of {file_bytes:,}.")
 
 
-def _images(recipe: DataRecipe, manifest: artifact.Manifest, num_classes: int) -> ImageSet:
+def _images(recipe: DataRecipe, manifest: Manifest, num_classes: int) -> ImageSet:
     """Open the images to evaluate on: those that are named, or the built-in ones of the model."""
     classes = known_classes(manifest.classes, manifest.source["pretrained_cfg"], num_classes)
     bundle = bundle_of(str(manifest.source["name"]), manifest.classes)

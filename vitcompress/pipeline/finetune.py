@@ -16,14 +16,17 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.load import load
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import Views
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES
+from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.distill.training import check_student
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
-from vitcompress.export.parity import Comparison
 from vitcompress.families.find import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
@@ -62,7 +65,6 @@ from vitcompress.report.gates import unreachable_gates
 from vitcompress.report.model import Parent, Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import alone, join
-from vitcompress.search.candidates import Candidate
 from vitcompress.surgery import apply_plan
 
 
@@ -114,7 +116,7 @@ def finetune(
     # load
     with run.accelerator.local_main_process_first():
         run, teacher = _with_teacher(request, reporter)
-    student = artifact.load(path)
+    student = load(path)
     adapt_student(student, run.plan, num_classes=request.num_classes, img_size=img_size)
     tell_plan(reporter, run.source.name, run.plan)
     checkpoints = run.checkpoints
@@ -164,7 +166,7 @@ class _Request:
     """
 
     run: Run
-    parent: artifact.Manifest
+    parent: Manifest
     num_classes: int | None
     named_teacher: bool
 
@@ -180,25 +182,26 @@ def _with_teacher(request: _Request, reporter: Reporter) -> tuple[Run, nn.Module
     Raises:
         VitcompressError: the teacher cannot be loaded, and the losses need it.
     """
-    run = request.run
-    if run.teacher is None:
+    run, source = request.run, request.run.teacher
+    if source is None:
         return run, None
     try:
-        teacher = run.teacher.load()
+        teacher = source.load()
         if not request.named_teacher and sha256_of(teacher.state_dict()) != request.parent.source_sha256:
             raise CheckpointError("these are other weights than the artifact was made from.")
     except VitcompressError as error:
-        rest = {name: weight for name, weight in run.comparison.losses.items() if not LOSSES[name].teacher}
+        rest = {name: weight for name, weight in run.matching.losses.items() if not LOSSES[name].teacher}
         if request.named_teacher or not rest:
             raise
-        note = f"Without the teacher {run.teacher.name}: {error}"
+        note = f"Without the teacher {source.name}: {error}"
         reporter.say(note)
         run = replace(
-            run, recipe=with_losses(run.recipe, rest), comparison=Comparison(rest), teacher=None, teacher_name=None,
+            run, recipe=with_losses(run.recipe, rest), matching=Matching(rest), teacher=None, teacher_name=None,
             notes=(*run.notes, note),
         )  # fmt: skip
         return run, None
-    return run, load_adapted(replace(run.teacher, load=lambda: teacher), run.config, run.comparison)
+    loaded = replace(source, load=lambda: teacher)
+    return run, load_adapted(loaded, run.config, run.matching)
 
 
 def _prepare(
@@ -215,7 +218,7 @@ def _prepare(
     attempt(check_states, out, recipe.run)
     attempt(check_run, recipe, starts=not joins)
     attempt(_check_stages, recipe)
-    parent = attempt(artifact.read_manifest, path)
+    parent = attempt(read_manifest, path)
     teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
     if parent is None:
         faults.raise_as(RecipeError)
@@ -240,31 +243,31 @@ def _prepare(
     config = dict(parent.data_config)
     if img_size:
         config["input_size"] = (config["input_size"][0], img_size, img_size)
-    comparison = None
+    matching = None
     if source is not None and images is not None and (teacher or not recipe.teacher.teacher):
-        student = Candidate(path.name, _student(source, parent.plan), config["input_size"])
+        student = ComparedModel(path.name, _student(source, parent.plan), config["input_size"])
         attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
-        comparison = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
-        if comparison is not None:
-            recipe = with_losses(recipe, comparison.losses)
-            attempt(check_cache, recipe, comparison.losses)
+        matching = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
+        if matching is not None:
+            recipe = with_losses(recipe, matching.losses)
+            attempt(check_cache, recipe, matching.losses)
             blocks = family_named(parent.plan.family).block_names(student.model)
             attempt(check_student, student.model, blocks, recipe.distill, name=path.name)
     faults.raise_as(RecipeError)
     assert source is not None
-    assert comparison is not None
+    assert matching is not None
     empty = empty_model(source)
     plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, config["input_size"])
     hint = "What the file shares stays shared; --store int8 and int4 need fewer bytes."
     faults.extend((message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates))
     faults.raise_as(RecipeError)
-    taught = teacher is not None and any(LOSSES[name].teacher for name in comparison.losses)
+    taught = teacher is not None and any(LOSSES[name].teacher for name in matching.losses)
     note = "Sizes and latencies of the teacher are those of the same model without sharing."
     if num_classes:
         note += f" The head is new, for {num_classes} classes, so there is no accuracy from before."
     run = Run(
         recipe, out, command, source, plan, config, images, val, teacher,
-        teacher.name if teacher and taught else None, comparison,
+        teacher.name if teacher and taught else None, matching,
         join(recipe.run, out.parent) if joins else alone(),
         classes=classes, notes=(note,), lineage=_lineage(path, parent),
     )  # fmt: skip
@@ -296,7 +299,7 @@ def _check_stages(recipe: Recipe) -> None:
         raise RecipeError(f"finetune takes from the file what {', '.join(changed)} would change.", hint="Leave it out.")
 
 
-def _lineage(path: Path, parent: artifact.Manifest) -> tuple[Parent, ...]:
+def _lineage(path: Path, parent: Manifest) -> tuple[Parent, ...]:
     """Return the files that the result is made from, oldest first."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

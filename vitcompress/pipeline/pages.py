@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from vitcompress.artifact.atomic import replacing
 from vitcompress.artifact.hub import locate
 from vitcompress.artifact.paths import check_apart, check_no_weights
+from vitcompress.artifact.read import read_manifest
 from vitcompress.recipe import DataRecipe
-from vitcompress.report.page import Result
+from vitcompress.report.model import Result
 from vitcompress.report.reading import from_json
 from vitcompress.runtime.console import Reporter
 
@@ -30,7 +31,7 @@ def result_of(file: Path, *, named_classes: bool = False) -> Result:
         ArtifactError: the file is not an artifact, or of another schema.
     """
     path = locate(file)
-    manifest = artifact.read_manifest(path)
+    manifest = read_manifest(path)
     report = from_json(manifest.report)
     classes = class_names(manifest) if named_classes else ()
     return Result(file.name, path.stat().st_size, report, manifest.recipe, classes)
@@ -48,7 +49,7 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
     from vitcompress.measure.examples import Examples
     from vitcompress.pipeline.evaluate import evaluate
 
-    config = artifact.read_manifest(locate(file)).data_config
+    config = read_manifest(locate(file)).data_config
     examples = Examples(config["mean"], config["std"])
     examples.accuracy = evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=examples.watch)
     return examples

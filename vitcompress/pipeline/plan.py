@@ -138,10 +138,10 @@ def search_plan(run: Run, source: nn.Module, reporter: Reporter) -> Run:
 
 def with_plan(run: Run, student_plan: Plan, store: str) -> Run:
     """Return the run with a plan that was searched for, and the store that the plan counts on."""
-    comparison = compared(run.source, empty_model(run.source), student_plan, run.teacher, run.recipe, run.config)
-    recipe = with_losses(run.recipe, comparison.losses)
+    matching = compared(run.source, empty_model(run.source), student_plan, run.teacher, run.recipe, run.config)
+    recipe = with_losses(run.recipe, matching.losses)
     recipe = replace(recipe, store=replace(recipe.store, store=store))  # type: ignore[arg-type]
-    return replace(run, recipe=recipe, plan=student_plan, comparison=comparison)
+    return replace(run, recipe=recipe, plan=student_plan, matching=matching)
 
 
 @contextmanager
@@ -206,5 +206,5 @@ def header_bound(run: Run, empty: nn.Module, student_plan: Plan, store: str) -> 
     plans = 2 * len(json.dumps(to_json(student_plan)))  # in the manifest, and its groups in the report
     names = 2 * len(json.dumps(run.classes))  # in the manifest and in timm's config
     points = min(MOST_POINTS if run.num_steps is None else run.num_steps, MOST_POINTS)
-    losses = 1 + len(run.comparison.losses)
+    losses = 1 + len(run.matching.losses)
     return _FIXED_BYTES + entries + plans + names + points * (_POINT_BYTES + losses * _LOSS_BYTES)

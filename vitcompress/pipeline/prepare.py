@@ -13,12 +13,12 @@ from torch import nn
 from vitcompress.data.classes import known_classes
 from vitcompress.data.open import open_sets
 from vitcompress.data.views import Views
+from vitcompress.distill.matching import ComparedModel, Matching, match_models
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.distill.training import check_student
 from vitcompress.errors import Faults, RecipeError
-from vitcompress.export.parity import Comparison
 from vitcompress.families.find import family_named
-from vitcompress.initialize import needs_images
+from vitcompress.initialize.start import needs_images
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import (
     bundle_of,
@@ -43,7 +43,6 @@ from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.recipe import PlanRecipe, Recipe
 from vitcompress.report.gates import unreachable_gates
 from vitcompress.runtime.processes import alone, join
-from vitcompress.search.candidates import Candidate
 from vitcompress.surgery import apply_plan
 
 
@@ -57,7 +56,7 @@ class Resolved:
         plan: the student's plan; where a plan is searched for, one that shares nothing.
         config: timm's data config.
         teacher: another model to learn from; None where none is named.
-        comparison: the losses, and where student and teacher are read.
+        matching: the losses, and where student and teacher are read.
     """
 
     source: Source | None
@@ -65,7 +64,7 @@ class Resolved:
     plan: Plan | None
     config: dict[str, Any] | None
     teacher: Teacher | None
-    comparison: Comparison | None
+    matching: Matching | None
 
 
 def prepare(
@@ -111,14 +110,14 @@ def prepare(
         if resolved.config and train is not None:
             faults.attempt(Views, train, resolved.config, training=True, recipe=recipe.data, seed=0)
     faults.raise_as(RecipeError)
-    comparison = resolved.comparison
+    matching = resolved.matching
     assert source
     assert plan
     assert resolved.config is not None
-    assert comparison
+    assert matching
     notes = (train.note,) if train is not None and train.note else ()
     run = Run(
-        recipe if recipe.target.is_given else with_losses(recipe, comparison.losses),
+        recipe if recipe.target.is_given else with_losses(recipe, matching.losses),
         out or Path(),
         command,
         source,
@@ -128,7 +127,7 @@ def prepare(
         val,
         resolved.teacher,
         (resolved.teacher or source).name,
-        comparison,
+        matching,
         join(recipe.run, (out or Path()).parent) if joins else alone(),
         classes=tuple(source.pretrained_cfg.get("label_names", ())) or (train.classes if train else ()),
         notes=notes,
@@ -153,21 +152,21 @@ def resolve_recipe(recipe: Recipe, faults: Faults, *, measures: bool = False) ->
     plan_recipe = free if recipe.target.is_given else recipe.plan
     plan = faults.attempt(make_plan, model, plan_recipe, name=recipe.model.model, store=recipe.store.kind)
     config = faults.attempt(data_config, model, recipe.model)
-    comparison = None
+    matching = None
     if plan and config:
         plan = with_macs(plan, model, config["input_size"])
         blocks = family_named(plan.family).block_names(model)
         faults.attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
         if teacher or not recipe.teacher.teacher:
-            comparison = faults.attempt(compared, source, model, plan, teacher, recipe, config)
-        if comparison is not None:
-            faults.attempt(check_cache, recipe, comparison.losses)
-    return Resolved(source, model, plan, config, teacher, comparison)
+            matching = faults.attempt(compared, source, model, plan, teacher, recipe, config)
+        if matching is not None:
+            faults.attempt(check_cache, recipe, matching.losses)
+    return Resolved(source, model, plan, config, teacher, matching)
 
 
 def compared(
     source: Source, model: nn.Module, plan: Plan, teacher: Teacher | None, recipe: Recipe, config: dict[str, Any]
-) -> Comparison:
+) -> Matching:
     """Match the losses to student and teacher.
 
     Args:
@@ -183,8 +182,8 @@ def compared(
     """
     built = copy.deepcopy(model)
     apply_plan(built, plan)
-    student, original = (Candidate(source.name, each, config["input_size"]) for each in (built, model))
-    return compare(student, teacher.candidate if teacher else original, recipe.distill)
+    student, original = (ComparedModel(source.name, each, config["input_size"]) for each in (built, model))
+    return match_models(student, teacher.compared_model if teacher else original, recipe.distill)
 
 
 def with_losses(recipe: Recipe, losses: Mapping[str, float]) -> Recipe:

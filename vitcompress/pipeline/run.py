@@ -23,16 +23,16 @@ from vitcompress.data.sets import ImageSet
 from vitcompress.distill.checkpoints import Checkpoints, images_digest, run_facts
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
+from vitcompress.distill.matching import Matching
 from vitcompress.distill.run import DivergedError
 from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
-from vitcompress.export.parity import Comparison
 from vitcompress.families.find import family_named
 from vitcompress.families.outputs import has_classes
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import measure_baselines
 from vitcompress.measure.latency import measure_speed
-from vitcompress.measure.results import Accuracy
+from vitcompress.measure.results import Accuracy, Baseline
 from vitcompress.pipeline.write import Stored, described, notes_on, versions, write_result
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.resolve import Source
@@ -63,7 +63,7 @@ class Run:
         val: images to evaluate on; None where there are none.
         teacher: a teacher other than the source; None for the source, or for no teacher.
         teacher_name: the teacher's name in the report; None where no loss needs a teacher.
-        comparison: the losses, and where student and teacher are read.
+        matching: the losses, and where student and teacher are read.
         accelerator: device and processes.
         classes: class names of the student; empty where they are not known.
         notes: notes for the report that are known before training.
@@ -80,7 +80,7 @@ class Run:
     val: ImageSet | None
     teacher: Teacher | None
     teacher_name: str | None
-    comparison: Comparison
+    matching: Matching
     accelerator: Accelerator
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -122,19 +122,19 @@ class Run:
         if not log.steps:
             return log
         precision = precision_of(self.recipe.run)
-        return replace(log, teacher=self.teacher_name, losses=dict(self.comparison.losses), precision=precision)
+        return replace(log, teacher=self.teacher_name, losses=dict(self.matching.losses), precision=precision)
 
 
-def load_adapted(teacher: Teacher, config: dict[str, Any], comparison: Comparison) -> nn.Module:
+def load_adapted(teacher: Teacher, config: dict[str, Any], matching: Matching) -> nn.Module:
     """Load a teacher that accepts the student's views.
 
     Args:
         teacher: the teacher to load.
         config: timm's data config of the views.
-        comparison: says whether views must be resized.
+        matching: says whether views must be resized.
     """
     model = teacher.load()
-    adapt_inputs(model, teacher.config, config, comparison.image_size)
+    adapt_inputs(model, teacher.config, config, matching.image_size)
     return model
 
 
@@ -185,7 +185,7 @@ def train(
     mixing = Mixing(
         mixup=recipe.data.mixup,
         cutmix=recipe.data.cutmix,
-        num_classes=num_classes if "labels" in run.comparison.losses else None,
+        num_classes=num_classes if "labels" in run.matching.losses else None,
         smoothing=recipe.distill.label_smoothing,
         seed=seed,
     )
@@ -207,7 +207,7 @@ def train(
             batches,
             recipe.distill,
             blocks=family_named(run.plan.family).block_names(student),
-            comparison=run.comparison,
+            comparison=run.matching,
             mixing=mixing,
             matrices=run.plan.matrices,
             fade=follow,
@@ -312,13 +312,13 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
     accuracy = None
     if reference.teacher is not None or measurable_alone(run, student):
         accuracy = measure(run, student, reference.teacher, reporter)
-    baselines = ()
+    baselines: tuple[Baseline, ...] = ()
     if reference.baselines and reference.teacher is not None and accuracy is not None:
         baselines = measure_baselines(reference.teacher, run.evaluator, accuracy, reporter)
     report: Report | None = None
     if run.accelerator.is_main_process:
         device, plan = run.accelerator.device, stored.plan
-        models = (model.to(device).eval() for model in (student, reference.unshared()))
+        models = [model.to(device).eval() for model in (student, reference.unshared())]
         report = Report(
             schema_version=SCHEMA_VERSION,
             model=run.source.name,
@@ -327,12 +327,12 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
             transforms=plan.transforms,
             size=plan.size,
             accuracy=accuracy,
-            speed=measure_speed(*models, run.config["input_size"], device=device),
+            speed=measure_speed(models[0], models[1], run.config["input_size"], device=device),
             train=log,
             data=run.train.name if run.train and log.steps else None,
             versions=versions(),
             command=run.command,
-            notes=(*notes_on(plan), *run.notes, *(run.comparison.notes if log.steps else ())),
+            notes=(*notes_on(plan), *run.notes, *(run.matching.notes if log.steps else ())),
             before=reference.before,
             lineage=run.lineage,
             store=stored.store,

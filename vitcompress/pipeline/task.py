@@ -9,14 +9,12 @@ from vitcompress.data.classes import are_own
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.losses import LOSSES
-from vitcompress.distill.matching import check_kind
+from vitcompress.distill.matching import ComparedModel, Matching, check_kind, match_models
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.errors import RecipeError, VitcompressError
-from vitcompress.export.parity import Comparison
 from vitcompress.families.outputs import has_classes
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
-from vitcompress.search.candidates import Candidate
 
 
 def images_to_learn(
@@ -78,8 +76,8 @@ def source_as_teacher(parent: Manifest) -> Teacher | None:
 
 
 def settle_losses(
-    student: Candidate, teacher: Teacher | None, recipe: DistillRecipe, images: ImageSet, classes: tuple[str, ...]
-) -> Comparison:
+    student: ComparedModel, teacher: Teacher | None, recipe: DistillRecipe, images: ImageSet, classes: tuple[str, ...]
+) -> Matching:
     """Decide the losses: by default labels and the teacher's outputs, where there are any.
 
     Args:
@@ -110,10 +108,10 @@ def settle_losses(
                 f"--teacher {teacher.name} has other classes than {student.name}, or another order of classes.",
                 hint="Name a teacher of the same classes.",
             )
-        return compare(student, teacher.candidate, replace(recipe, loss=losses))
+        return match_models(student, teacher.compared_model, replace(recipe, loss=losses))
     check_kind(student, losses)
     if unmet := [name for name in losses if LOSSES[name].teacher]:
         raise RecipeError(
             f"--loss {', '.join(unmet)} needs a teacher of the same classes.", hint="Name it with --teacher."
         )
-    return Comparison(losses)
+    return Matching(losses)

@@ -15,13 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.artifact.atomic import replacing
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.write import write
 from vitcompress.plans.make import weighed
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
+from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import Report, to_json
-from vitcompress.report.terminal import to_markdown, to_svg
+from vitcompress.report.picture import to_svg
 from vitcompress.runtime.console import Reporter
 
 PROBE_IMAGES = 8
@@ -53,7 +56,7 @@ class Stored:
 
 
 def write_result(
-    out: Path, student: nn.Module, stored: Stored, manifest: artifact.Manifest, report: Report, reporter: Reporter
+    out: Path, student: nn.Module, stored: Stored, manifest: Manifest, report: Report, reporter: Reporter
 ) -> None:
     """Write a verified artifact, and beside it its two reports and their picture, if there is one.
 
@@ -68,7 +71,7 @@ def write_result(
     # Noise is always at hand, and any images do to compare outputs.
     size = manifest.data_config["input_size"]
     probe = torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
-    artifact.write(out, student, manifest, probe, stored=stored.tensors)
+    write(out, student, manifest, probe, stored=stored.tensors)
     _write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
     picture, svg = picture_of(out), to_svg(report)
     if svg is not None:

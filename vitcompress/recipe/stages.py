@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from vitcompress.recipe.student import ModelRecipe, PlanRecipe, StartRecipe, StoreRecipe, TargetRecipe
 from vitcompress.recipe.training import DataRecipe, DistillRecipe, RunRecipe, TeacherRecipe
-from vitcompress.recipe.values import CONFIG, Bytes
+from vitcompress.recipe.values import CONFIG, Bytes, flag_of
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -58,6 +58,7 @@ class FlagSpec:
         stage: name of the stage.
         name: name of the field.
         cli_type: type that the command line collects; the recipe checks and converts the value.
+        metavar: what stands for the value in the help, like the choices; empty for the type's name.
         shown_default: the default as typed on the command line; empty if the help text says it.
         help: the help text.
     """
@@ -65,6 +66,7 @@ class FlagSpec:
     stage: str
     name: str
     cli_type: Any
+    metavar: str
     shown_default: str
     help: str
 
@@ -77,7 +79,8 @@ def flag_specs(*stages: str) -> Iterator[FlagSpec]:
             kind, *metadata = get_args(hints[field.name])
             help_text = next(m.description for m in metadata if getattr(m, "description", None))
             parsed = any(isinstance(m, BeforeValidator) for m in metadata)
-            yield FlagSpec(stage, field.name, _cli_type(kind, parsed=parsed), _shown_default(field), help_text)
+            cli_type = _cli_type(kind, parsed=parsed)
+            yield FlagSpec(stage, field.name, cli_type, _metavar(kind), _shown_default(field), help_text)
 
 
 def _cli_type(kind: Any, *, parsed: bool) -> Any:
@@ -88,8 +91,21 @@ def _cli_type(kind: Any, *, parsed: bool) -> Any:
     return plain if plain in (bool, int, float, Path) and not parsed else str
 
 
+def _metavar(kind: Any) -> str:
+    """Return the choices of a field, or the form of a pair; empty for other types."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is dict or any(get_origin(inner) is dict for inner in get_args(kind)):
+        return "KEY=VALUE"
+    separator = "," if get_origin(kind) is tuple else "|"
+    choices = [_metavar(inner) for inner in get_args(kind)]
+    return next((choice.replace("|", separator) for choice in choices if choice), "")
+
+
 def _shown_default(field: Any) -> str:
     default = field.default_factory() if callable(field.default_factory) else field.default
+    if default is True:
+        return flag_of(field.name).replace("--no-", "--")
     if default in (None, False, {}) or default is dataclasses.MISSING or isinstance(default, FieldInfo):
         return ""
     if isinstance(default, dict):

@@ -223,11 +223,9 @@ class RunRecipe:
         int | None, Field(ge=1, description="Training processes on this machine. Default: one per GPU, else one.")
     ] = None
     precision: Annotated[
-        Literal["fp32", "tf32", "bf16"],
-        Field(
-            description="Precision of matrix products in training; bf16 uses autocast, tf32 needs a GPU that has it."
-        ),
-    ] = "fp32"
+        Literal["auto", "fp32", "tf32", "bf16"],
+        Field(description="Precision of training; auto: bf16 where the device computes in it, else fp32."),
+    ] = "auto"
     compile: Annotated[
         bool, Field(description="Compile the blocks with torch.compile: slower start, faster steps.")
     ] = False
