@@ -43,14 +43,14 @@ def test_the_commands_are_those_of_the_program(site: Path) -> None:
 def test_python_is_there_with_its_docstrings(site: Path) -> None:
     text = (site / "python.html").read_text(encoding="utf-8")
     for name in (
-        "jobs.pipeline.compress",
-        "files.hub.load",
-        "jobs.transfer.finetune",
+        "pipeline.compress.compress",
+        "artifact.load.load",
+        "pipeline.finetune.finetune",
         "export.export",
         "report.Report",
     ):
         assert f'id="vitcompress.{name}"' in text
-    assert "before any weight is loaded where the recipe shows it" in text
+    assert "raised before any weight is loaded" in text
 
 
 def test_tables_and_lists_are_made_of_what_is_written_as_one(site: Path) -> None:

@@ -28,7 +28,7 @@ from vitcompress.distill.loop import weighted_losses
 from vitcompress.distill.training import training_student
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
-from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline import plan as pipeline
 from vitcompress.pipeline.prepare import resolve_recipe
 from vitcompress.recipe import DataRecipe, Recipe, compose
 from vitcompress.surgery import apply_plan
@@ -70,13 +70,13 @@ def num_bytes(model: nn.Module) -> int:
 def step_of(recipe: Recipe) -> Step:
     """Count a step on meta tensors."""
     faults = Faults()
-    settled = resolve_recipe(recipe, faults)
+    resolved: Any = resolve_recipe(recipe, faults)
     faults.raise_as(RecipeError)
-    student = copy.deepcopy(settled.model)
-    apply_plan(student, settled.plan)
-    teacher = settled.teacher.model if settled.teacher else settled.model
-    blocks = family_named(settled.plan.family).block_names(student)
-    comparison = replace(settled.comparison, image_size=None)
+    student = copy.deepcopy(resolved.model)
+    apply_plan(student, resolved.plan)
+    teacher = resolved.teacher.model if resolved.teacher else resolved.model
+    blocks = family_named(resolved.plan.family).block_names(student)
+    comparison = replace(resolved.matching, image_size=None)
     flops, peaks = [], []
     with (
         training_student(student, blocks, replace(recipe.distill, drop_path=0.0)),
@@ -84,7 +84,7 @@ def step_of(recipe: Recipe) -> Step:
         sdpa_kernel(SDPBackend.MATH),  # the only kernel with a formula; fused ones keep less, so this is a bound
     ):
         for batch in BATCHES:
-            images = torch.zeros(batch, *settled.config["input_size"], device="meta")
+            images = torch.zeros(batch, *resolved.config["input_size"], device="meta")
             targets = torch.zeros(batch, int(student.num_classes), device="meta")
             for counter in (FlopCounterMode(display=False), PeakBytes()):
                 with counter:
@@ -101,7 +101,7 @@ def step_of(recipe: Recipe) -> Step:
         (peaks[1] - peaks[0]) / more,
         4 * num_bytes(student) + num_bytes(teacher),
         num_bytes(student),
-        num_bytes(settled.model),
+        num_bytes(resolved.model),
     )
 
 

@@ -44,7 +44,7 @@ CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu")
 )
 def test_help_and_version_import_neither_torch_nor_timm_and_answer_at_once(words: list[str]) -> None:
     code = (
-        "import sys, atexit; from vitcompress.commands.cli import main\n"
+        "import sys, atexit; from vitcompress.cli.app import main\n"
         "heavy = {'torch', 'timm', 'torchvision', 'numpy', 'matplotlib'}\n"
         "atexit.register(lambda: print('heavy:', sorted(heavy & sys.modules.keys())))\n"
         f"sys.argv = ['vitcompress', *{words!r}]; main()"
@@ -378,7 +378,7 @@ def test_a_bug_is_not_dressed_up_as_a_mistake(vitcompress: Vitcompress, monkeypa
     def crash(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("vitcompress.pipeline.compress.plan", crash)
+    monkeypatch.setattr("vitcompress.pipeline.plan.plan", crash)
     with pytest.raises(ZeroDivisionError):
         vitcompress("plan", "deit_tiny")
 
@@ -390,10 +390,10 @@ def test_an_interrupt_is_130_in_every_command(
         raise KeyboardInterrupt
 
     for name in (
-        "jobs.pipeline.plan",
-        "jobs.pipeline.compress",
-        "jobs.pipeline.evaluate",
-        "artifact.read.read_manifest",
+        "pipeline.plan.plan",
+        "pipeline.compress.compress",
+        "pipeline.evaluate.evaluate",
+        "pipeline.pages.read_manifest",
     ):
         monkeypatch.setattr(f"vitcompress.{name}", interrupt)
     file = made / "mini.safetensors"
@@ -490,4 +490,4 @@ def test_ctrl_c_while_modules_are_imported_is_as_clean(module: str) -> None:
 
 
 def test_ctrl_c_that_a_library_makes_another_exception_of_is_as_clean() -> None:
-    check_interrupted("timm", "disguise()", "from vitcompress.commands.cli import main; main()")
+    check_interrupted("timm", "disguise()", "from vitcompress.cli.app import main; main()")

@@ -263,12 +263,12 @@ def test_what_follows_a_long_training_may_be_terminated(
 def test_a_signal_at_the_very_end_of_a_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def train() -> None:
         with interrupts.deferring(ctrl_c=True) as asked:
-            interrupts._end(signal.SIGINT, None)
+            interrupts._receive(signal.SIGINT, None)
             assert asked()
             with pytest.raises(KeyboardInterrupt):  # who asks twice does not want to wait
-                interrupts._end(signal.SIGINT, None)
+                interrupts._receive(signal.SIGINT, None)
 
-    monkeypatch.setattr(interrupts, "_asked", [])
+    monkeypatch.setattr(interrupts, "_received", [])
     monkeypatch.setattr(interrupts, "_raised", False)
     with pytest.raises(KeyboardInterrupt):
         train()

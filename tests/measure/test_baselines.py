@@ -15,7 +15,7 @@ from tests.report.test_report import REPORT, UNLABELLED, shown
 from vitcompress.artifact.read import read_manifest
 from vitcompress.measure.baselines import BASELINES
 from vitcompress.measure.results import Baseline
-from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline import plan as pipeline
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import Report, to_json

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.factories import ROWS, VARIANTS, Row, build, compressed, images, planned, student_of, tiny
 from vitcompress.measure.macs import macs_of, with_macs
-from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline import plan as pipeline
 from vitcompress.pipeline.write import notes_on
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Size

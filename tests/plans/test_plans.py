@@ -4,7 +4,7 @@ import pytest
 
 from tests.factories import VARIANTS, compressed, tiny
 from vitcompress.errors import PlanError
-from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline import plan as pipeline
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.resolve import resolve

@@ -12,7 +12,7 @@ from tests.conftest import Vitcompress, model_flags
 from tests.factories import compressed, images, tiny
 from vitcompress.errors import RecipeError
 from vitcompress.families.find import FAMILIES
-from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline import plan as pipeline
 from vitcompress.plans.make import make_plan
 from vitcompress.recipe import STAGES, Recipe, flag_specs
 from vitcompress.recipe.compose import build, to_dict

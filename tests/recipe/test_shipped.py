@@ -14,7 +14,7 @@ from tests.conftest import Vitcompress, model_flags
 from tests.recipe.test_presets import PUBLISHED, WIDTHS
 from vitcompress.cli.app import app
 from vitcompress.errors import RecipeError
-from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline import plan as pipeline
 from vitcompress.recipe import Recipe, shipped
 from vitcompress.recipe.compose import build, from_dict
 

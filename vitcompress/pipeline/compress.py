@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +117,16 @@ def compress(
     tell_plan(reporter, run.source.name, run.plan)
 
     # distil
+    minutes, baselines = recipe.distill.max_minutes, recipe.store.baselines
+    seconds = partial(training_seconds, minutes, started, student, turned, run.evaluator, baselines=baselines)
+    training = Training(checkpoints, seconds, cached_as=None if run.teacher else source)
+
     def learn() -> TrainLog:
-        return _distil(run, student, turned, source, started, reporter)
+        return _distil(run, student, turned, training, reporter)
 
     # store, measure, write
     def write(log: TrainLog, path: Path) -> Report:
-        reference = Reference(source, lambda: source, source_sha256, baselines=recipe.store.baselines)
+        reference = Reference(source, lambda: source, source_sha256, baselines=baselines)
         return finish(run, student, reference, log, path, reporter)
 
     return conclude(run, learn, write, checkpoints, reporter)
@@ -166,7 +171,7 @@ def _with_lr(run: Run, student: nn.Module, source: nn.Module, reporter: Reporter
 
 
 def _distil(
-    run: Run, student: nn.Module, turned: nn.Module, source: nn.Module, started: float, reporter: Reporter
+    run: Run, student: nn.Module, turned: nn.Module, training: Training, reporter: Reporter
 ) -> TrainLog:  # fmt: skip
     """Train the student, in place, to do what the teacher does.
 
@@ -174,8 +179,7 @@ def _distil(
         run: the request.
         student: the student at its start.
         turned: the source as the student was made from it, which is the teacher if no other is named.
-        source: the source as it was loaded; names the teacher's cache.
-        started: when the command started, in seconds since 1970.
+        training: what else the training needs.
         reporter: shows the progress.
     """
     recipe = run.recipe.distill
@@ -187,11 +191,7 @@ def _distil(
             "the loss rises from near 0 until then, and falls afterwards"
         )
     with fading(student, turned, run.plan, recipe.fade) as fade:
-        seconds = training_seconds(
-            recipe.max_minutes, started, student, turned, run.evaluator, baselines=run.recipe.store.baselines
-        )
-        training = Training(fade, run.checkpoints, seconds, cached_as=None if run.teacher else source)
-        return train(run, student, teacher, training, reporter)
+        return train(run, student, teacher, replace(training, follow=fade), reporter)
 
 
 def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:

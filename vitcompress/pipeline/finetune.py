@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,12 @@ def finetune(
     keeps_head = request.num_classes is None
     before = measure(run, student, None, reporter) if keeps_head and measurable_alone(run, student) else None
 
+    minutes = run.recipe.distill.max_minutes
+
     # learn
     def learn() -> TrainLog:
-        minutes = run.recipe.distill.max_minutes
-        seconds = training_seconds(minutes, started, student, teacher, run.evaluator, baselines=False)
-        return train(run, student, teacher, Training(lambda done: None, checkpoints, seconds), reporter)
+        seconds = partial(training_seconds, minutes, started, student, teacher, run.evaluator, baselines=False)
+        return train(run, student, teacher, Training(checkpoints, seconds), reporter)
 
     # store, measure, write
     def write(log: TrainLog, path: Path) -> Report:

@@ -146,16 +146,16 @@ class Training:
     """What a training needs beside the two models.
 
     Attributes:
-        follow: told the share of the training that is over, before each step.
         checkpoints: where the state is kept; None for nowhere.
-        seconds: length in time; None where it is given in steps.
+        seconds: `() -> float | None`; length in time, None where it is given in steps.
         cached_as: the model whose weights name the teacher's cache; None for the teacher itself.
+        follow: told the share of the training that is over, before each step.
     """
 
-    follow: Callable[[float], None]
     checkpoints: Checkpoints | None
-    seconds: float | None
+    seconds: Callable[[], float | None]
     cached_as: nn.Module | None = None
+    follow: Callable[[float], None] = lambda done: None
 
 
 def train(
@@ -173,7 +173,7 @@ def train(
     Returns:
         The training log; empty where nothing is trained.
     """
-    steps, images, recipe = run.num_steps, run.train, run.recipe
+    seconds, steps, images, recipe = training.seconds(), run.num_steps, run.train, run.recipe
     if steps == 0 or images is None:
         return TrainLog()
     seed, share = recipe.run.seed, share_of(run.accelerator, accumulate=recipe.distill.accumulate)
@@ -215,7 +215,7 @@ def train(
             ticker=ticker,
             input_size=run.config["input_size"],
             num_steps=steps,
-            seconds=training.seconds,
+            seconds=seconds,
             seed=seed,
             skip_bad_images=recipe.data.skip_bad_images,
             checkpoints=training.checkpoints,

@@ -6,8 +6,8 @@ import pytest
 import timm
 
 from tests.conftest import Vitcompress
-from vitcompress.cli import models as module
 from vitcompress.errors import ModelError
+from vitcompress.pipeline import survey as module
 from vitcompress.pipeline.plan import plan
 from vitcompress.pipeline.survey import survey
 from vitcompress.pretrained.short_names import SHORT_NAMES
