@@ -87,7 +87,7 @@ def test_norms_and_layer_scale_are_never_shared() -> None:
         ("0-1,1-3", "1-3 overlaps"),
         ("0-1,3", "3 skips block 2"),
         ("1-0,2-3", "1-0 runs backwards"),
-        ("2-3,0-1", "0-1 overlaps or comes after"),
+        ("2-3,0-1", "0-1 overlaps an earlier group or is out of order"),
         ("0-4", "0-4 goes past the last block, 3"),
         ("0-2", "blocks 3-3 are in no group"),
         ("a,0-3", "'a' is not a block"),
@@ -109,7 +109,7 @@ def test_every_fault_of_the_groups_is_told_at_once() -> None:
 def test_share_above_the_depth() -> None:
     with pytest.raises(PlanError, match="--share 5: the model has 4 blocks") as caught:
         groups(share=5)
-    assert caught.value.hint == "At most --share 4."
+    assert caught.value.hint == "Use at most --share 4."
 
 
 def test_transformations_that_do_not_fit() -> None:
