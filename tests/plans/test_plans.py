@@ -1,3 +1,5 @@
+"""Plans from recipes: groups, published sizes, and errors."""
+
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ PUBLISHED = {"share_biases": True, "transforms": ()}
 
 
 def arithmetic(dim: int, share: int, *, depth: int = 12, classes: int = 1000, patches: int = 196) -> int:
-    """Parameters of a DeiT whose groups share matrices and their biases, and nothing is added."""
+    """Parameters of a DeiT whose groups share matrices and biases, without transformations."""
     embed = (16 * 16 * 3 + 1) * dim + (patches + 1) * dim + dim
     block = 12 * dim * dim + 9 * dim  # qkv, proj, fc1, fc2, with biases
     return embed + -(-depth // share) * block + depth * 4 * dim + 2 * dim + (dim + 1) * classes
@@ -100,7 +102,7 @@ def test_groups_that_do_not_cover_the_blocks_in_order(text: str, fault: str) -> 
     assert fault in str(caught.value)
 
 
-def test_every_fault_of_the_groups_is_told_at_once() -> None:
+def test_all_faults_of_the_groups_are_listed() -> None:
     with pytest.raises(PlanError) as caught:
         groups(groups="0-1,1-2,9")
     assert len(str(caught.value).splitlines()) == 3
@@ -145,7 +147,7 @@ def test_blocks_that_cannot_share(name: str, fault: str) -> None:
     ],
     ids=str,
 )
-def test_blocks_that_share_no_whole_matrix_have_no_transformations_unless_asked_for(
+def test_blocks_that_share_no_whole_matrix_have_no_transformations_by_default(
     recipe: dict[str, Any], expected: tuple[str, ...]
 ) -> None:
     assert make_plan(tiny(), PlanRecipe(**recipe), name="tiny").transforms == expected
