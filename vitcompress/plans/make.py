@@ -41,9 +41,7 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str, store: str = "
         for block, names in shared.items()
     }
     groups = [_make_group(model, family, blocks, shared[blocks[0]], recipe) for blocks in group_blocks(recipe, kinds)]
-    transforms = recipe.transforms
-    if transforms is None:  # transformations tell blocks apart that share whole matrices; other blocks need none
-        transforms = TRANSFORMS if any(_shares_matrices(group, family) for group in groups) else ()
+    transforms = _default_transforms(family, groups) if recipe.transforms is None else recipe.transforms
     faults = [
         (f"--transforms {transform}: {fault}.", "Leave it out of --transforms.")
         for transform in transforms
@@ -152,8 +150,13 @@ def _make_group(
     return Group(blocks, shared, ranks, tuple(ranks) if recipe.basis else (), widths)
 
 
-def _shares_matrices(group: Group, family: Family) -> bool:
-    return len(group.blocks) > 1 and any(map(family.weights.fullmatch, group.shared))
+def _default_transforms(family: Family, groups: Sequence[Group]) -> tuple[str, ...]:
+    """Return the default transformations, which tell blocks apart that share whole matrices.
+
+    Empty if no blocks do.
+    """
+    shares = any(len(group.blocks) > 1 and any(map(family.weights.fullmatch, group.shared)) for group in groups)
+    return TRANSFORMS if shares else ()
 
 
 def _rank_faults(model: nn.Module, groups: Sequence[Group], recipe: PlanRecipe, name: str) -> list[tuple[str, str]]:
