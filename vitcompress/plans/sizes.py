@@ -77,17 +77,10 @@ def group_params(model: nn.Module, family: Family, group: Group) -> int:
 
 
 def _stored_tensors(family: Family, block: Any, group: Group, *, is_donor: bool) -> Iterator[tuple[str, Tensor, bool]]:
-    """Yield the tensors that a block of `group` stores, without transformations.
+    """Yield name, meta tensor and whether it is a factor, for all that a block of `group` stores.
 
-    Args:
-        family: family of the model.
-        block: the block of the teacher.
-        group: the block's group.
-        is_donor: whether the block is the donor, which also stores what the group shares.
-
-    Yields:
-        The teacher's name for the tensor, a meta tensor of its shape and type, and whether it is a
-        factor.
+    Names are the teacher's. The donor also stores what the group shares. Transformations are not
+    included.
     """
     shapes = narrowed_shapes(block, group.widths)
     for name, p in block.named_parameters():

@@ -57,13 +57,9 @@ def check_timm(model_args: Any, pretrained_cfg: Any) -> None:
 
 
 def _check_numbers(name: str, value: Any, *, minimum: int, only_numbers: bool = True) -> None:
-    """Check the numbers in a value, or in lists of values, against bounds.
+    """Check that the numbers in a value, or in nested lists, are at least `minimum` and not huge.
 
-    Args:
-        name: name of the field.
-        value: a value or nested lists of values.
-        minimum: smallest number allowed; the largest depends on `name`.
-        only_numbers: whether to reject everything that is not a number.
+    With `only_numbers`, nothing else is allowed.
     """
     maximum = _MAX_SIZES.get(name, _MAX_SIZE)
     leaves = list(_leaves(value))

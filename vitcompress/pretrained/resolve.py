@@ -90,12 +90,7 @@ def _resolve_name(name: str, *, headless: bool) -> Source:
 def _read_timm_config(
     name: str, identifier: str, read_config: Callable[[str], tuple[dict[str, Any], Any, Any]]
 ) -> Source:
-    """Return the model of a config.json of timm.
-
-    Args:
-        name: the name that the user typed.
-        identifier: the same name without its scheme.
-        read_config: `(identifier) -> (pretrained_cfg, architecture, model_args)`.
+    """Return the model of a config.json of timm; `identifier` is `name` without its scheme.
 
     Raises:
         ModelError: the config.json cannot be read or is unusable.
@@ -122,16 +117,11 @@ def _read_timm_config(
 
 
 def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
-    """Return the model of a folder of transformers that is given as a checkpoint.
-
-    Args:
-        source: the model that the name stands for; must have the structure of the folder's.
-        folder: a folder that `save_pretrained` wrote.
-        headless: whether to leave out the classifier.
+    """Return the model of a transformers folder that is given as the checkpoint of `source`.
 
     Raises:
         ModelError: the folder's config.json is unusable.
-        CheckpointError: the folder holds no model, or one with another structure.
+        CheckpointError: the folder holds no model, or one with another structure than `source`.
     """
     check_folder(folder)
     if not is_transformers_folder(folder):
