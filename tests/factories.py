@@ -1,6 +1,6 @@
 """Build tiny models, their students and saved weights for the tests.
 
-`tiny` makes plain ViTs and their variants; `ROWS` and `build` make one model per kind of every family.
+`tiny` makes plain ViTs and their variants. `ROWS` lists models of every family for `build`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ ROWS = {
 }  # fmt: skip
 
 KINDS: dict[str, dict[str, Any]] = {
-    "adapters in turn": {"share": 2, "pattern": "cycle", "adapter_rank": 2, "share_biases": True},
+    "adapters in a cycle": {"share": 2, "pattern": "cycle", "adapter_rank": 2, "share_biases": True},
     "bases": {"share": 4, "basis": 5, "matrices": False},
     "narrow and shared": {"share": 2, "width": 0.5, "share_biases": True, "share_tables": True},
 }

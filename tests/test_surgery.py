@@ -1,3 +1,5 @@
+"""Students that surgery makes of teachers: identities, gradients, and errors."""
+
 import copy
 import itertools
 
@@ -29,7 +31,7 @@ def test_groups_of_one_without_transformations_are_bit_identical(variant: str) -
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("share_biases", [False, True])
 def test_a_donors_gradient_is_the_sum_of_its_blocks(variant: str, share_biases: bool) -> None:
-    """Against the same student untied, each block with a copy of its own, in float64."""
+    """Compare with the same student untied, with a copy per block, in float64."""
     student, plan = compressed(tiny(variant), share=2, share_biases=share_biases)
     student.double()
     untied = copy.deepcopy(student)

@@ -1,4 +1,4 @@
-"""How does a teacher become a student?  Narrow, tie, factorise, then insert transformations."""
+"""Turn a teacher into a student: narrow, tie and factorize blocks, then insert transformations."""
 
 from __future__ import annotations
 
@@ -19,39 +19,40 @@ from vitcompress.plans.model import Group, Plan
 def apply_plan(model: nn.Module, plan: Plan) -> None:
     """Make `model` the student that `plan` describes, in place.
 
-    Compression runs it on a copy of the teacher, loading an artifact on an empty model: both get the same student.
+    Compression runs it on a copy of the teacher, loading an artifact runs it on an empty model:
+    both get the same student.
 
     Args:
-        model: a model of the plan's architecture, on any device; meta will do.
-        plan: what is shared and added.
+        model: a model of the plan's architecture, without sharing, on any device, including meta.
+        plan: the plan to carry out.
 
     Raises:
         PlanError: the plan does not fit the model.
     """
     family = family_named(plan.family)
     check_fits(model, plan, family)
-    apply_groups(model, plan.groups, family)  # first of all: transformations may rename the paths that this goes by
+    apply_groups(model, plan.groups, family)  # before transformations, which may rename the paths used here
     for group in plan.groups:
         for name in group.blocks:
-            for transform, built in family.transforms.items():  # in the family's order: one may build on another
-                if transform in plan.transforms:
-                    built.insert(model, model.get_submodule(name), plan.token_kernel)
+            for transform_name, transform in family.transforms.items():  # in order: one may build on another
+                if transform_name in plan.transforms:
+                    transform.insert(model, model.get_submodule(name), plan.token_kernel)
 
 
 def check_fits(model: nn.Module, plan: Plan, family: Family) -> None:
-    """Make sure that a plan, which may come from a file, names nothing but what the model has.
+    """Check that a plan, which may come from a file, names only parts that the model has.
 
     Args:
-        model: nothing shared in it yet, on any device.
-        plan: of any origin.
-        family: that the plan names.
+        model: a model without sharing, on any device, including meta.
+        plan: any plan.
+        family: the family that the plan names.
 
     Raises:
         PlanError: the plan does not fit the model.
     """
     blocks = [block for group in plan.groups for block in group.blocks]
     if not isinstance(model, family.model_type) or sorted(blocks) != sorted(family.block_names(model)):
-        raise PlanError("The blocks of the plan are not those of the model.")
+        raise PlanError("The plan's blocks are not the model's blocks.")
     unknown = [name for name in plan.transforms if name not in family.transforms]
     for group in plan.groups:
         donor = model.get_submodule(group.donor)
@@ -63,20 +64,22 @@ def check_fits(model: nn.Module, plan: Plan, family: Family) -> None:
         if len({family.stage(block) for block in group.blocks}) > 1:
             raise PlanError(f"The group of {group.donor} spans several stages.")
         for name in ("hidden", "qk", "v"):
-            asked, most = getattr(group.widths, name), getattr(full, name)
-            if asked is not None and asked > (most or 0):
-                raise PlanError(f"The group of {group.donor} is to be {asked} wide in {name}, and is {most or 0}.")
+            width, max_width = getattr(group.widths, name), getattr(full, name) or 0
+            if width is not None and width > max_width:
+                raise PlanError(
+                    f"The plan sets width {name} of the group of {group.donor} to {width}; the model has {max_width}."
+                )
     if unknown:
-        raise PlanError(f"The model has nothing that is called {shorten(unknown)}.")
+        raise PlanError(f"The plan names parts that the model does not have: {shorten(unknown)}.")
 
 
 def apply_groups(model: nn.Module, groups: Iterable[Group], family: Family) -> None:
-    """Make the blocks of some groups narrow, shared and factored as the groups say, in place.
+    """Narrow, tie and factorize the blocks of some groups, in place.
 
     Args:
-        model: its blocks are the teacher's still.
-        groups: of blocks of the model.
-        family: of the model.
+        model: a model whose blocks in these groups are the teacher's.
+        groups: groups of the model's blocks.
+        family: family of the model.
     """
     for group in groups:
         for name in group.blocks:
@@ -90,7 +93,7 @@ def tie_group(model: nn.Module, group: Group) -> None:
 
     Args:
         model: a copy of the teacher.
-        group: blocks of one stage; `group.donor` is the first of them.
+        group: blocks of one stage; `group.donor` is the first.
 
     Raises:
         PlanError: a parameter differs in shape from the donor's.
@@ -106,26 +109,26 @@ def tie_group(model: nn.Module, group: Group) -> None:
             if old.shape != new.shape:
                 raise PlanError(
                     f"{block}.{name} is {tuple(old.shape)}; donor {group.donor} has {tuple(new.shape)}.",
-                    hint="Blocks that share must have the same shapes: name other --groups.",
+                    hint="Choose other --groups: blocks that share must have the same shapes.",
                 )
             setattr(owner, leaf, new)
 
 
 def factorise_group(model: nn.Module, group: Group, family: Family) -> None:
-    """Give every block of `group` the factors that its plan has, zero at first, in place.
+    """Give every block of `group` its factors, initialized to zero, in place.
 
     Args:
-        model: the group is tied already.
-        group: of the model.
-        family: of the model.
+        model: a model in which the group is tied already.
+        group: blocks of the model.
+        family: family of the model.
     """
     for layer, rank in group.ranks.items():
         for block in group.blocks:
-            owner = model.get_submodule(f"{block}.{layer}".rpartition(".")[0])
-            leaf = layer.rpartition(".")[2]
+            owner_path, _, leaf = f"{block}.{layer}".rpartition(".")
+            owner = model.get_submodule(owner_path)
             setattr(owner, leaf, FactoredLinear(getattr(owner, leaf), rank, whole=group.whole(layer)))
             if getattr(owner, "qkv_bias_separate", True) is False:
-                owner.qkv_bias_separate = True  # type: ignore[assignment]  # else timm asks for the whole matrix
+                owner.qkv_bias_separate = True  # type: ignore[assignment]  # otherwise timm reads the whole matrix
         if layer in group.bases:
             donor: Any = model.get_submodule(f"{group.donor}.{layer}")
             basis = "up" if family.writes.fullmatch(layer) else "down"

@@ -1,4 +1,4 @@
-"""A file is written whole or not at all, whatever ends the writing."""
+"""Files are written completely or not at all, however the writing ends."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from vitcompress.errors import ArtifactError
 
 def mistake(ended: Ended, *named: object) -> None:
     assert ended.code == 2, ended.err
-    for each in named:
-        assert str(each) in ended.err.replace("\n", "")
+    for text in named:
+        assert str(text) in ended.err.replace("\n", "")
     assert "Traceback" not in ended.err
 
 
@@ -75,14 +75,14 @@ def test_a_file_killed_while_it_is_written_leaves_the_old_one(mini: Path) -> Non
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 kB, which is less than the artifact takes; mounted, so for root only."""
+    """Mount a file system of 64 kB, smaller than the artifact; needs root."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
-    made = mount and subprocess.run(
+    mounted = mount and subprocess.run(
         [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False, capture_output=True
     )
-    if not made or made.returncode:
+    if not mounted or mounted.returncode:
         pytest.skip("no file system can be mounted here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -114,7 +114,7 @@ def test_a_disk_made_read_only_meanwhile_says_so(small_disk: Path) -> None:
 def test_a_disk_that_fails_at_the_last_moment_leaves_the_old_file(
     code: int, name: str, tmp_path: Path, teacher: list[str], vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some file systems say only when a file is flushed, or moved, that there is no room for it."""
+    """Some file systems report a lack of space only when a file is flushed or moved."""
     (tmp_path / name).write_bytes(b"old")
     flush = atomic._flush
 

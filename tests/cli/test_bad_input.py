@@ -79,7 +79,7 @@ FAST = ("--steps", 1, "--batch-size", 4, "--num-workers", 0, "--device", "cpu")
         (["vit_tiny", "--transforms", "magic"], ["--transforms", "magic"]),
         (
             ["vit_tiny", "--adapter-rank", "193"],
-            ["--adapter-rank 193", "rank 192 at most", "At most --adapter-rank 192"],
+            ["--adapter-rank 193", "rank 192 at most", "Use at most --adapter-rank 192"],
         ),
         (["vit_tiny", "--basis", "193", "--no-matrices"], ["--basis 193", "rank 192 at most"]),
         (["vit_tiny", "--adapter-rank", "0"], ["--adapter-rank 0"]),

@@ -1,4 +1,4 @@
-"""What every family promises, one row per model it must hold for; the Swin arithmetic of the paper."""
+"""What holds for the models of every family, one row each; the published sizes of Mini-Swin."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.quantize.store import donor_tensors
 from vitcompress.recipe import ModelRecipe
 
-each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
-@each
+@every_row
 def test_share_1_is_the_teacher(row: Row) -> None:
     teacher, x = build(row), row_images(row)
     assert family_of(teacher, "").name == row.family
     with torch.no_grad():
         expected = teacher(x)
         assert torch.equal(student_of(teacher, planned(teacher, share=1, transforms=()))(x), expected)
-        found = student_of(teacher, planned(teacher, share=1, transforms=row.transforms))(x)
+        outputs = student_of(teacher, planned(teacher, share=1, transforms=row.transforms))(x)
     assert expected.std() > 1e-3
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def written(row: Row, student: nn.Module, plan: Plan, x: torch.Tensor, folder: Path) -> Path:
-    """A file of the student."""
+def write_student(row: Row, student: nn.Module, plan: Plan, x: torch.Tensor, folder: Path) -> Path:
+    """Write a student to a file and return its path."""
     config = {"input_size": tuple(x.shape[1:]), "mean": (0.5,) * x.shape[1], "std": (0.5,) * x.shape[1]}
     manifest = Manifest(
         source={
@@ -64,7 +64,7 @@ def written(row: Row, student: nn.Module, plan: Plan, x: torch.Tensor, folder: P
     return path
 
 
-@each
+@every_row
 def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
     teacher, x = build(row), row_images(row)
     with torch.device("meta"):
@@ -74,7 +74,7 @@ def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
     student = student_of(teacher, plan)
     randomise(student)
     student.eval()
-    path = written(row, student, plan, x, tmp_path)
+    path = write_student(row, student, plan, x, tmp_path)
     stored = load_file(path)
     names = {name for name, _ in student.named_parameters()}
     assert plan.size.student_params == sum(p.numel() for p in student.parameters())
@@ -91,22 +91,22 @@ def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@each
+@every_row
 def test_every_kind_of_plan_is_what_is_built_and_stored(row: Row, kind: str, tmp_path: Path) -> None:
-    """Parameters, bytes and multiply-accumulates as the plan has them; the file gives the student back."""
+    """Its parameters, bytes and multiply-accumulates are right, and its file holds the student."""
     teacher, x = build(row), row_images(row)
     with torch.device("meta"):
         empty = timm.create_model(row.architecture, **row.args)
     try:
         plan = planned(empty, **KINDS[kind])
     except PlanError as error:
-        assert ("narrow" in kind, "neither a plain MLP" in str(error)) == (True, True)  # noqa: PT017 - not of all
+        assert ("narrow" in kind, "neither a plain MLP" in str(error)) == (True, True)  # noqa: PT017 - only for some rows
         return
     plan = with_macs(plan, empty, (3, *row.image))
     student = student_of(teacher, plan)
     randomise(student)
     student.eval()
-    path = written(row, student, plan, x, tmp_path)
+    path = write_student(row, student, plan, x, tmp_path)
     stored = load_file(path)
     assert read_manifest(path).plan == plan
     assert plan.size.student_params == sum(p.numel() for p in student.parameters())
@@ -119,7 +119,7 @@ def test_every_kind_of_plan_is_what_is_built_and_stored(row: Row, kind: str, tmp
     assert plan.size.student_params < plan.size.teacher_params
 
 
-@each
+@every_row
 def test_gradient_of_a_shared_weight_is_the_sum_over_its_blocks(row: Row) -> None:
     teacher, x = build(row, dtype=torch.float64), row_images(row, dtype=torch.float64)
     recipe: dict[str, Any] = {"transforms": row.transforms, "share_biases": True, "share_tables": True}
@@ -135,12 +135,12 @@ def test_gradient_of_a_shared_weight_is_the_sum_over_its_blocks(row: Row) -> Non
         for name in group.shared:
             each_block = [apart.get_parameter(f"{block}.{name}").grad for block in group.blocks]
             expected = torch.stack([g for g in each_block if g is not None]).sum(0)
-            found = student.get_parameter(f"{group.donor}.{name}").grad
-            assert found is not None
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+            grad = student.get_parameter(f"{group.donor}.{name}").grad
+            assert grad is not None
+            torch.testing.assert_close(grad, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
-@each
+@every_row
 def test_blocks_without_head_mixing_keep_their_attention(row: Row) -> None:
     teacher = build(row)
     student = student_of(teacher, planned(teacher, share=2, transforms=("mlp",)))
@@ -148,7 +148,7 @@ def test_blocks_without_head_mixing_keep_their_attention(row: Row) -> None:
     assert kinds[0] == kinds[1]
 
 
-@each
+@every_row
 def test_every_start_keeps_blocks_that_are_equal_already(row: Row) -> None:
     teacher = build(row)
     plan = planned(teacher, share=4, share_tables=True, transforms=())
@@ -167,18 +167,18 @@ def test_every_start_keeps_blocks_that_are_equal_already(row: Row) -> None:
     assert not any(module._forward_pre_hooks for module in teacher.modules())
 
 
-def test_families_have_names_of_their_own() -> None:
+def test_family_names_are_unique() -> None:
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
     assert {row.family for row in ROWS.values()} == {family.name for family in FAMILIES}
     assert all(family_named(family.name) is family for family in FAMILIES)
 
 
 def test_token_convolution_follows_the_grid_of_the_image() -> None:
-    """16×64 pixels have as many patches as 32×32: only the shape tells how they lie."""
+    """16×64 pixels have as many patches as 32×32, so only the shape tells the grids apart."""
     for name in ("vit dynamic", "swin dynamic"):
         teacher = build(ROWS[name])
         student = student_of(teacher, planned(teacher, share=2, transforms=("mlp",)))
-        copied = copy.deepcopy(student)  # the hooks must go with the copy
+        copied = copy.deepcopy(student)  # the hooks must be copied too
         for model in (student, copied):
             before = [module.grid_size for module in _convolutions(model)]
             model(row_images(ROWS[name]))
@@ -251,7 +251,9 @@ def test_shifts_alternate_and_masked_places_stay_masked_whatever_the_mix(
     seen: list[Tensor] = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor, mix_probs: Tensor, **terms: Any) -> Tensor:
-        ones = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)  # as values they give the probabilities
+        ones = torch.eye(k.shape[2]).expand(
+            *k.shape[:2], -1, -1
+        )  # with these values, the outputs are the probabilities
         seen.append(mixed_attention(q, k, ones, mix_logits, None, **terms))
         return mixed_attention(q, k, v, mix_logits, mix_probs, **terms)
 
@@ -271,7 +273,9 @@ def test_shifts_alternate_and_masked_places_stay_masked_whatever_the_mix(
             assert outside.max() < 1e-20
 
 
-@pytest.mark.filterwarnings("ignore:.*searchsorted", "ignore:Using a non-tuple sequence")  # timm's, on resizing tables
+@pytest.mark.filterwarnings(
+    "ignore:.*searchsorted", "ignore:Using a non-tuple sequence"
+)  # from timm, on resizing tables
 @pytest.mark.parametrize("name", ["swin", "swin v2", "beit"])
 def test_a_student_can_still_be_resized(name: str) -> None:
     teacher = build(ROWS[name])
@@ -283,7 +287,7 @@ def test_a_student_can_still_be_resized(name: str) -> None:
         torch.testing.assert_close(student(x), teacher(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch.export's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.export
 @pytest.mark.parametrize("name", ["swin", "swin v2", "beit", "eva02"])
 def test_a_student_exports_for_any_batch(name: str) -> None:
     teacher, x = build(ROWS[name]), row_images(ROWS[name])
@@ -295,7 +299,7 @@ def test_a_student_exports_for_any_batch(name: str) -> None:
         torch.testing.assert_close(program.module()(many), student(many), rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_of_no_family_is_told_what_a_family_supplies() -> None:
+def test_a_model_of_no_family_is_refused_with_the_families() -> None:
     model = timm.create_model("resnet18", num_classes=3)
     with pytest.raises(ModelError, match="resnet18 is a ResNet") as caught:
         family_of(model, "resnet18")
@@ -303,7 +307,7 @@ def test_a_model_of_no_family_is_told_what_a_family_supplies() -> None:
     assert "docs/how-to/adding-a-family.md" in caught.value.hint
 
 
-def test_transforms_that_cannot_be_had_say_why() -> None:
+def test_transforms_that_do_not_fit_are_refused_with_a_reason() -> None:
     diff = timm.create_model("vit_tiny_patch16_224", **{**VIT_ARGS, "attn_layer": "diff"})
     with pytest.raises(PlanError, match="DiffAttention, not timm's plain Attention"):
         planned(diff, share=2)
@@ -327,7 +331,7 @@ def test_other_families_say_why_they_have_no_position_term(name: str, reason: st
 
 
 def test_position_term_follows_the_grid_of_the_image() -> None:
-    """16×64 pixels have as many patches as 32×32: only the shape tells how they lie."""
+    """16×64 pixels have as many patches as 32×32, so only the shape tells the grids apart."""
     student = student_of(build(ROWS["vit dynamic"]), planned(build(ROWS["vit dynamic"]), share=2, transforms=("rpe",)))
     for model in (student, copy.deepcopy(student)):
         model(row_images(ROWS["vit dynamic"]))
@@ -335,7 +339,7 @@ def test_position_term_follows_the_grid_of_the_image() -> None:
 
 
 def test_the_how_to_makes_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example in docs/how-to/adding-a-family.md is code: it must keep every promise of a family."""
+    """The example in docs/how-to/adding-a-family.md passes the tests of every family."""
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "adding-a-family.md").read_text(encoding="utf-8")
     fields = {field.name for field in dataclasses.fields(Family)}
     assert fields == set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
@@ -350,7 +354,7 @@ def test_the_how_to_makes_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
         test_gradient_of_a_shared_weight_is_the_sum_over_its_blocks(row)
 
 
-def test_short_names_are_models_of_our_families() -> None:
+def test_short_names_are_models_of_known_families() -> None:
     modules = ("vision_transformer", "deit", "swin_transformer", "swin_transformer_v2", "beit", "eva")
     for short, name in SHORT_NAMES.items():
         source = resolve(ModelRecipe(short))

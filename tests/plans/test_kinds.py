@@ -1,4 +1,4 @@
-"""Factors and narrow blocks: their arithmetic, identities, and what cannot be."""
+"""Plans with factors and narrow blocks: their sizes, identities, and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bases on matrices": {"share": 2, "basis": 3},
     "bases": {"share": 4, "basis": 5, "matrices": False},
     "low rank": {"share": 1, "adapter_rank": 5, "matrices": False},
-    "in turn": {"share": 2, "pattern": "cycle", "adapter_rank": 2},
+    "cycle": {"share": 2, "pattern": "cycle", "adapter_rank": 2},
     "narrow": {"share": 1, "width": 0.5},
     "narrow and shared": {"share": 2, "width": 0.5},
 }
@@ -78,18 +78,18 @@ def test_shared_bases_are_one_object_on_the_side_of_the_stream() -> None:
     assert plan.groups[0].bases == ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
 
-def test_groups_in_turn_take_every_nth_block() -> None:
+def test_cyclic_groups_take_every_nth_block() -> None:
     plan = make_plan(tiny(), PlanRecipe(share=2, pattern="cycle"), name="tiny")
     assert [group.blocks for group in plan.groups] == [("blocks.0", "blocks.2"), ("blocks.1", "blocks.3")]
 
 
 def test_a_block_narrowed_to_its_own_widths_is_itself() -> None:
     teacher = tiny()
-    own = teacher.get_submodule("blocks.0")
-    block = copy.deepcopy(own)
+    original = teacher.get_submodule("blocks.0")
+    block = copy.deepcopy(original)
     narrow_block(block, Widths(hidden=96, qk=8, v=8), VIT.narrow_attention)
     x = torch.randn(2, 17, 24)
-    torch.testing.assert_close(block(x), own(x))
+    torch.testing.assert_close(block(x), original(x))
 
 
 def test_a_narrow_attention_masks_as_the_teachers_does() -> None:

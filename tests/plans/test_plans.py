@@ -1,3 +1,5 @@
+"""Plans from recipes: groups, published sizes, and errors."""
+
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ PUBLISHED = {"share_biases": True, "transforms": ()}
 
 
 def arithmetic(dim: int, share: int, *, depth: int = 12, classes: int = 1000, patches: int = 196) -> int:
-    """Parameters of a DeiT whose groups share matrices and their biases, and nothing is added."""
+    """Parameters of a DeiT whose groups share matrices and biases, without transformations."""
     embed = (16 * 16 * 3 + 1) * dim + (patches + 1) * dim + dim
     block = 12 * dim * dim + 9 * dim  # qkv, proj, fc1, fc2, with biases
     return embed + -(-depth // share) * block + depth * 4 * dim + 2 * dim + (dim + 1) * classes
@@ -87,7 +89,7 @@ def test_norms_and_layer_scale_are_never_shared() -> None:
         ("0-1,1-3", "1-3 overlaps"),
         ("0-1,3", "3 skips block 2"),
         ("1-0,2-3", "1-0 runs backwards"),
-        ("2-3,0-1", "0-1 overlaps or comes after"),
+        ("2-3,0-1", "0-1 overlaps an earlier group or is out of order"),
         ("0-4", "0-4 goes past the last block, 3"),
         ("0-2", "blocks 3-3 are in no group"),
         ("a,0-3", "'a' is not a block"),
@@ -100,7 +102,7 @@ def test_groups_that_do_not_cover_the_blocks_in_order(text: str, fault: str) -> 
     assert fault in str(caught.value)
 
 
-def test_every_fault_of_the_groups_is_told_at_once() -> None:
+def test_all_faults_of_the_groups_are_listed() -> None:
     with pytest.raises(PlanError) as caught:
         groups(groups="0-1,1-2,9")
     assert len(str(caught.value).splitlines()) == 3
@@ -109,7 +111,7 @@ def test_every_fault_of_the_groups_is_told_at_once() -> None:
 def test_share_above_the_depth() -> None:
     with pytest.raises(PlanError, match="--share 5: the model has 4 blocks") as caught:
         groups(share=5)
-    assert caught.value.hint == "At most --share 4."
+    assert caught.value.hint == "Use at most --share 4."
 
 
 def test_transformations_that_do_not_fit() -> None:
@@ -145,7 +147,7 @@ def test_blocks_that_cannot_share(name: str, fault: str) -> None:
     ],
     ids=str,
 )
-def test_blocks_that_share_no_whole_matrix_have_no_transformations_unless_asked_for(
+def test_blocks_that_share_no_whole_matrix_have_no_transformations_by_default(
     recipe: dict[str, Any], expected: tuple[str, ...]
 ) -> None:
     assert make_plan(tiny(), PlanRecipe(**recipe), name="tiny").transforms == expected

@@ -1,4 +1,4 @@
-"""Which images a model takes."""
+"""Data configs of models: overrides, channels and input size."""
 
 from typing import Any
 

@@ -88,12 +88,12 @@ def test_half_precision_weights_become_a_float32_teacher(tmp_path: Path) -> None
 
 
 def test_weights_of_another_publisher_are_translated(tmp_path: Path) -> None:
-    """timm's own translation: DINOv2's checkpoints name LayerScale and registers otherwise, and hold a mask token."""
+    """timm converts DINOv2's checkpoints, which have other names for registers and a mask token."""
     model = tiny("registers")
-    theirs = {name.replace("reg_token", "register_tokens"): t for name, t in model.state_dict().items()}
-    theirs["mask_token"] = torch.zeros(1, 24)
-    whole = {**theirs, "pos_embed": torch.cat([torch.zeros(1, 1, 24), theirs["pos_embed"]], dim=1)}
-    torch.save(whole, tmp_path / "w.pth")
+    published = {name.replace("reg_token", "register_tokens"): t for name, t in model.state_dict().items()}
+    published["mask_token"] = torch.zeros(1, 24)
+    checkpoint = {**published, "pos_embed": torch.cat([torch.zeros(1, 1, 24), published["pos_embed"]], dim=1)}
+    torch.save(checkpoint, tmp_path / "w.pth")
     name, args = VARIANTS["registers"]
     loaded = load_teacher(resolve(ModelRecipe(name, tmp_path / "w.pth", {**ARGS, **args}))).state_dict()
     assert torch.equal(loaded["reg_token"], model.state_dict()["reg_token"])
@@ -107,9 +107,9 @@ def test_a_local_folder_brings_model_weights_and_data_config(file: str, tmp_path
     weights = tiny().state_dict()
     folder = save_as_timm_does(tmp_path / "my model #1?", weights, file=file)
     recipe = ModelRecipe(f"local-dir:{folder}")
-    found = resolve(recipe)
-    assert (found.name, found.architecture, found.model_args) == (recipe.model, ARCHITECTURE, ARGS)
-    model = load_teacher(found)
+    source = resolve(recipe)
+    assert (source.name, source.architecture, source.model_args) == (recipe.model, ARCHITECTURE, ARGS)
+    model = load_teacher(source)
     assert same(model.state_dict(), weights)
     config = data_config(model, recipe)
     assert (config["mean"], config["std"]) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -118,8 +118,8 @@ def test_a_local_folder_brings_model_weights_and_data_config(file: str, tmp_path
 
 def test_a_planned_model_has_the_same_data_config_as_a_loaded_one(tmp_path: Path) -> None:
     recipe = ModelRecipe(f"local-dir:{save_as_timm_does(tmp_path / 'm', tiny().state_dict())}")
-    found = resolve(recipe)
-    assert data_config(empty_model(found), recipe) == data_config(load_teacher(found), recipe)
+    source = resolve(recipe)
+    assert data_config(empty_model(source), recipe) == data_config(load_teacher(source), recipe)
 
 
 def test_a_checkpoint_wins_over_the_folders_own(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from vitcompress.recipe import ModelRecipe
 
 @pytest.mark.parametrize("short", SHORT_NAMES)
 def test_a_short_name_is_a_model_that_can_be_compressed(short: str) -> None:
-    found = resolve(ModelRecipe(short))
-    assert timm.is_model(found.architecture)
-    assert found.name == found.architecture == SHORT_NAMES[short]
-    assert family_of(empty_model(found), short) in FAMILIES
+    source = resolve(ModelRecipe(short))
+    assert timm.is_model(source.architecture)
+    assert source.name == source.architecture == SHORT_NAMES[short]
+    assert family_of(empty_model(source), short) in FAMILIES
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_a_name_that_means_none_or_many_is_refused(typed: str, message: str, hin
 
 def test_a_model_argument_wins_over_the_folders_own(tmp_path: Path) -> None:
     folder = save_as_timm_does(tmp_path / "m", tiny().state_dict())
-    found = resolve(ModelRecipe(f"local-dir:{folder}", None, {"drop_path_rate": 0.25}))
-    assert found.model_args == {**ARGS, "drop_path_rate": 0.25}
+    source = resolve(ModelRecipe(f"local-dir:{folder}", None, {"drop_path_rate": 0.25}))
+    assert source.model_args == {**ARGS, "drop_path_rate": 0.25}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers: the same logits in timm, whichever way they are given; what timm cannot compute."""
+"""Checkpoints of transformers give the same logits in timm; those that timm cannot compute fail."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitcompress.artifact.load import load
-from vitcompress.artifact.manifest import Manifest
-from vitcompress.artifact.write import write
 from vitcompress.errors import CheckpointError, ModelError
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.build import empty_model
@@ -35,7 +32,7 @@ _SWIN: dict[str, Any] = {
     "image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4,
 }  # fmt: skip
 
-# name of the config class, its arguments, name of the model class, a timm model of the same construction
+# config class, its arguments, model class, a timm model of the same structure
 ROWS: dict[str, tuple[str, Mapping[str, Any], str, str]] = {
     "vit": ("ViTConfig", {**_PLAIN, "num_labels": 5}, "ViTForImageClassification", "vit_tiny"),
     "vit two labels": ("ViTConfig", _PLAIN, "ViTForImageClassification", "vit_base"),
@@ -52,11 +49,11 @@ ROWS: dict[str, tuple[str, Mapping[str, Any], str, str]] = {
     "swin headless": ("SwinConfig", _SWIN, "SwinModel", "swin_tiny"),
 }
 
-each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
 def save(row: tuple[str, Mapping[str, Any], str, str], folder: Path) -> Any:
-    """A tiny random model of transformers, saved to `folder`; every parameter random, so that none can be mixed up."""
+    """Save a tiny model of transformers to `folder`, with all parameters random, and return it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.set_verbosity_error()
@@ -71,7 +68,10 @@ def save(row: tuple[str, Mapping[str, Any], str, str], folder: Path) -> Any:
 
 
 def features(model: Any, x: Tensor) -> Tensor:
-    """Logits of transformers' model; without a classifier what timm pools: Swin's mean, the class token of the rest."""
+    """Return the logits of a transformers model or, if headless, the features that timm pools.
+
+    These are the mean of the patches for Swin, and the class token for all others.
+    """
     with torch.no_grad():
         out = model(x)
     if "logits" in out:
@@ -79,52 +79,55 @@ def features(model: Any, x: Tensor) -> Tensor:
     return out["pooler_output"] if "Swin" in type(model).__name__ else out["last_hidden_state"][:, 0]  # type: ignore[no-any-return]
 
 
-def same(model: nn.Module, theirs: Any) -> None:
+def same(model: nn.Module, original: Any) -> None:
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    expected = features(theirs, x)
+    expected = features(original, x)
     with torch.no_grad():
-        found = model(x)
+        outputs = model(x)
     assert expected.std() > 1e-2
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@each
+@every_row
 def test_a_folder_gives_the_same_logits(row: tuple[str, Mapping[str, Any], str, str], tmp_path: Path) -> None:
-    theirs = save(row, tmp_path)
+    original = save(row, tmp_path)
     for recipe in (ModelRecipe(f"local-dir:{tmp_path}"), ModelRecipe(row[3], checkpoint=tmp_path)):
         source = resolve(recipe)
         assert source.name == recipe.model or recipe.checkpoint
-        same(load_teacher(source), theirs)
+        same(load_teacher(source), original)
 
 
-@each
+@every_row
 def test_a_bare_file_fills_a_model_of_its_sizes(row: tuple[str, Mapping[str, Any], str, str], tmp_path: Path) -> None:
-    theirs = save(row, tmp_path / "folder")
-    found = to_timm_model(json.loads((tmp_path / "folder" / "config.json").read_text()))
+    original = save(row, tmp_path / "folder")
+    timm_model = to_timm_model(json.loads((tmp_path / "folder" / "config.json").read_text()))
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((tmp_path / "folder" / "model.safetensors").read_bytes())
-    same(load_teacher(resolve(ModelRecipe(found.architecture, checkpoint=bare, model_arg=found.model_args))), theirs)
+    same(
+        load_teacher(resolve(ModelRecipe(timm_model.architecture, checkpoint=bare, model_arg=timm_model.model_args))),
+        original,
+    )
 
 
-@each
-def test_compressed_from_a_folder_it_needs_the_folder_no_more(
+@every_row
+def test_an_artifact_made_from_a_folder_loads_without_it(
     row: tuple[str, Mapping[str, Any], str, str], tmp_path: Path
 ) -> None:
-    theirs = save(row, tmp_path / "folder")
+    original = save(row, tmp_path / "folder")
     source = resolve(ModelRecipe(f"local-dir:{tmp_path / 'folder'}"))
     plan = make_plan(empty_model(source), PlanRecipe(share=1), name=source.name)
     student = load_teacher(source)
     apply_plan(student, plan)
     config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    manifest = Manifest(
+    manifest = artifact.Manifest(
         source={
             "name": source.name, "architecture": source.architecture, "model_args": source.model_args,
             "pretrained_cfg": source.pretrained_cfg,
         },
         source_sha256="", plan=plan, data_config=config, recipe={}, report={}, versions={},
     )  # fmt: skip
-    write(tmp_path / "mini.safetensors", student, manifest, torch.randn(1, 3, 32, 32))
-    same(load(tmp_path / "mini.safetensors"), theirs)
+    artifact.write(tmp_path / "mini.safetensors", student, manifest, torch.randn(1, 3, 32, 32))
+    same(artifact.load(tmp_path / "mini.safetensors"), original)
 
 
 def test_preprocessing_and_labels_come_along(tmp_path: Path) -> None:
@@ -146,26 +149,26 @@ def test_preprocessing_and_labels_come_along(tmp_path: Path) -> None:
 
 
 def test_dinov2_classifier_is_left_out_only_on_request(tmp_path: Path) -> None:
-    theirs = save(("Dinov2Config", {**_DINO, "num_labels": 4}, "Dinov2ForImageClassification", ""), tmp_path)
+    original = save(("Dinov2Config", {**_DINO, "num_labels": 4}, "Dinov2ForImageClassification", ""), tmp_path)
     with pytest.raises(ModelError, match="class token and the mean of the patches") as caught:
         resolve(ModelRecipe(f"local-dir:{tmp_path}"))
     assert "--model-arg num_classes=0" in caught.value.hint
     model = load_teacher(resolve(ModelRecipe(f"local-dir:{tmp_path}", model_arg={"num_classes": 0})))
-    same(model, theirs.dinov2)
+    same(model, original.dinov2)
 
 
-def test_what_cannot_be_followed_is_told(tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     save(ROWS["swin"], tmp_path)
     with pytest.raises(CheckpointError, match="vit_tiny_patch16_224 is built differently"):
         resolve(ModelRecipe("vit_tiny", checkpoint=tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
-        ({"model_type": "bert"}, "'bert' models are not known"),
+        ({"model_type": "bert"}, "models of type 'bert' are not supported"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"patch_size": 0}, "timm cannot build"),
-        ({"depths": 3}, "does not say what is needed"),
+        ({"depths": 3}, "its config.json is incomplete or malformed"),
         ({"depths": [300_000, 2]}, "its depths cannot be 300000"),
-        ({"depths": [300, 300]}, "its depths are more than 512"),
+        ({"depths": [300, 300]}, "its depths add up to more than 512"),
         ({"embed_dim": 0}, "its embed_dim cannot be 0"),
         ({"embed_dim": 1e400}, "its embed_dim cannot be inf"),
         ({"embed_dim": 10**30}, "its embed_dim cannot be 1000"),
@@ -190,7 +193,7 @@ def test_what_cannot_be_followed_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
         resolve(ModelRecipe(f"local-dir:{tmp_path}"))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"none of timm's: it has no 'architecture'"):
+    with pytest.raises(ModelError, match=r"not one of timm's: it has no 'architecture'"):
         resolve(ModelRecipe(f"local-dir:{tmp_path}"))
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"without a config\.json of transformers"):

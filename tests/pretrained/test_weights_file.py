@@ -22,8 +22,8 @@ from vitcompress.pretrained.weights_file import read_weights
 
 def mistake(ended: Ended, *named: object) -> None:
     assert ended.code == 2, ended.err
-    for each in named:
-        assert str(each) in ended.err.replace("\n", "")
+    for text in named:
+        assert str(text) in ended.err.replace("\n", "")
     assert "Traceback" not in ended.err
 
 
@@ -32,8 +32,8 @@ def compress(vitcompress: Vitcompress, checkpoint: Path, out: Path) -> Ended:
     return vitcompress("compress", *words)
 
 
-def packed(path: Path, *, size: int) -> None:
-    """A checkpoint of torch's whose pickle is followed by zeros, compressed."""
+def write_packed(path: Path, *, size: int) -> None:
+    """Write a torch checkpoint whose pickle is followed by zeros, compressed."""
     torch.save(tiny().state_dict(), path)
     with zipfile.ZipFile(path) as archive:
         names = {name: archive.read(name) for name in archive.namelist()}
@@ -42,8 +42,8 @@ def packed(path: Path, *, size: int) -> None:
             archive.writestr(name, content + bytes(size if name.endswith("data.pkl") else 0))
 
 
-def overlapping(path: Path) -> None:
-    """An archive whose list names the same bytes a thousand times."""
+def write_overlapping(path: Path) -> None:
+    """Write an archive whose directory lists the same bytes a thousand times."""
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
         archive.writestr("archive/data.pkl", bytes(100_000))
@@ -52,17 +52,17 @@ def overlapping(path: Path) -> None:
     path.write_bytes(whole.getvalue())
 
 
-def ended_oddly(path: Path) -> None:
-    """A packed checkpoint whose end zipfile cannot make out, and torch can."""
-    packed(path, size=200 << 20)
+def write_ended_oddly(path: Path) -> None:
+    """Write a packed checkpoint whose end zipfile cannot parse but torch can."""
+    write_packed(path, size=200 << 20)
     data = bytearray(path.read_bytes())
     end = data.rfind(b"PK\5\6")
     data[end + 20 : end + 22] = (4).to_bytes(2, "little")
     path.write_bytes(bytes(data) + b"PK\5\6")
 
 
-def swollen(path: Path) -> None:
-    """One number that is seen as a matrix of a terabyte."""
+def write_expanded(path: Path) -> None:
+    """Write a checkpoint with one number expanded to a matrix of a terabyte."""
     weights = dict(tiny().state_dict())
     weights["head.weight"] = torch.zeros(1).expand(1 << 19, 1 << 19)
     torch.save(weights, path)
@@ -71,10 +71,10 @@ def swollen(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: packed(path, size=200 << 20), "packed into"),
-        (overlapping, "packed into"),
-        (ended_oddly, "cannot be read"),
-        (swollen, "larger than the file: head.weight"),
+        (lambda path: write_packed(path, size=200 << 20), "packed into"),
+        (write_overlapping, "packed into"),
+        (write_ended_oddly, "cannot be read"),
+        (write_expanded, "larger than the file: head.weight"),
     ],
     ids=["compressed", "overlapping", "ended-oddly", "expanded"],
 )
@@ -97,9 +97,9 @@ ODD: dict[str, Callable[[], torch.Tensor]] = {
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:Validating sparse")
 @pytest.mark.parametrize("kind", ODD)
-def test_a_tensor_that_is_no_plain_table_is_named(kind: str, tmp_path: Path) -> None:
+def test_a_tensor_that_is_not_a_dense_array_is_named(kind: str, tmp_path: Path) -> None:
     torch.save({**tiny().state_dict(), "head.bias": ODD[kind]()}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"no plain tables.*head\.bias"):
+    with pytest.raises(CheckpointError, match=r"not dense arrays.*head\.bias"):
         read_weights(tmp_path / "w.pth")
 
 
@@ -111,7 +111,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path, vitcompress: Vitc
 def test_a_compressed_checkpoint_in_a_local_folder_is_refused(tmp_path: Path, vitcompress: Vitcompress) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m/config.json").write_text(f'{{"architecture": "{ARCHITECTURE}"}}')
-    packed(tmp_path / "m/pytorch_model.bin", size=20 << 20)
+    write_packed(tmp_path / "m/pytorch_model.bin", size=20 << 20)
     mistake(vitcompress("plan", f"local-dir:{tmp_path / 'm'}"), "pytorch_model.bin", "packed into")
 
 
@@ -120,7 +120,7 @@ def test_a_compressed_checkpoint_in_a_local_folder_is_refused(tmp_path: Path, vi
 def test_a_named_pipe_is_not_waited_on(suffix: str, tmp_path: Path, vitcompress: Vitcompress) -> None:
     os.mkfifo(tmp_path / f"w.{suffix}")
     ended = compress(vitcompress, tmp_path / f"w.{suffix}", tmp_path / "m.safetensors")
-    mistake(ended, tmp_path / f"w.{suffix}", "no regular file")
+    mistake(ended, tmp_path / f"w.{suffix}", "not a regular file")
     with pytest.raises(ArtifactError, match="is not a file"):
         package.load(tmp_path / f"w.{suffix}")
 
@@ -132,8 +132,8 @@ def test_a_named_pipe_in_a_local_folder_is_not_waited_on(name: str, tmp_path: Pa
     (tmp_path / "m/config.json").write_text(f'{{"architecture": "{ARCHITECTURE}"}}')
     (tmp_path / "m" / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / "m" / name)
-    mistake(vitcompress("plan", f"local-dir:{tmp_path / 'm'}"), name, "no regular file")
-    mistake(compress(vitcompress, tmp_path / "m", tmp_path / "x.safetensors"), name, "no regular file")
+    mistake(vitcompress("plan", f"local-dir:{tmp_path / 'm'}"), name, "not a regular file")
+    mistake(compress(vitcompress, tmp_path / "m", tmp_path / "x.safetensors"), name, "not a regular file")
 
 
 def test_links_are_followed_to_files_and_nowhere_else(tmp_path: Path, vitcompress: Vitcompress) -> None:
@@ -149,8 +149,8 @@ def test_links_are_followed_to_files_and_nowhere_else(tmp_path: Path, vitcompres
     assert compress(vitcompress, tmp_path / "good.safetensors", out).code == 0
 
 
-class Runs:
-    """Pickled, it makes a folder when it is read."""
+class CreatesFolder:
+    """An object whose pickle creates a folder when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -161,7 +161,7 @@ class Runs:
 
 def test_a_pickle_with_the_name_of_safetensors_is_not_run(tmp_path: Path, vitcompress: Vitcompress) -> None:
     path = tmp_path / "w.safetensors"
-    path.write_bytes(pickle.dumps(Runs(tmp_path / "it-ran")))
+    path.write_bytes(pickle.dumps(CreatesFolder(tmp_path / "it-ran")))
     mistake(compress(vitcompress, path, tmp_path / "m.safetensors"), path)
     with pytest.raises(ArtifactError):
         package.load(path)

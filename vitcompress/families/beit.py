@@ -49,14 +49,11 @@ class MixedBeitAttention(nn.Module):
     init_non_persistent_buffers = Attention.init_non_persistent_buffers
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """Attend over tokens.
+        """Attend over tokens `[B, N, C]` and return the same shape.
 
         Args:
-            x: tokens `[B, N, C]`.
+            x: the tokens.
             shared_rel_pos_bias: position bias of the model, `[H, N, N]`, added to the block's own.
-
-        Returns:
-            `[B, N, C]`.
         """
         q, k, v = project_qkv(self, x)
         bias = None if self.relative_position_bias_table is None else self._get_rel_pos_bias()

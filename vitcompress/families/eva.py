@@ -66,16 +66,9 @@ class MixedRopeAttention(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """Attend over tokens.
+        """Attend over tokens `[B, N, C]` and return the same shape; the masks are as in timm.
 
-        Args:
-            x: tokens `[B, N, C]`.
-            rope: rotary embedding of the patches, `[N − prefix, 2·D]`.
-            attn_mask: as in timm.
-            is_causal: as in timm.
-
-        Returns:
-            `[B, N, C]`.
+        `rope` is the rotary embedding of the patches, `[N − prefix, 2·D]`.
         """
         if self.qkv is not None:
             q, k, v = project_qkv(self, x)

@@ -53,14 +53,11 @@ class MixedWindowAttentionV2(nn.Module):
     init_non_persistent_buffers = WindowAttention.init_non_persistent_buffers
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside windows.
+        """Attend inside windows `[B·windows, N, C]` and return the same shape.
 
         Args:
-            x: tokens `[B·windows, N, C]`.
+            x: tokens of the windows.
             mask: mask of shifted windows, `[windows, N, N]`; None if the block does not shift.
-
-        Returns:
-            `[B·windows, N, C]`.
         """
         q, k, v = project_qkv(self, x)
         q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()

@@ -1,4 +1,6 @@
-"""What is shared with what, what are the layers made of, and what is left?  No weights are read.
+"""Plans: which blocks share what, what their layers consist of, and the resulting sizes.
+
+Planning reads no weights.
 
 deit_base, --share 4:                    blocks  0 1 2 3 │ 4 5 6 7 │ 8 9 10 11
                                          donor   ^         ^         ^

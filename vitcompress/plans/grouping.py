@@ -1,4 +1,4 @@
-"""Which blocks are a group?  Runs of `--share` blocks, blocks taken in turn, or the groups that were named."""
+"""Put blocks into groups: runs of `--share` blocks, a cycle, or the groups in `--groups`."""
 
 from __future__ import annotations
 
@@ -11,91 +11,109 @@ from vitcompress.recipe import DEFAULT_SHARE, PlanRecipe
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What two blocks must have in common to share: their stage, and the shapes of what they share, by name."""
+class BlockKind:
+    """What two blocks must have in common to share.
+
+    Attributes:
+        stage: stage of the block.
+        shapes: name, inside the block, and shape of each parameter that a group shares.
+    """
 
     stage: str
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def group_blocks(recipe: PlanRecipe, kinds: Mapping[str, Kind]) -> list[tuple[str, ...]]:
-    """Put every block in one group.
+def group_blocks(recipe: PlanRecipe, kinds: Mapping[str, BlockKind]) -> list[tuple[str, ...]]:
+    """Put every block into one group.
 
     Args:
-        recipe: groups asked for.
-        kinds: of every block, in the order in which they run.
+        recipe: `groups`, or else `share` and `pattern`.
+        kinds: kind of every block, in the order in which they run.
+
+    Returns:
+        Names of the blocks of each group.
 
     Raises:
-        PlanError: the groups asked for do not fit; every fault at once.
+        PlanError: the requested groups do not fit the model; lists every fault.
     """
     if recipe.groups is not None:
-        return _explicit(recipe.groups, kinds)
+        return _parse_groups(recipe.groups, kinds)
     share = recipe.share if recipe.share is not None else DEFAULT_SHARE
     if not kinds:
         raise PlanError("The model has 0 blocks, so there is nothing to share.")
     if share > len(kinds):
-        raise PlanError(f"--share {share}: the model has {len(kinds)} blocks.", hint=f"At most --share {len(kinds)}.")
+        raise PlanError(
+            f"--share {share}: the model has {len(kinds)} blocks.", hint=f"Use at most --share {len(kinds)}."
+        )
     return _PATTERNS[recipe.pattern](share, kinds)
 
 
-def _in_sequence(share: int, kinds: Mapping[str, Kind]) -> list[tuple[str, ...]]:
-    """Cut the blocks into runs of `share`, all of one kind: the last run of a stage may be shorter."""
-    chunks: list[tuple[str, ...]] = []
+def _group_in_sequence(share: int, kinds: Mapping[str, BlockKind]) -> list[tuple[str, ...]]:
+    """Cut the blocks into runs of `share` of one kind; the last run of a stage may be shorter."""
+    groups: list[tuple[str, ...]] = []
     for block, kind in kinds.items():
-        if chunks and len(chunks[-1]) < share and kinds[chunks[-1][0]] == kind:
-            chunks[-1] += (block,)
+        if groups and len(groups[-1]) < share and kinds[groups[-1][0]] == kind:
+            groups[-1] += (block,)
         else:
-            chunks.append((block,))
-    return chunks
+            groups.append((block,))
+    return groups
 
 
-def _in_turn(share: int, kinds: Mapping[str, Kind]) -> list[tuple[str, ...]]:
-    """Deal each stage's blocks out to as many groups as runs of `share` would be: 0 1 0 1 0 1."""
-    runs: list[list[str]] = []  # of one kind
+def _group_in_cycle(share: int, kinds: Mapping[str, BlockKind]) -> list[tuple[str, ...]]:
+    """Deal each stage's blocks out to as many groups as there are runs of `share`: 0 1 0 1 0 1."""
+    runs: list[list[str]] = []  # consecutive blocks of one kind
     for block, kind in kinds.items():
         if runs and kinds[runs[-1][0]] == kind:
             runs[-1].append(block)
         else:
             runs.append([block])
-    return [tuple(run[first :: -(-len(run) // share)]) for run in runs for first in range(-(-len(run) // share))]
+    groups = []
+    for run in runs:
+        num_groups = -(-len(run) // share)
+        groups += [tuple(run[first::num_groups]) for first in range(num_groups)]
+    return groups
 
 
-_PATTERNS = {"sequence": _in_sequence, "cycle": _in_turn}
+_PATTERNS = {"sequence": _group_in_sequence, "cycle": _group_in_cycle}
 
 
-def _explicit(text: str, kinds: Mapping[str, Kind]) -> list[tuple[str, ...]]:
-    """Read `0-3,4-7,8-11`: block numbers from zero, every block in one group, in order."""
+def _parse_groups(text: str, kinds: Mapping[str, BlockKind]) -> list[tuple[str, ...]]:
+    """Parse `0-3,4-7,8-11`: block numbers from zero, every block in one group, in order."""
     blocks = list(kinds)
     faults, expected = [], 0
-    chunks: list[tuple[str, ...]] = []
+    groups: list[tuple[str, ...]] = []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if found is None:
-            faults.append(f"{part.strip()!r} is not a block or a range like 0-3")
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if match is None:
+            faults.append(f"{part.strip()!r} is not a block number or a range like 0-3")
             continue
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             faults.append(f"{part.strip()} runs backwards")
             continue
         if first < expected:
-            faults.append(f"{part.strip()} overlaps or comes after a later group (block {expected} is next)")
+            faults.append(f"{part.strip()} overlaps an earlier group or is out of order (block {expected} is next)")
         elif first > expected:
             faults.append(f"{part.strip()} skips block {expected}")
         if last >= len(blocks):
             faults.append(f"{part.strip()} goes past the last block, {len(blocks) - 1}")
             last = len(blocks) - 1
         expected = max(expected, last + 1)
-        chunks.append(tuple(blocks[first : last + 1]))
+        groups.append(tuple(blocks[first : last + 1]))
     if not faults and expected < len(blocks):
         faults.append(f"blocks {expected}-{len(blocks) - 1} are in no group")
-    faults += [
-        f"{chunk[0]} and {block} are in different stages"
-        if kinds[chunk[0]].stage != kinds[block].stage
-        else f"{chunk[0]} and {block} have matrices of different shapes"
-        for chunk in chunks
-        for block in [block for block in chunk if kinds[block] != kinds[chunk[0]]][:1]
-    ]
+    faults += [fault for group in groups if (fault := _mixed_kinds(group, kinds))]
     half, last = len(blocks) // 2, len(blocks) - 1
     hint = f"Name every block once, in order, for example --groups 0-{half - 1},{half}-{last}."
     raise_faults(PlanError, [(f"--groups {text}: {fault}.", hint) for fault in faults])
-    return chunks
+    return groups
+
+
+def _mixed_kinds(group: tuple[str, ...], kinds: Mapping[str, BlockKind]) -> str:
+    """Say why the first block that cannot share with the donor cannot; empty if all can."""
+    for block in group:
+        if kinds[block].stage != kinds[group[0]].stage:
+            return f"{group[0]} and {block} are in different stages"
+        if kinds[block] != kinds[group[0]]:
+            return f"{group[0]} and {block} have matrices of different shapes"
+    return ""

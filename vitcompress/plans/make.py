@@ -1,4 +1,4 @@
-"""From what was asked for to a plan."""
+"""Make a plan from a model and a `PlanRecipe`."""
 
 from __future__ import annotations
 
@@ -12,54 +12,42 @@ from vitcompress.families.base import Family
 from vitcompress.families.find import family_named, family_of
 from vitcompress.families.narrow import full_widths
 from vitcompress.families.widths import Widths
-from vitcompress.plans.grouping import Kind, group_blocks
+from vitcompress.plans.grouping import BlockKind, group_blocks
 from vitcompress.plans.model import Group, Plan
 from vitcompress.plans.sizes import size_of
 from vitcompress.recipe import TRANSFORMS, PlanRecipe
 
 
 def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str, store: str = "source") -> Plan:
-    """Decide what `model`'s blocks share and what their layers are made of.
+    """Decide what the blocks of `model` share and what their layers consist of.
 
     Args:
-        model: the teacher, on any device; meta will do.
-        recipe: groups, biases, factors, widths and transformations asked for.
-        name: what the user called the model, for messages.
-        store: how the file holds the student, a key of `STORES`.
+        model: the teacher, on any device, including meta.
+        recipe: groups, biases, factors, widths and transformations to plan.
+        name: the model's name in error messages.
+        store: number format of the student's file, a key of `STORES`.
 
     Returns:
         A plan whose sizes are those of the student that `apply_plan` builds.
 
     Raises:
-        ModelError: the model is of no known family.
-        PlanError: what was asked for does not fit the model; every fault at once.
+        ModelError: the model belongs to no family.
+        PlanError: the recipe does not fit the model; lists every fault.
     """
     family = family_of(model, name)
-    shared = {
-        block: family.shared_names(
-            model.get_submodule(block), share_biases=recipe.share_biases, share_tables=recipe.share_tables
-        )
-        for block in family.block_names(model)
-    }
-    for block, names in shared.items():
-        if not names:
-            kind = type(model.get_submodule(block)).__name__
-            raise PlanError(
-                f"{name}: blocks of type {kind} have no matrices that can be shared.",
-                hint="Models whose blocks have attn.qkv, attn.proj, mlp.fc1 and mlp.fc2 can be compressed.",
-            )
+    shared = _shared_names(model, family, recipe, name)
     kinds = {
-        block: Kind(family.stage(block), tuple((n, model.get_parameter(f"{block}.{n}").shape) for n in names))
+        block: BlockKind(family.stage(block), tuple((n, model.get_parameter(f"{block}.{n}").shape) for n in names))
         for block, names in shared.items()
     }
-    groups = tuple(_group(model, family, blocks, shared[blocks[0]], recipe) for blocks in group_blocks(recipe, kinds))
-    transforms = _transforms(family, groups) if recipe.transforms is None else recipe.transforms
+    groups = [_make_group(model, family, blocks, shared[blocks[0]], recipe) for blocks in group_blocks(recipe, kinds)]
+    transforms = _default_transforms(family, groups) if recipe.transforms is None else recipe.transforms
     faults = [
         (f"--transforms {transform}: {fault}.", "Leave it out of --transforms.")
         for transform in transforms
         if (fault := _transform_fault(family, transform, model, list(shared), name))
     ]
-    faults += _faults_of_factors(model, groups, transforms, recipe, name)
+    faults += _rank_faults(model, groups, recipe, name) + _width_faults(groups, transforms, recipe, name)
     raise_faults(PlanError, faults)
     return plan_of(model, family, groups, transforms, recipe.token_kernel, store)
 
@@ -72,39 +60,49 @@ def plan_of(
     token_kernel: int,
     store: str = "source",
 ) -> Plan:
-    """The plan of groups that are known to fit.
+    """Return the plan of groups that are known to fit, with its sizes.
 
     Args:
-        model: the teacher, on any device; meta will do.
-        family: of the model.
-        groups: every block of the model, each in one.
-        transforms: of every block.
-        token_kernel: of the token convolution.
-        store: how the file holds the student, a key of `STORES`.
+        model: the teacher, on any device, including meta.
+        family: family of the model.
+        groups: groups that together hold every block once.
+        transforms: transformations of every block.
+        token_kernel: kernel size of the token convolution, in patches.
+        store: number format of the student's file, a key of `STORES`.
     """
     size = size_of(model, family, groups, transforms, token_kernel, store)
     return Plan(family.name, tuple(groups), transforms, token_kernel, size)
 
 
 def measured_on(plan: Plan, model: nn.Module, store: str = "source") -> Plan:
-    """The same plan with the sizes of `model`, of the same blocks but another head or image size.
+    """Return `plan` with its sizes on `model`, which may have another head or image size.
 
     Args:
-        plan: of a model with the same blocks.
-        model: nothing shared in it yet, on any device; meta will do.
-        store: how the file holds the student, a key of `STORES`.
+        plan: plan of a model with the same blocks.
+        model: a model without sharing, on any device, including meta.
+        store: number format of the student's file, a key of `STORES`.
     """
     return plan_of(model, family_named(plan.family), plan.groups, plan.transforms, plan.token_kernel, store)
 
 
 def weighed(plan: Plan, student_bytes: int) -> Plan:
-    """The same plan with the bytes that its student came to take, where that is known."""
+    """Return `plan` with the student's actual bytes instead of the computed ones.
+
+    Args:
+        plan: any plan.
+        student_bytes: bytes of the student's tensors in its file.
+    """
     ratio = round(plan.size.teacher_bytes / student_bytes, 4)
     return replace(plan, size=replace(plan.size, student_bytes=student_bytes, bytes_ratio=ratio))
 
 
 def layer_shapes(family: Family, block: nn.Module) -> Mapping[str, tuple[int, int]]:
-    """Shapes `[out, in]` of a block's linear layers, by their names inside it; position tables are none."""
+    """Return the shapes `[out, in]` of a block's linear layers, by their names inside the block.
+
+    Args:
+        family: family of the model.
+        block: any block of the teacher.
+    """
     return {
         n.removesuffix(".weight"): (p.shape[0], p.shape[1])
         for n, p in block.named_parameters()
@@ -112,14 +110,36 @@ def layer_shapes(family: Family, block: nn.Module) -> Mapping[str, tuple[int, in
     }
 
 
-def _group(
+def _shared_names(model: nn.Module, family: Family, recipe: PlanRecipe, name: str) -> dict[str, tuple[str, ...]]:
+    """Return the names, inside each block, of the parameters that its group shares.
+
+    Raises:
+        PlanError: a block has no matrices that can be shared.
+    """
+    shared = {
+        block: family.shared_names(
+            model.get_submodule(block), share_biases=recipe.share_biases, share_tables=recipe.share_tables
+        )
+        for block in family.block_names(model)
+    }
+    for block, names in shared.items():
+        if not names:
+            block_type = type(model.get_submodule(block)).__name__
+            raise PlanError(
+                f"{name}: blocks of type {block_type} have no matrices that can be shared.",
+                hint="Choose a model whose blocks have attn.qkv, attn.proj, mlp.fc1 and mlp.fc2.",
+            )
+    return shared
+
+
+def _make_group(
     model: nn.Module, family: Family, blocks: tuple[str, ...], shared: tuple[str, ...], recipe: PlanRecipe
 ) -> Group:
-    """What the recipe makes of some blocks."""
+    """Return the group of `blocks` with the factors and widths of the recipe."""
     block = model.get_submodule(blocks[0])
     rank = recipe.adapter_rank or recipe.basis
     ranks: dict[str, int] = {}
-    if rank and not (recipe.matrices and len(blocks) == 1):  # a matrix of its own has nothing to gain from factors
+    if rank and not (recipe.matrices and len(blocks) == 1):  # factors add nothing to a matrix that is not shared
         ranks = dict.fromkeys(layer_shapes(family, block), rank)
     if not recipe.matrices:
         shared = tuple(n for n in shared if n.removesuffix(".weight") not in ranks)
@@ -130,47 +150,60 @@ def _group(
     return Group(blocks, shared, ranks, tuple(ranks) if recipe.basis else (), widths)
 
 
-def _transforms(family: Family, groups: Sequence[Group]) -> tuple[str, ...]:
-    """The transformations where none are asked for: they tell blocks apart that share whole matrices, and no others."""
+def _default_transforms(family: Family, groups: Sequence[Group]) -> tuple[str, ...]:
+    """Return the default transformations, which tell blocks apart that share whole matrices.
+
+    Empty if no blocks do.
+    """
     shares = any(len(group.blocks) > 1 and any(map(family.weights.fullmatch, group.shared)) for group in groups)
     return TRANSFORMS if shares else ()
 
 
-def _faults_of_factors(
-    model: nn.Module, groups: Sequence[Group], transforms: Sequence[str], recipe: PlanRecipe, name: str
-) -> list[tuple[str, str]]:
-    """Why factors and widths cannot be as asked, as `(message, hint)` pairs."""
+def _rank_faults(model: nn.Module, groups: Sequence[Group], recipe: PlanRecipe, name: str) -> list[tuple[str, str]]:
+    """Return why the model cannot have the requested factors, as `(message, hint)` pairs."""
     faults = []
     flag, rank = ("--adapter-rank", recipe.adapter_rank) if recipe.adapter_rank else ("--basis", recipe.basis)
+    if not rank:
+        return []
     for group in groups:
-        shapes = {layer: min(model.get_parameter(f"{group.donor}.{layer}.weight").shape) for layer in group.ranks}
-        if rank and shapes and rank > min(shapes.values()):
-            layer = min(shapes, key=shapes.__getitem__)
+        full_ranks = {layer: min(model.get_parameter(f"{group.donor}.{layer}.weight").shape) for layer in group.ranks}
+        if full_ranks and rank > min(full_ranks.values()):
+            layer = min(full_ranks, key=full_ranks.__getitem__)
             faults.append((
-                f"{flag} {rank}: {group.donor}.{layer} of {name} has rank {shapes[layer]} at most.",
-                f"At most {flag} {min(shapes.values())}.",
+                f"{flag} {rank}: {group.donor}.{layer} of {name} has rank {full_ranks[layer]} at most.",
+                f"Use at most {flag} {full_ranks[layer]}.",
             ))  # fmt: skip
             break
-    if rank and recipe.matrices and all(len(group.blocks) == 1 for group in groups):
+    if recipe.matrices and all(len(group.blocks) == 1 for group in groups):
         faults.append((
-            f"{flag} {rank}: every block keeps its own matrices, so there is nothing to add to them.",
-            "--share 2 or more shares them; --no-matrices leaves the factors alone, which is plain low rank.",
+            f"{flag} {rank}: every block keeps its own matrices, so there is nothing to add factors to.",
+            "Share matrices with --share 2 or more, or replace them by factors with --no-matrices (plain low rank).",
         ))  # fmt: skip
+    return faults
+
+
+def _width_faults(
+    groups: Sequence[Group], transforms: Sequence[str], recipe: PlanRecipe, name: str
+) -> list[tuple[str, str]]:
+    """Return why the model cannot have the requested widths, as `(message, hint)` pairs."""
+    faults = []
     if recipe.width is not None and all(group.widths == Widths() for group in groups):
         faults.append((
             f"--width {recipe.width:g}: the blocks of {name} have neither a plain MLP nor plain attention.",
-            "Leave it out.",
+            "Leave out --width.",
         ))  # fmt: skip
     if "rpe" in transforms and any(group.widths.qk for group in groups):
-        faults.append(("--transforms rpe: its table has as many channels as a head, which --width takes away.",
-                       "Leave one of them out."))  # fmt: skip
+        faults.append((
+            "--transforms rpe: its table has as many channels as a full head, but --width makes heads narrower.",
+            "Leave out one of the two.",
+        ))  # fmt: skip
     return faults
 
 
 def _transform_fault(family: Family, transform: str, model: nn.Module, blocks: Sequence[str], name: str) -> str:
-    """Why the first of the `blocks` that cannot have the transformation cannot; empty where all can."""
+    """Say why the first block that cannot have the transformation cannot; empty if all can."""
     if transform not in family.transforms:
-        return f"the {family.name} family has {shorten(family.transforms)}"
+        return f"the {family.name} family only has {shorten(family.transforms)}"
     for block in blocks:
         if fault := family.transforms[transform].fault(model, model.get_submodule(block)):
             return f"{block} of {name} cannot have it: {fault}"

@@ -1,4 +1,4 @@
-"""A plan as data: groups of blocks, what each shares, and what its layers are made of."""
+"""Define `Plan`, `Group` and `Size`: plans as data; imports no torch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vitcompress.plans.bounds import MAX_BLOCKS, MAX_ENTRIES, Block, Integer, Po
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks of one stage that are made alike, and what they share.
+    """Blocks of one stage with the same structure, and what they share.
 
     Attributes:
         blocks: full names, in the order in which they run; the first is the donor.
-        shared: names, inside a block, of the parameters that all of them use.
-        ranks: rank of the layers that have factors, by their names inside a block. Where the layer's weight is in
-            `shared`, the factors are added to it; else they stand alone.
-        bases: the layers in `ranks` whose factor on the side of the residual stream is the group's; the other factor,
-            and both of a layer not named here, are the block's own.
-        widths: of its MLP and heads.
+        shared: names, inside a block, of the parameters that all blocks use.
+        ranks: rank of each layer that has factors, by its name inside a block. If the layer's
+            weight is in `shared`, the factors are added to it; otherwise they replace it.
+        bases: layers in `ranks` whose factor on the side of the residual stream is shared by the
+            group. The other factor, and both factors of other layers, belong to each block.
+        widths: widths of the MLP and the heads.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -36,16 +36,16 @@ class Group:
 
     @property
     def donor(self) -> str:
-        """The block whose names the shared parameters are stored under."""
+        """First block, under whose name shared parameters are stored."""
         return self.blocks[0]
 
     def whole(self, layer: str) -> bool:
-        """Whether `layer` has a whole matrix: its own, or one of the group."""
+        """Return whether `layer` has a whole matrix, its own or a shared one."""
         return layer not in self.ranks or f"{layer}.weight" in self.shared
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing about its blocks is other than the teacher's but that they share."""
+        """Whether the blocks differ from the teacher's by sharing alone."""
         return not self.ranks and self.widths == Widths()
 
 
@@ -53,9 +53,9 @@ class Group:
 class Size:
     """Parameters, bytes and multiply-accumulates of teacher and student.
 
-    Bytes are those of parameters and persistent buffers, each shared tensor once: of the teacher in the type they are
-    held in, of the student as its file stores them. The file adds a header of some kilobytes. Multiply-accumulates
-    are those of one image; None: not counted.
+    Bytes count parameters and persistent buffers, each shared tensor once: the teacher's in the
+    data type they have in memory, the student's as the file stores them. The file's header, a few
+    kilobytes, is not included. Multiply-accumulates are those of one image; None if not counted.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -73,15 +73,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a model is shared and what is added to it.
+    """What the blocks of a model share and what is added to them.
 
     Attributes:
         family: name of the model's family.
-        groups: every block of the model, each in one group, by their first blocks.
+        groups: groups that together hold every block once, ordered by their first blocks.
         transforms: names of the transformations of every block.
-        token_kernel: k of the token convolution, in patches.
-        why: what a search chose it from, one line each; empty where it was given.
-        size: parameters, bytes and, once the student has been built, multiply-accumulates before and after.
+        token_kernel: kernel size of the token convolution, in patches.
+        size: parameters and bytes before and after and, once the student has been built,
+            multiply-accumulates.
+        why: the alternatives that a search chose from, one line each; empty if the plan was given.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -95,16 +96,12 @@ class Plan:
 
     @property
     def matrices(self) -> frozenset[str]:
-        """Full names of the whole matrices that groups of several blocks share, each under its donor's name."""
-        names = (
-            (
-                group.donor,
-                name.removesuffix(".weight"),
-                ".base" if name.removesuffix(".weight") in group.ranks else ".weight",
-            )
+        """Full names of the whole matrices that several blocks share, under their donors."""
+        layers = (
+            (group, name.removesuffix(".weight"))
             for group in self.groups
             if len(group.blocks) > 1
             for name in group.shared
             if name.endswith(".weight")
         )
-        return frozenset(f"{donor}.{layer}{leaf}" for donor, layer, leaf in names)
+        return frozenset(f"{g.donor}.{layer}.{'base' if layer in g.ranks else 'weight'}" for g, layer in layers)

@@ -1,4 +1,4 @@
-"""How many parameters and bytes has the student?  Arithmetic on the teacher's shapes."""
+"""Compute the student's parameters and bytes from the teacher's shapes."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ def size_of(
     token_kernel: int,
     store: str = "source",
 ) -> Size:
-    """Count what is left and what is added.
+    """Compute the parameters and bytes of a teacher and its student.
 
     Args:
-        model: the teacher, nothing shared in it yet; meta will do.
-        family: of the model.
-        groups: every block of the model, each in one.
-        transforms: of every block.
-        token_kernel: of the token convolution.
-        store: how the file holds the student, a key of `STORES`.
+        model: the teacher, without sharing, on any device, including meta.
+        family: family of the model.
+        groups: groups that together hold every block once.
+        transforms: transformations of every block.
+        token_kernel: kernel size of the token convolution, in patches.
+        store: number format of the student's file, a key of `STORES`.
     """
     teacher_params = sum(p.numel() for p in model.parameters())
     teacher_bytes = sum(stored_bytes(model, "source").values())
-    each = stored_bytes(model, store)
+    bytes_by_name = stored_bytes(model, store)
     matrices = matrix_names(model)
-    student_params, student_bytes = teacher_params, sum(each.values())
+    student_params, student_bytes = teacher_params, sum(bytes_by_name.values())
     for group in groups:
         for position, name in enumerate(group.blocks):
             block: Any = model.get_submodule(name)
             for leaf, p in block.named_parameters():
                 student_params -= p.numel()
-                student_bytes -= each[f"{name}.{leaf}"]
-            for leaf, t, is_factor in _kept(family, block, group, donor=position == 0):
+                student_bytes -= bytes_by_name[f"{name}.{leaf}"]
+            for leaf, t, is_factor in _stored_tensors(family, block, group, is_donor=position == 0):
                 student_params += t.numel()
-                matrix = is_factor or f"{name}.{leaf}" in matrices
-                student_bytes += _bytes_of(t, store, matrix=matrix)
+                matrix = (is_factor or f"{name}.{leaf}" in matrices) and is_matrix(t)
+                student_bytes += bytes_of(tuple(t.shape), t.dtype, store, matrix=matrix, learned=True)
             for transform in transforms:
-                added = family.transforms[transform].num_params(model, block, token_kernel)
-                student_params += added
-                student_bytes += added * (STORES[store].dtype or next(block.parameters()).dtype).itemsize
+                added_params = family.transforms[transform].num_params(model, block, token_kernel)
+                student_params += added_params
+                student_bytes += added_params * (STORES[store].dtype or next(block.parameters()).dtype).itemsize
     return Size(
         teacher_params=teacher_params,
         student_params=student_params,
@@ -62,29 +62,25 @@ def size_of(
 
 
 def group_params(model: nn.Module, family: Family, group: Group) -> int:
-    """Parameters that the blocks of `group` store, without transformations.
+    """Count the parameters that the blocks of `group` store, without transformations.
 
     Args:
-        model: the teacher; meta will do.
-        family: of the model.
-        group: of its blocks.
+        model: the teacher, on any device, including meta.
+        family: family of the model.
+        group: blocks of the model.
     """
     return sum(
         t.numel()
         for position, name in enumerate(group.blocks)
-        for _, t, _ in _kept(family, model.get_submodule(name), group, donor=position == 0)
+        for _, t, _ in _stored_tensors(family, model.get_submodule(name), group, is_donor=position == 0)
     )
 
 
-def _bytes_of(t: Tensor, store: str, *, matrix: bool) -> int:
-    """Bytes of a parameter in a file, with its scales."""
-    return bytes_of(tuple(t.shape), t.dtype, store, matrix=matrix and is_matrix(t), learned=True)
+def _stored_tensors(family: Family, block: Any, group: Group, *, is_donor: bool) -> Iterator[tuple[str, Tensor, bool]]:
+    """Yield name, meta tensor and whether it is a factor, for all that a block of `group` stores.
 
-
-def _kept(family: Family, block: Any, group: Group, *, donor: bool) -> Iterator[tuple[str, Tensor, bool]]:
-    """What a block of `group` stores of its own: the teacher's name, a tensor like it on meta, and whether a factor.
-
-    The donor stores what is shared too.
+    Names are the teacher's. The donor also stores what the group shares. Transformations are not
+    included.
     """
     shapes = narrowed_shapes(block, group.widths)
     for name, p in block.named_parameters():
@@ -94,10 +90,11 @@ def _kept(family: Family, block: Any, group: Group, *, donor: bool) -> Iterator[
             shape = shapes[layer] if leaf == "weight" else shapes[layer][:1]
         if leaf == "weight" and layer in group.ranks:
             rank = group.ranks[layer]
-            up, down = (torch.empty(s, device="meta", dtype=p.dtype) for s in ((shape[0], rank), (rank, shape[1])))
-            basis, own = (up, down) if family.writes.fullmatch(layer) else (down, up)
-            yield name, own, True
-            if donor or layer not in group.bases:
+            up = torch.empty(shape[0], rank, device="meta", dtype=p.dtype)
+            down = torch.empty(rank, shape[1], device="meta", dtype=p.dtype)
+            basis, block_factor = (up, down) if family.writes.fullmatch(layer) else (down, up)
+            yield name, block_factor, True
+            if is_donor or layer not in group.bases:
                 yield name, basis, True
-        if (leaf != "weight" or group.whole(layer)) and (donor or name not in group.shared):
+        if (leaf != "weight" or group.whole(layer)) and (is_donor or name not in group.shared):
             yield name, torch.empty(shape, device="meta", dtype=p.dtype), False

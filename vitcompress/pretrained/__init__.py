@@ -1,1 +1,4 @@
-"""Other people's models: what a name means, and how their weights are read."""
+"""Pretrained models: resolve a name, build the model, load its weights.
+
+ModelRecipe ── resolve ──► Source ── build ──► model without weights ── load ──► model with weights
+"""

@@ -1,13 +1,11 @@
-"""Build the model that a name stands for, without its weights."""
+"""Build a model without its pretrained weights, on the meta device or with random weights."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import timm
-import timm.data
 import torch
 from timm.models import build_model_with_cfg, split_model_name_tag
 from torch import Tensor, nn
@@ -16,13 +14,14 @@ from torch.overrides import TorchFunctionMode
 from vitcompress.errors import ModelError, first_line, shorten
 from vitcompress.pretrained.resolve import Source
 
-# what timm takes for itself, before the model's constructor: leave to read files or the network, or to build another
-_NOT_FOR_CONSTRUCTOR = frozenset(
+# arguments that timm reads itself instead of passing them to the model's constructor; they could
+# make it read files, use the network or build another model
+_TIMM_ARGS = frozenset(
     {"device", "dtype", "features_only", "feature_cls", "model_name", "out_indices", "pruned", "use_naflex", "variant"}
     | inspect.signature(timm.create_model).parameters.keys()
     | inspect.signature(build_model_with_cfg).parameters.keys()
 ) - {"kwargs"}
-_PLACES = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"})
+_WEIGHT_LOCATIONS = frozenset({"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"})
 
 
 def empty_model(source: Source) -> nn.Module:
@@ -31,12 +30,12 @@ def empty_model(source: Source) -> nn.Module:
     Raises:
         ModelError: timm cannot build it with these arguments.
     """
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), _SkipInitialization():
         return build_model(source)
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves out what fills tensors that have no numbers: three quarters of the time it takes to build a model."""
+class _SkipInitialization(TorchFunctionMode):
+    """Skip operations that fill meta tensors: three quarters of the time to build a model."""
 
     _FILLS = frozenset(
         getattr(Tensor, name)
@@ -50,36 +49,34 @@ class _Unfilled(TorchFunctionMode):
 
 
 def build_model(source: Source) -> nn.Module:
-    """Build the model of `source` with the weights it starts from at random.
+    """Build the model of `source` with random weights.
 
     Raises:
         ModelError: timm cannot build it with these arguments.
     """
-    return _create(source.architecture, source.model_args, source.pretrained_cfg)
-
-
-def _create(architecture: str, model_args: Mapping[str, Any], cfg: Mapping[str, Any]) -> nn.Module:
-    known = {k: v for k, v in cfg.items() if k not in _PLACES}
-    name, _ = split_model_name_tag(architecture)
+    cfg = {k: v for k, v in source.pretrained_cfg.items() if k not in _WEIGHT_LOCATIONS}
+    name, _ = split_model_name_tag(source.architecture)
     if not timm.is_model(name):
-        raise ModelError(f"{architecture!r} is not one of timm's architectures.")
-    reserved = sorted(_NOT_FOR_CONSTRUCTOR & model_args.keys())
+        raise ModelError(f"{source.architecture!r} is not one of timm's architectures.")
+    reserved = sorted(_TIMM_ARGS & source.model_args.keys())
     if reserved:
-        message = f"--model-arg {shorten(reserved)}: is for timm itself, and not for the model's constructor."
-        raise ModelError(message, hint="Leave it out.")
-    arguments = dict(model_args)
-    norm_eps = arguments.pop("norm_eps", None)  # ours, for checkpoints made with another: timm's constructors have none
+        raise ModelError(
+            f"--model-arg {shorten(reserved)}: timm does not pass it to the model's constructor.", hint="Leave it out."
+        )
+    model_args = dict(source.model_args)
+    norm_eps = model_args.pop("norm_eps", None)  # not an argument of timm's constructors; set below
     try:
         model: nn.Module = timm.create_model(
-            name if known else architecture, pretrained=False, pretrained_cfg=known or None, **arguments
+            name if cfg else source.architecture, pretrained=False, pretrained_cfg=cfg or None, **model_args
         )
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
-        given = " ".join(f"{key}={value}" for key, value in model_args.items())
+        args = " ".join(f"{key}={value}" for key, value in source.model_args.items()) or "its default arguments"
         raise ModelError(
-            f"timm cannot build {architecture} with {given or 'its defaults'}: {first_line(error).rstrip('.')}.",
+            f"timm cannot build {source.architecture} with {args}: {first_line(error).rstrip('.')}.",
             hint="Check --model-arg against the model's constructor in timm.",
         ) from error
-    for norm in model.modules() if norm_eps is not None else ():
-        if isinstance(norm, nn.LayerNorm):
-            norm.eps = float(norm_eps)
+    if norm_eps is not None:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = float(norm_eps)
     return model

@@ -1,4 +1,4 @@
-"""Which images does a model take?"""
+"""Determine a model's data config: input size, mean, std, interpolation and crop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vitcompress.recipe import ModelRecipe
 
 
 def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
-    """Timm's data config of `model`: input size, mean, std, interpolation, crop.
+    """Return timm's data config of `model`: input size, mean, std, interpolation and crop.
 
     Args:
         model: a timm model, on any device.
-        recipe: overrides.
+        recipe: its mean, std, interpolation and crop_pct override timm's where they are set.
 
     Raises:
-        RecipeError: --mean or --std has another number of channels than the model.
+        RecipeError: --mean or --std has a different number of channels than the model.
     """
     overrides = {
         name: value
@@ -32,7 +32,7 @@ def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
     for name in ("mean", "std"):
         values = tuple(overrides.get(name, config[name]))
         if len(values) == 1 or (name not in overrides and len(values) != channels):
-            values = (sum(values) / len(values),) * channels  # a grey model under an RGB config: the channels' mean
+            values = (sum(values) / len(values),) * channels  # a grey model with an RGB config
         if len(values) != channels:
             raise RecipeError(f"--{name} has {len(values)} values; the model has {channels} channels.")
         overrides[name] = values
@@ -40,7 +40,12 @@ def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
 
 
 def input_of(model: nn.Module, fallback: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Channels, rows and columns that the model was built for, whatever its config says."""
+    """Return the channels, rows and columns that `model` was built for.
+
+    Args:
+        model: a timm model, on any device.
+        fallback: channels, rows and columns to return where the model does not hold them.
+    """
     embed = getattr(model, "patch_embed", None)
     projection = getattr(embed, "proj", None)
     channels = projection.in_channels if isinstance(projection, nn.Conv2d) else fallback[0]

@@ -1,12 +1,15 @@
-"""Which model does a name mean, and where do its weights come from?
+"""Resolve a model's name to an architecture and a place of its weights; reads no weights.
 
-fashion_vit          built in                     deit_base           short name, or unambiguous prefix
-hf-hub:user/repo     the Hub's config.json        local-dir:folder    the same from a folder, or transformers'
+fashion_vit         built in
+deit_base           timm's name, a short name, or an unambiguous prefix
+hf-hub:USER/REPO    timm's config.json on the Hub
+local-dir:FOLDER    config.json of timm or transformers in a folder
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +30,15 @@ from vitcompress.recipe import ModelRecipe
 
 @dataclass(frozen=True)
 class Source:
-    """Where a teacher comes from.
+    """A pretrained model's architecture and the place of its weights.
 
     Attributes:
-        name: what it is called in reports.
-        architecture: timm's registered name, with the pretrained tag where one was given.
-        model_args: arguments for timm's constructor.
-        pretrained_cfg: what the Hub, a folder or the bundle says of the weights; empty for timm's own models.
-        checkpoint: a file with the weights; None where timm fetches them.
+        name: name in reports.
+        architecture: timm's registered name, with the pretrained tag if one was given.
+        model_args: arguments for the model's constructor.
+        pretrained_cfg: timm's data config and label names from the Hub, a folder or the bundle;
+            empty for timm's own models.
+        checkpoint: file of the weights; None if timm fetches them.
     """
 
     name: str
@@ -45,22 +49,23 @@ class Source:
 
 
 def resolve(recipe: ModelRecipe) -> Source:
-    """Find out which model `recipe` names; reads no weights.
+    """Return the model that `recipe` names; reads no weights.
 
     Raises:
-        ModelError: unknown or ambiguous, with the nearest names; or a config.json that cannot be followed.
-        CheckpointError: the checkpoint is a folder of another model, or of none.
+        ModelError: the name is unknown or ambiguous, or the model's config.json is unusable.
+        CheckpointError: the checkpoint is a folder that does not hold this model.
     """
     headless = recipe.model_arg.get("num_classes") == 0
-    source = _named(recipe.model, headless=headless)
+    source = _resolve_name(recipe.model, headless=headless)
     if recipe.checkpoint is not None and recipe.checkpoint.is_dir():
-        source = _in_folder(source, recipe.checkpoint, headless=headless)
+        source = _use_folder(source, recipe.checkpoint, headless=headless)
     elif recipe.checkpoint is not None:
         source = replace(source, checkpoint=recipe.checkpoint)
     return replace(source, model_args={**source.model_args, **recipe.model_arg})
 
 
-def _named(name: str, *, headless: bool) -> Source:
+def _resolve_name(name: str, *, headless: bool) -> Source:
+    """Return the model that a name alone stands for; `headless` leaves out the classifier."""
     if name == FASHION_VIT.name:
         return Source(
             name, FASHION_VIT.architecture, dict(FASHION_VIT.model_args), dict(FASHION_VIT.pretrained_cfg),
@@ -71,58 +76,74 @@ def _named(name: str, *, headless: bool) -> Source:
     except ValueError as error:
         raise ModelError(f"MODEL {name}: {error}") from error
     if kind == "hf-hub":
-        return _from_config(name, identifier, load_model_config_from_hf)
+        return _read_timm_config(name, identifier, load_model_config_from_hf)
     if kind == "local-dir":
         check_folder(Path(identifier))
         if is_transformers_folder(Path(identifier)):
-            found, weights = read_folder(Path(identifier), headless=headless)
-            return Source(name, found.architecture, found.model_args, found.pretrained_cfg, weights)
-        return _from_config(name, identifier, load_model_config_from_path)
-    architecture = _registered(identifier)
+            model, weights_path = read_folder(Path(identifier), headless=headless)
+            return Source(name, model.architecture, model.model_args, model.pretrained_cfg, weights_path)
+        return _read_timm_config(name, identifier, load_model_config_from_path)
+    architecture = _find_architecture(identifier)
     return Source(architecture, architecture)
 
 
-def _from_config(name: str, identifier: str, read: Any) -> Source:
+def _read_timm_config(
+    name: str, identifier: str, read_config: Callable[[str], tuple[dict[str, Any], Any, Any]]
+) -> Source:
+    """Return the model of a config.json of timm; `identifier` is `name` without its scheme.
+
+    Raises:
+        ModelError: the config.json cannot be read or is unusable.
+    """
     try:
-        pretrained_cfg, architecture, model_args = read(identifier)
+        pretrained_cfg, architecture, model_args = read_config(identifier)
     except KeyError as error:
         raise ModelError(
-            f"MODEL {name}: its config.json is none of timm's: it has no {error}.",
-            hint="If transformers wrote it, fetch the whole folder and name that: local-dir:FOLDER.",
+            f"MODEL {name}: its config.json is not one of timm's: it has no {error}.",
+            hint="If transformers wrote it, download the whole folder and use local-dir:FOLDER.",
         ) from error
-    except Exception as error:  # the Hub client raises dozens of types, of three libraries
+    except Exception as error:  # the Hub client raises dozens of types from three libraries
         raise ModelError(
             f"MODEL {name}: its config.json cannot be read: {first_line(error).rstrip('.')}.",
-            hint="Without a network, name the architecture and give its weights: MODEL --checkpoint FILE.",
+            hint="Without a network, give an architecture and a file of weights: MODEL --checkpoint FILE.",
         ) from error
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ModelError(f"MODEL {name}: its architecture {architecture!r} is not one of timm's.")
     try:
         check_timm(model_args, pretrained_cfg)
     except ModelError as error:
-        raise ModelError(f"MODEL {name}: its config.json cannot be followed: {error}") from error
+        raise ModelError(f"MODEL {name}: its config.json is unusable: {error}") from error
     return Source(name, architecture, dict(model_args), dict(pretrained_cfg))
 
 
-def _in_folder(source: Source, folder: Path, *, headless: bool) -> Source:
-    """The model of a folder given as weights for the model that `source` names, which must be of that construction."""
+def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
+    """Return the model of a transformers folder that is given as the checkpoint of `source`.
+
+    Raises:
+        ModelError: the folder's config.json is unusable.
+        CheckpointError: the folder holds no model, or one with another structure than `source`.
+    """
     check_folder(folder)
     if not is_transformers_folder(folder):
         raise CheckpointError(
             f"--checkpoint {folder} is a folder without a config.json of transformers.",
-            hint=f"Name the file in it, or the folder as the model: local-dir:{folder}.",
+            hint=f"Give the file in it, or name the folder as the model: local-dir:{folder}.",
         )
-    found, weights = read_folder(folder, headless=headless)
-    if not is_model_in_modules(split_model_name_tag(source.architecture)[0], found.modules):
+    model, weights_path = read_folder(folder, headless=headless)
+    if not is_model_in_modules(split_model_name_tag(source.architecture)[0], model.modules):
         raise CheckpointError(
-            f"--checkpoint {folder} holds a model like {found.architecture}; {source.name} is built differently.",
-            hint=f"Let the folder say what it is: local-dir:{folder}.",
+            f"--checkpoint {folder} holds a model like {model.architecture}; {source.name} is built differently.",
+            hint=f"Name the folder as the model instead: local-dir:{folder}.",
         )
-    return Source(source.name, found.architecture, found.model_args, found.pretrained_cfg, weights)
+    return Source(source.name, model.architecture, model.model_args, model.pretrained_cfg, weights_path)
 
 
-def _registered(name: str) -> str:
-    """Timm's name for what the user typed: exact, short, or an unambiguous prefix."""
+def _find_architecture(name: str) -> str:
+    """Return timm's name for an exact name, a short name or an unambiguous prefix.
+
+    Raises:
+        ModelError: the name is unknown or ambiguous, or timm has no weights with its tag.
+    """
     base: str
     base, tag = split_model_name_tag(name)
     base = SHORT_NAMES.get(base, base)
@@ -135,13 +156,15 @@ def _registered(name: str) -> str:
             nearest = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
             raise ModelError(
                 f"MODEL {name} is unknown." + (f" Nearest: {', '.join(nearest)}." if nearest else ""),
-                hint="timm.list_models() lists every name; hf-hub:USER/REPO and local-dir:FOLDER work too.",
+                hint="Give a name from timm.list_models(), hf-hub:USER/REPO or local-dir:FOLDER.",
             )
         base = matches[0]
     if not tag:
         return base
-    tagged = f"{base}.{tag}"
-    known = timm.list_pretrained(f"{base}.*")
-    if tagged not in known:
-        raise ModelError(f"MODEL {name}: no weights with the tag {tag!r}.", hint=f"There are: {shorten(known)}.")
-    return tagged
+    tagged_name = f"{base}.{tag}"
+    tagged_names = timm.list_pretrained(f"{base}.*")
+    if tagged_name not in tagged_names:
+        raise ModelError(
+            f"MODEL {name}: timm has no weights with the tag {tag!r}.", hint=f"Choose one of: {shorten(tagged_names)}."
+        )
+    return tagged_name

@@ -1,4 +1,4 @@
-"""Which of timm's names are too long to type?  Short names of common models, a row per family."""
+"""Short names of common timm models, one row each."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SHORT_NAMES: Mapping[str, str] = {
     "beit_large": "beit_large_patch16_224",
     "beitv2_base": "beitv2_base_patch16_224",
     "beitv2_large": "beitv2_large_patch16_224",
-    # EVA and what is built on it
+    # EVA and models built on it
     "eva_giant": "eva_giant_patch14_224",
     "eva02_tiny": "eva02_tiny_patch14_336",
     "eva02_small": "eva02_small_patch14_336",

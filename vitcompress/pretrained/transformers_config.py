@@ -1,10 +1,7 @@
-"""Which timm model is a checkpoint of the transformers library, and what are its tensors called there?
+"""Translate a config.json of the transformers library into a timm model and its arguments.
 
-    folder saved by save_pretrained              timm
-    config.json               ── to_timm_model ──►  architecture, its arguments, its data config
-    model.safetensors         ── to_timm_weights ─►  state dict
-
-Pure functions of what the files hold; nothing is imported from transformers.
+The functions are pure, and nothing is imported from transformers. `transformers_weights` translates
+the tensors.
 """
 
 from __future__ import annotations
@@ -25,10 +22,10 @@ class TimmModel:
     """What timm needs to build the model of a transformers config.
 
     Attributes:
-        architecture: timm's registered name of a model of the same construction.
-        modules: timm's modules whose models have that construction.
-        model_args: arguments for its constructor; every size is among them.
-        pretrained_cfg: timm's data config.
+        architecture: timm's registered name of a model with the same structure.
+        modules: timm's modules whose models have that structure.
+        model_args: arguments for the model's constructor, among them every size.
+        pretrained_cfg: timm's data config and label names.
     """
 
     architecture: str
@@ -38,43 +35,43 @@ class TimmModel:
 
 
 def is_transformers_config(config: Config) -> bool:
-    """Whether a config.json is one of transformers and none of timm."""
+    """Return whether a config.json was written by transformers and not by timm."""
     return "model_type" in config and "architecture" not in config
 
 
 def to_timm_model(config: Config, preprocessor: Config | None = None, *, headless: bool = False) -> TimmModel:
-    """The timm model that computes what the model of `config` does.
+    """Return the timm model that computes the same function as the model of `config`.
 
     Args:
-        config: config.json of a folder that `save_pretrained` wrote.
-        preprocessor: preprocessor_config.json, where there is one.
-        headless: leave the classifier out.
+        config: content of config.json in a folder that `save_pretrained` wrote.
+        preprocessor: content of preprocessor_config.json; None if there is none.
+        headless: whether to leave out the classifier.
 
     Raises:
-        ModelError: no timm model computes it; every reason at once.
+        ModelError: no timm model computes the same function.
     """
     kind = str(config["model_type"])
     if kind not in _KINDS:
         raise ModelError(
-            f"transformers' {kind!r} models are not known here.",
-            hint=f"Known: {', '.join(_KINDS)}. timm may have the same model under a name of its own.",
+            f"transformers models of type {kind!r} are not supported.",
+            hint=f"Supported types: {', '.join(_KINDS)}. timm may have the same model under its own name.",
         )
     head = _head(config)
     num_classes = 0 if headless or not head else len(config.get("id2label", (0, 1)))  # transformers' default is two
-    found = _KINDS[kind](config, head if num_classes else "")
+    model = _KINDS[kind](config, head if num_classes else "")
     sizes = {"num_classes": num_classes, "in_chans": config.get("num_channels", 3), "img_size": _image_size(config)}
     return TimmModel(
-        found.architecture,
-        found.modules,
-        {**sizes, **found.model_args},
-        {**found.pretrained_cfg, **_data_config(sizes, preprocessor or {}), **_labels(config, num_classes)},
+        model.architecture,
+        model.modules,
+        {**sizes, **model.model_args},
+        {**model.pretrained_cfg, **_data_config(sizes, preprocessor or {}), **_labels(config, num_classes)},
     )
 
 
 def _head(config: Config) -> str:
-    """The class of the classifier, like `ForImageClassification`; empty where there is none."""
+    """Return the classifier in the class name, like `ForImageClassification`; empty if none."""
     name = str((config.get("architectures") or [""])[0])
-    return found[0] if (found := re.search(r"ForImageClassification\w*$", name)) else ""
+    return match[0] if (match := re.search(r"ForImageClassification\w*$", name)) else ""
 
 
 def _image_size(config: Config) -> tuple[int, int]:
@@ -83,26 +80,26 @@ def _image_size(config: Config) -> tuple[int, int]:
 
 
 def _data_config(sizes: Config, preprocessor: Config) -> dict[str, Any]:
-    """Timm's data config, as far as preprocessor_config.json says it."""
-    found: dict[str, Any] = {
+    """Return those fields of timm's data config that preprocessor_config.json determines."""
+    data_config: dict[str, Any] = {
         "input_size": (sizes["in_chans"], *sizes["img_size"]),
         "num_classes": sizes["num_classes"],
         "crop_pct": 1.0,
     }
-    for theirs, ours in (("image_mean", "mean"), ("image_std", "std")):
-        if theirs in preprocessor:
-            found[ours] = tuple(preprocessor[theirs])
-    if "resample" in preprocessor:  # PIL's numbers
-        found["interpolation"] = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(preprocessor["resample"], "bicubic")
+    for name, timm_name in (("image_mean", "mean"), ("image_std", "std")):
+        if name in preprocessor:
+            data_config[timm_name] = tuple(preprocessor[name])
+    if "resample" in preprocessor:
+        data_config["interpolation"] = _INTERPOLATIONS.get(preprocessor["resample"], "bicubic")
     edge = _edge(preprocessor.get("size"))
     crop = _edge(preprocessor.get("crop_size")) if preprocessor.get("do_center_crop") else None
     if edge and crop and crop < edge:
-        found["crop_pct"] = crop / edge
-    return found
+        data_config["crop_pct"] = crop / edge
+    return data_config
 
 
 def _edge(size: Any) -> int | None:
-    """The shorter side that a size of transformers means: a number, `{height, width}` or `{shortest_edge}`."""
+    """Return the shorter side of a size: a number, `{height, width}` or `{shortest_edge}`."""
     values = [v for v in size.values() if isinstance(v, int)] if isinstance(size, dict) else [size]
     return min((v for v in values if isinstance(v, int)), default=None)
 
@@ -112,6 +109,7 @@ def _labels(config: Config, num_classes: int) -> dict[str, Any]:
     return {"label_names": tuple(labels[key] for key in sorted(labels, key=int))} if labels else {}
 
 
+_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by PIL's numbers
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
 _VIT_MODULES = ("vision_transformer", "deit")
@@ -122,7 +120,7 @@ _ACTIVATIONS = {
 
 
 def _vit_args(config: Config) -> dict[str, Any]:
-    """What the plain transformers have in common."""
+    """Return the arguments that ViT, DeiT and DINOv2 have in common."""
     dim = config["hidden_size"]
     args: dict[str, Any] = {
         "patch_size": config.get("patch_size", 16),
@@ -135,19 +133,21 @@ def _vit_args(config: Config) -> dict[str, Any]:
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
         if activation not in _ACTIVATIONS:
-            raise ModelError(f"hidden_act {activation!r} is unknown.", hint=f"Known: {shorten(_ACTIVATIONS)}, gelu.")
+            raise ModelError(
+                f"hidden_act {activation!r} is not supported.", hint=f"Supported: {shorten(_ACTIVATIONS)}, gelu."
+            )
         args["act_layer"] = _ACTIVATIONS[activation]
     return args
 
 
 def _norm_eps(config: Config, *, default: float, timm_default: float) -> dict[str, float]:
-    """The epsilon of the norms where timm's constructor has another: small models differ visibly by it."""
+    """Return the epsilon of the norms if timm's default differs; it matters in small models."""
     eps = float(config.get("layer_norm_eps", default))
     return {"norm_eps": eps} if eps != timm_default else {}
 
 
 def _ratio(hidden: int, dim: int) -> float:
-    """A ratio for which timm's `int(dim * ratio)` is `hidden`, whatever the rounding."""
+    """Return a ratio for which timm's `int(dim * ratio)` is `hidden`, despite rounding."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
@@ -161,15 +161,15 @@ def _deit(config: Config, head: str) -> TimmModel:
     args = {**_vit_args(config), "mlp_ratio": _ratio(config["intermediate_size"], config["hidden_size"])}
     if head == "ForImageClassificationWithTeacher":
         return TimmModel("deit_base_distilled_patch16_224", _VIT_MODULES, args, _IMAGENET)
-    # the distillation token takes part without being read: what timm calls a register
+    # the distillation token is not read here, which makes it what timm calls a register
     return TimmModel("deit_base_patch16_224", _VIT_MODULES, {**args, "reg_tokens": 1}, _IMAGENET)
 
 
 def _dinov2(config: Config, head: str) -> TimmModel:
     if head:
         raise ModelError(
-            "Its classifier reads the class token and the mean of the patches side by side, which no timm model does.",
-            hint="Leave the classifier out: --model-arg num_classes=0.",
+            "Its classifier reads the class token and the mean of the patches side by side; no timm model does.",
+            hint="Leave out the classifier with --model-arg num_classes=0.",
         )
     dim = config["hidden_size"]
     hidden = int(dim * config.get("mlp_ratio", 4))
@@ -183,20 +183,20 @@ def _dinov2(config: Config, head: str) -> TimmModel:
     }
     if not config.get("use_swiglu_ffn", False):
         return TimmModel("vit_base_patch14_dinov2", _VIT_MODULES, args, _IMAGENET)
-    packed = 2 * ((int(hidden * 2 / 3) + 7) // 8 * 8)  # as Dinov2SwiGLUFFN rounds it; gate and values in one layer
+    packed = 2 * ((int(hidden * 2 / 3) + 7) // 8 * 8)  # rounded as in Dinov2SwiGLUFFN; gate and values in one layer
     args = {**args, "mlp_ratio": _ratio(packed, dim)}
-    args.pop("act_layer", None)  # the gate is SiLU whatever hidden_act says
+    args.pop("act_layer", None)  # the gate is always SiLU, whatever hidden_act says
     return TimmModel("vit_giant_patch14_dinov2", _VIT_MODULES, args, _IMAGENET)
 
 
 def _swin(config: Config, head: str) -> TimmModel:
-    unknown = [
+    unsupported = [
         f"{name} is {config[name]!r}"
-        for name, usual in (("hidden_act", "gelu"), ("use_absolute_embeddings", False))
-        if config.get(name, usual) != usual
+        for name, required in (("hidden_act", "gelu"), ("use_absolute_embeddings", False))
+        if config.get(name, required) != required
     ]
-    if unknown:
-        raise ModelError(f"timm has no such Swin: {', '.join(unknown)}.")
+    if unsupported:
+        raise ModelError(f"timm has no such Swin: {', '.join(unsupported)}.")
     args = {
         "patch_size": config.get("patch_size", 4),
         "embed_dim": config["embed_dim"],

@@ -1,4 +1,4 @@
-"""What is in a folder that transformers' `save_pretrained` wrote?  Its config, read for timm, and its weights' file."""
+"""Read the config and find the weights in a folder that transformers' `save_pretrained` wrote."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ from vitcompress.pretrained.transformers_config import TimmModel, is_transformer
 
 
 def is_transformers_folder(folder: Path) -> bool:
-    """Whether `folder` holds a config.json of transformers."""
+    """Return whether `folder` holds a config.json of transformers."""
     try:
-        return is_transformers_config(_json(folder / "config.json"))
-    except (OSError, ValueError, RecursionError):  # whoever reads it next says what is wrong
+        return is_transformers_config(_read_json(folder / "config.json"))
+    except (OSError, ValueError, RecursionError):  # whatever reads it next reports what is wrong
         return False
 
 
 def read_folder(folder: Path, *, headless: bool) -> tuple[TimmModel, Path]:
-    """The timm model of a folder, and the file with its weights.
+    """Return the timm model of a folder and the path of its weights.
 
     Args:
-        folder: holds config.json and model.safetensors or pytorch_model.bin; preprocessor_config.json if at hand.
-        headless: leave the classifier out.
+        folder: holds config.json, model.safetensors or pytorch_model.bin, and optionally
+            preprocessor_config.json.
+        headless: whether to leave out the classifier.
 
     Raises:
-        ModelError: its config.json cannot be understood, or timm has no such model.
-        CheckpointError: no weights in one file.
+        ModelError: its config.json cannot be read, or timm has no such model.
+        CheckpointError: it has no single file of weights.
     """
-    preprocessor = folder / "preprocessor_config.json"
+    preprocessor_path = folder / "preprocessor_config.json"
     try:
-        config, images = _json(folder / "config.json"), _json(preprocessor) if preprocessor.is_file() else None
-        check_transformers(config, images or {})
-        model = to_timm_model(config, images, headless=headless)
+        config = _read_json(folder / "config.json")
+        preprocessor = _read_json(preprocessor_path) if preprocessor_path.is_file() else None
+        check_transformers(config, preprocessor or {})
+        model = to_timm_model(config, preprocessor, headless=headless)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}", hint=error.hint) from error
     except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        reason = repr(error)[:200]
-        raise ModelError(f"{folder}: its config.json does not say what is needed: {reason}.") from error
-    files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
-    if not files:
+        raise ModelError(f"{folder}: its config.json is incomplete or malformed: {repr(error)[:200]}.") from error
+    paths = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
+    if not paths:
         raise CheckpointError(
             f"{folder} has neither model.safetensors nor pytorch_model.bin.",
-            hint="Weights in several files: save them again with max_shard_size='100GB'.",
+            hint="If the weights are in several files, save them again with max_shard_size='100GB'.",
         )
-    return model, files[0]
+    return model, paths[0]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     tree = json.loads(path.read_text(encoding="utf-8"))
     return tree if isinstance(tree, dict) else {}

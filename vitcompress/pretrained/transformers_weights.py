@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-# applied in this order to every name; what becomes empty is left out
+# applied in this order to every name; a name that becomes empty is dropped
 _RENAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
@@ -22,7 +22,7 @@ _RENAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"^embeddings\.cls_token$", "cls_token"),
         (r"^encoder\.layer\.", "blocks."),
         # transformers merges patches at the end of a stage, timm at the start of the next
-        (r"^encoder\.layers\.(\d+)\.downsample\.", lambda found: f"layers.{int(found[1]) + 1}.downsample."),
+        (r"^encoder\.layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample."),
         (r"^encoder\.layers\.", "layers."),
         (r"\.attention\.(attention|self)\.", ".attn."),
         (r"\.attention\.output\.dense\.", ".attn.proj."),
@@ -41,28 +41,28 @@ _RENAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
 
 
 def has_transformers_names(weights: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is one of transformers' ViT, DeiT, Dinov2 or Swin."""
+    """Return whether a state dict has the names of transformers' ViT, DeiT, DINOv2 or Swin."""
     return any(re.search(r"(^|\.)embeddings\.patch_embeddings\.projection\.weight$", name) for name in weights)
 
 
 def to_timm_weights(weights: Mapping[str, Tensor], *, headless: bool = False) -> dict[str, Tensor]:
-    """The state dict under timm's names, queries, keys and values in one.
+    """Return the state dict under timm's names, with queries, keys and values fused.
 
     Args:
-        weights: as transformers names them.
-        headless: leave the classifier out.
+        weights: state dict under transformers' names.
+        headless: whether to leave out the classifier.
     """
-    renamed = {new: t for name, t in weights.items() if (new := _rename(name))}
-    found = _fuse_qkv(renamed)
-    if "layers.0.blocks.0.norm1.weight" in found:  # timm's Swin keeps its classifier in a pooling head
-        found = {re.sub(r"^head\.", "head.fc.", name): t for name, t in found.items()}
-    if "head_dist.weight" not in found and "dist_token" in found:
-        found["reg_token"] = found.pop("dist_token")
+    timm_weights = _fuse_qkv({timm_name: t for name, t in weights.items() if (timm_name := _rename(name))})
+    if "layers.0.blocks.0.norm1.weight" in timm_weights:  # timm's Swin keeps its classifier in a pooling head
+        timm_weights = {re.sub(r"^head\.", "head.fc.", name): t for name, t in timm_weights.items()}
+    if "head_dist.weight" not in timm_weights and "dist_token" in timm_weights:
+        timm_weights["reg_token"] = timm_weights.pop("dist_token")
     if any(name.endswith("embeddings.register_tokens") for name in weights):
-        # timm's registers have no position, and the class token holds its own
-        position = found["pos_embed"]
-        found |= {"cls_token": found["cls_token"] + position[:, :1], "pos_embed": position[:, 1:]}
-    return {name: t for name, t in found.items() if not (headless and name.startswith("head"))}
+        # timm gives registers no position embedding and adds that of the class token to the token
+        position = timm_weights["pos_embed"]
+        timm_weights["cls_token"] = timm_weights["cls_token"] + position[:, :1]
+        timm_weights["pos_embed"] = position[:, 1:]
+    return {name: t for name, t in timm_weights.items() if not (headless and name.startswith("head"))}
 
 
 def _rename(name: str) -> str:
@@ -72,13 +72,16 @@ def _rename(name: str) -> str:
 
 
 def _fuse_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put `query`, `key` and `value` of each block into one `qkv`."""
-    found: dict[str, Tensor] = {}
+    """Concatenate `query`, `key` and `value` of each block to one `qkv`.
+
+    A block that lacks one of them gets no `qkv`.
+    """
+    fused: dict[str, Tensor] = {}
     for name, t in weights.items():
         if ".attn.query." in name:
-            rest = [name.replace(".query.", f".{part}.") for part in ("key", "value")]
-            if all(other in weights for other in rest):
-                found[name.replace(".query.", ".qkv.")] = torch.cat([t, *(weights[other] for other in rest)])
+            key, value = (name.replace(".query.", f".{part}.") for part in ("key", "value"))
+            if key in weights and value in weights:
+                fused[name.replace(".query.", ".qkv.")] = torch.cat([t, weights[key], weights[value]])
         elif not re.search(r"\.attn\.(key|value)\.", name):
-            found[name] = t
-    return found
+            fused[name] = t
+    return fused
