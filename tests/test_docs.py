@@ -118,6 +118,6 @@ def test_the_example_of_the_reference_is_a_recipe(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("function", ["compress", "plan", "finetune"])
 def test_a_name_in_the_place_of_a_recipe_is_a_mistake_with_an_example(function: str, mini: Path) -> None:
     given = {"compress": ("fashion_vit", "x.safetensors"), "plan": ("fashion_vit", None)}
-    with pytest.raises(RecipeError, match="'fashion_vit': expected (Model)?Recipe, got str") as caught:
+    with pytest.raises(RecipeError, match=r"'fashion_vit': expected (Model)?Recipe, got str") as caught:
         getattr(vitcompress, function)(*given.get(function, (mini, "fashion_vit", "x.safetensors")))
     assert "For example" in caught.value.hint

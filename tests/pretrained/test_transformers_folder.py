@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vitcompress.artifact.load import load
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.write import write
 from vitcompress.errors import CheckpointError, ModelError
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.build import empty_model
@@ -119,15 +122,15 @@ def test_an_artifact_made_from_a_folder_loads_without_it(
     student = load_teacher(source)
     apply_plan(student, plan)
     config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    manifest = artifact.Manifest(
+    manifest = Manifest(
         source={
             "name": source.name, "architecture": source.architecture, "model_args": source.model_args,
             "pretrained_cfg": source.pretrained_cfg,
         },
         source_sha256="", plan=plan, data_config=config, recipe={}, report={}, versions={},
     )  # fmt: skip
-    artifact.write(tmp_path / "mini.safetensors", student, manifest, torch.randn(1, 3, 32, 32))
-    same(artifact.load(tmp_path / "mini.safetensors"), original)
+    write(tmp_path / "mini.safetensors", student, manifest, torch.randn(1, 3, 32, 32))
+    same(load(tmp_path / "mini.safetensors"), original)
 
 
 def test_preprocessing_and_labels_come_along(tmp_path: Path) -> None:

@@ -114,8 +114,6 @@ from vitcompress.artifact.write import write
 from vitcompress.plans.make import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.pretrained.data_config import data_config
-from vitcompress.storage.stored import round_to, stored_tensors
-from vitcompress.pretrained.inputs import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 store, path = sys.argv[1], Path(sys.argv[2])

@@ -244,7 +244,7 @@ def test_without_cuda_it_runs_on_the_cpu(device: Any, monkeypatch: pytest.Monkey
 
 def test_a_data_worker_outlives_signals_for_a_while_only() -> None:
     code = (
-        "import sys, time; from vitcompress.parallel import processes; processes._WORKERS_SECONDS = 1.0;"
+        "import sys, time; from vitcompress.runtime import processes; processes._WORKER_SECONDS = 1.0;"
         "processes.outlive_signals(0); print('ready', flush=True); time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as worker:
