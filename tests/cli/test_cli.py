@@ -213,7 +213,7 @@ def test_the_same_seed_makes_the_same_tensors(
 def test_compress_prints_the_report_on_stdout_and_the_rest_on_stderr(
     tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console, "WORTH_SAYING", 1.0)  # a busy machine is slow with images, too
+    monkeypatch.setattr(console, "MIN_STALL", 1.0)  # a busy machine is slow with images, too
     words = [
         "--data",
         images,

@@ -12,6 +12,7 @@ import torch
 
 from tests.conftest import Vitcompress
 from vitcompress.cli import doctor
+from vitcompress.runtime import extras
 from vitcompress.runtime.extras import EXTRAS, missing_packages
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def test_ten_lines(vitcompress: Vitcompress) -> None:
 
 
 def test_a_missing_extra_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in ("onnxscript", "wandb") else object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in ("onnxscript", "wandb") else object())
     found = dict(line.split(maxsplit=1) for line in doctor.lines())
     assert found["extras"] == "datasets, webdataset, executorch, tensorboard"
     assert found["missing"] == (

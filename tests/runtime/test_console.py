@@ -118,6 +118,25 @@ def test_steps_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line["done"] for line in events(stream.getvalue()) if line["event"] == "progress"] == told
 
 
+@pytest.mark.parametrize(
+    ("seconds_per_step", "warned"), [(31.0, ["about 8.6 hours", "--max-minutes"]), (3.0, [])], ids=["long", "short"]
+)
+def test_a_training_of_more_than_an_hour_is_announced_after_its_first_steps(
+    seconds_per_step: float, warned: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("vitcompress.runtime.console.time.monotonic", lambda: now)
+    for forecast in (True, False):
+        with Reporter().training(forecast=forecast) as ticker:
+            now += 100.0  # the first step also starts the workers, so it does not count
+            for step in range(1, 21):
+                ticker.step(done=step / 1000, loss=1.0, images_per_second=1.0)
+                now += seconds_per_step
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("The training will take")]
+        assert len(lines) == (1 if forecast and warned else 0)
+        assert all(text in line for line in lines for text in warned)
+
+
 def test_of_several_processes_one_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     stream = io.StringIO()
