@@ -25,12 +25,16 @@ from tests.conftest import Vitcompress, listing
 from tests.families.test_families import KINDS, ROWS, Row, build, planned, randomise, student_of
 from tests.families.test_families import images as images_of
 from vitcompress import export
-from vitcompress.artifact import file as artifact
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.read import read_manifest
+from vitcompress.artifact.write import write as write_artifact
 from vitcompress.errors import ExportError, VitcompressError
-from vitcompress.export import card, formats, hf
-from vitcompress.export.parity import compare
-from vitcompress.export.subject import Subject
+from vitcompress.export import hf
+from vitcompress.export.format import Written
+from vitcompress.export.hf_card import model_card
+from vitcompress.export.loaded import LoadedArtifact
+from vitcompress.export.parity import compare_outputs
 from vitcompress.pretrained.inputs import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
@@ -53,12 +57,12 @@ def write(path: Path, row: Row, store: str = "source", **recipe: Any) -> Path:
     stored = stored_tensors(student, store)
     round_to(student, stored, store)
     source = {"name": row.architecture, "architecture": row.architecture, "model_args": dict(row.args)}
-    manifest = artifact.Manifest(
+    manifest = Manifest(
         source={**source, "pretrained_cfg": {}}, source_sha256=sha256_of(teacher.state_dict()), plan=plan,
         data_config=data_config(teacher, ModelRecipe(row.architecture)), recipe={}, report={}, versions={}, store=store,
     )  # fmt: skip
     probe = torch.randn(2, *manifest.data_config["input_size"])
-    artifact.write(path, student, manifest, probe, stored=stored)
+    write_artifact(path, student, manifest, probe, stored=stored)
     return path
 
 
@@ -168,14 +172,14 @@ def test_a_tensor_with_other_numbers_is_found(tmp_path: Path) -> None:
 
     path = write(tmp_path / "m.safetensors", ROWS["vit"], "int4", share=2, transforms=())
     exported(path, "onnx", "m.onnx")
-    subject = Subject.of(path)
-    assert check_tensors(tmp_path / "m.onnx", subject) > 0
+    artifact = LoadedArtifact.read(path)
+    assert check_tensors(tmp_path / "m.onnx", artifact) > 0
     name = "blocks.0.mlp.fc1.weight"
-    other = {**subject.tensors, name: subject.tensors[name] ^ 1}
+    other = {**artifact.tensors, name: artifact.tensors[name] ^ 1}
     with pytest.raises(ExportError, match=name.replace(".", r"\.")):
-        check_tensors(tmp_path / "m.onnx", replace(subject, tensors=other))
-    with pytest.raises(ExportError, match="not there: missing"):
-        check_tensors(tmp_path / "m.onnx", replace(subject, tensors={"missing": torch.zeros(2, 2)}))
+        check_tensors(tmp_path / "m.onnx", replace(artifact, tensors=other))
+    with pytest.raises(ExportError, match="missing: missing"):
+        check_tensors(tmp_path / "m.onnx", replace(artifact, tensors={"missing": torch.zeros(2, 2)}))
 
 
 ALONE = """
@@ -230,7 +234,7 @@ def test_executorch_says_what_it_needs(
 ) -> None:
     path = write(tmp_path / "m.safetensors", ROWS["vit"], "int4", share=2, transforms=())
     found = ["executorch"] if missing else []
-    monkeypatch.setattr(formats.Format, "missing", lambda self: found)
+    monkeypatch.setattr("vitcompress.runtime.extras.missing_packages", lambda extra: found)
     ended = vitcompress("export", path, "--to", "executorch", "--out", tmp_path / "m.pte")
     assert ended.code == 2
     assert ("vitcompress[executorch]" if missing else "four bits") in ended.err
@@ -275,7 +279,7 @@ def test_a_folder_for_the_hub_says_what_it_is_and_loads(mini: Path, images: Path
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "vitcompress"
     assert front["license"] == "other"  # weights from a file are under a licence that only the user knows
-    for said in ("vitcompress.load(", "Licence", "Data", "parameters", artifact.read_manifest(mini).source_sha256):
+    for said in ("vitcompress.load(", "Licence", "Data", "parameters", read_manifest(mini).source_sha256):
         assert said in card, said
     loaded, first = load(out), load(mini)
     assert all(torch.equal(t, first.state_dict()[name]) for name, t in loaded.state_dict().items())
@@ -335,15 +339,15 @@ def test_push_uploads_the_folder(mini: Path, monkeypatch: pytest.MonkeyPatch, vi
     assert mini.with_name("repo").is_dir()  # it is whole, and can be uploaded later
 
 
-def wrong_outputs(written: formats.Written) -> formats.Written:
+def wrong_outputs(written: Written) -> Written:
     return replace(written, run=lambda images: written.run(images) + 1)
 
 
-def wrong_size(written: formats.Written) -> formats.Written:
+def wrong_size(written: Written) -> Written:
     return replace(written, limit_bytes=1000)
 
 
-def no_graph(written: formats.Written) -> formats.Written:
+def no_graph(written: Written) -> Written:
     raise RuntimeError("aten.new_thing is not known\nand much more")
 
 
@@ -352,15 +356,15 @@ def no_graph(written: formats.Written) -> formats.Written:
     ("harm", "why"), [(wrong_outputs, "outputs differ"), (wrong_size, "more than once"), (no_graph, "aten.new_thing")]
 )
 def test_a_wrong_result_ends_with_1_and_leaves_nothing(
-    to: str, name: str, harm: Callable[[formats.Written], formats.Written], why: str,
+    to: str, name: str, harm: Callable[[Written], Written], why: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress,
 ) -> None:  # fmt: skip
     path = write(tmp_path / "m.safetensors", ROWS["vit"], share=2, transforms=())
     how = export.FORMATS[to]
-    monkeypatch.setattr("vitcompress.export.hf.model_card", lambda subject, picture: "")
-    monkeypatch.setattr("vitcompress.export.hf.picture_of", lambda subject: None)
-    harmed = replace(how, write=lambda subject, out: harm(how.write(subject, out)))
-    monkeypatch.setattr("vitcompress.export.FORMATS", {to: harmed})
+    monkeypatch.setattr("vitcompress.export.hf.model_card", lambda artifact, picture: "")
+    monkeypatch.setattr("vitcompress.export.hf.picture_of", lambda artifact: None)
+    harmed = replace(how, write=lambda artifact, out: harm(how.write(artifact, out)))
+    monkeypatch.setitem(export.FORMATS, to, harmed)  # type: ignore[misc]
     before = listing(tmp_path)
     ended = vitcompress("export", path, "--to", to, "--out", tmp_path / name, "--num-images", 2)
     assert ended.code == 1
@@ -384,21 +388,21 @@ def test_another_most_likely_class_is_found_unless_it_is_a_tie() -> None:
         return torch.tensor([[1.0 - 5e-4, 1.0], [3.0, 0.0]])
 
     batches = (torch.zeros(2, 3, 4, 4),)
-    with pytest.raises(ExportError, match="of 1 of 2 images is another"):
-        compare(Student(1e-3), swapped, batches)
-    tied = compare(Student(1e-4), swapped, batches)
+    with pytest.raises(ExportError, match="of 1 of 2 images differs"):
+        compare_outputs(Student(1e-3), swapped, batches)
+    tied = compare_outputs(Student(1e-4), swapped, batches)
     assert (tied.same_top1, tied.num_images) == (1, 2)
     with pytest.raises(ExportError, match="differ by nan"):
-        compare(Student(0), lambda images: swapped(images) * torch.nan, batches)
-    with pytest.raises(ExportError, match="outputs are"):
-        compare(Student(0), lambda images: torch.zeros(2, 3), batches)
+        compare_outputs(Student(0), lambda images: swapped(images) * torch.nan, batches)
+    with pytest.raises(ExportError, match="outputs have shape"):
+        compare_outputs(Student(0), lambda images: torch.zeros(2, 3), batches)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--to", "onxx", "--out", "m.onnx"], "did you mean onnx?"),
-        (["--to", "onnx", "--out", "m.pt2"], "ends in .onnx"),
+        (["--to", "onnx", "--out", "m.pt2"], "must end in .onnx"),
         (["--to", "pt2", "--out", "m.pt2", "--push", "me/mini"], "--push"),
         (["--to", "pt2", "--out", "m.pt2", "--data", "nowhere"], "--data nowhere does not exist"),
         (["--to", "pt2", "--out", "nowhere/m.pt2"], "cannot write there"),
@@ -418,8 +422,8 @@ def test_mistakes_are_named(
 
 
 def test_a_missing_extra_says_what_to_install(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    with pytest.raises(VitcompressError, match="onnx, onnxscript, onnxruntime") as error:
+    monkeypatch.setattr("vitcompress.runtime.extras.find_spec", lambda name: None)
+    with pytest.raises(VitcompressError, match="onnx and onnxruntime and onnxscript") as error:
         exported(mini, "onnx", "m.onnx")
     assert error.value.hint == "pip install 'vitcompress[onnx]'"
 
@@ -444,12 +448,12 @@ def test_deit_tiny_keeps_size_and_classes_on_real_images(store: str, tmp_path: P
 @pytest.mark.parametrize("licence", ["mit\nmodel-index: x", "<b>", 7, "mit](https://x.example)"])
 def test_a_card_is_nothing_but_what_it_says(licence: object, mini: Path) -> None:
     name = "hf-hub:a/b\x85<script>`x`[y](https://x.example)![z](u)"
-    manifest = artifact.read_manifest(mini)
+    manifest = read_manifest(mini)
     odd = {**manifest.source, "name": name, "pretrained_cfg": {"license": licence}}
     harmless = replace(
         manifest, source=odd, recipe={"model": {}}, report={**manifest.report, "model": name, "data": name}
     )
-    text = card.model_card(replace(Subject.of(mini), manifest=harmless), picture=None)
+    text = model_card(replace(LoadedArtifact.read(mini), manifest=harmless), picture=None)
     front = yaml.safe_load(text.split("---")[1])
     assert (front["license"], front.get("base_model")) == ("other", None)
     assert "<script>" not in text
