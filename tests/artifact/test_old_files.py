@@ -1,4 +1,4 @@
-"""Files that version 0.1.0 wrote still load with the outputs they had, and every command reads them."""
+"""Files that version 0.1.0 wrote still give their outputs, and every command reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports hold the artifact's tensors once, compute what it computes, and leave nothing behind where they do not."""
+"""Exports hold each tensor once and compute the same; if they do not, nothing is left of them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ with_onnx = pytest.mark.skipif(bool(missing_packages("onnx")), reason="the extra
 with_executorch = pytest.mark.skipif(
     bool(missing_packages("executorch")), reason="the extra executorch is not installed"
 )
-each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+with_each_family = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
 def write(path: Path, row: Row, store: str = "source", **recipe: Any) -> Path:
-    """An artifact of a model whose parameters are all random."""
+    """Write an artifact of a model whose parameters are all random."""
     teacher = build(row)
     plan = planned(teacher, **recipe)
     student = student_of(teacher, plan).eval()
@@ -78,7 +78,7 @@ def run_onnx(path: Path, images: Tensor) -> Tensor:
 
 
 def initializers(path: Path) -> dict[str, Any]:
-    """What an ONNX file holds, as onnx itself reads it."""
+    """The initializers of an ONNX file, as onnx itself reads them."""
     import onnx
 
     return {t.name: t for t in onnx.load(path).graph.initializer}
@@ -123,7 +123,7 @@ def test_onnx_holds_each_stored_tensor_once_and_computes_the_same(
 @with_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["source", "int8"])
-@each
+@with_each_family
 def test_any_family_becomes_onnx(row: Row, store: str, tmp_path: Path) -> None:
     recipe: dict[str, Any] = {"share": 2, "transforms": row.transforms}
     done = exported(write(tmp_path / "m.safetensors", row, store, **recipe), "onnx", "m.onnx")
@@ -167,7 +167,7 @@ def test_transformations_that_nothing_trained_yet_are_one_tensor(
 
 
 @with_onnx
-def test_a_tensor_with_other_numbers_is_found(tmp_path: Path) -> None:
+def test_a_tensor_with_other_numbers_is_reported(tmp_path: Path) -> None:
     from vitcompress.export.onnx import check_tensors
 
     path = write(tmp_path / "m.safetensors", ROWS["vit"], "int4", share=2, transforms=())
@@ -210,12 +210,12 @@ def test_pt2_runs_where_neither_we_nor_timm_are(tmp_path: Path) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(torch.load(tmp_path / "outputs.pt"), vitcompress.load(path)(seen))
     assert done.max_difference < 1e-5
-    whole = sum(t.numel() * t.element_size() for t in load_file(path).values())
-    assert done.tensor_bytes < 2 * whole  # vectors are float32 here; matrices that blocks share are there once, in int8
+    stored_bytes = sum(t.numel() * t.element_size() for t in load_file(path).values())
+    assert done.tensor_bytes < 2 * stored_bytes  # vectors are float32; shared matrices are stored once, in int8
 
 
 @with_executorch
-@pytest.mark.filterwarnings("default")  # of its packages
+@pytest.mark.filterwarnings("default")  # its packages warn
 @pytest.mark.parametrize(("store", "least"), [("source", 3.0), ("int8", 2.0)])
 def test_executorch_holds_what_is_shared_once(store: str, least: float, tmp_path: Path) -> None:
     wide = Row("vit", "vit_tiny_patch16_224", {**ROWS["vit"].args, "embed_dim": 128})
@@ -233,8 +233,8 @@ def test_executorch_says_what_it_needs(
     missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress
 ) -> None:
     path = write(tmp_path / "m.safetensors", ROWS["vit"], "int4", share=2, transforms=())
-    found = ["executorch"] if missing else []
-    monkeypatch.setattr("vitcompress.runtime.extras.missing_packages", lambda extra: found)
+    packages = ["executorch"] if missing else []
+    monkeypatch.setattr("vitcompress.runtime.extras.missing_packages", lambda extra: packages)
     ended = vitcompress("export", path, "--to", "executorch", "--out", tmp_path / "m.pte")
     assert ended.code == 2
     assert ("vitcompress[executorch]" if missing else "four bits") in ended.err
@@ -279,11 +279,11 @@ def test_a_folder_for_the_hub_says_what_it_is_and_loads(mini: Path, images: Path
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "vitcompress"
     assert front["license"] == "other"  # weights from a file are under a licence that only the user knows
-    for said in ("vitcompress.load(", "Licence", "Data", "parameters", read_manifest(mini).source_sha256):
-        assert said in card, said
+    for text in ("vitcompress.load(", "Licence", "Data", "parameters", read_manifest(mini).source_sha256):
+        assert text in card, text
     loaded, first = load(out), load(mini)
     assert all(torch.equal(t, first.state_dict()[name]) for name, t in loaded.state_dict().items())
-    assert vitcompress("export", mini, "--to", "hf", "--out", out, "--quiet").code == 0  # over an earlier one
+    assert vitcompress("export", mini, "--to", "hf", "--out", out, "--quiet").code == 0  # replaces the earlier export
     (out / "notes.txt").write_text("mine")
     before = listing(out)
     ended = vitcompress("export", mini, "--to", "hf", "--out", out, "--quiet")
@@ -306,7 +306,7 @@ def test_a_folder_of_someone_elses_is_left_alone(mini: Path) -> None:
 
 
 class Hub:
-    """Stands for huggingface_hub.HfApi; keeps what it was called with."""
+    """Stands in for huggingface_hub.HfApi and records the calls."""
 
     calls: list[tuple[str, dict[str, Any]]]
 
@@ -328,15 +328,15 @@ def test_push_uploads_the_folder(mini: Path, monkeypatch: pytest.MonkeyPatch, vi
     words = ["export", mini, "--to", "hf", "--out", mini.with_name("repo"), "--num-images", 1, "--push", "me/mini"]
     ended = vitcompress(*words)
     assert (ended.code, "licence of its weights is not known" in ended.out) == (0, True)
-    (made, create), (uploaded, upload) = api.calls
-    assert (made, create) == ("create_repo", {"repo": "me/mini", "exist_ok": True})
-    assert (uploaded, upload["repo_id"]) == ("upload_folder", "me/mini")
+    (first, create), (second, upload) = api.calls
+    assert (first, create) == ("create_repo", {"repo": "me/mini", "exist_ok": True})
+    assert (second, upload["repo_id"]) == ("upload_folder", "me/mini")
     assert {"README.md", "config.json", "model.safetensors"} <= upload["files"]
     api.fail = True
     ended = vitcompress(*words)
     assert ended.code == 2
     assert "401 Unauthorized" in ended.err
-    assert mini.with_name("repo").is_dir()  # it is whole, and can be uploaded later
+    assert mini.with_name("repo").is_dir()  # it is complete and can be uploaded later
 
 
 def wrong_outputs(written: Written) -> Written:
@@ -399,7 +399,7 @@ def test_another_most_likely_class_is_found_unless_it_is_a_tie() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--to", "onxx", "--out", "m.onnx"], "did you mean onnx?"),
         (["--to", "onnx", "--out", "m.pt2"], "must end in .onnx"),
@@ -411,13 +411,13 @@ def test_another_most_likely_class_is_found_unless_it_is_a_tie() -> None:
     ids=["format", "suffix", "push", "data", "folder", "file"],
 )
 def test_mistakes_are_named(
-    words: list[str], said: str, mini: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress
+    words: list[str], message: str, mini: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress
 ) -> None:
     monkeypatch.chdir(mini.parents[1])
     before = listing(Path())
     ended = vitcompress("export", mini, *words, "--quiet")
     assert ended.code == 2
-    assert said in ended.err
+    assert message in ended.err
     assert listing(Path()) == before
 
 

@@ -46,7 +46,7 @@ def model_card(artifact: LoadedArtifact, *, picture: str | None) -> str:
         plan=manifest.plan,
         config=manifest.data_config,
         num_classes=artifact.student.num_classes,
-        store="the source has it" if manifest.store == "source" else manifest.store,
+        store="as in the source" if manifest.store == "source" else manifest.store,
         data=_data(report),
         report=to_markdown(report, picture=picture),
     )
