@@ -364,7 +364,7 @@ def test_a_wrong_result_ends_with_1_and_leaves_nothing(
     monkeypatch.setattr("vitcompress.export.hf.model_card", lambda artifact, picture: "")
     monkeypatch.setattr("vitcompress.export.hf.picture_of", lambda artifact: None)
     harmed = replace(how, write=lambda artifact, out: harm(how.write(artifact, out)))
-    monkeypatch.setitem(export.FORMATS, to, harmed)  # type: ignore[misc]
+    monkeypatch.setitem(export.FORMATS, to, harmed)
     before = listing(tmp_path)
     ended = vitcompress("export", path, "--to", to, "--out", tmp_path / name, "--num-images", 2)
     assert ended.code == 1
