@@ -35,7 +35,7 @@ def manifest_of(teacher: nn.Module, plan: Plan, variant: str, **model_args: Any)
 
 
 def write_student(path: Path, variant: str = "vit", *, depth: int = 4, **recipe: Any) -> tuple[nn.Module, Plan]:
-    """A student whose own parameters have all moved, written to `path`."""
+    """Write a student to `path`, all of its parameters moved away from the teacher's."""
     teacher = tiny(variant, depth=depth)
     student, plan = compressed(teacher, **recipe)
     with torch.no_grad():
@@ -46,11 +46,11 @@ def write_student(path: Path, variant: str = "vit", *, depth: int = 4, **recipe:
 
 
 def write_stored(path: Path, student: nn.Module, plan: Plan, variant: str, store: str) -> None:
-    """Round `student`, in place, and write it."""
+    """Round `student` to a store, in place, and write it."""
     stored = stored_tensors(student, store)
     round_to(student, stored, store)
-    said = dataclasses.replace(manifest_of(tiny(variant), plan, variant), store=store)
-    write(path, student, said, images(student), stored=stored)
+    manifest = dataclasses.replace(manifest_of(tiny(variant), plan, variant), store=store)
+    write(path, student, manifest, images(student), stored=stored)
 
 
 def flip(position: Callable[[bytes], int], mask: int = 1) -> Callable[[bytes], bytes]:

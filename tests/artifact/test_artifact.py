@@ -1,3 +1,5 @@
+"""Written files give the student back, share as it does, and are refused if they were altered."""
+
 from __future__ import annotations
 
 import copy
@@ -122,11 +124,11 @@ def test_the_header_holds_everything_under_a_version(made: Path) -> None:
 
 
 def test_no_path_of_the_teacher_is_in_the_file(made: Path, weights: Path) -> None:
-    said = read_manifest(made / "mini.safetensors")
-    assert str(weights) not in json.dumps(said.source)
+    manifest = read_manifest(made / "mini.safetensors")
+    assert str(weights) not in json.dumps(manifest.source)
 
 
-# --- altered files
+# --- damaged and altered files
 
 
 READERS: dict[str, Callable[[Path], object]] = {"load": vitcompress.load, "read_manifest": read_manifest}
@@ -134,23 +136,23 @@ READERS: dict[str, Callable[[Path], object]] = {"load": vitcompress.load, "read_
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("harm", HARM)
-def test_a_harmed_file_is_known_for_one(harm: str, reader: str, mini: Path) -> None:
-    whole = mini.read_bytes()
-    mini.write_bytes(HARM[harm](whole))
-    assert mini.read_bytes() != whole
+def test_a_damaged_file_is_refused(harm: str, reader: str, mini: Path) -> None:
+    original = mini.read_bytes()
+    mini.write_bytes(HARM[harm](original))
+    assert mini.read_bytes() != original
     with pytest.raises(ArtifactError, match=r"mini\.safetensors"):
         READERS[reader](mini)
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_no_bit_of_the_file_can_flip_unnoticed(reader: str, mini: Path) -> None:
-    whole = bytearray(mini.read_bytes())
-    (header_bytes,) = struct.unpack("<Q", whole[:8])
+def test_every_flipped_bit_is_noticed(reader: str, mini: Path) -> None:
+    original = bytearray(mini.read_bytes())
+    (header_bytes,) = struct.unpack("<Q", original[:8])
     draw = random.Random(0)
     places = [*range(8), *(draw.randrange(8, 8 + header_bytes) for _ in range(150))]
-    places += [draw.randrange(8 + header_bytes, len(whole)) for _ in range(20)]
+    places += [draw.randrange(8 + header_bytes, len(original)) for _ in range(20)]
     for place in places:
-        harmed = bytearray(whole)
+        harmed = bytearray(original)
         harmed[place] ^= 1 << draw.randrange(8)
         mini.write_bytes(harmed)
         with pytest.raises(ArtifactError, match="mini"):
@@ -170,7 +172,7 @@ def test_a_whole_file_of_a_future_format_asks_for_an_upgrade(
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_safetensors_file_of_someone_else_is_no_artifact(reader: str, weights: Path) -> None:
+def test_another_safetensors_file_is_not_an_artifact(reader: str, weights: Path) -> None:
     with pytest.raises(ArtifactError, match="not one that vitcompress wrote"):
         READERS[reader](weights)
 
@@ -293,9 +295,9 @@ def test_a_quantised_file_names_codes_and_scales_once_per_group(store: str, tmp_
 def test_a_student_that_was_not_rounded_does_not_verify(tmp_path: Path) -> None:
     student, plan = compressed(tiny(), share=2)
     stored = stored_tensors(student, "int8")
-    said = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int8")
+    int8 = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int8")
     with pytest.raises(ArtifactError, match="logits differ"):
-        write(tmp_path / "m.safetensors", student, said, images(student), stored=stored)
+        write(tmp_path / "m.safetensors", student, int8, images(student), stored=stored)
 
 
 def test_what_float16_cannot_hold_is_stored_as_float32(tmp_path: Path) -> None:
@@ -313,16 +315,16 @@ def test_tensors_of_another_store_are_named(tmp_path: Path, monkeypatch: pytest.
     student, plan = compressed(tiny(), share=2)
     monkeypatch.setattr("vitcompress.artifact.write.verify", lambda *models: None)
     monkeypatch.setattr("vitcompress.artifact.write.load", lambda path: student)
-    said = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int4")
+    int4 = dataclasses.replace(manifest_of(tiny(), plan, "vit"), store="int4")
     stored = stored_tensors(student, "int8")
-    write(tmp_path / "m.safetensors", student, said, images(student), stored=stored)
+    write(tmp_path / "m.safetensors", student, int4, images(student), stored=stored)
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match=r"tensors do not match its plan: blocks\.0\.attn\.proj\.weight"):
         vitcompress.load(tmp_path / "m.safetensors")
 
 
 def test_a_file_of_format_1_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it was written before there were stores: without the field, and under that number."""
+    """Format 1 has no field for the store."""
     with monkeypatch.context() as past:
         past.setattr(
             "vitcompress.artifact.write.to_tree",

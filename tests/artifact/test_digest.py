@@ -1,4 +1,4 @@
-"""Digests of weights."""
+"""Digests depend on names, types, shapes and values of weights."""
 
 import torch
 from torch import Tensor

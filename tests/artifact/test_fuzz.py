@@ -1,6 +1,7 @@
-"""Whatever a file says, loading it gives the model that its tensors are, or an `ArtifactError`: nothing else, soon.
+"""Loading any file gives the model that its tensors describe, or an `ArtifactError`, and soon.
 
-The digest is made anew in most cases, or every one of them would be refused as altered and nothing else tried.
+Most cases get a valid digest; otherwise each would be refused as altered before anything else is
+tested.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from vitcompress.quantize.store import donor_tensors, round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
 
 Base = tuple[Path, bytes, nn.Module]
-SPARE_BYTES = 48 << 20  # the allocator's own, and Python's, whatever the file
-MOST_SECONDS = 30
-DEEP = "\x01deep"  # stands for lists in lists, which json.dumps would not write
+SPARE_BYTES = 48 << 20  # for the allocator and Python, whatever the file
+MAX_SECONDS = 30
+DEEP = "\x01deep"  # stands for nested lists that json.dumps cannot write
 
 BASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "vit": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3},
@@ -56,7 +57,7 @@ BASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
-    """Small artifacts of three families, and where to write what is made of them."""
+    """Small artifacts of three families; their folder takes the damaged ones."""
     folder = tmp_path_factory.mktemp("fuzz")
     return [_base(folder / f"{name}.safetensors", *row) for name, row in BASES.items()]
 
@@ -73,16 +74,16 @@ def _base(path: Path, architecture: str, args: dict[str, Any], recipe: dict[str,
 
 
 def _manifest(source: Source, plan: Plan, teacher: nn.Module, store: str) -> Manifest:
-    told = {"name": source.name, "architecture": source.architecture, "model_args": source.model_args}
+    described = {"name": source.name, "architecture": source.architecture, "model_args": source.model_args}
     return Manifest(
-        source={**told, "pretrained_cfg": {"num_classes": 3, "label_names": ["a", "b", "c"]}},
+        source={**described, "pretrained_cfg": {"num_classes": 3, "label_names": ["a", "b", "c"]}},
         source_sha256="", plan=plan, data_config=data_config(teacher, ModelRecipe(source.name)),
         recipe={"plan": {"share": 2}}, report={"schema_version": 1}, versions={"torch": "2"}, classes=("a", "b", "c"),
         lineage=({"name": "x", "sha256": "0" * 64, "command": "c"},), store=store,
     )  # fmt: skip
 
 
-# --- what is done to a file
+# --- damage
 
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
@@ -110,7 +111,7 @@ ARGUMENTS = st.sampled_from([
 
 @st.composite
 def harms(draw: st.DrawFn) -> Callable[[bytes], bytes]:
-    """Bytes to bytes: of the whole file, of its list of tensors, or of what it says of itself."""
+    """A function that damages a file: any bytes, its list of tensors or its manifest."""
     kind = draw(st.sampled_from(["bytes", "tensors", "manifest", "manifest", "arguments", "both"]))
     if kind == "bytes":
         return draw(_byte_harms())
@@ -207,7 +208,7 @@ def _tensor_harms(draw: st.DrawFn) -> Callable[[dict[str, Any]], None]:
 
 
 def _places(value: Any) -> Any:
-    """Every place in lists and objects, as holder and key."""
+    """Every item of lists and objects, as holder and key."""
     for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield value, key
         yield from _places(value[key])
@@ -235,38 +236,38 @@ def _json(tree: Any) -> str:
 
 
 def _seal(manifest: dict[str, Any], tensors: dict[str, Any], data: bytes) -> None:
-    """Give `manifest` the digest that fits what the file has come to hold, where that can be computed."""
+    """Set the digest in `manifest` that fits the damaged file, if it can be computed."""
     manifest.pop("sha256", None)
     digest = Digest()
     try:
-        told = json.loads(_json(manifest))
+        tree = json.loads(_json(manifest))
         for name in sorted(tensors):
             place = tensors[name]
             start, end = place["data_offsets"]
             digest.begin(name, f"torch.{tensorfile._DTYPES[place['dtype']][0]}", place["shape"])
             digest.add(memoryview(data[start:end]))
-        whole = f"{json.dumps(told, sort_keys=True)}{digest.hex()}".encode()
+        content = f"{json.dumps(tree, sort_keys=True)}{digest.hex()}".encode()
     except (LookupError, TypeError, ValueError, RecursionError, AttributeError):
-        whole = b""
-    manifest["sha256"] = hashlib.sha256(whole).hexdigest()
+        content = b""
+    manifest["sha256"] = hashlib.sha256(content).hexdigest()
 
 
-# --- what must come of it
+# --- what must happen
 
 
 def outcome(path: Path, original: nn.Module, data: bytes) -> str:
-    """`refused` or `loaded`; anything else fails."""
+    """Load a file: "refused" or "loaded"; anything else fails."""
     path.write_bytes(data)
     before, start, tables = _memory(reset=True), time.perf_counter(), 0
-    model = said = None
+    model = message = None
     try:
         model = vitcompress.load(path)
     except ArtifactError as error:
-        said = str(error)
+        message = str(error)
     if model is None:
-        assert said is not None
-        assert path.name in said
-        said.encode("utf-8")  # so that it can be printed
+        assert message is not None
+        assert path.name in message
+        message.encode("utf-8")  # it can be printed
     else:
         stored = load_file(path)
         held = donor_tensors(model)
@@ -277,7 +278,7 @@ def outcome(path: Path, original: nn.Module, data: bytes) -> str:
             if stored[name].is_floating_point():
                 assert t.dtype == torch.float32
                 assert torch.equal(t.detach(), stored[name].float()) or bool(t.isnan().any())
-    assert time.perf_counter() - start < MOST_SECONDS
+    assert time.perf_counter() - start < MAX_SECONDS
     assert tables < (32 << 20) + len(data)
     assert (
         _memory(reset=False) - before < 2 * len(data) + 4 * tables + SPARE_BYTES
@@ -286,7 +287,7 @@ def outcome(path: Path, original: nn.Module, data: bytes) -> str:
 
 
 def _memory(*, reset: bool) -> int:
-    """Bytes of the resident set: now, or at its peak since it was reset; 0 where Linux does not tell."""
+    """Bytes of the resident set, now or at its peak since a reset; 0 if not on Linux."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")
@@ -327,7 +328,7 @@ def test_twenty_thousand_harmed_files_are_too(bases: list[Base], piece: int) -> 
 
 
 def test_a_file_made_anew_without_harm_is_loaded(bases: list[Base]) -> None:
-    """So that what the cases above refuse is refused for what was done to it."""
+    """So the cases above are refused for their damage, not for how these tests rewrite files."""
     for path, data, model in bases:
         assert outcome(path.with_name("again.safetensors"), model, _changed(data, [], sealed=True)) == "loaded"
 

@@ -1,4 +1,4 @@
-"""Files, folders and the Hub: where an artifact is loaded from."""
+"""Artifacts are loaded from files, folders and the Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitcompress.errors import ArtifactError
 
 @pytest.fixture
 def folder(mini: Path) -> Path:
-    """A folder with the artifact in it, as the Hub has it."""
+    """A folder with the artifact in it, as on the Hub."""
     (mini.parent / "repo").mkdir()
     shutil.copy(mini, mini.parent / "repo" / "model.safetensors")
     return mini.parent / "repo"

@@ -1,4 +1,4 @@
-"""Loading holds one copy of each shared matrix, reads only what the plan asks for, and survives files that change."""
+"""Loading keeps one copy of each shared matrix and copes with files that change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitcompress.pretrained.resolve import Source
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the resident set and its peak")
 def test_memory_holds_one_copy_of_each_shared_matrix(tmp_path: Path) -> None:
-    """A fresh process grows by the file and little more: twelve copies would be 340 MB, and two of all 70."""
+    """A process grows by little more than the file; twelve copies take 340 MB, two of all 70 MB."""
     path = tmp_path / "m.safetensors"
     loading.make(path, "deit_base_patch16_224", 12, "source", None)
     grown = loading.memory(path, "deit_base_patch16_224", "ours")
@@ -32,7 +32,7 @@ def test_memory_holds_one_copy_of_each_shared_matrix(tmp_path: Path) -> None:
 
 
 def test_every_tensor_lies_on_torchs_alignment(tmp_path: Path) -> None:
-    """Else kernels round differently, and the model is the student but for the last bit."""
+    """Otherwise kernels round differently, and outputs differ in the last bit."""
     write_student(tmp_path / "m.safetensors", share=2)
     with tensorfile.open_tensors(tmp_path / "m.safetensors") as file:
         starts = {place.start % 64 for place in file.places.values()}
@@ -56,12 +56,12 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(
 ) -> None:
     path = tmp_path / "m.safetensors"
     write_student(path)
-    said = manifest.parse_header
+    parse = manifest.parse_header
 
     def shrink(*args: object) -> object:
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - 50_000)
-        return said(*args)  # type: ignore[arg-type]
+        return parse(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr("vitcompress.artifact.read.parse_header", shrink)
     with pytest.raises(ArtifactError, match=r"m\.safetensors was cut short while it was read"):

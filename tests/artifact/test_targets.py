@@ -1,4 +1,4 @@
-"""What a command reads is never written over, whatever it is told to write."""
+"""No command overwrites a file that it reads."""
 
 import shutil
 from pathlib import Path

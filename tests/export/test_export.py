@@ -1,4 +1,4 @@
-"""Exports hold the artifact's tensors once, compute what it computes, and leave nothing behind where they do not."""
+"""Exports hold each tensor once and compute the same; if they do not, nothing is left of them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from torch import Tensor, nn
 
 import vitcompress
 from tests.conftest import Vitcompress, listing
-from tests.factories import KINDS, ROWS, Row, build, planned, randomise, student_of
-from tests.factories import row_images as images_of
+from tests.factories import row_images
+from tests.families.test_families import KINDS, ROWS, Row, build, planned, randomise, student_of
 from vitcompress import export
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
-from vitcompress.artifact.write import write
+from vitcompress.artifact.write import write as write_artifact
 from vitcompress.errors import ExportError, VitcompressError
-from vitcompress.export import card, formats, hf
-from vitcompress.export.parity import compare
-from vitcompress.export.subject import Subject
+from vitcompress.export import hf
+from vitcompress.export.format import Written
+from vitcompress.export.hf_card import model_card
+from vitcompress.export.loaded import LoadedArtifact
+from vitcompress.export.parity import compare_outputs
 from vitcompress.pretrained.data_config import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
@@ -43,11 +45,11 @@ with_onnx = pytest.mark.skipif(bool(missing_packages("onnx")), reason="the extra
 with_executorch = pytest.mark.skipif(
     bool(missing_packages("executorch")), reason="the extra executorch is not installed"
 )
-each = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+with_each_family = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
 def write(path: Path, row: Row, store: str = "source", **recipe: Any) -> Path:
-    """An artifact of a model whose parameters are all random."""
+    """Write an artifact of a model whose parameters are all random."""
     teacher = build(row)
     plan = planned(teacher, **recipe)
     student = student_of(teacher, plan).eval()
@@ -60,7 +62,7 @@ def write(path: Path, row: Row, store: str = "source", **recipe: Any) -> Path:
         data_config=data_config(teacher, ModelRecipe(row.architecture)), recipe={}, report={}, versions={}, store=store,
     )  # fmt: skip
     probe = torch.randn(2, *manifest.data_config["input_size"])
-    write(path, student, manifest, probe, stored=stored)
+    write_artifact(path, student, manifest, probe, stored=stored)
     return path
 
 
@@ -76,7 +78,7 @@ def run_onnx(path: Path, images: Tensor) -> Tensor:
 
 
 def initializers(path: Path) -> dict[str, Any]:
-    """What an ONNX file holds, as onnx itself reads it."""
+    """The initializers of an ONNX file, as onnx itself reads them."""
     import onnx
 
     return {t.name: t for t in onnx.load(path).graph.initializer}
@@ -121,7 +123,7 @@ def test_onnx_holds_each_stored_tensor_once_and_computes_the_same(
 @with_onnx
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["source", "int8"])
-@each
+@with_each_family
 def test_any_family_becomes_onnx(row: Row, store: str, tmp_path: Path) -> None:
     recipe: dict[str, Any] = {"share": 2, "transforms": row.transforms}
     done = exported(write(tmp_path / "m.safetensors", row, store, **recipe), "onnx", "m.onnx")
@@ -165,19 +167,19 @@ def test_transformations_that_nothing_trained_yet_are_one_tensor(
 
 
 @with_onnx
-def test_a_tensor_with_other_numbers_is_found(tmp_path: Path) -> None:
+def test_a_tensor_with_other_numbers_is_reported(tmp_path: Path) -> None:
     from vitcompress.export.onnx import check_tensors
 
     path = write(tmp_path / "m.safetensors", ROWS["vit"], "int4", share=2, transforms=())
     exported(path, "onnx", "m.onnx")
-    subject = Subject.of(path)
-    assert check_tensors(tmp_path / "m.onnx", subject) > 0
+    artifact = LoadedArtifact.read(path)
+    assert check_tensors(tmp_path / "m.onnx", artifact) > 0
     name = "blocks.0.mlp.fc1.weight"
-    other = {**subject.tensors, name: subject.tensors[name] ^ 1}
+    other = {**artifact.tensors, name: artifact.tensors[name] ^ 1}
     with pytest.raises(ExportError, match=name.replace(".", r"\.")):
-        check_tensors(tmp_path / "m.onnx", replace(subject, tensors=other))
-    with pytest.raises(ExportError, match="not there: missing"):
-        check_tensors(tmp_path / "m.onnx", replace(subject, tensors={"missing": torch.zeros(2, 2)}))
+        check_tensors(tmp_path / "m.onnx", replace(artifact, tensors=other))
+    with pytest.raises(ExportError, match="missing: missing"):
+        check_tensors(tmp_path / "m.onnx", replace(artifact, tensors={"missing": torch.zeros(2, 2)}))
 
 
 ALONE = """
@@ -208,12 +210,12 @@ def test_pt2_runs_where_neither_we_nor_timm_are(tmp_path: Path) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(torch.load(tmp_path / "outputs.pt"), vitcompress.load(path)(seen))
     assert done.max_difference < 1e-5
-    whole = sum(t.numel() * t.element_size() for t in load_file(path).values())
-    assert done.tensor_bytes < 2 * whole  # vectors are float32 here; matrices that blocks share are there once, in int8
+    stored_bytes = sum(t.numel() * t.element_size() for t in load_file(path).values())
+    assert done.tensor_bytes < 2 * stored_bytes  # vectors are float32; shared matrices are stored once, in int8
 
 
 @with_executorch
-@pytest.mark.filterwarnings("default")  # of its packages
+@pytest.mark.filterwarnings("default")  # its packages warn
 @pytest.mark.parametrize(("store", "least"), [("source", 3.0), ("int8", 2.0)])
 def test_executorch_holds_what_is_shared_once(store: str, least: float, tmp_path: Path) -> None:
     wide = Row("vit", "vit_tiny_patch16_224", {**ROWS["vit"].args, "embed_dim": 128})
@@ -231,8 +233,8 @@ def test_executorch_says_what_it_needs(
     missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress
 ) -> None:
     path = write(tmp_path / "m.safetensors", ROWS["vit"], "int4", share=2, transforms=())
-    found = ["executorch"] if missing else []
-    monkeypatch.setattr(formats.Format, "missing", lambda self: found)
+    packages = ["executorch"] if missing else []
+    monkeypatch.setattr("vitcompress.runtime.extras.missing_packages", lambda extra: packages)
     ended = vitcompress("export", path, "--to", "executorch", "--out", tmp_path / "m.pte")
     assert ended.code == 2
     assert ("vitcompress[executorch]" if missing else "four bits") in ended.err
@@ -245,8 +247,8 @@ def test_timm_gets_plain_weights(tmp_path: Path) -> None:
     row = ROWS["beit"]
     plain = timm.create_model(row.architecture, **row.args, checkpoint_path=str(tmp_path / "plain.safetensors")).eval()
     with torch.inference_mode():
-        expected = vitcompress.load(path)(images_of(row))
-        torch.testing.assert_close(plain(images_of(row)), expected, rtol=1e-4, atol=1e-4)
+        expected = vitcompress.load(path)(row_images(row))
+        torch.testing.assert_close(plain(row_images(row)), expected, rtol=1e-4, atol=1e-4)
     weights = load_file(tmp_path / "plain.safetensors")
     assert done.tensor_bytes == 4 * sum(t.numel() for t in plain.state_dict().values())
     assert weights["blocks.1.mlp.fc1.weight"].shape == plain.blocks[1].mlp.fc1.weight.shape
@@ -277,11 +279,11 @@ def test_a_folder_for_the_hub_says_what_it_is_and_loads(mini: Path, images: Path
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "vitcompress"
     assert front["license"] == "other"  # weights from a file are under a licence that only the user knows
-    for said in ("vitcompress.load(", "Licence", "Data", "parameters", read_manifest(mini).source_sha256):
-        assert said in card, said
+    for text in ("vitcompress.load(", "Licence", "Data", "parameters", read_manifest(mini).source_sha256):
+        assert text in card, text
     loaded, first = load(out), load(mini)
     assert all(torch.equal(t, first.state_dict()[name]) for name, t in loaded.state_dict().items())
-    assert vitcompress("export", mini, "--to", "hf", "--out", out, "--quiet").code == 0  # over an earlier one
+    assert vitcompress("export", mini, "--to", "hf", "--out", out, "--quiet").code == 0  # replaces the earlier export
     (out / "notes.txt").write_text("mine")
     before = listing(out)
     ended = vitcompress("export", mini, "--to", "hf", "--out", out, "--quiet")
@@ -304,7 +306,7 @@ def test_a_folder_of_someone_elses_is_left_alone(mini: Path) -> None:
 
 
 class Hub:
-    """Stands for huggingface_hub.HfApi; keeps what it was called with."""
+    """Stands in for huggingface_hub.HfApi and records the calls."""
 
     calls: list[tuple[str, dict[str, Any]]]
 
@@ -326,26 +328,26 @@ def test_push_uploads_the_folder(mini: Path, monkeypatch: pytest.MonkeyPatch, vi
     words = ["export", mini, "--to", "hf", "--out", mini.with_name("repo"), "--num-images", 1, "--push", "me/mini"]
     ended = vitcompress(*words)
     assert (ended.code, "licence of its weights is not known" in ended.out) == (0, True)
-    (made, create), (uploaded, upload) = api.calls
-    assert (made, create) == ("create_repo", {"repo": "me/mini", "exist_ok": True})
-    assert (uploaded, upload["repo_id"]) == ("upload_folder", "me/mini")
+    (first, create), (second, upload) = api.calls
+    assert (first, create) == ("create_repo", {"repo": "me/mini", "exist_ok": True})
+    assert (second, upload["repo_id"]) == ("upload_folder", "me/mini")
     assert {"README.md", "config.json", "model.safetensors"} <= upload["files"]
     api.fail = True
     ended = vitcompress(*words)
     assert ended.code == 2
     assert "401 Unauthorized" in ended.err
-    assert mini.with_name("repo").is_dir()  # it is whole, and can be uploaded later
+    assert mini.with_name("repo").is_dir()  # it is complete and can be uploaded later
 
 
-def wrong_outputs(written: formats.Written) -> formats.Written:
+def wrong_outputs(written: Written) -> Written:
     return replace(written, run=lambda images: written.run(images) + 1)
 
 
-def wrong_size(written: formats.Written) -> formats.Written:
+def wrong_size(written: Written) -> Written:
     return replace(written, limit_bytes=1000)
 
 
-def no_graph(written: formats.Written) -> formats.Written:
+def no_graph(written: Written) -> Written:
     raise RuntimeError("aten.new_thing is not known\nand much more")
 
 
@@ -354,15 +356,15 @@ def no_graph(written: formats.Written) -> formats.Written:
     ("harm", "why"), [(wrong_outputs, "outputs differ"), (wrong_size, "more than once"), (no_graph, "aten.new_thing")]
 )
 def test_a_wrong_result_ends_with_1_and_leaves_nothing(
-    to: str, name: str, harm: Callable[[formats.Written], formats.Written], why: str,
+    to: str, name: str, harm: Callable[[Written], Written], why: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress,
 ) -> None:  # fmt: skip
     path = write(tmp_path / "m.safetensors", ROWS["vit"], share=2, transforms=())
     how = export.FORMATS[to]
-    monkeypatch.setattr("vitcompress.export.hf.model_card", lambda subject, picture: "")
-    monkeypatch.setattr("vitcompress.export.hf.picture_of", lambda subject: None)
-    harmed = replace(how, write=lambda subject, out: harm(how.write(subject, out)))
-    monkeypatch.setattr("vitcompress.export.FORMATS", {to: harmed})
+    monkeypatch.setattr("vitcompress.export.hf.model_card", lambda artifact, picture: "")
+    monkeypatch.setattr("vitcompress.export.hf.picture_of", lambda artifact: None)
+    harmed = replace(how, write=lambda artifact, out: harm(how.write(artifact, out)))
+    monkeypatch.setitem(export.FORMATS, to, harmed)
     before = listing(tmp_path)
     ended = vitcompress("export", path, "--to", to, "--out", tmp_path / name, "--num-images", 2)
     assert ended.code == 1
@@ -386,21 +388,21 @@ def test_another_most_likely_class_is_found_unless_it_is_a_tie() -> None:
         return torch.tensor([[1.0 - 5e-4, 1.0], [3.0, 0.0]])
 
     batches = (torch.zeros(2, 3, 4, 4),)
-    with pytest.raises(ExportError, match="of 1 of 2 images is another"):
-        compare(Student(1e-3), swapped, batches)
-    tied = compare(Student(1e-4), swapped, batches)
+    with pytest.raises(ExportError, match="of 1 of 2 images differs"):
+        compare_outputs(Student(1e-3), swapped, batches)
+    tied = compare_outputs(Student(1e-4), swapped, batches)
     assert (tied.same_top1, tied.num_images) == (1, 2)
     with pytest.raises(ExportError, match="differ by nan"):
-        compare(Student(0), lambda images: swapped(images) * torch.nan, batches)
-    with pytest.raises(ExportError, match="outputs are"):
-        compare(Student(0), lambda images: torch.zeros(2, 3), batches)
+        compare_outputs(Student(0), lambda images: swapped(images) * torch.nan, batches)
+    with pytest.raises(ExportError, match="outputs have shape"):
+        compare_outputs(Student(0), lambda images: torch.zeros(2, 3), batches)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--to", "onxx", "--out", "m.onnx"], "did you mean onnx?"),
-        (["--to", "onnx", "--out", "m.pt2"], "ends in .onnx"),
+        (["--to", "onnx", "--out", "m.pt2"], "must end in .onnx"),
         (["--to", "pt2", "--out", "m.pt2", "--push", "me/mini"], "--push"),
         (["--to", "pt2", "--out", "m.pt2", "--data", "nowhere"], "--data nowhere does not exist"),
         (["--to", "pt2", "--out", "nowhere/m.pt2"], "cannot write there"),
@@ -409,19 +411,19 @@ def test_another_most_likely_class_is_found_unless_it_is_a_tie() -> None:
     ids=["format", "suffix", "push", "data", "folder", "file"],
 )
 def test_mistakes_are_named(
-    words: list[str], said: str, mini: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress
+    words: list[str], message: str, mini: Path, monkeypatch: pytest.MonkeyPatch, vitcompress: Vitcompress
 ) -> None:
     monkeypatch.chdir(mini.parents[1])
     before = listing(Path())
     ended = vitcompress("export", mini, *words, "--quiet")
     assert ended.code == 2
-    assert said in ended.err
+    assert message in ended.err
     assert listing(Path()) == before
 
 
 def test_a_missing_extra_says_what_to_install(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    with pytest.raises(VitcompressError, match="onnx, onnxscript, onnxruntime") as error:
+    monkeypatch.setattr("vitcompress.runtime.extras.find_spec", lambda name: None)
+    with pytest.raises(VitcompressError, match="onnx and onnxruntime and onnxscript") as error:
         exported(mini, "onnx", "m.onnx")
     assert error.value.hint == "pip install 'vitcompress[onnx]'"
 
@@ -451,7 +453,7 @@ def test_a_card_is_nothing_but_what_it_says(licence: object, mini: Path) -> None
     harmless = replace(
         manifest, source=odd, recipe={"model": {}}, report={**manifest.report, "model": name, "data": name}
     )
-    text = card.model_card(replace(Subject.of(mini), manifest=harmless), picture=None)
+    text = model_card(replace(LoadedArtifact.read(mini), manifest=harmless), picture=None)
     front = yaml.safe_load(text.split("---")[1])
     assert (front["license"], front.get("base_model")) == ("other", None)
     assert "<script>" not in text

@@ -118,7 +118,7 @@ def parse_header(path: Path, text: str) -> Header:
         version = tree["format_version"]
         if type(version) is int and version > FORMAT_VERSION:
             raise ArtifactError(
-                f"{path} has format {version}; this version of vitcompress reads formats 1 to {FORMAT_VERSION}.",
+                f"{path} has format {version}; this vitcompress reads formats 1 to {FORMAT_VERSION}.",
                 hint="pip install --upgrade vitcompress",
             )
         fields = _Fields.model_validate_json(text)

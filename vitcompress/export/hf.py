@@ -1,9 +1,9 @@
-"""How does an artifact become a folder for the Hugging Face Hub?  The file itself, a config, and a model card.
+"""Export to a folder for the Hugging Face Hub: the file itself, a config and a model card.
 
 folder/model.safetensors   the artifact, byte for byte
-folder/config.json         what it is, for tools; loading reads the artifact alone
+folder/config.json         description for tools; loading reads only the artifact
 folder/README.md           the model card, with the report
-folder/report.svg          its picture, where there is one
+folder/report.svg          picture of the report, if it has one
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ import torch
 from torch import Tensor
 
 import vitcompress
-from vitcompress.artifact import hub
 from vitcompress.artifact.digest import sha256_of
+from vitcompress.artifact.hub import WEIGHTS
 from vitcompress.artifact.load import load
 from vitcompress.errors import VitcompressError, first_line, shorten
-from vitcompress.export.card import licence_of, model_card
-from vitcompress.export.formats import Format, Written
-from vitcompress.export.subject import Subject
+from vitcompress.export.format import Format, Written
+from vitcompress.export.hf_card import licence_of, model_card
+from vitcompress.export.loaded import LoadedArtifact
 from vitcompress.report.picture import to_svg
 from vitcompress.report.reading import from_json
 
 CONFIG, CARD, PICTURE = "config.json", "README.md", "report.svg"
-FILES = frozenset({hub.WEIGHTS, CONFIG, CARD, PICTURE})
-TEXT_BYTES = 500_000  # that card, config and picture may take
+FILES = frozenset({WEIGHTS, CONFIG, CARD, PICTURE})
+TEXT_BYTES = 500_000  # maximum size of card, config and picture
 
 
-def write(subject: Subject, path: Path) -> Written:
-    """Write the folder, and load the model from it.
+def write(artifact: LoadedArtifact, path: Path) -> Written:
+    """Write the files of the folder, and load the model from it.
 
     Args:
-        subject: the artifact.
-        path: an empty folder.
+        artifact: the artifact.
+        path: path of an empty folder.
     """
-    shutil.copyfile(subject.path, path / hub.WEIGHTS)
-    (path / CONFIG).write_text(json.dumps(config_of(subject), indent=2) + "\n", encoding="utf-8")
-    picture = picture_of(subject)
+    shutil.copyfile(artifact.path, path / WEIGHTS)
+    (path / CONFIG).write_text(json.dumps(config_of(artifact), indent=2) + "\n", encoding="utf-8")
+    picture = picture_of(artifact)
     if picture is not None:
         (path / PICTURE).write_text(picture, encoding="utf-8")
-    card = model_card(subject, picture=PICTURE if picture else None)
+    card = model_card(artifact, picture=PICTURE if picture else None)
     (path / CARD).write_text(card, encoding="utf-8")
     loaded = load(path)
 
@@ -57,19 +57,22 @@ def write(subject: Subject, path: Path) -> Written:
             outputs: Tensor = loaded(images)
         return outputs
 
-    limit = subject.path.stat().st_size + TEXT_BYTES
-    unknown = f"The licence of its weights is not known: fill it in in {CARD}, before anybody uses it."
-    return Written(run, subject.tensor_bytes, limit, () if licence_of(subject) else (unknown,))
+    limit = artifact.path.stat().st_size + TEXT_BYTES
+    note = f"The licence of its weights is not known: fill it in in {CARD} before you publish the folder."
+    return Written(run, artifact.tensor_bytes, limit, () if licence_of(artifact) else (note,))
 
 
-def picture_of(subject: Subject) -> str | None:
-    """Size against accuracy, as SVG, where the report has enough to draw."""
-    return to_svg(from_json(subject.manifest.report))
+def picture_of(artifact: LoadedArtifact) -> str | None:
+    """Return a plot of size against accuracy as SVG; None if the report has too little to draw."""
+    return to_svg(from_json(artifact.manifest.report))
 
 
-def config_of(subject: Subject) -> dict[str, Any]:
-    """What config.json says. `architecture` stands below `vitcompress`, so that timm does not take it for its own."""
-    manifest = subject.manifest
+def config_of(artifact: LoadedArtifact) -> dict[str, Any]:
+    """Return the content of config.json.
+
+    `architecture` is below `vitcompress`, so that timm does not take the file for its own.
+    """
+    manifest = artifact.manifest
     return {
         "library_name": "vitcompress",
         "vitcompress": {
@@ -79,8 +82,8 @@ def config_of(subject: Subject) -> dict[str, Any]:
             "family": manifest.plan.family,
             "store": manifest.store,
             "num_params": manifest.plan.size.student_params,
-            "num_classes": subject.student.num_classes,
-            "tensors_sha256": sha256_of(subject.tensors),
+            "num_classes": artifact.student.num_classes,
+            "tensors_sha256": sha256_of(artifact.tensors),
             "data_config": dict(manifest.data_config),
         },
     }
@@ -88,22 +91,23 @@ def config_of(subject: Subject) -> dict[str, Any]:
 
 @contextmanager
 def replacing_folder(out: Path) -> Iterator[Path]:
-    """Fill a folder beside `out`, then move it there: a whole new folder or the old one, never a part.
+    """Fill a temporary folder beside `out`, then move it over `out`.
 
     Yields:
-        An empty folder to write to; removed if the block fails.
+        Path of an empty folder; it is removed if the block fails.
 
     Raises:
-        VitcompressError: `out` is a file, or a folder with anything in it that an earlier export did not write.
+        VitcompressError: `out` cannot be written, is a file, or is a folder that an earlier export
+            did not write.
     """
     check_folder(out)
     try:
-        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise VitcompressError(f"--out {out}: cannot write there: {error.strerror}.") from error
-    old = beside / ".old"
+    old = temporary / ".old"
     try:
-        new = beside / "new"
+        new = temporary / "new"
         new.mkdir()
         yield new
         if out.exists():
@@ -117,14 +121,14 @@ def replacing_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise VitcompressError(f"--out {out}: cannot be written: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_folder(out: Path) -> None:
-    """Make sure that nothing is lost where `out` is replaced.
+    """Check that replacing `out` loses nothing but an earlier export.
 
     Raises:
-        VitcompressError: something would be.
+        VitcompressError: `out` is a file, or a folder with other files in it.
     """
     if out.exists() and not out.is_dir():
         raise VitcompressError(f"--out {out} is a file; --to hf writes a folder.")
@@ -133,25 +137,25 @@ def check_folder(out: Path) -> None:
     foreign = sorted({file.name for file in out.iterdir()} - FILES)
     try:
         tree = json.loads((out / CONFIG).read_text(encoding="utf-8"))
-        ours = isinstance(tree, dict) and tree.get("library_name") == "vitcompress"
+        exported = isinstance(tree, dict) and tree.get("library_name") == "vitcompress"
     except (OSError, ValueError):
-        ours = False
-    if foreign or not ours:
-        what = f"holds {shorten(foreign)}" if foreign else "was not written by vitcompress"
-        raise VitcompressError(f"--out {out} {what}; it would be replaced.", hint="Name a new folder.")
+        exported = False
+    if foreign or not exported:
+        reason = f"holds {shorten(foreign)}" if foreign else "was not written by vitcompress"
+        raise VitcompressError(f"--out {out} {reason}; it would be replaced.", hint="Choose a new folder.")
 
 
 def push_folder(folder: Path, repo: str) -> None:
-    """Upload a folder to the Hugging Face Hub; the repository is made where there is none.
+    """Upload a folder to the Hugging Face Hub; create the repository if it does not exist.
 
     Args:
-        folder: as `write` left it.
-        repo: USER/REPO.
+        folder: folder that `write` filled.
+        repo: name of the repository, USER/REPO.
 
     Raises:
-        VitcompressError: the Hub cannot be reached, or refuses.
+        VitcompressError: the upload failed.
     """
-    import huggingface_hub  # seldom wanted, and slow to import
+    import huggingface_hub  # seldom needed, and slow to import
 
     try:
         client = huggingface_hub.HfApi()
@@ -159,10 +163,10 @@ def push_folder(folder: Path, repo: str) -> None:
         client.upload_folder(
             repo_id=repo, folder_path=folder, commit_message=f"Upload a model of vitcompress {vitcompress.__version__}"
         )
-    except Exception as error:  # the Hub client raises dozens of types, of three libraries
+    except Exception as error:  # the Hub client raises dozens of types, from three libraries
         raise VitcompressError(
-            f"--push {repo}: {first_line(error)} The folder {folder} is written.",
-            hint="Log in with hf auth login; or upload it later: hf upload REPO FOLDER.",
+            f"--push {repo}: {first_line(error)} The folder {folder} was written.",
+            hint="Log in with hf auth login, or upload it later: hf upload REPO FOLDER.",
         ) from error
 
 

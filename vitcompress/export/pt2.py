@@ -1,4 +1,4 @@
-"""How does an artifact become a program that PyTorch runs without us?  By torch.export, each shared tensor once."""
+"""Export to .pt2, a program that PyTorch runs without vitcompress and timm."""
 
 from __future__ import annotations
 
@@ -13,35 +13,39 @@ from torch import Tensor
 
 from vitcompress.artifact.load import load
 from vitcompress.errors import ExportError
-from vitcompress.export.formats import SLACK, Format, Written, limit_of
-from vitcompress.export.program import trace
-from vitcompress.export.subject import Subject
+from vitcompress.export.format import SLACK, Format, Written, limit_of
+from vitcompress.export.loaded import LoadedArtifact
+from vitcompress.export.trace import trace
 
-PROGRAM_BYTES = 3_000  # per step of the program, that its description may take
-TABLES_BYTES = 20_000  # that constants may take which are computed while tracing
+NODE_BYTES = 3_000  # per step of the program, for its description
+CONSTANT_BYTES = 20_000  # for constants that are computed while tracing
 
 
-def write(subject: Subject, path: Path) -> Written:
+def write(artifact: LoadedArtifact, path: Path) -> Written:
     """Write a .pt2 file for batches of any size, and load it.
 
-    Quantised matrices stay codes and scales, decoded by the program at each use; all else is as the model holds it.
+    Quantized matrices stay codes and scales, which the program decodes at each use. Other tensors
+    have the types that they have in the model.
 
     Args:
-        subject: the artifact.
-        path: the file to write.
+        artifact: the artifact.
+        path: path of the file.
+
+    Raises:
+        ExportError: the file holds shared tensors more than once.
     """
-    student = load(subject.path, keep_quantized=True).requires_grad_(False)
-    held = {id(t): t for t in (*student.parameters(), *student.buffers())}
-    tensor_bytes = sum(t.numel() * t.element_size() for t in held.values())
-    traced = trace(student, subject.input_size)
-    traced.example_inputs = None  # images of zeros, which would go into the file
+    student = load(artifact.path, keep_quantized=True).requires_grad_(False)
+    unique = {id(t): t for t in (*student.parameters(), *student.buffers())}
+    tensor_bytes = sum(t.numel() * t.element_size() for t in unique.values())
+    traced = trace(student, artifact.input_size)
+    traced.example_inputs = None  # zeros, which would be stored in the file
     for node in traced.graph.nodes:
-        node.meta.pop("stack_trace", None)  # where in our files each step was written
-    held_in_memory = io.BytesIO()  # given a path, torch would write its passing name into the file
-    torch.export.save(traced, held_in_memory)
-    path.write_bytes(held_in_memory.getbuffer())
+        node.meta.pop("stack_trace", None)  # names lines of our source files
+    content = io.BytesIO()  # given a path, torch would store its temporary name in the file
+    torch.export.save(traced, content)
+    path.write_bytes(content.getbuffer())
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.9 about its own reading
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.9, about its own code
         program = torch.export.load(path).module()
 
     def run(images: Tensor) -> Tensor:
@@ -50,20 +54,20 @@ def write(subject: Subject, path: Path) -> Written:
         return outputs
 
     _check_tensors(path, tensor_bytes)
-    return Written(run, tensor_bytes, limit_of(subject, tensor_bytes) + PROGRAM_BYTES * len(traced.graph.nodes))
+    return Written(run, tensor_bytes, limit_of(artifact, tensor_bytes) + NODE_BYTES * len(traced.graph.nodes))
 
 
 def _check_tensors(path: Path, tensor_bytes: int) -> None:
-    """Make sure that a file holds each tensor once, by the bytes of all.
+    """Check that a file holds each tensor once, by the size of all tensors.
 
     Raises:
         ExportError: it holds more.
     """
     with zipfile.ZipFile(path) as file:
-        found = sum(info.file_size for info in file.infolist() if re.search(r"/(weight|tensor)_\d+$", info.filename))
-    if found > SLACK * tensor_bytes + TABLES_BYTES:
+        stored = sum(info.file_size for info in file.infolist() if re.search(r"/(weight|tensor)_\d+$", info.filename))
+    if stored > SLACK * tensor_bytes + CONSTANT_BYTES:
         raise ExportError(
-            f"its tensors have {found:,} bytes, the model's {tensor_bytes:,}: shared ones are there twice"
+            f"its tensors have {stored:,} bytes, the model's {tensor_bytes:,}: shared ones are stored more than once"
         )
 
 

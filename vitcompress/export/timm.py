@@ -1,4 +1,4 @@
-"""How does an artifact become plain timm weights?  Every block written out, factors multiplied: full size again."""
+"""Export to plain timm weights at full size: blocks written out, factors multiplied."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from timm.models import split_model_name_tag
 from torch import Tensor
 
 from vitcompress.errors import VitcompressError
-from vitcompress.export.formats import SLACK, Format, Written
-from vitcompress.export.subject import Subject
+from vitcompress.export.format import SLACK, Format, Written
+from vitcompress.export.loaded import LoadedArtifact
 from vitcompress.families.widths import Widths
 from vitcompress.layers.factored import FactoredLinear
 from vitcompress.quantize.codecs import num_bytes
 
-HEADER_BYTES = 200  # per tensor, of a safetensors file
-_FROM_CFG = ("num_classes", "in_chans", "global_pool")  # what timm takes from a config where no argument says it
+HEADER_BYTES = 200  # per tensor of a safetensors file
+_CONFIG_ARGUMENTS = ("num_classes", "in_chans", "global_pool")  # timm reads these from a config, too
 
 
-def check(subject: Subject) -> None:
-    """Make sure that plain timm has a place for everything in the model.
+def check(artifact: LoadedArtifact) -> None:
+    """Check that plain timm can hold everything in the model.
 
     Raises:
-        VitcompressError: it has not.
+        VitcompressError: it cannot; all reasons at once.
     """
-    plan = subject.manifest.plan
-    faults = []
+    plan = artifact.manifest.plan
+    reasons = []
     if plan.transforms:
-        faults.append(f"its blocks have transformations of their own ({', '.join(plan.transforms)})")
+        reasons.append(f"its blocks have transformations ({', '.join(plan.transforms)})")
     if any(group.widths != Widths() for group in plan.groups):
-        faults.append("its blocks are narrower than timm builds them, heads and MLPs of other widths")
-    if subject.manifest.source["model_args"].get("norm_eps") is not None:
-        faults.append("its norms have another epsilon than timm's constructor gives them")
-    if faults:
+        reasons.append("the heads and MLPs of its blocks are narrower than timm builds them")
+    if artifact.manifest.source["model_args"].get("norm_eps") is not None:
+        reasons.append("its norms have another epsilon than timm's constructor gives them")
+    if reasons:
         raise VitcompressError(
-            f"{subject.path} cannot be a plain timm model: {'; '.join(faults)}.",
+            f"{artifact.path} cannot become a plain timm model: {'; '.join(reasons)}.",
             hint="--to hf, pt2 and onnx can hold it; or compress with --transforms none.",
         )
 
 
-def write(subject: Subject, path: Path) -> Written:
-    """Write a state dict in timm's names, and load it strictly into plain timm.
+def write(artifact: LoadedArtifact, path: Path) -> Written:
+    """Write a state dict with timm's names, and load it strictly into plain timm.
 
     Args:
-        subject: the artifact.
-        path: the .safetensors file to write.
+        artifact: the artifact.
+        path: path of the .safetensors file.
     """
-    name, arguments = timm_call(subject)
+    name, arguments = timm_call(artifact)
     plain = timm.create_model(name, **arguments)
-    weights = plain_weights(subject, list(plain.state_dict()))
+    weights = plain_weights(artifact, list(plain.state_dict()))
     save_file(weights, path, metadata={"format": "pt"})
     plain.load_state_dict(load_file(path))
     plain.eval()
@@ -62,37 +62,38 @@ def write(subject: Subject, path: Path) -> Written:
             outputs: Tensor = plain(images)
         return outputs
 
-    words = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    keywords = "".join(f", {key}={value!r}" for key, value in arguments.items())
     notes = (
         "Full size: plain timm has no shared or factored layers.",
-        f"timm.create_model({name!r}, checkpoint_path=FILE{words})",
+        f"timm.create_model({name!r}, checkpoint_path=FILE{keywords})",
     )
     tensor_bytes = num_bytes(weights)
     return Written(run, tensor_bytes, int(SLACK * tensor_bytes) + HEADER_BYTES * len(weights), notes)
 
 
-def timm_call(subject: Subject) -> tuple[str, dict[str, Any]]:
-    """The name and the arguments by which timm builds the model that the artifact was made from."""
-    source = subject.manifest.source
-    cfg = {key: source["pretrained_cfg"][key] for key in _FROM_CFG if source["pretrained_cfg"].get(key) is not None}
-    classes = {"num_classes": subject.student.num_classes}
-    return split_model_name_tag(source["architecture"])[0], {**cfg, **classes, **source["model_args"]}
+def timm_call(artifact: LoadedArtifact) -> tuple[str, dict[str, Any]]:
+    """Return the name and arguments with which timm builds the artifact's source."""
+    source = artifact.manifest.source
+    config = source["pretrained_cfg"]
+    configured = {key: config[key] for key in _CONFIG_ARGUMENTS if config.get(key) is not None}
+    classes = {"num_classes": artifact.student.num_classes}
+    return split_model_name_tag(source["architecture"])[0], {**configured, **classes, **source["model_args"]}
 
 
-def plain_weights(subject: Subject, names: list[str]) -> dict[str, Tensor]:
-    """The tensors of a model without shared or factored layers, each in memory of its own.
+def plain_weights(artifact: LoadedArtifact, names: list[str]) -> dict[str, Tensor]:
+    """Return the tensors of the model without shared or factored layers, each in its own memory.
 
     Args:
-        subject: the artifact.
-        names: of timm's state dict.
+        artifact: the artifact.
+        names: names in timm's state dict.
     """
-    own = subject.student.state_dict()
     factored = {
         f"{path}.weight": layer.weight
-        for path, layer in subject.student.named_modules()
+        for path, layer in artifact.student.named_modules()
         if isinstance(layer, FactoredLinear)
     }
-    return {name: (factored[name] if name in factored else own[name]).detach().clone() for name in names}
+    tensors = {**artifact.student.state_dict(), **factored}
+    return {name: tensors[name].detach().clone() for name in names}
 
 
 TIMM = Format(write=write, suffix=".safetensors", check=check)

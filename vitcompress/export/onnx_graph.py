@@ -1,11 +1,11 @@
-"""How does an ONNX graph hold an artifact's tensors?  As they are stored, each shared one once, decoded by the graph.
+"""Put an artifact's tensors into an ONNX graph as they are stored, each shared one once.
 
     float32                    initializer ───────────────────────────────────────────────→ its uses
     float16, bfloat16          initializer ── Cast ───────────────────────────────────────→
     int8      codes, scale     initializers ── DequantizeLinear(axis 0) ──────────────────→
     int4      codes, scale     initializers ── DequantizeLinear(axis 1, blocks of 32) ── Reshape →
 
-A runtime folds what is cast when it loads the file. Numbers are the artifact's own: nothing is rounded again.
+The graph decodes them; a runtime folds the casts when it loads the file. Nothing is rounded again.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from torch import Tensor
 
 from vitcompress.quantize.codecs import GROUP, SCALE, unpack
 
-MIN_CAST = 64  # numbers: a shorter vector saves less than the node that casts it takes
-MIN_NARROW = 256  # numbers: the same for constants that are no weights
+MIN_CAST = 64  # numbers; casting a shorter vector saves less than the node takes
+MIN_NARROW = 256  # numbers; the same for constants that are not weights
 _NARROW = (np.int8, np.int16, np.int32)
 
 
-def hold_as_stored(model: ir.Model, stored: Mapping[str, Tensor], donors: Mapping[str, str], store: str) -> None:
-    """Let a graph's weights be those of an artifact as it stores them, in place.
+def use_stored_tensors(model: ir.Model, stored: Mapping[str, Tensor], donors: Mapping[str, str], store: str) -> None:
+    """Replace a graph's weights by an artifact's tensors as they are stored, in place.
 
     Args:
-        model: as the exporter made it: each parameter an initializer of its name, of a floating type.
+        model: as torch exported it: each parameter is an initializer of the same name, of a
+            floating type.
         stored: the artifact's tensors.
-        donors: the name each parameter is stored under, by every name it has.
-        store: of the artifact, a key of `STORES`.
+        donors: name that each parameter is stored under, by every name it has.
+        store: the artifact's store, a key of `STORES`.
     """
     graph = model.graph
     decoded: dict[str, ir.Value] = {}
@@ -44,16 +45,16 @@ def hold_as_stored(model: ir.Model, stored: Mapping[str, Tensor], donors: Mappin
         donor, old = donors[name], graph.initializers[name]
         graph.initializers.pop(name)
         if donor not in decoded:
-            old.name = f"{donor}.floating"  # its name goes to what is stored
-            decoded[donor] = _decoded(graph, donor, stored, old, store, nodes)
+            old.name = f"{donor}.floating"  # the stored tensor takes its name
+            decoded[donor] = _add_decoder(graph, donor, stored, old, store, nodes)
         old.replace_all_uses_with(decoded[donor])
     graph.insert_before(graph[0], nodes)
 
 
-def _decoded(
+def _add_decoder(
     graph: ir.Graph, name: str, stored: Mapping[str, Tensor], old: ir.Value, store: str, nodes: list[ir.Node]
 ) -> ir.Value:
-    """The value that stands for the parameter `name`; nodes that make it are added to `nodes`."""
+    """Return the value that replaces parameter `name`; append its nodes to `nodes`."""
     t, dtype, shape = stored[name], old.dtype, old.shape
     assert dtype is not None
     assert shape is not None
@@ -70,8 +71,8 @@ def _decoded(
 def _decode_int8(
     graph: ir.Graph, name: str, codes: Tensor, scale: Tensor, shape: list[int], nodes: list[ir.Node]
 ) -> ir.Value:
-    held = [_initializer(graph, name, _tensor(codes)), _initializer(graph, name + SCALE, _tensor(scale.float()))]
-    return _add(nodes, "DequantizeLinear", held, ir.DataType.FLOAT, axis=0)
+    inputs = [_initializer(graph, name, _tensor(codes)), _initializer(graph, name + SCALE, _tensor(scale.float()))]
+    return _add(nodes, "DequantizeLinear", inputs, ir.DataType.FLOAT, axis=0)
 
 
 def _decode_int4(
@@ -79,22 +80,22 @@ def _decode_int4(
 ) -> ir.Value:
     width = int(np.prod(shape[1:]))
     rows = unpack(codes)[:, :width].contiguous()
-    held = _initializer(graph, name, ir.tensor(rows.numpy().astype(ml_dtypes.int4)))
-    short = _initializer(graph, name + SCALE, _tensor(scale))
-    scales = _add(nodes, "Cast", [short], ir.DataType.FLOAT, to=ir.DataType.FLOAT.value)
-    matrix = _add(nodes, "DequantizeLinear", [held, scales], ir.DataType.FLOAT, axis=1, block_size=GROUP)
+    packed = _initializer(graph, name, ir.tensor(rows.numpy().astype(ml_dtypes.int4)))
+    half = _initializer(graph, name + SCALE, _tensor(scale))
+    scales = _add(nodes, "Cast", [half], ir.DataType.FLOAT, to=ir.DataType.FLOAT.value)
+    matrix = _add(nodes, "DequantizeLinear", [packed, scales], ir.DataType.FLOAT, axis=1, block_size=GROUP)
     if len(shape) == 2:
         return matrix
-    whole = _initializer(graph, f"{name}.shape", ir.tensor(np.array(shape, np.int64)))
-    return _add(nodes, "Reshape", [matrix, whole], ir.DataType.FLOAT)
+    full_shape = _initializer(graph, f"{name}.shape", ir.tensor(np.array(shape, np.int64)))
+    return _add(nodes, "Reshape", [matrix, full_shape], ir.DataType.FLOAT)
 
 
-def tidy(model: ir.Model, stored: Mapping[str, Tensor]) -> None:
-    """Fold what depends on no weight and no image, keep equal constants once and small, and drop the exporter's notes.
+def optimize(model: ir.Model, stored: Mapping[str, Tensor]) -> None:
+    """Make a graph smaller, in place: fold, merge and narrow constants, drop metadata.
 
     Args:
-        model: as `hold_as_stored` left it; changed in place.
-        stored: the artifact's tensors, which are left as they are.
+        model: the graph, after `use_stored_tensors`.
+        stored: the artifact's tensors; these stay as they are.
     """
     kept = {id(value) for name, value in model.graph.initializers.items() if name in stored}
 
@@ -115,24 +116,24 @@ def tidy(model: ir.Model, stored: Mapping[str, Tensor]) -> None:
 
 
 def _narrow_constants(graph: ir.Graph, kept: set[int]) -> None:
-    """Hold large constants in the fewest bytes that are exact: masks of 0 and −100, indices of positions."""
+    """Store large constants, such as masks and indices, in the smallest exact integer type."""
     nodes: list[ir.Node] = []
     for name, old in list(graph.initializers.items()):
         if id(old) in kept or old.const_value is None or old.const_value.size < MIN_NARROW:
             continue
         values, dtype = old.const_value.numpy(), old.const_value.dtype
-        fits = next((kind for kind in _NARROW if _holds(kind, values)), None)
-        if fits is None or np.dtype(fits).itemsize >= values.dtype.itemsize:
+        narrow = next((kind for kind in _NARROW if _holds(kind, values)), None)
+        if narrow is None or np.dtype(narrow).itemsize >= values.dtype.itemsize:
             continue
         graph.initializers.pop(name)
         old.name = f"{name}.wide"
-        short = _initializer(graph, name, ir.tensor(values.astype(fits)))
-        old.replace_all_uses_with(_add(nodes, "Cast", [short], dtype, to=dtype.value))
+        constant = _initializer(graph, name, ir.tensor(values.astype(narrow)))
+        old.replace_all_uses_with(_add(nodes, "Cast", [constant], dtype, to=dtype.value))
     graph.insert_before(graph[0], nodes)
 
 
 def _holds(kind: type[np.signedinteger[Any]], values: np.ndarray[Any, Any]) -> bool:
-    """Whether every number is an integer that `kind` has."""
+    """Return whether every number is an integer in the range of `kind`."""
     if values.dtype.kind not in "fi" or not np.isfinite(values).all():
         return False
     limits = np.iinfo(kind)
@@ -156,7 +157,7 @@ def _add(nodes: list[ir.Node], op: str, inputs: list[ir.Value], dtype: ir.DataTy
 
 
 def _tensor(t: Tensor) -> ir.TensorProtocol:
-    """A torch tensor for the graph; numpy has no bfloat16 of its own."""
+    """Convert a torch tensor for the graph; numpy itself has no bfloat16."""
     if t.dtype == torch.bfloat16:
         return ir.tensor(t.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16))
     return ir.tensor(t.contiguous().numpy())
@@ -166,10 +167,10 @@ def _dtype(t: Tensor) -> ir.DataType:
     return _tensor(t[:0] if t.ndim else t).dtype
 
 
-def same_numbers(held: ir.TensorProtocol, stored: Tensor) -> bool:
-    """Whether an initializer holds what an artifact's tensor holds; types may differ where that is exact."""
-    if held.dtype == ir.DataType.INT4:
-        codes = unpack(stored)[:, : held.shape[1]]
-        return bool((held.numpy().astype(np.int8) == codes.numpy()).all())
-    found = torch.from_numpy(held.numpy().astype(np.float64))
-    return found.shape == stored.shape and bool((found == stored.double()).all())
+def same_numbers(initializer: ir.TensorProtocol, stored: Tensor) -> bool:
+    """Return whether an initializer has exactly the numbers of a stored tensor, in any type."""
+    if initializer.dtype == ir.DataType.INT4:
+        codes = unpack(stored)[:, : initializer.shape[1]]
+        return bool((initializer.numpy().astype(np.int8) == codes.numpy()).all())
+    numbers = torch.from_numpy(initializer.numpy().astype(np.float64))
+    return numbers.shape == stored.shape and bool((numbers == stored.double()).all())

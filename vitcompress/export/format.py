@@ -1,0 +1,65 @@
+"""Define what an export format provides: checks, writing, and limits of size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vitcompress.artifact.atomic import replacing
+from vitcompress.export.loaded import LoadedArtifact
+from vitcompress.export.parity import EXACT, Run, Tolerance
+
+SLACK = 1.05  # a file may be 5 % larger than its numbers
+GRAPH_BYTES = 48_000  # per block, for the description of a graph
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written and read back.
+
+    Attributes:
+        run: computes outputs from images `[B, C, H, W]` with the file.
+        tensor_bytes: size of the numbers in the file.
+        limit_bytes: maximum size of the file.
+        notes: what a user of the file should know.
+        tolerance: how far its outputs may differ from the artifact's.
+    """
+
+    run: Run
+    tensor_bytes: int
+    limit_bytes: int
+    notes: tuple[str, ...] = ()
+    tolerance: Tolerance = EXACT
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that artifacts can be exported to.
+
+    Attributes:
+        write: `(artifact, path)`; writes the file and reads it back.
+        suffix: suffix of the file; empty for a folder.
+        extra: extra of vitcompress that installs what it imports; empty for none.
+        check: `(artifact)`; raises a `VitcompressError` if the artifact does not suit the format.
+        placing: `(out)`; yields a temporary path to write to, and moves the result to `out` if all
+            goes well.
+    """
+
+    write: Callable[[LoadedArtifact, Path], Written]
+    suffix: str
+    extra: str = ""
+    check: Callable[[LoadedArtifact], None] = field(default=lambda artifact: None)
+    placing: Callable[[Path], AbstractContextManager[Path]] = replacing
+
+
+def limit_of(artifact: LoadedArtifact, tensor_bytes: int) -> int:
+    """Return the maximum size of a file with a graph, in bytes.
+
+    Args:
+        artifact: the artifact; its number of blocks counts.
+        tensor_bytes: size of the numbers that belong in the file, each shared one once.
+    """
+    num_blocks = sum(len(group.blocks) for group in artifact.manifest.plan.groups)
+    return int(SLACK * tensor_bytes) + GRAPH_BYTES * num_blocks
