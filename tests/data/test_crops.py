@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import Vitcompress
 from vitcompress.bundled import PHOTOGRAPHS
 from vitcompress.data.calibration import calibration_batches, drawn
-from vitcompress.data.crops import SHORTEST
+from vitcompress.data.crops import MIN_SIDE
 from vitcompress.data.loaders import training_loader
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
@@ -52,7 +52,7 @@ def test_crops_are_many_of_all_sizes_and_always_the_same() -> None:
     train, _ = sets()
     sizes = [train.reader.open(index).size for index in range(200)]
     assert len(set(sizes)) > 190
-    assert min(min(size) for size in sizes) >= 0.86 * SHORTEST
+    assert min(min(size) for size in sizes) >= 0.86 * MIN_SIDE
     shorter = sorted(min(size) for size in sizes)
     assert shorter[50] < 250
     assert shorter[150] > 500

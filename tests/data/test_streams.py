@@ -157,7 +157,7 @@ def test_a_shard_that_is_cut_off_or_of_other_classes_is_counted_like_an_unreadab
     (tmp_path / "b.tar.gz").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     images = everything(tmp_path)
     (batch,) = evaluation_loader(images, CONFIG, DataRecipe(num_workers=0))
-    assert any("'9' (.cls) is none of the model's classes" in text for text in batch.bad)
+    assert any("'9' (.cls) is not a class of the model" in text for text in batch.bad)
     assert any("b.tar.gz: the shard cannot be read" in text for text in batch.bad)
     with pytest.raises(DataError, match="Unreadable image"):
         check_readable(batch, skip=False)
