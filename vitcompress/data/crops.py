@@ -23,7 +23,8 @@ from vitcompress.data.sets import ImageSet
 
 NUM_CROPS = 100_000  # different crops; each is augmented anew in every pass
 NUM_VAL_CROPS = 256
-MIN_SIDE, MAX_ASPECT = 128, 4 / 3  # shortest side of a crop in pixels, before it is stretched
+MIN_SIDE = 128  # shortest side of a crop in pixels, before it is stretched
+MAX_ASPECT = 4 / 3  # largest ratio of its sides
 _HELD_OUT_SEED = 1
 
 

@@ -22,7 +22,7 @@ _MODES = {1: "L", 3: "RGB"}
 _MAX_ATTEMPTS = 100  # unreadable images in a row, before a training view is given up
 _MIN_ASPECT = math.sqrt(3 / 4)  # shortest side of a random crop, relative to a square of the same area
 _MAX_PIXELS = 64_000_000  # of an image after its shorter side was enlarged
-UNREADABLE = (
+UNREADABLE = (  # errors that Pillow raises for broken images
     OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, struct.error, UnidentifiedImageError,
     Image.DecompressionBombError,
 )  # fmt: skip
