@@ -34,7 +34,7 @@ def table(hf: Any, count: int, **columns: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def tables(hf: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write `saved/` with save_to_disk, `parquet/` in the Hub's layout, and plain `arrow/` files."""
+    """Write `saved/`, `parquet/` (in the layout of the Hub) and `arrow/`, all of the same table."""
     root = tmp_path_factory.mktemp("tables")
     both = hf.DatasetDict({"train": table(hf, 10), "validation": table(hf, 5)})
     both.save_to_disk(root / "saved")
