@@ -448,7 +448,7 @@ def test_class_folders_that_match_no_mapping_are_named(
 ) -> None:
     for name in ("one", "two"):
         draw_image(tmp_path / "two" / name / "0.png", 0)
-    named = (f"{tmp_path / 'two'} has 2 classes (one, two), the model 5 classes", "--class-map")
+    named = (f"{tmp_path / 'two'} has 2 classes (one, two), but the model has 5 classes", "--class-map")
     mistake(vitcompress("compress", *teacher, "--data", tmp_path / "two", *FAST, "--out", out), *named)
     mistake(vitcompress("evaluate", made / "mini.safetensors", "--data", tmp_path / "two"), *named)
 

@@ -57,7 +57,7 @@ def test_policies_of_timm_on_grey_and_coloured_images(channels: int, policy: str
 
 
 def test_full_magnitude_leaves_no_bits_and_no_error() -> None:
-    """Posterising is one of fifteen operations, at magnitude 10 always to no bits, which Pillow refuses."""
+    """Posterize is one of fifteen operations; at magnitude 10 it asks for 0 bits."""
     found = views(3, auto_augment="rand-m10-inc1")
     assert any((view(found, draw) == view(found, draw)[:, :1, :1]).all() for draw in range(200))
 

@@ -44,7 +44,7 @@ def test_a_class_map_wins_over_every_other_mapping(tmp_path: Path) -> None:
     ("names", "num_classes", "message"),
     [
         (("n01440764", "n00000000", "n99999999"), 1000, "n00000000, n99999999"),
-        (("cat", "dog"), 5, r"2 classes \(cat, dog\), the model 5 classes"),
+        (("cat", "dog"), 5, r"2 classes \(cat, dog\), but the model has 5 classes"),
         (("0", "5"), 5, "2 classes"),
         (("n01440764", "cat"), 1000, "2 classes"),
     ],

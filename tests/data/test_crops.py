@@ -1,4 +1,4 @@
-"""Where there are no images, crops of the built-in photographs do, and everybody is told."""
+"""Without images, crops of the built-in photographs stand in, and reports say so."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import Vitcompress
 from vitcompress.bundled import PHOTOGRAPHS
 from vitcompress.data.calibration import calibration_batches, drawn
-from vitcompress.data.crops import SHORTEST
+from vitcompress.data.crops import MIN_SIDE
 from vitcompress.data.loaders import training_loader
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
@@ -52,7 +52,7 @@ def test_crops_are_many_of_all_sizes_and_always_the_same() -> None:
     train, _ = sets()
     sizes = [train.reader.open(index).size for index in range(200)]
     assert len(set(sizes)) > 190
-    assert min(min(size) for size in sizes) >= 0.86 * SHORTEST
+    assert min(min(size) for size in sizes) >= 0.86 * MIN_SIDE
     shorter = sorted(min(size) for size in sizes)
     assert shorter[50] < 250
     assert shorter[150] > 500
@@ -108,7 +108,7 @@ def test_the_recipe_says_which_images_were_used(vitcompress: Vitcompress, teache
     shown = vitcompress("compress", *teacher, "--share", 2, "--dry-run").out
     assert yaml.safe_load(shown[shown.index("model:") :])["data"]["data"] == "built-in"
     shown = vitcompress("compress", *teacher, "--share", 2, "--steps", 0, "--start", "first", "--dry-run").out
-    assert yaml.safe_load(shown[shown.index("model:") :])["data"]["data"] is None  # nothing looks at images
+    assert yaml.safe_load(shown[shown.index("model:") :])["data"]["data"] is None  # no step needs images
 
 
 def test_images_that_are_named_win(tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path) -> None:
@@ -118,7 +118,7 @@ def test_images_that_are_named_win(tmp_path: Path, vitcompress: Vitcompress, tea
     ended = vitcompress(*words, "--val-data", images, "--out", tmp_path / "b.safetensors")
     report = json.loads(vitcompress("report", tmp_path / "b.safetensors", "--json").out)
     assert report["data"].startswith("crops of")
-    assert report["accuracy"]["student_top1"] is not None  # learned on crops, measured on images
+    assert report["accuracy"]["student_top1"] is not None  # trained on crops, measured on images
 
 
 def test_a_plan_is_searched_for_on_crops_and_says_so(vitcompress: Vitcompress, teacher: list[str]) -> None:

@@ -10,7 +10,7 @@ from vitcompress.recipe.compose import build
 
 
 def batch(count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images that are constants, so that a mix tells its share."""
+    """Make constant images, so that a mixed image shows its mixing ratio."""
     labels = torch.arange(count) % 3
     return torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone(), labels
 

@@ -43,4 +43,5 @@ def test_sets_of_torchvision_that_are_not_there_are_named(tmp_path: Path) -> Non
     refused(
         f"torch/cifar10:{tmp_path}", f"not in {tmp_path}", hint=f"CIFAR10({str(tmp_path)!r}, train=True, download=True)"
     )
-    refused("torch/cifar11", r"no set cifar11 of images and classes \(did you mean cifar10\?\)", hint="flowers102")
+    message = r"no data set cifar11 with images and classes \(did you mean cifar10\?\)"
+    refused("torch/cifar11", message, hint="flowers102")

@@ -1,4 +1,4 @@
-"""An image that means harm, or was harmed, is one bad image: named, in little time and memory, and nothing else."""
+"""Malicious and damaged images count as unreadable, at little cost of time and memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def encoded(image: Image.Image, kind: str, **how: Any) -> bytes:
 
 
 def view(path: Path, content: bytes, config: dict[str, Any] = RGB, *, training: bool = False) -> object:
-    """What is seen of an image file: a tensor, or why there is none."""
+    """Write an image file and return its view, or why it is unreadable."""
     path.write_bytes(content)
     views = Views(folder_set(path.parent), config, training=training, recipe=DataRecipe(), seed=0)
     found = views[0, 0]
@@ -44,7 +44,7 @@ def view(path: Path, content: bytes, config: dict[str, Any] = RGB, *, training: 
 
 
 def png(width: int, height: int) -> bytes:
-    """A small file that says how large its image is, and ends there."""
+    """Make a small PNG file that claims a size and ends early."""
     size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = (b"IHDR", size), (b"IDAT", zlib.compress(bytes(1 << 20))), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(

@@ -84,10 +84,10 @@ def test_labels_of_shards_may_be_names_under_an_extension_of_their_own(tmp_path:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([], "no images in it, nor any other file"),
-        ([("a.txt", b"x"), ("b.json", b"{}")], r"there are \.json, \.txt"),
-        ([("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x")], r"1 of 2 images have no \.cls, as b\.jpg"),
-        ([("a.jpg", b"x"), ("a.cls", b"7")], r"has 1 class \(7\), the model 5 classes"),
+        ([], "no images in it and no other files"),
+        ([("a.txt", b"x"), ("b.json", b"{}")], r"it has \.json, \.txt"),
+        ([("a.jpg", b"x"), ("a.cls", b"1"), ("b.jpg", b"x")], r"1 of 2 images have no \.cls, for example b\.jpg"),
+        ([("a.jpg", b"x"), ("a.cls", b"7")], r"has 1 class \(7\), but the model has 5 classes"),
     ],
     ids=["empty", "other-files", "a-label-is-missing", "beyond-the-classes"],
 )
@@ -101,7 +101,7 @@ def test_a_shard_that_is_cut_off_is_named(shards: Path, tmp_path: Path) -> None:
     whole = (shards / "set-train-0000.tar").read_bytes()
     for name, content in (("cut.tar", whole[: len(whole) // 2]), ("text.tar", b"no tar at all" * 100)):
         (tmp_path / name).write_bytes(content)
-        refused(f"wds:{tmp_path / name}", f"{name} is no whole, unpacked tar file", hint=".tar.gz")
+        refused(f"wds:{tmp_path / name}", f"{name} is not a complete, uncompressed tar file", hint=".tar.gz")
 
 
 def test_a_shards_name_is_never_run_as_a_command(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,11 +124,11 @@ def test_a_shard_that_claims_more_than_it_has_is_named(name: str, suffix: str, t
     refused(f"wds:{tmp_path}", f"{name} is a sparse file")
     (tmp_path / f"a.{suffix}").unlink()
     write_shard(tmp_path / f"b.{suffix}", [("0.jpg", b""), ("0.cls", b"1" * 5000)])
-    refused(f"wds:{tmp_path}", "0.cls has 5,000 bytes, at most 4,096")
+    refused(f"wds:{tmp_path}", "0.cls has 5,000 bytes, more than the limit of 4,096")
 
 
 def test_shards_that_are_not_there_are_named(shards: Path, tmp_path: Path) -> None:
-    refused(f"wds:{shards}/set-train-{{0000..0003}}.tar", r"2 of 4 shard\(s\) are not there: .*0002\.tar")
+    refused(f"wds:{shards}/set-train-{{0000..0003}}.tar", r"2 of 4 shard\(s\) do not exist: .*0002\.tar")
     refused(f"wds:{tmp_path}", "has no shards in it")
     refused(str(shards), "has no images in it", hint="wds:")
 

@@ -1,4 +1,4 @@
-"""Shards that can only be read from front to back give the same stream for any number of workers, from any step."""
+"""Streamed shards give the same images for any number of workers, from any step on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytest.importorskip("webdataset", reason="the extra webdataset is not installed"
 CONFIG: dict[str, Any] = {
     "input_size": (3, 32, 32), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0,
 }  # fmt: skip
-SHARDS, EACH = 5, 6  # so four lanes, of which one has two shards
+SHARDS, EACH = 5, 6  # four lanes, one of them with two shards
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_the_stream_is_the_same_for_any_number_of_workers(root: Path) -> None:
 def test_it_can_be_taken_up_at_any_batch(root: Path) -> None:
     whole = list(loader(everything(root)))
     views: Any = loader(everything(root)).dataset
-    for start in (8, 3, 5):  # back as well
+    for start in (8, 3, 5):  # also backwards
         batch = [views[key] for key in list(Stream(None, 4, seed=3, num_steps=9))[start]]
         assert torch.equal(torch.stack([sample.view for sample in batch]), whole[start].images)
 
@@ -79,7 +79,7 @@ def test_processes_that_take_batches_in_turn_see_each_image_once_a_pass(root: Pa
         reader = everything(root).reader
         assert isinstance(reader, StreamReader)
         reader = replace(reader, block=3, seed=1)
-        batches = range(process, 8, 2)  # 4 lanes of 6 images but for one: two batches of each
+        batches = range(process, 8, 2)  # two batches of each of 4 lanes
         names.append({reader.where(3 * batch + i) for batch in batches for i in range(3)})
     assert [len(found) for found in names] == [12, 12]
     assert not names[0] & names[1]
@@ -88,7 +88,7 @@ def test_processes_that_take_batches_in_turn_see_each_image_once_a_pass(root: Pa
 def test_a_lane_gives_every_image_once_a_pass_in_another_order(root: Path) -> None:
     reader = everything(root).reader
     assert isinstance(reader, StreamReader)
-    first = replace(reader, seed=2).in_lane(0)  # of two shards
+    first = replace(reader, seed=2).in_lane(0)  # a lane of two shards
     passes = [[sample.where for sample in islice(first, 2 * EACH)] for _ in range(2)]
     assert len(set(passes[0])) == 2 * EACH
     assert Counter(passes[0]) == Counter(passes[1])
@@ -157,7 +157,7 @@ def test_a_shard_that_is_cut_off_or_of_other_classes_is_counted_like_an_unreadab
     (tmp_path / "b.tar.gz").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     images = everything(tmp_path)
     (batch,) = evaluation_loader(images, CONFIG, DataRecipe(num_workers=0))
-    assert any("'9' (.cls) is none of the model's classes" in text for text in batch.bad)
+    assert any("'9' (.cls) is not a class of the model" in text for text in batch.bad)
     assert any("b.tar.gz: the shard cannot be read" in text for text in batch.bad)
     with pytest.raises(DataError, match="Unreadable image"):
         check_readable(batch, skip=False)

@@ -26,7 +26,7 @@ def hf() -> Any:
 
 
 def table(hf: Any, count: int, **columns: Any) -> Any:
-    """Five named classes, in an order that is not the alphabet's."""
+    """Make a table with five named classes, not in alphabetical order."""
     features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=list(reversed(CLASSES)))})
     rows = {"image": photographs(count), "label": [n % 5 for n in range(count)]}
     return hf.Dataset.from_dict(rows, features=features)
@@ -34,7 +34,7 @@ def table(hf: Any, count: int, **columns: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def tables(hf: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`saved/` by save_to_disk, `parquet/` as the Hub lays it out, `arrow/` of bare files."""
+    """Write `saved/`, `parquet/` (in the layout of the Hub) and `arrow/`, all of the same table."""
     root = tmp_path_factory.mktemp("tables")
     both = hf.DatasetDict({"train": table(hf, 10), "validation": table(hf, 5)})
     both.save_to_disk(root / "saved")
@@ -49,7 +49,7 @@ def tables(hf: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` makes of parquet goes where the test's files are; nothing is asked of the Hub."""
+    """Keep the cache of `datasets` in the test's folder, and the Hub offline."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     try:
         config = importlib.import_module("datasets.config")
@@ -62,7 +62,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_table_gives_its_images_labels_and_splits(layout: str, tables: Path) -> None:
     train, val = opened(f"hfds:{tables / layout}")
     assert (len(train), len(val)) == (10, 5)
-    assert labels(train) == [0, 1, 2, 3, 4] * 2  # by number: the model's classes have no names here
+    assert labels(train) == [0, 1, 2, 3, 4] * 2  # the model's classes have no names here
     assert train.classes == tuple(reversed(CLASSES))
     assert pixels(train) == [image.tobytes() for image in photographs(10)]
     assert all(torch.equal(a, b) for a, b in zip(seen(train, 0), seen(train, 2), strict=True))

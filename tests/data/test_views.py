@@ -34,7 +34,7 @@ def test_drawing_views_leaves_the_global_random_state_alone(flat: Path) -> None:
 
 
 def view_of(image: Image.Image, path: Path, kind: str, config: dict[str, Any]) -> torch.Tensor:
-    """The centre crop, with values 0–1."""
+    """Save an image, and return its center crop with values 0–1."""
     image.save(path, format=kind)
     views = Views(folder_set(path.parent), config, training=False, recipe=DataRecipe(), seed=0)
     with warnings.catch_warnings():
@@ -108,7 +108,7 @@ def test_large_jpegs_are_decoded_no_larger_than_a_training_view_takes(tmp_path: 
         view = views[0, 0].view
         assert view is not None
         assert view.shape == (3, 32, 32)
-    assert sizes == [(200, 150), (1600, 1200)]  # an eighth, of which the least crop is still larger than 32; and all
+    assert sizes == [(200, 150), (1600, 1200)]  # 1/8, whose smallest crop is still larger than 32; and full size
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])

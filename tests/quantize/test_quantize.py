@@ -1,4 +1,4 @@
-"""Codes and scales, matrix by matrix: what is lost, what is not, and what it takes."""
+"""Codecs of matrices: errors, exact values and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that compute with quantised matrices: as they were loaded, and while they train."""
+"""Models compute with quantized matrices after loading, and with rounded ones while training."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tests.distill.test_loop import BLOCKS, Steps, batches
-from tests.factories import ROWS, VARIANTS, build, compressed, images, planned, row_images, tiny
+from tests.distill.test_distill import BLOCKS, Steps, batches
+from tests.families.test_families import ROWS, build, planned
+from tests.families.test_families import images as row_images
+from tests.tiny import VARIANTS, compressed, images, tiny
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
-from vitcompress.distill.matching import ComparedModel, match_models
+from vitcompress.distill.matching import Candidate, compare
 from vitcompress.quantize import layers as quantized_layers
 from vitcompress.quantize.codecs import STORES, Codec, matrix_names
 from vitcompress.quantize.layers import StoredMatrix, quantising
@@ -37,13 +39,13 @@ def codec_of(store: str) -> Codec:
 
 
 def filled(model: nn.Module, store: str, *, quantized: bool) -> nn.Module:
-    """A copy of `model` as a file of it would be loaded."""
+    """Return a copy of `model`, filled as if loaded from a file."""
     loaded = copy.deepcopy(model)
     fill(loaded, stored_tensors(model, store), store, quantized=quantized)
     return loaded.eval()
 
 
-# --- kept quantised
+# --- kept quantized
 
 
 @BOTH
@@ -57,7 +59,8 @@ def test_kept_or_not_the_model_does_the_same_to_the_last_bit(row: Any, store: st
     kept = filled(student, store, quantized=True)
     with torch.inference_mode():
         expected = rounded(x)
-        # sums over the one token of a pool depend on where in memory its matrix lies: seen with torch 2.9
+        # sums over the one token of a pool depend on where in memory its matrix lies: seen with
+        # torch 2.9
         apart = 1e-5 if getattr(student, "attn_pool", None) is not None else 0
         for model in (filled(student, store, quantized=False), kept):
             torch.testing.assert_close(model(x), expected, rtol=0, atol=apart)
@@ -95,7 +98,7 @@ def test_kept_matrices_take_the_bytes_they_are_stored_in(store: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
 def test_a_kept_deit_base_takes_less_memory(tmp_path: Path) -> None:
-    """Resident MiB that loading adds, in a fresh process; measured 334 floating, 88 kept as int8, 53 as int4."""
+    """Loading adds few MiB to a fresh process; measured: 334 decoded, 88 as int8, 53 as int4."""
     limits = {("int8", False): (320, 420), ("int8", True): (80, 110), ("int4", True): (40, 75)}
     for (store, kept), (least, most) in limits.items():
         path = tmp_path / f"{store}.safetensors"
@@ -109,11 +112,11 @@ def test_a_kept_deit_base_takes_less_memory(tmp_path: Path) -> None:
 _WRITE = """
 import sys, torch, timm
 from pathlib import Path
+from vitcompress.artifact import file
 from vitcompress.artifact.manifest import Manifest
-from vitcompress.artifact.write import write
 from vitcompress.plans.make import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.inputs import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 store, path = sys.argv[1], Path(sys.argv[2])
@@ -126,32 +129,33 @@ round_to(model, stored, store)
 source = {"name": name, "architecture": name, "model_args": {}, "pretrained_cfg": {}}
 config = data_config(model, ModelRecipe(name))
 manifest = Manifest(source, "", plan, config, {}, {}, {}, store=store)
-write(path, model, manifest, torch.randn(1, 3, 224, 224), stored=stored)
+file.write(path, model, manifest, torch.randn(1, 3, 224, 224), stored=stored)
 """
 _WEIGH = """
 import ctypes, gc, re, sys
 import timm, torch
 from pathlib import Path
 import vitcompress
+import vitcompress.artifact.file
 def resident():
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free is not the model's
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # return free memory to the system
     return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
-timm.create_model("deit_tiny_patch16_224")  # what building any model imports
+timm.create_model("deit_tiny_patch16_224")  # imports what any model needs
 before = resident()
 model = vitcompress.load(sys.argv[1], keep_quantized=bool(int(sys.argv[2])))
 print(resident() - before)
 """
 
 
-# --- quantised while it trains
+# --- rounded while training
 
 
 @BOTH
 def test_the_model_computes_as_stored_from_when_it_is_told_to(store: str) -> None:
     student, _ = compressed(tiny(), share=2)
     rounded = copy.deepcopy(student)
-    with torch.no_grad():  # matrices only: vectors are cast when the training is over
+    with torch.no_grad():  # matrices only; vectors are cast after training
         for name in matrix_names(student) & dict(rounded.named_parameters()).keys():
             rounded.get_parameter(name).copy_(codec_of(store).round_trip(rounded.get_parameter(name)))
     x = images(student)
@@ -177,7 +181,7 @@ def test_attention_that_reads_the_weight_itself_gets_the_rounded_one(row: str, s
 
 @BOTH
 def test_gradients_pass_straight_through(store: str) -> None:
-    """y = Σ a·q(w), w shared by two layers: dy/dw is the sum of what multiplies them, as if nothing were rounded."""
+    """For y = Σ a·q(w) + b·q(w) with a shared w, dy/dw is a + b, as without rounding."""
     student, _ = compressed(tiny().double(), share=4)
     fc1: Any = [student.get_submodule(f"blocks.{i}.mlp.fc1") for i in (0, 3)]
     a, b = (torch.randn(96, 24, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
@@ -243,9 +247,10 @@ def test_it_works_while_matrices_fade(store: str) -> None:
 
 @pytest.mark.parametrize("ema", [None, 0.5])
 def test_the_quantised_student_is_better_for_it(ema: float | None) -> None:
-    """A student that is its teacher has nothing to learn but to bear int4; both are rounded to it afterwards.
+    """A student equal to its teacher only learns to tolerate int4, to which both are rounded.
 
-    At a low rate of AdamW: at higher ones, and with Muon, which of the two is better depends on the number of threads.
+    The learning rate is low: at higher rates, and with Muon, the result depends on the number of
+    threads.
     """
     teacher = tiny()
     x = images(teacher, 16)
@@ -265,7 +270,7 @@ def _distil(student: nn.Module, teacher: nn.Module, x: torch.Tensor, recipe: Dis
     size = (x.shape[1], x.shape[2], x.shape[3])
     distill(
         student, teacher, lambda start: batches(x, 60), recipe, blocks=BLOCKS,
-        comparison=match_models(ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), recipe),
+        comparison=compare(Candidate("student", student, size), Candidate("teacher", teacher, size), recipe),
         mixing=Mixing(num_classes=None), matrices=matrix_names(student), fade=step, accelerator=Accelerator(cpu=True),
         ticker=Steps(), input_size=size, num_steps=60,
     )  # fmt: skip

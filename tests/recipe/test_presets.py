@@ -1,4 +1,4 @@
-"""`--preset minivit` is what was published, to the last parameter; whatever else is said wins over it."""
+"""`--preset minivit` has the published number of parameters; other options win over it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitcompress.recipe.compose import build, to_dict
 from vitcompress.recipe.presets import PRESETS, fill
 
 WIDTHS = {"deit_tiny": 192, "deit_small": 384, "deit_base": 768}
-# the table of Mini-DeiT, without class token: parameters by model and number of blocks that share
+# Mini-DeiT's table, without class token: parameters by model and number of blocks that share
 PUBLISHED = {
     "deit_tiny": {2: 3_090_304, 3: 2_202_112, 4: 1_758_016, 6: 1_313_920, 12: 869_824},
     "deit_small": {2: 11_450_824, 3: 7_904_968, 4: 6_132_040, 6: 4_359_112, 12: 2_586_184},
@@ -61,7 +61,7 @@ def test_mini_swin_has_the_published_parameters(model: str, share: int, expected
 
 
 def test_mini_swin_adds_two_head_mixes_and_a_convolution_per_block() -> None:
-    """Without the biases of the published mixes and convolutions, and without its norms on the residual trunk."""
+    """Unlike the published ones, without biases and without norms on the residual trunk."""
     blocks = [(2, 3, 96), (2, 6, 192), (6, 12, 384), (2, 24, 768)]
     added = sum(depth * (2 * heads**2 + 49 * dim) for depth, heads, dim in blocks)
     assert params("swin_tiny", share=6) == 11_767_645 + added
@@ -93,7 +93,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
     assert (recipe.plan.token_kernel, recipe.plan.share_biases, recipe.plan.share_tables) == (5, True, True)
     assert recipe.distill.loss == {"hidden": 2.0}
     (tmp_path / "again.yaml").write_text(str(to_dict(recipe)).replace("None", "null"))
-    assert build({}, file=tmp_path / "again.yaml") == recipe  # a resolved recipe needs no preset any more
+    assert build({}, file=tmp_path / "again.yaml") == recipe  # a resolved recipe needs no preset
 
 
 def test_a_preset_says_nothing_that_is_no_field_of_a_recipe() -> None:

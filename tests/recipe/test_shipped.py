@@ -1,4 +1,4 @@
-"""Recipes that come with the package: each can be followed, says what it rests on, and keeps to what was published."""
+"""Recipes that come with the package run, name their sources and follow the publications."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_model_of_the_paper_is_there_and_has_a_short_variant() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",  # the plan of a twin for afterwards is the same, as the test above has it
+    "name",  # the test above checks that a -posthoc recipe has the same plan
     [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("-posthoc")) for n in shipped.recipe_names()],
 )
 def test_every_recipe_passes_a_dry_run_without_weights_or_images(
@@ -106,7 +106,7 @@ def test_mini_deit_has_the_published_parameters(name: str, end: str) -> None:
 
 
 def test_full_recipes_keep_to_the_published_schedules() -> None:
-    """Rates are published per 512 images, warm-up in epochs."""
+    """Learning rates are published per 512 images, warm-up in epochs."""
     for name in PAPER:
         recipe = recipe_of(name)
         step, swin, large = recipe.data.batch_size, "swin" in name, "384" in name

@@ -1,4 +1,4 @@
-"""What comes with the package?  A small teacher with its images, and photographs, so that everything works offline."""
+"""Data that comes with the package, for use offline: a small model, its images, and photographs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ class Bundle:
     """A built-in model and its images.
 
     Attributes:
-        name: what the user types.
-        architecture: timm's registered name.
-        model_args: arguments for timm's constructor.
-        pretrained_cfg: timm's data config of the weights.
-        checkpoint: the weights.
-        images: an .npz file of `{train,val}_{images,labels}`.
-        recipe: defaults of its own for training, by stage: what fits a small model with all blocks sharing.
+        name: name that the user types.
+        architecture: name of the timm model.
+        model_args: arguments of timm's constructor.
+        pretrained_cfg: timm's description of the weights, with the data config.
+        checkpoint: path of the weights.
+        images: path of an .npz file of `{train,val}_{images,labels}`.
+        recipe: defaults of the recipe for this model, by stage; they suit a small model whose
+            blocks all share.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Bundle:
 
 FASHION_VIT = Bundle(
     name="fashion_vit",
-    architecture="vit_tiny_patch16_224",  # only the name of the constructor: every size is set below
+    architecture="vit_tiny_patch16_224",  # only names the constructor; all sizes are set below
     model_args={
         "img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10, "embed_dim": 96, "depth": 12, "num_heads": 3,
     },
@@ -50,7 +51,7 @@ FASHION_VIT = Bundle(
     images=HERE / "fashion_mnist.npz",
     recipe={
         "data": {"batch_size": 64, "crop_min": 0.85},
-        "start": {"start": "first"},  # what fades begins as the source in any case
+        "start": {"start": "first"},  # with fade, training begins as the source anyway
         "distill": {"steps": 700, "optimizer": "muon", "fade": 0.6},
     },
 )  # fmt: skip
@@ -58,13 +59,13 @@ FASHION_VIT = Bundle(
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph to learn from where there are no images; where it is from: README.md beside it.
+    """A photograph whose crops stand in for images; README.md in this folder names its origin.
 
     Attributes:
-        file: its name.
-        author: who took it.
-        licence: under which it is here.
-        held_out: it is there to measure on.
+        file: name of the file.
+        author: name of the photographer.
+        licence: its licence.
+        held_out: whether it is for evaluation only.
     """
 
     file: str
@@ -74,7 +75,7 @@ class Photograph:
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """Path of the file."""
         return HERE / "photographs" / self.file
 
 

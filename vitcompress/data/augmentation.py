@@ -1,4 +1,4 @@
-"""Random crops, flips and augmentation of training images, drawn from timm by seed."""
+"""timm's training transform: random crops, flips and augmentation, decided by a seed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from vitcompress.recipe import DataRecipe
 
 
 def random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
-    """Timm's training transform.
+    """Return timm's training transform.
 
     Args:
         config: timm's data config.
-        recipe: how random crops and flips are.
+        recipe: options of crops, flips and augmentation.
 
     Raises:
-        RecipeError: --auto-augment is no policy of timm's.
+        RecipeError: --auto-augment is not a timm policy.
     """
     try:
         transform = create_transform(
             **config, is_training=True, scale=(recipe.crop_min, 1.0), hflip=recipe.hflip, color_jitter=None,
             auto_augment=recipe.auto_augment, re_prob=recipe.erase, re_mode="pixel",
         )  # fmt: skip
-    except (AssertionError, ValueError, KeyError, IndexError) as error:  # timm asserts what it can read
+    except (AssertionError, ValueError, KeyError, IndexError) as error:  # timm parses with asserts
         raise RecipeError(
             f"--auto-augment {recipe.auto_augment}: timm has no such policy: {error}.",
             hint="For example rand-m9-mstd0.5-inc1, augmix-m3-w3, original or v0.",
@@ -45,10 +45,10 @@ def random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
 
 
 def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
-    """Keep the upper `bits` of each pixel; of none, black.
+    """Keep the upper `bits` of each pixel; with 0 bits, return a black image.
 
-    timm's own asks Pillow for no bits at all at full magnitude, which Pillow 13 refuses: of the images that
-    rand-m9-mstd0.5 draws, one in some hundreds would end the training.
+    At full magnitude, timm's own operation asks Pillow for 0 bits, which Pillow 13 refuses. With
+    rand-m9-mstd0.5, one in a few hundred images would end the training.
     """
     posterized: Image.Image = auto_augment.posterize(image, bits) if bits else image.point(lambda value: 0)
     return posterized
@@ -56,7 +56,7 @@ def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Run a block on random numbers of its own, decided by `numbers`; leave the global generators as they were."""
+    """Seed all random generators with `numbers`, and restore their states in the end."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     number = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(number)

@@ -1,4 +1,4 @@
-"""Which images are starts and plans fitted to?  A few of the training images, by seed, without augmentation."""
+"""Calibration images: a few training images, without augmentation, for starts and the search."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ BATCH_IMAGES = 32
 
 
 def drawn(images: ImageSet, count: int, *, seed: int, after: int = 0) -> ImageSet:
-    """Some of the images, in a random order; of a stream, the first in shuffled shards.
+    """Draw some of the images in random order; of a stream, the first ones in shuffled shards.
 
     Args:
-        images: to draw from.
-        count: most images to draw.
-        seed: of the order.
-        after: how many of the order to leave out, for they were drawn before.
+        images: images to draw from.
+        count: maximum number of images to draw.
+        seed: decides the order.
+        after: number of images to skip in this order, because they were drawn before.
     """
     if isinstance(images.reader, StreamReader):
-        return images.streamed(images.reader.drawn(count, after=after, seed=seed))
+        return images.streamed(images.reader.draw(count, after=after, seed=seed))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     return images.subset(order[after : after + count], images.name)
 
 
 def calibration_batches(images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe) -> Iterator[Tensor]:
-    """The images as the model takes them, `[B, C, H, W]`, B up to 32.
+    """Yield the images as batches `[B, C, H, W]` of model inputs, B at most 32.
 
     Args:
-        images: that `drawn` gave.
+        images: images from `drawn`.
         config: timm's data config.
-        recipe: workers, and what to do about unreadable images.
+        recipe: batch size, workers, and whether to skip unreadable images.
 
     Raises:
-        DataError: an unreadable image, or none that is readable.
+        DataError: an image is unreadable, or all are.
     """
     recipe = replace(recipe, batch_size=min(BATCH_IMAGES, recipe.batch_size))
-    seen = 0
+    num_images = 0
     for batch in evaluation_loader(images, config, recipe):
         check_readable(batch, skip=recipe.skip_bad_images)
         if len(batch.labels):
-            seen += len(batch.labels)
+            num_images += len(batch.labels)
             yield batch.images
-    if seen == 0:
-        raise DataError(f"{images.name}: not one calibration image could be read.")
+    if num_images == 0:
+        raise DataError(f"{images.name}: no calibration image could be read.")

@@ -1,4 +1,4 @@
-"""Which of a model's classes is a class of images?  By a map, by the names that the model knows, or by their order."""
+"""Map classes of images to classes of the model: by a file, by name, by number or by order."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _SYNSET = re.compile(r"n\d{8}")
 def class_indices(
     names: Sequence[str], where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str] = ()
 ) -> Mapping[str, int]:
-    """The model's class index of each class of images.
+    """Return the model's class index of each class of images.
 
     Args:
-        names: of the classes, as a folder, a column or a shard has them, in its order; folders sorted.
-        where: what to call the images.
-        num_classes: K of the model; None for as many as there are names.
-        class_map: a text file with a class's name per line, in the order of the model's classes.
-        classes: names of the model's classes, in order; empty where they are not known.
+        names: names of the images' classes, in the order of their folder, column or shard.
+        where: name of the images in messages.
+        num_classes: number K of the model's classes; None for as many as there are names.
+        class_map: text file with one class name per line, in the order of the model's classes.
+        classes: names of the model's classes, in order; empty if unknown.
 
     Raises:
-        DataError: they match no mapping.
+        DataError: the classes match no mapping.
     """
     if class_map is not None:
         return _mapped(names, where, num_classes, class_map)
@@ -42,27 +42,27 @@ def class_indices(
         missing = [name for name in names if name not in known]
         if not missing:
             return known
-        raise DataError(f"{where}: no classes of {subset}: {shorten(missing)}.", hint="Give --class-map FILE.")
+        raise DataError(f"{where}: not classes of {subset}: {shorten(missing)}.", hint="Give --class-map FILE.")
     if all(name.isdecimal() and int(name) < num_classes for name in names):
         return {name: int(name) for name in names}
     if len(names) == num_classes:
-        numbered = all(name.isdecimal() for name in names)  # 1, 2, …, 10: as numbers, or 10 would come second
+        numbered = all(name.isdecimal() for name in names)  # sort 1, 2, …, 10 as numbers
         return {name: i for i, name in enumerate(sorted(names, key=int) if numbered else names)}
     count = "1 class" if len(names) == 1 else f"{len(names)} classes"
     raise DataError(
-        f"{where} has {count} ({shorten(names, limit=4)}), the model {num_classes} classes.",
-        hint="Give --class-map FILE with a class's name per line in the order of the model's classes, or name images "
-        "without labels, as in one flat folder, to compare with the teacher alone.",
+        f"{where} has {count} ({shorten(names, limit=4)}), but the model has {num_classes} classes.",
+        hint="Give --class-map FILE with one class name per line, in the order of the model's classes, or images "
+        "without labels, such as a flat folder, to measure agreement with the teacher only.",
     )
 
 
 def are_own(names: Sequence[str], num_classes: int, classes: Sequence[str]) -> bool:
-    """Whether classes of images tell by themselves which of a model's classes they are: by name or by number.
+    """Return whether all classes of images are classes of the model, by name or by number.
 
     Args:
-        names: as `class_indices` takes them.
-        num_classes: K of the model.
-        classes: names of its classes, in order; empty where they are not known.
+        names: names of the images' classes.
+        num_classes: number K of the model's classes.
+        classes: names of the model's classes, in order; empty if unknown.
     """
     known = {*classes, *map(str, range(num_classes))} if all(name.isdecimal() for name in names) else set(classes)
     return bool(names) and set(names) <= known
@@ -70,7 +70,7 @@ def are_own(names: Sequence[str], num_classes: int, classes: Sequence[str]) -> b
 
 def _mapped(names: Sequence[str], where: str, num_classes: int | None, class_map: Path) -> Mapping[str, int]:
     if not class_map.is_file() or class_map.suffix != ".txt":
-        raise DataError(f"--class-map {class_map} is not a .txt file.", hint="One class's name per line.")
+        raise DataError(f"--class-map {class_map} is not a .txt file.", hint="It must have one class name per line.")
     try:
         known: dict[str, int] = load_class_map(str(class_map))
     except (OSError, UnicodeDecodeError) as error:
@@ -85,11 +85,11 @@ def _mapped(names: Sequence[str], where: str, num_classes: int | None, class_map
 
 
 def names_in_order(index_of: Mapping[str, int], num_classes: int | None) -> tuple[str, ...]:
-    """The name of each class, in order; empty where a class has none.
+    """Return the name of each class, in order; empty if a class has no name.
 
     Args:
-        index_of: the class index of each name.
-        num_classes: K; None for as many as there are indices.
+        index_of: class index of each name.
+        num_classes: number K of classes; None for as many as there are indices.
     """
     by_index = {index: name for name, index in index_of.items()}
     count = len(by_index) if num_classes is None else num_classes
@@ -97,18 +97,18 @@ def names_in_order(index_of: Mapping[str, int], num_classes: int | None) -> tupl
 
 
 def label_names(pretrained_cfg: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of classes in timm's description of weights; empty where there are none, or something else."""
-    told = pretrained_cfg.get("label_names")
-    return tuple(told) if isinstance(told, (list, tuple)) and all(isinstance(name, str) for name in told) else ()
+    """Return the class names in timm's description of weights; empty if there are none."""
+    names = pretrained_cfg.get("label_names")
+    return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()
 
 
 def known_classes(recorded: Sequence[str], pretrained_cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Names of a model's classes, in order; empty where nobody knows them.
+    """Return the names of a model's classes, in order; empty if unknown.
 
     Args:
-        recorded: what is known of it for sure; empty where nothing is.
-        pretrained_cfg: timm's description of its weights.
-        num_classes: K.
+        recorded: names recorded with the model; empty if there are none.
+        pretrained_cfg: timm's description of the model's weights.
+        num_classes: number K of the model's classes.
     """
     names = recorded or label_names(pretrained_cfg)
     subset = infer_imagenet_subset({"num_classes": num_classes})

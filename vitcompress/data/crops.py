@@ -1,8 +1,10 @@
-"""What is there to learn from where there are no images?  Crops of a few large photographs, without end.
+"""Endless random crops of a few built-in photographs, to train on without images.
 
-A student that only has to do what its teacher does needs no pictures of the classes: crops of a busy one get it far.
+A student that only imitates its teacher needs no pictures of the classes; crops of a busy
+photograph get it far.
 
-Source: Asano and Saeed 2023, arXiv:2112.00725, distillation from a single image; crops as there, of any size and place.
+Source: Asano and Saeed 2023, arXiv:2112.00725, distillation from a single image; with crops of any
+size and place, as there.
 """
 
 from __future__ import annotations
@@ -15,24 +17,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitcompress.bundled import PHOTOGRAPHS, Photograph
-from vitcompress.data.readers import decoded
+from vitcompress.bundled import PHOTOGRAPHS
+from vitcompress.data.readers import decode
 from vitcompress.data.sets import ImageSet
 
-NUM_CROPS = 100_000  # to choose from; each is augmented anew every time
+NUM_CROPS = 100_000  # different crops; each is augmented anew in every pass
 NUM_VAL_CROPS = 256
-SHORTEST, ASPECT = 128, 4 / 3  # pixels of a crop's side; the most that its sides differ
+MIN_SIDE = 128  # shortest side of a crop in pixels, before it is stretched
+MAX_ASPECT = 4 / 3  # largest ratio of its sides
 _HELD_OUT_SEED = 1
 
 
 @dataclass(frozen=True)
 class CropReader:
-    """Crops of photographs, each at a place and of a size of its own.
+    """Crops of photographs, of random places and sizes.
 
     Attributes:
-        photographs: to crop.
-        count: of crops.
-        seed: decides them all.
+        photographs: paths of the photographs.
+        count: number of crops.
+        seed: decides all crops.
     """
 
     photographs: tuple[Path, ...]
@@ -43,35 +46,37 @@ class CropReader:
         return self.count
 
     def open(self, index: int, at_least: int = 0) -> Image.Image:
-        """Crop `index`: its side is any from 128 pixels to the photograph's shorter one, small as often as large."""
+        """Return crop `index`, with a side between 128 pixels and the photograph's shorter side.
+
+        The logarithm of the side is uniformly distributed.
+        """
         draw = np.random.default_rng([self.seed, index])
         photograph = _photograph(self.photographs[int(draw.integers(len(self.photographs)))])
         width, height = photograph.size
-        side = math.exp(draw.uniform(math.log(SHORTEST), math.log(min(width, height))))
-        stretch = math.exp(draw.uniform(-1, 1) * math.log(ASPECT) / 2)
+        side = math.exp(draw.uniform(math.log(MIN_SIDE), math.log(min(width, height))))
+        stretch = math.exp(draw.uniform(-1, 1) * math.log(MAX_ASPECT) / 2)
         across, down = min(width, round(side * stretch)), min(height, round(side / stretch))
         left, top = int(draw.integers(width - across + 1)), int(draw.integers(height - down + 1))
         return photograph.crop((left, top, left + across, top + down))
 
     def where(self, index: int) -> str:
-        """The crop's number."""
+        """Return the number of the crop."""
         return f"crop {index} of the built-in photographs"
 
 
 @lru_cache(maxsize=16)
 def _photograph(path: Path) -> Image.Image:
-    """Decoded once per process: a crop of it then takes no time to speak of."""
-    return decoded(path).convert("RGB")
+    """Decode a photograph, once per process."""
+    return decode(path).convert("RGB")
 
 
 def open_crops(split: str) -> ImageSet:
-    """Crops of the photographs for training, or of the one that is held out.
+    """Return crops of the training photographs, or of the photograph that is held out.
 
     Args:
         split: "train" or "val".
     """
-    chosen: list[Photograph] = [each for each in PHOTOGRAPHS if each.held_out is (split == "val")]
-    paths = tuple(each.path for each in chosen)
+    paths = tuple(photograph.path for photograph in PHOTOGRAPHS if photograph.held_out is (split == "val"))
     if split == "val":
         name = f"{NUM_VAL_CROPS} crops of a built-in photograph that was not trained on"
         reader = CropReader(paths, NUM_VAL_CROPS, _HELD_OUT_SEED)
@@ -82,6 +87,6 @@ def open_crops(split: str) -> ImageSet:
 
 
 NOTE = (
-    "Crops of a few built-in photographs stand in for images. That is a fallback: what is measured on them is "
-    "agreement with the teacher, and no accuracy. Images of the kind that the model is for do better: --data DIR."
+    "Crops of a few built-in photographs stand in for images. This is a fallback: on them, only agreement with the "
+    "teacher is measured, not accuracy. Images of the kind that the model is for give better results: --data DIR."
 )

@@ -1,6 +1,6 @@
 """Find the images of a folder, and their classes.
 
-folder/n01440764/a.jpg   class folders: labeled, by ImageNet synset, --class-map, number or sorted name
+folder/n01440764/a.jpg   class folders: labeled by synset, --class-map, number or sorted name
 folder/a.jpg             flat: unlabeled
 folder/{train,val}/…     either of these, split as ImageNet is
 """
@@ -93,8 +93,8 @@ def _splits(root: Path) -> tuple[Path, Path | None]:
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[str]:
     """Yield the path of every image below a folder, in order, following links.
 
-    Paths are text, joined by hand, because there may be millions. Each folder is entered once, even if
-    it links to itself.
+    Paths are text, joined by hand, because there may be millions. Each folder is entered once, even
+    if it links to itself.
 
     Args:
         folder: folder to search.

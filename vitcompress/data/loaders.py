@@ -1,4 +1,4 @@
-"""Loaders: batches of views, in an order that the seed alone decides."""
+"""Data loaders of training and evaluation, in an order that only the seed decides."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from vitcompress.runtime.console import local_processes
 from vitcompress.runtime.processes import outlive_signals
 
 T = TypeVar("T")
-Key = tuple[int, int]  # position in the set, number of the draw
-_MOST_WORKERS = 16
+Key = tuple[int, int]  # position in the image set, number of the draw
+_MAX_WORKERS = 16
 
 
 class Batch(NamedTuple):
-    """Images as the model takes them; a tuple, so that accelerate can move it to a device.
+    """Images and labels of a batch; a tuple, so that accelerate can move it to a device.
 
     Attributes:
-        images: `[B, C, H, W]`.
-        labels: `[B]` int64; -1 where there is no label.
-        bad: images that could not be read, and why; not in `images`.
+        images: `[B, C, H, W]`, normalized.
+        labels: `[B]` int64; -1 for an image without label.
+        bad: unreadable images, which are not in `images`, and why they are unreadable.
     """
 
     images: Tensor
@@ -43,12 +43,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every step's images is this process's.
+    """The part of each step's images that a process takes.
 
     Attributes:
-        process: its number.
-        num_processes: how many there are.
-        accumulate: batches that it takes its part in.
+        process: number of the process.
+        num_processes: number of processes.
+        accumulate: number of batches that each process splits its part into.
     """
 
     process: int = 0
@@ -56,10 +56,11 @@ class Share:
     accumulate: int = 1
 
     def cut(self, keys: Sequence[T]) -> Iterator[Sequence[T]]:
-        """Cut a step's images down to the batches of the process.
+        """Yield the process's batches of a step's images.
 
-        Mixing pairs the first image of a batch with its last, the second with the last but one, and so on: where a
-        part has an even number of images, whole pairs go into it, so that the pairs are those of the whole batch.
+        Mixing pairs the first image of a batch with the last, the second with the last but one, and
+        so on. Batches with an even number of images get whole pairs, so that mixing pairs the same
+        images for any number of processes.
         """
         parts = self.num_processes * self.accumulate
         size = len(keys) // parts
@@ -73,23 +74,29 @@ class Share:
 
 
 def share_of(accelerator: Accelerator, *, accumulate: int = 1) -> Share:
-    """The share of the process that asks."""
+    """Return the share of this process.
+
+    Args:
+        accelerator: knows the number of the process.
+        accumulate: number of batches that each process splits its part into.
+    """
     return Share(accelerator.process_index, accelerator.num_processes, accumulate)
 
 
 class Stream(Sampler[list[Key]]):
-    """Batches of `(position, draw)`: shuffled passes over the images, end to end, so every batch is full.
+    """Batches of `(position, draw)`: full batches of successive shuffled passes over the images.
 
     Args:
-        num_images: N; None for a stream, which has an order of its own and is taken as it comes.
+        num_images: number of images; None for a stream, which keeps its own order.
         batch_size: images per step.
-        seed: decides the order; each pass has its own.
-        num_steps: where it ends; endless where None.
-        repeats: draws of an image that follow each other; as many passes then take as many times the steps.
-        start: the first step.
+        seed: decides the order, with the number of the pass.
+        num_steps: number of steps; None for an endless stream.
+        repeats: number of successive draws of each image.
+        start: first step.
         share: this process's part of each step.
 
-    Source: of repeats, Hoffer et al. 2019, arXiv:1901.09335; the order is that of timm's RepeatAugSampler.
+    Source: repeated augmentation, Hoffer et al. 2019, arXiv:1901.09335; in the order of timm's
+        RepeatAugSampler.
     """
 
     def __init__(
@@ -110,30 +117,30 @@ class Stream(Sampler[list[Key]]):
         if self.num_images is None:
             yield from ((number // self.repeats, number) for number in draw)
             return
-        number, before = divmod(first, self.num_images * self.repeats)
-        for each in itertools.count(number):
-            order = np.random.default_rng([self.seed, each]).permutation(self.num_images).repeat(self.repeats)
-            for position in order[before:].tolist():
+        first_pass, skipped = divmod(first, self.num_images * self.repeats)
+        for number in itertools.count(first_pass):
+            order = np.random.default_rng([self.seed, number]).permutation(self.num_images).repeat(self.repeats)
+            for position in order[skipped:].tolist():
                 yield position, next(draw)
-            before = 0
+            skipped = 0
 
 
 def training_loader(
     images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, *, seed: int, num_steps: int | None,
     start: int = 0, share: Share | None = None,
 ) -> DataLoader[Any]:  # fmt: skip
-    """Random views in shuffled batches, `recipe.batch_size` images a step: till `num_steps`, or endless.
+    """Return a loader of random views in shuffled batches, `recipe.batch_size` images per step.
 
     Args:
-        images: what to train on.
+        images: images to train on.
         config: timm's data config.
         recipe: batch size, workers and augmentation.
         seed: decides order and views.
-        num_steps: None for an endless loader.
-        start: the first step.
+        num_steps: number of steps; None for an endless loader.
+        start: first step.
         share: this process's part of each step.
     """
-    if isinstance(images.reader, StreamReader):  # a batch comes from one lane
+    if isinstance(images.reader, StreamReader):  # each batch comes from one lane
         block = max(1, recipe.batch_size // recipe.repeats)
         images = images.streamed(replace(images.reader, seed=seed, block=block))
     views = Views(images, config, training=True, recipe=recipe, seed=seed)
@@ -141,37 +148,37 @@ def training_loader(
     stream = Stream(
         count, recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats, start=start, share=share
     )
-    return DataLoader(views, batch_sampler=stream, collate_fn=collate, **_loading(recipe, images))
+    return DataLoader(views, batch_sampler=stream, collate_fn=collate, **_loader_options(recipe, images))
 
 
 def evaluation_loader(
     images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, share: Share | None = None,
     batch_size: int | None = None,
 ) -> DataLoader[Any]:  # fmt: skip
-    """Centre crops in order, every image once.
+    """Return a loader of center crops in order, every image once.
 
     Args:
-        images: what to evaluate on.
+        images: images to evaluate on.
         config: timm's data config.
         recipe: batch size and workers.
-        share: of several processes, each takes every so many batches.
-        batch_size: images of a batch; those of a training step by default.
+        share: of P processes, each takes every P-th batch.
+        batch_size: images per batch; default: `recipe.batch_size`.
     """
     batch_size = batch_size or recipe.batch_size
     views = Views(images, config, training=False, recipe=recipe, seed=0)
-    workers, share = _loading(recipe, images), share or Share()
-    if isinstance(images.reader, StreamReader):  # from front to back, so by one worker
-        workers["num_workers"] = min(1, workers["num_workers"])
-        return DataLoader(_OnePass(views, images.reader, batch_size, share), batch_size=None, **workers)
+    options, share = _loader_options(recipe, images), share or Share()
+    if isinstance(images.reader, StreamReader):  # one worker reads it from front to back
+        options["num_workers"] = min(1, options["num_workers"])
+        return DataLoader(_OnePass(views, images.reader, batch_size, share), batch_size=None, **options)
     keys = [(position, 0) for position in range(len(images))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    workers["num_workers"] = min(len(batches), workers["num_workers"])
-    mine = batches[share.process :: share.num_processes]
-    return DataLoader(views, batch_sampler=mine, collate_fn=collate, **workers)
+    options["num_workers"] = min(len(batches), options["num_workers"])
+    batches = batches[share.process :: share.num_processes]
+    return DataLoader(views, batch_sampler=batches, collate_fn=collate, **options)
 
 
 class _OnePass(IterableDataset[Batch]):
-    """Batches of every image of a stream, in order; of several processes, each takes every so many."""
+    """Batches of every image of a stream, in order; of P processes, each takes every P-th batch."""
 
     def __init__(self, views: Views, reader: StreamReader, batch_size: int, share: Share) -> None:
         self.views, self.reader, self.batch_size, self.share = views, reader, batch_size, share
@@ -187,47 +194,47 @@ class _OnePass(IterableDataset[Batch]):
 
     def _view(self, sample: ShardSample) -> View:
         try:
-            return View(self.views.view(self.reader.decoded(sample), 0), self.reader.label_of(sample), ())
+            return View(self.views.view(self.reader.decode(sample), 0), self.reader.label_of(sample), ())
         except UNREADABLE as error:
             return View(None, -1, (f"{sample.where}: {error}",))
 
 
-def _loading(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
-    """How a loader loads: each worker decodes and augments on one thread, and has two batches under way."""
+def _loader_options(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
+    """Return the options of a `DataLoader`; its workers prefetch two batches each."""
     number = recipe.num_workers if isinstance(recipe.num_workers, int) else spare_cores()
-    if isinstance(images.reader, StreamReader):  # more workers than lanes would read the same shards
+    if isinstance(images.reader, StreamReader):  # workers and lanes are powers of two, so that no shard is read twice
         number = next(n for n in range(min(number, images.reader.num_lanes), -1, -1) if n == 0 or n & (n - 1) == 0)
     return {
         "num_workers": number, "persistent_workers": False, "pin_memory": torch.cuda.is_available(),
-        "generator": torch.Generator(),  # or each pass would take one of the student's random numbers
+        "generator": torch.Generator(),  # otherwise each pass draws from the global generator
         "worker_init_fn": outlive_signals,
     }  # fmt: skip
 
 
 def spare_cores() -> int:
-    """Cores that this process may have for workers: all that it may run on but one, at most 16, and at least one."""
+    """Return the number of workers for --num-workers auto: one less than the cores, 1 to 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return max(1, min(_MOST_WORKERS, cores // local_processes() - 1))
+    return max(1, min(_MAX_WORKERS, cores // local_processes() - 1))
 
 
-def collate(samples: Sequence[View]) -> Batch:
-    """Stack views; names of unreadable images are kept apart."""
-    good = [(sample.view, sample.label) for sample in samples if sample.view is not None]
-    images = torch.stack([view for view, _ in good]) if good else torch.empty(0)
-    bad = tuple(name for sample in samples for name in sample.bad)
+def collate(views: Sequence[View]) -> Batch:
+    """Stack views to a batch, and collect the unreadable images."""
+    good = [(view.view, view.label) for view in views if view.view is not None]
+    images = torch.stack([pixels for pixels, _ in good]) if good else torch.empty(0)
+    bad = tuple(message for view in views for message in view.bad)
     return Batch(images, torch.tensor([label for _, label in good], dtype=torch.int64), bad)
 
 
 def check_readable(batch: Batch, *, skip: bool) -> int:
-    """Count the unreadable images of a batch.
+    """Return the number of unreadable images of a batch.
 
     Args:
-        batch: as loaded.
-        skip: whether the user asked to go on without them.
+        batch: a batch from a loader.
+        skip: whether unreadable images are allowed (--skip-bad-images).
 
     Raises:
-        DataError: there are some, and they are not to be skipped.
+        DataError: there are unreadable images, and `skip` is False.
     """
     if batch.bad and not skip:
-        raise DataError(f"Unreadable image: {batch.bad[0]}", hint="--skip-bad-images goes on without such images.")
+        raise DataError(f"Unreadable image: {batch.bad[0]}", hint="Give --skip-bad-images to skip such images.")
     return len(batch.bad)

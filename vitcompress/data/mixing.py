@@ -1,4 +1,4 @@
-"""How are the images of a batch mixed, and their labels with them?  timm's mixup and cutmix, by seed and step."""
+"""Mixup and CutMix of a batch and its labels, by timm; decided by seed and number of the batch."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from torch import Tensor
 
 from vitcompress.data.augmentation import seeded
 
-_STREAM = 1  # sets these random numbers apart from those of the views
+_STREAM = 1  # separates these random numbers from those of the views
 
 
 class Mixing:
-    """Mix a batch, the same way for the same seed and number.
+    """Mixes batches, the same way for the same seed and number of the batch.
 
-    Batches are mixed where they are used, after loading, so that teacher and student get the same mixed views, and so
+    Batches are mixed after loading, so that teacher and student get the same mixed views, and so
     that the number of workers changes nothing.
 
     Args:
-        mixup: α of mixup; 0 is none.
-        cutmix: α of cutmix; 0 is none. With both, each batch has one or the other.
-        num_classes: K of the targets; None where no targets are wanted.
-        smoothing: share of each label that is spread over all classes.
+        mixup: alpha of mixup; 0 turns it off.
+        cutmix: alpha of CutMix; 0 turns it off. With both, each batch gets one of them.
+        num_classes: number K of classes of the targets; None for no targets.
+        smoothing: label smoothing, 0-1.
         seed: with the number of the batch, decides how it is mixed.
 
-    Source: Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899; in timm's form, as DeiT trains.
+    Source: Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899; timm's version,
+        as in DeiT's training.
     """
 
     def __init__(
@@ -40,15 +41,16 @@ class Mixing:
         """Mix a batch, its images in place.
 
         Args:
-            images: `[B, C, H, W]`; images are mixed in pairs, so of an odd number the last is left out.
+            images: `[B, C, H, W]`; they are mixed in pairs, so the last of an odd number is
+                dropped.
             labels: `[B]`.
-            number: of the batch.
+            number: number of the batch.
 
         Returns:
-            Images, and targets `[B, K]` or None.
+            Images, and targets `[B, K]`, or None without `num_classes`.
         """
         if self.num_classes is None:
-            labels = labels.clamp(min=0, max=0)  # timm wants some
+            labels = labels.clamp(min=0, max=0)  # timm needs labels
         if self.mix is not None and len(images) > 1:
             even = len(images) // 2 * 2
             with seeded(self.seed, _STREAM, number):

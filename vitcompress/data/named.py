@@ -1,4 +1,4 @@
-"""Which images are in a data set that torchvision knows by name?  As it lies on the disk; nothing is fetched."""
+"""Find the images of a data set that torchvision knows by name; it must be on the disk already."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitcompress.errors import DataError, first_line, nearest
 _FLAG = ({"train": True}, {"train": False})
 _TEST = ({"split": "train"}, {"split": "test"})
 
-# timm's names and torchvision's: class, and what chooses training and validation images
+# timm's name -> torchvision's class, and its arguments for training and validation images
 NAMES: Mapping[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "cifar10": ("CIFAR10", _FLAG),
     "cifar100": ("CIFAR100", _FLAG),
@@ -34,11 +34,11 @@ NAMES: Mapping[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
 
 @dataclass(frozen=True)
 class NamedReader:
-    """Images of a data set of torchvision.
+    """Images of a torchvision data set.
 
     Attributes:
         images: the data set.
-        name: what to call it.
+        name: name of the data set in messages.
     """
 
     images: Any
@@ -53,25 +53,25 @@ class NamedReader:
         return image
 
     def where(self, index: int) -> str:
-        """The set's name and the image's number."""
+        """Return the name of the data set and the number of the image."""
         return f"{self.name}[{index}]"
 
 
 def default_root() -> Path:
-    """Where sets lie for which no folder is named: beside what torch.hub keeps."""
+    """Return the default folder of data sets, beside the folder of torch.hub."""
     return Path(torch.hub.get_dir()).parent / "datasets"
 
 
 def open_named(place: str, split: str, where: str) -> RawImageSet:
-    """The images of a split.
+    """Find the images of a split.
 
     Args:
-        place: `NAME`, or `NAME:FOLDER` where torchvision's `root` is FOLDER.
-        split: "train" or "val", for which sets without one have their test images.
-        where: what to call it in messages.
+        place: `NAME`, or `NAME:FOLDER` with torchvision's `root`.
+        split: "train" or "val"; data sets without a validation split use their test images.
+        where: name of the data set in messages.
 
     Raises:
-        DataError: no such set, or it is not there.
+        DataError: the name is unknown, or the data set is not on the disk.
     """
     import torchvision
 
@@ -79,14 +79,14 @@ def open_named(place: str, split: str, where: str) -> RawImageSet:
     root = Path(folder) if folder else default_root()
     if name.lower() not in NAMES:
         raise DataError(
-            f"{where}: torchvision has no set {name} of images and classes{nearest(name.lower(), NAMES)}.",
-            hint=f"There are {', '.join(NAMES)}.",
+            f"{where}: torchvision has no data set {name} with images and classes{nearest(name.lower(), NAMES)}.",
+            hint=f"Known data sets: {', '.join(NAMES)}.",
         )
     kind, splits = NAMES[name.lower()]
     arguments = splits[split == "val"]
     try:
         images = getattr(torchvision.datasets, kind)(str(root), **arguments)
-    except (RuntimeError, OSError, ImportError) as error:  # ImportError: scipy, which StanfordCars reads with
+    except (RuntimeError, OSError, ImportError) as error:  # ImportError: StanfordCars needs scipy
         chosen = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise DataError(
             f"{where}: not in {root}: {first_line(error)}",
@@ -101,14 +101,14 @@ def open_named(place: str, split: str, where: str) -> RawImageSet:
 
 
 def _targets(images: Any) -> tuple[int, ...]:
-    """The label of each image; no image is opened."""
+    """Return the label of each image without opening one."""
     if hasattr(images, "_samples"):  # StanfordCars keeps paths and labels together
         return tuple(int(label) for _, label in images._samples)
-    found = images.targets if hasattr(images, "targets") else images._labels
-    return tuple(int(label) for label in found)
+    labels = images.targets if hasattr(images, "targets") else images._labels
+    return tuple(int(label) for label in labels)
 
 
 def _classes(images: Any, targets: tuple[int, ...]) -> tuple[str, ...]:
-    """Names in torchvision's order; ImageNet's are synsets, as its folders are."""
+    """Return the class names in torchvision's order; for ImageNet, the synsets of its folders."""
     names = getattr(images, "wnids", None) or getattr(images, "classes", None)
     return tuple(map(str, names or range(max(targets) + 1)))

@@ -14,7 +14,7 @@ from vitcompress.data.crops import open_crops
 from vitcompress.data.folders import folder_at, open_folder
 from vitcompress.data.named import open_named
 from vitcompress.data.readers import ArrayReader
-from vitcompress.data.sets import ImageSet, RawImageSet, hold_out, labelled
+from vitcompress.data.sets import ImageSet, RawImageSet, hold_out, label_images
 from vitcompress.data.shards import open_shards
 from vitcompress.data.tables import open_table
 from vitcompress.errors import DataError, Faults
@@ -33,8 +33,8 @@ def open_sets(
     Args:
         recipe: names of the images, and the class map.
         bundle: built-in model whose images are the default.
-        num_classes: number K of the model's classes; 0 if it has no classes, so that labels are left
-            out; None to take the number from the training images.
+        num_classes: number K of the model's classes; 0 if it has no classes, so that labels are
+            left out; None to take the number from the training images.
         seed: decides which images are held out, if there are no validation images.
         classes: names of the model's classes, in order; empty if unknown.
         flag: the flag that named the training images, for messages.
@@ -132,7 +132,7 @@ def open_images(
     if images is None:
         return None
     images = replace(images, name=images.name.removeprefix(f"{flag} "))
-    return labelled(images, where, num_classes, recipe.class_map, classes)
+    return label_images(images, where, num_classes, recipe.class_map, classes)
 
 
 def kind_of(spec: str) -> tuple[str, str]:

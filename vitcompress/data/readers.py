@@ -48,7 +48,7 @@ class FileReader:
         """
         if not os.path.isfile(self.paths[index]):
             raise OSError("not a regular file")
-        return decoded(self.paths[index], at_least)
+        return decode(self.paths[index], at_least)
 
     def where(self, index: int) -> str:
         """Return the path of image `index`."""
@@ -74,7 +74,7 @@ class ArrayReader:
         return f"{self.name}[{index}]"
 
 
-def decoded(image: Path | str | bytes, at_least: int = 0) -> Image.Image:
+def decode(image: Path | str | bytes, at_least: int = 0) -> Image.Image:
     """Decode an image.
 
     Args:

@@ -82,7 +82,7 @@ class RawImageSet:
     classes: tuple[str, ...] = ()
 
 
-def labelled(
+def label_images(
     images: RawImageSet, where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str]
 ) -> ImageSet:
     """Return the images with class indices of the model as labels.

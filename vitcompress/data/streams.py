@@ -1,10 +1,11 @@
-"""How are shards read that can only be read from front to back?  In lanes, so that the order hangs on the seed alone.
+"""Read shards from front to back, in lanes, in an order that only the seed decides.
 
     lane 0   shards 0, 8, 16, …   →  shuffle buffer  →  batches 0, 8, 16, …
     lane 1   shards 1, 9, 17, …   →  shuffle buffer  →  batches 1, 9, 17, …
 
-Image `n` of the stream is the same for any number of workers and processes: who asks for it reads its lane up to it.
-With as many lanes as a multiple of the readers, nothing is read twice.
+Image `n` of the stream is the same for any number of workers and processes, because each of them
+reads the lane of an image up to that image. If the number of lanes is a multiple of the number of
+readers, nothing is read twice.
 """
 
 from __future__ import annotations
@@ -19,16 +20,23 @@ from typing import IO, Any, NamedTuple, overload
 import numpy as np
 from PIL import Image
 
-from vitcompress.data.readers import EXTENSIONS, decoded
-from vitcompress.data.tarfiles import BROKEN, Member, content, is_remote, wanted
+from vitcompress.data.readers import EXTENSIONS, decode
+from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_remote, read_member
 
-LANES = 8  # most; a power of two, as numbers of workers and processes mostly are
-BUFFER = 256  # samples of a lane, undecoded, that are shuffled
-_BROKEN = (*BROKEN, zlib.error)  # what a shard that ends early or is none raises
+MAX_LANES = 8  # a power of two, like most numbers of workers and processes
+BUFFER = 256  # undecoded samples in the shuffle buffer of a lane
+_BROKEN = (*BROKEN, zlib.error)  # raised by files that are cut off or not tar files
 
 
 class ShardSample(NamedTuple):
-    """One image as it lies in its shard; `error` says why there is none."""
+    """An undecoded image of a shard, with its label.
+
+    Attributes:
+        where: name of the image in messages.
+        image: content of the image file.
+        target: the label as text; None if there is none.
+        error: why there is no image; empty if there is one.
+    """
 
     where: str
     image: bytes
@@ -38,18 +46,18 @@ class ShardSample(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamReader:
-    """Images of shards that can only be read from front to back, over and over; forward is cheap, back is not.
+    """An endless stream of the images of shards; reading forward is cheap, going back is not.
 
     Attributes:
-        urls: of the shards: paths, http(s)://… or pipe:….
-        image_key: extension of the images; empty for any that is known.
+        urls: paths or URLs of the shards: http(s)://… or pipe:….
+        image_key: extension of the images; empty for any known one.
         label_key: extension of the labels.
-        has_labels: whether there are any.
-        index_of: the model's class of each label.
-        seed: of the order.
-        block: images that follow each other in one lane: those of a batch.
-        start: images that one pass leaves out at its beginning.
-        limit: most images of one pass; None for all.
+        has_labels: whether the images have labels.
+        index_of: class index of each label, among the model's classes.
+        seed: decides the order.
+        block: number of successive images from one lane, those of a batch.
+        start: number of images that `one_pass` skips at the beginning.
+        limit: maximum number of images of `one_pass`; None for all.
     """
 
     urls: tuple[str, ...]
@@ -68,46 +76,49 @@ class StreamReader:
 
     @property
     def num_lanes(self) -> int:
-        """The largest power of two that is neither more than the shards nor than 8."""
-        return 1 << (min(LANES, len(self.urls)).bit_length() - 1)
+        """The largest power of two that exceeds neither the number of shards nor 8."""
+        return 1 << (min(MAX_LANES, len(self.urls)).bit_length() - 1)
 
     def open(self, index: int, at_least: int = 0) -> Image.Image:
         """Decode image `index` of the endless, shuffled stream."""
-        return self.decoded(self._sample(index), at_least)
+        return self.decode(self._sample(index), at_least)
 
     def where(self, index: int) -> str:
-        """The shard of image `index`, and its name in it."""
+        """Return the shard of image `index`, and its name there."""
         return self._sample(index).where
 
     def label(self, index: int) -> int:
-        """The label of image `index`."""
+        """Return the label of image `index`."""
         return self.label_of(self._sample(index))
 
-    def decoded(self, sample: ShardSample, at_least: int = 0) -> Image.Image:
+    def decode(self, sample: ShardSample, at_least: int = 0) -> Image.Image:
         """Decode a sample.
 
         Raises:
-            ValueError: its shard is broken, or its label means nothing.
+            ValueError: the shard is broken, or the label is unknown.
         """
         if sample.error:
             raise ValueError(sample.error)
-        self.label_of(sample)  # before the work
-        return decoded(sample.image, at_least)
+        self.label_of(sample)  # checked first, because decoding is slow
+        return decode(sample.image, at_least)
 
     def label_of(self, sample: ShardSample) -> int:
-        """The label of a sample; −1 where there are none.
+        """Return the label of a sample; -1 if the images have no labels.
 
         Raises:
-            ValueError: it is none of the model's classes.
+            ValueError: the label is not a class of the model.
         """
         if not self.has_labels or not self.index_of:
             return -1
         if sample.target is None or sample.target not in self.index_of:
-            raise ValueError(f"its label {sample.target!r} (.{self.label_key}) is none of the model's classes")
+            raise ValueError(f"its label {sample.target!r} (.{self.label_key}) is not a class of the model")
         return self.index_of[sample.target]
 
-    def drawn(self, number: int, *, after: int, seed: int) -> StreamReader:
-        """`number` images of shuffled shards, without the first `after`; at the end it goes on from the start."""
+    def draw(self, number: int, *, after: int, seed: int) -> StreamReader:
+        """Return a reader of `number` images of shuffled shards, after skipping `after` of them.
+
+        It goes on from the start at the end.
+        """
         order = np.random.default_rng(seed).permutation(len(self.urls))
         return replace(self, urls=tuple(self.urls[i] for i in order), start=after, limit=number)
 
@@ -126,7 +137,7 @@ class StreamReader:
         return lane.at(turn * self.block + offset)
 
     def in_lane(self, number: int) -> Iterator[ShardSample]:
-        """The samples of a lane, shuffled, pass after pass."""
+        """Yield the samples of a lane, shuffled, pass after pass."""
         urls = self.urls[number :: self.num_lanes]
         for turn in count():
             random = np.random.default_rng([self.seed, number, turn])
@@ -147,7 +158,7 @@ class StreamReader:
 
 
 class _Lane:
-    """One lane, and how far it has been read."""
+    """A lane and the position up to which it has been read."""
 
     def __init__(self, reader: StreamReader, number: int) -> None:
         self.reader, self.number = reader, number
@@ -155,7 +166,7 @@ class _Lane:
         self.position, self.last = -1, ShardSample("", b"", None)
 
     def at(self, position: int) -> ShardSample:
-        if position < self.position:  # someone began anew
+        if position < self.position:  # reading began anew
             self.samples, self.position = self.reader.in_lane(self.number), -1
         while self.position < position:
             self.last = next(self.samples)
@@ -164,7 +175,7 @@ class _Lane:
 
 
 class StreamLabels(Sequence[int]):
-    """The labels of a stream, each known when its image is."""
+    """The labels of a stream, each read with its image."""
 
     def __init__(self, reader: StreamReader) -> None:
         self.reader = reader
@@ -183,40 +194,40 @@ class StreamLabels(Sequence[int]):
 
 
 def read_shard(url: str, image_key: str, label_key: str) -> Iterator[ShardSample]:
-    """The images of a shard in order; where it cannot be read on, one last sample says why.
+    """Yield the images of a shard in order; if it breaks off, a last sample says why.
 
     Args:
         url: path, http(s)://… or pipe:….
-        image_key: extension of the images; empty for any that is known.
+        image_key: extension of the images; empty for any known one.
         label_key: extension of the labels.
     """
     from webdataset.gopen import gopen
     from webdataset.tariterators import group_by_keys
 
     try:
-        with gopen(url) if is_remote(url) else open(url, "rb") as stream:  # gopen runs what looks like a command
-            for found in group_by_keys(_files(url, stream, image_key, label_key)):
-                key = image_key_of(found, image_key)
+        with gopen(url) if is_remote(url) else open(url, "rb") as stream:  # gopen runs commands
+            for sample in group_by_keys(_files(url, stream, image_key, label_key)):
+                key = image_key_of(sample, image_key)
                 if key is not None:
-                    yield ShardSample(f"{url}:{found['__key__']}.{key}", found[key], target_of(found, label_key))
+                    yield ShardSample(f"{url}:{sample['__key__']}.{key}", sample[key], target_of(sample, label_key))
     except _BROKEN as error:
         yield ShardSample(url, b"", None, f"the shard cannot be read: {error}")
 
 
 def _files(url: str, stream: IO[bytes], image_key: str, label_key: str) -> Iterator[dict[str, Any]]:
-    """The images and labels of a shard, as webdataset groups them into samples."""
+    """Yield the images and labels of a shard, in the form that webdataset groups into samples."""
     with tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
-        for _, _, member in wanted(tar, image_key, label_key):
-            yield {"fname": member.name, "data": content(tar, member), "__url__": url}
+        for _, _, member in find_members(tar, image_key, label_key):
+            yield {"fname": member.name, "data": read_member(tar, member), "__url__": url}
 
 
-def image_key_of(sample: Mapping[str, object], wanted: str) -> str | None:
-    """The extension of a sample's image; None where it has none."""
-    if wanted:
-        return wanted if wanted in sample else None
+def image_key_of(sample: Mapping[str, object], image_key: str) -> str | None:
+    """Return the extension of a sample's image; None if it has no image."""
+    if image_key:
+        return image_key if image_key in sample else None
     return next((key for key in sample if f".{key}" in EXTENSIONS), None)
 
 
-def target_of(sample: Mapping[str, bytes], key: str) -> str | None:
-    """The label of a sample as text; None where it has none."""
-    return sample[key].decode("utf-8", "replace").strip() if key in sample else None
+def target_of(sample: Mapping[str, bytes], label_key: str) -> str | None:
+    """Return the label of a sample as text; None if it has no label."""
+    return sample[label_key].decode("utf-8", "replace").strip() if label_key in sample else None

@@ -1,4 +1,4 @@
-"""Which images are in a local data set of Hugging Face?  Parquet or arrow files, or what `save_to_disk` wrote."""
+"""Find the images of a local Hugging Face data set: parquet, arrow or `save_to_disk` files."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 from PIL import Image
 
-from vitcompress.data.readers import decoded
+from vitcompress.data.readers import decode
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.errors import DataError, first_line, nearest, shorten
 from vitcompress.runtime.extras import require_extra
 
-_SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
+_SAVED = ("dataset_dict.json", "state.json")  # written by save_to_disk
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 @dataclass(frozen=True)
 class TableReader:
-    """Images in a column of a table on disk, which is mapped into memory.
+    """Images in a column of a table on disk, mapped into memory.
 
     Attributes:
-        table: of `datasets`, with that column alone, undecoded.
-        column: its name.
-        name: of the table.
+        table: a `datasets.Dataset` with only this column, undecoded.
+        column: name of the column.
+        name: name of the table.
     """
 
     table: Any
@@ -39,32 +39,36 @@ class TableReader:
         """Decode image `index`."""
         cell = self.table[index][self.column]
         if cell is None:
-            raise ValueError("there is no image")
-        return decoded(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]), at_least)
+            raise ValueError("the row has no image")
+        return decode(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]), at_least)
 
     def where(self, index: int) -> str:
-        """The table's name and the row."""
+        """Return the table's name and the number of the row."""
         return f"{self.name}[{index}]"
 
 
 def open_table(place: str, split: str, where: str, image_key: str, label_key: str) -> RawImageSet | None:
-    """The images of a split.
+    """Find the images of a split.
 
     Args:
-        place: a folder, or one file.
-        split: "train": that split, or the only one; "val": None comes back where there is none beside it.
-        where: what to call it in messages.
-        image_key: the column of the images; empty for the one there is.
-        label_key: the column of the labels; empty for `label`, or the one there is.
+        place: path of a folder or of one file.
+        split: "train" for the training split, or else the first one; "val" for the validation
+            split.
+        where: name of the data set in messages.
+        image_key: column of the images; empty for the only column of images.
+        label_key: column of the labels; empty for `label`, or else the only column of labels.
+
+    Returns:
+        The images; None if `split` is "val" and there is no validation split.
 
     Raises:
-        DataError: a package, a file or a column is missing.
+        DataError: the package, a file or a column is missing.
     """
     root = Path(place)
     if not root.exists():
-        beside = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
+        neighbors = [path.name for path in root.parent.iterdir()] if root.parent.is_dir() else []
         raise DataError(
-            f"{where} does not exist{nearest(root.name, beside)}.", hint="It must be a folder on this machine."
+            f"{where} does not exist{nearest(root.name, neighbors)}.", hint="It must be a folder on this machine."
         )
     require_extra("datasets", where, DataError)
     import datasets
@@ -84,24 +88,24 @@ def open_table(place: str, split: str, where: str, image_key: str, label_key: st
 
 
 def _load(datasets: Any, root: Path, where: str) -> Mapping[str, Any]:
-    """The tables of a folder or file, by split."""
+    """Load the tables of a folder or file, by split."""
     try:
         if any((root / name).is_file() for name in _SAVED):
-            found = datasets.load_from_disk(str(root))
+            loaded = datasets.load_from_disk(str(root))
         elif root.is_file():
             if root.suffix not in _FILES:
-                raise DataError(f"{where} is no file of {' or '.join(_FILES)}.")
-            found = datasets.load_dataset(_FILES[root.suffix], data_files=str(root))
+                raise DataError(f"{where} is not a {' or '.join(_FILES)} file.")
+            loaded = datasets.load_dataset(_FILES[root.suffix], data_files=str(root))
         elif not any(path.suffix in _FILES for path in root.rglob("*")):
             raise DataError(
                 f"{where} has no {' or '.join(_FILES)} files in it.",
-                hint="A folder of images is --data DIR, without hfds:.",
+                hint="For a folder of images, give --data DIR, without hfds:.",
             )
         else:
-            found = datasets.load_dataset(str(root))
+            loaded = datasets.load_dataset(str(root))
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"{where} cannot be read as a data set: {first_line(error)}") from error
-    return dict(found) if isinstance(found, dict) else {"train": found}
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
 def _split_name(splits: Mapping[str, Any], split: str) -> str | None:
@@ -112,34 +116,37 @@ def _split_name(splits: Mapping[str, Any], split: str) -> str | None:
     return train or next(iter(splits))
 
 
-def _image_column(datasets: Any, table: Any, where: str, wanted: str) -> str:
+def _image_column(datasets: Any, table: Any, where: str, image_key: str) -> str:
     features = table.features
-    if wanted:
-        if wanted not in features:
-            raise DataError(
-                f"{where} has no column {wanted}{nearest(wanted, features)}; it has {shorten(features)}.",
-                hint="--image-key",
-            )
-        return wanted
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    # without Hugging Face's metadata a parquet file has its images as {bytes, path}, or as bytes
-    found = found or [name for name in ("image", "img") if name in features]
-    if len(found) != 1:
-        what = f"has {len(found)} columns of images" if found else "has no column of images"
-        raise DataError(f"{where} {what}; its columns are {shorten(features)}.", hint="Name one with --image-key.")
-    return str(found[0])
-
-
-def _labels(datasets: Any, table: Any, where: str, wanted: str) -> tuple[Sequence[int] | None, tuple[str, ...]]:
-    """Of each row the position of its class, and the names of the classes."""
-    features = table.features
-    if wanted and wanted not in features:
+    if image_key:
+        _check_column(features, where, image_key, "--image-key")
+        return image_key
+    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    # without Hugging Face's metadata, images in parquet files are {bytes, path}, or bytes
+    columns = columns or [name for name in ("image", "img") if name in features]
+    if len(columns) != 1:
+        count = f"{len(columns)} columns" if columns else "no column"
         raise DataError(
-            f"{where} has no column {wanted}{nearest(wanted, features)}; it has {shorten(features)}.",
-            hint="--label-key",
+            f"{where} has {count} of images; its columns are {shorten(features)}.", hint="Name one with --image-key."
         )
+    return str(columns[0])
+
+
+def _check_column(features: Any, where: str, column: str, flag: str) -> None:
+    if column not in features:
+        raise DataError(
+            f"{where} has no column {column}{nearest(column, features)}; it has {shorten(features)}.",
+            hint=f"Name one with {flag}.",
+        )
+
+
+def _labels(datasets: Any, table: Any, where: str, label_key: str) -> tuple[Sequence[int] | None, tuple[str, ...]]:
+    """Return the position of each row's class, and the names of the classes."""
+    features = table.features
+    if label_key:
+        _check_column(features, where, label_key, "--label-key")
     named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    column = wanted or ("label" if "label" in features else "")
+    column = label_key or ("label" if "label" in features else "")
     if not column and len(named) > 1:
         raise DataError(
             f"{where} has {len(named)} columns of labels: {shorten(named)}.", hint="Name one with --label-key."
@@ -148,15 +155,18 @@ def _labels(datasets: Any, table: Any, where: str, wanted: str) -> tuple[Sequenc
     if not column:
         return None, ()
     values = list(table.select_columns([column])[:][column])
-    lacking = [value is None or value == -1 for value in values]
-    if all(lacking):  # test sets of the Hub
+    missing = [value is None or value == -1 for value in values]
+    if all(missing):  # test sets on the Hub
         return None, ()
-    if any(lacking):
-        raise DataError(f"{where}: {sum(lacking)} of {len(values)} rows have no {column}.")
+    if any(missing):
+        raise DataError(f"{where}: {sum(missing)} of {len(values)} rows have no {column}.")
     if isinstance(features[column], datasets.ClassLabel):
         return values, tuple(features[column].names)
     if not all(isinstance(value, (int, str)) for value in values):
-        raise DataError(f"{where}: column {column} holds neither numbers nor names of classes.", hint="--label-key")
+        raise DataError(
+            f"{where}: column {column} holds neither numbers nor names of classes.",
+            hint="Name another column with --label-key.",
+        )
     names = sorted(set(values))
     position = {value: number for number, value in enumerate(names)}
     return [position[value] for value in values], tuple(map(str, names))

@@ -1,4 +1,4 @@
-"""Which images and labels are in a tar file?  Its members, held against what an image or a label can be."""
+"""Read the images and labels of a tar file, and refuse members that cannot be either."""
 
 from __future__ import annotations
 
@@ -9,75 +9,81 @@ from collections.abc import Iterator
 
 from vitcompress.data.readers import EXTENSIONS
 
-MOST_IMAGE_BYTES = 256 << 20  # a photograph has a few MB
-MOST_LABEL_BYTES = 4 << 10  # a number or a name
-_MOST_NAME_BYTES = 1 << 20  # of long names, which tarfile reads whole
+MAX_IMAGE_BYTES = 256 << 20  # a photograph has a few MB
+MAX_LABEL_BYTES = 4 << 10  # a number or a name
+_MAX_NAME_BYTES = 1 << 20  # for long names, which tarfile reads into memory
 _NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # as webdataset splits a name
-_OF_THE_SHARD = re.compile(r"__[^/]*__($|/)")  # as webdataset leaves out what tells of the shard
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # splits a name as webdataset does
+_METADATA = re.compile(r"__[^/]*__($|/)")  # members about the shard, which webdataset skips
 _REMOTE = re.compile(r"(pipe|[a-z][a-z0-9+.-]+):")
-BROKEN = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError)  # what a tar file that is none raises
+BROKEN = (tarfile.TarError, OSError, ValueError, EOFError, OverflowError)  # raised by broken tar files
 
 
 def is_remote(url: str) -> bool:
-    """Whether webdataset has to open it: a URL, or a command. Paths that were found on the disk are absolute: never."""
+    """Return whether webdataset opens this as a URL or a command.
+
+    Never for the absolute paths of files found in a folder.
+    """
     return _REMOTE.match(url) is not None
 
 
 class Member(tarfile.TarInfo):
-    """A member whose header does not claim what would fill the memory."""
+    """A member of a tar file whose header claims no size that would fill the memory."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
         """Read a header.
 
         Raises:
-            tarfile.ReadError: a sparse file, which can claim any size, or one that is less than empty.
+            tarfile.ReadError: a sparse file, which can claim any size, or an impossible size.
         """
-        found = super().frombuf(buf, encoding, errors)
-        if found.type == tarfile.GNUTYPE_SPARSE:
-            raise tarfile.ReadError(f"{found.name} is a sparse file")
-        if found.size < 0 or (found.type in _NAMES and found.size > _MOST_NAME_BYTES):
-            raise tarfile.ReadError(f"{found.name} claims {found.size:,} bytes")
-        return found
+        member = super().frombuf(buf, encoding, errors)
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"{member.name} is a sparse file")
+        if member.size < 0 or (member.type in _NAMES and member.size > _MAX_NAME_BYTES):
+            raise tarfile.ReadError(f"{member.name} claims {member.size:,} bytes")
+        return member
 
 
-def wanted(
+def find_members(
     tar: tarfile.TarFile, image_key: str, label_key: str, others: Counter[str] | None = None
 ) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """The images and labels of a tar file, in order: key of the sample, extension, member.
+    """Yield the images and labels of a tar file, in order.
 
     Args:
-        tar: opened with `tarinfo=Member`.
-        image_key: extension of the images; empty for any that is known.
+        tar: tar file, opened with `tarinfo=Member`.
+        image_key: extension of the images; empty for any known one.
         label_key: extension of the labels.
-        others: extensions that are neither are counted in it.
+        others: counts other extensions; updated in place.
+
+    Yields:
+        Key of the sample, extension and member.
 
     Raises:
-        tarfile.ReadError: one is larger than any image, or any label.
+        tarfile.ReadError: a member is too large for an image or a label.
     """
     for member in tar:
-        found = _KEY.fullmatch(member.name)
-        if member.isreg() and found is not None and not _OF_THE_SHARD.match(member.name):
-            key, extension = found[1], found[2].lower()
+        match = _KEY.fullmatch(member.name)
+        if member.isreg() and match is not None and not _METADATA.match(member.name):
+            key, extension = match[1], match[2].lower()
             is_image = extension == image_key if image_key else f".{extension}" in EXTENSIONS
             if is_image or extension == label_key:
-                _check_size(member, MOST_IMAGE_BYTES if is_image else MOST_LABEL_BYTES)
+                _check_size(member, MAX_IMAGE_BYTES if is_image else MAX_LABEL_BYTES)
                 yield key, extension, member
             elif others is not None:
                 others[extension] += 1
-        tar.members = []  # type: ignore[attr-defined]  # or each would be kept
+        tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every member
 
 
-def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """What is in a member of `wanted`."""
+def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Return the content of a member that `find_members` yielded."""
     file = tar.extractfile(member)
-    assert file is not None  # it is a regular one
+    assert file is not None  # it is a regular file
     return file.read()
 
 
-def _check_size(member: tarfile.TarInfo, most: int) -> None:
-    if member.issparse():  # of the newer kind, which its header does not tell
+def _check_size(member: tarfile.TarInfo, max_bytes: int) -> None:
+    if member.issparse():  # a PAX sparse file, which only tarfile recognizes
         raise tarfile.ReadError(f"{member.name} is a sparse file")
-    if member.size > most:
-        raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes, at most {most:,} are read")
+    if member.size > max_bytes:
+        raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes, more than the limit of {max_bytes:,}")

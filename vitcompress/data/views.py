@@ -1,4 +1,4 @@
-"""Views: what a model sees of an image, as a tensor. A random crop while training, else the centre crop."""
+"""Views of images, as tensors: random crops for training, otherwise the center crop."""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 
 _MODES = {1: "L", 3: "RGB"}
-_MOST_STAND_INS = 100  # images in a row that cannot be read, till a set is taken for one of no images
-_NARROWEST = math.sqrt(3 / 4)  # of a random crop: its shorter side, by that of a square of the same area
-_MOST_PIXELS = 64_000_000  # of an image once its shorter side was enlarged
-UNREADABLE = (
+_MAX_ATTEMPTS = 100  # unreadable images in a row, before a training view is given up
+_MIN_ASPECT = math.sqrt(3 / 4)  # shortest side of a random crop, relative to a square of the same area
+_MAX_PIXELS = 64_000_000  # of an image after its shorter side was enlarged
+UNREADABLE = (  # errors that Pillow raises for broken images
     OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, struct.error, UnidentifiedImageError,
     Image.DecompressionBombError,
 )  # fmt: skip
 
 
 class View(NamedTuple):
-    """A view `[C, H, W]`, or None where there is none; its label; and the images that could not be read before it."""
+    """A view of an image.
+
+    Attributes:
+        view: pixels `[C, H, W]`; None if no image could be read.
+        label: class index; -1 if there is none.
+        bad: unreadable images in place of which this one was read, and why they are unreadable.
+    """
 
     view: Tensor | None
     label: int
@@ -37,14 +43,20 @@ class View(NamedTuple):
 
 
 class Views(Dataset[View]):
-    """Views of the images of a set: `views[index, draw]`, each drawn from a seed of its own.
+    """Views of the images of a set: `views[position, draw]`, each drawn from a seed of its own.
+
+    So the views are the same for any number of workers.
 
     Args:
-        images: where the images come from.
+        images: the images.
         config: timm's data config.
-        training: random crops and flips, else the centre crop.
-        recipe: how random crops and flips are.
+        training: random crops and augmentation; otherwise the center crop.
+        recipe: options of the augmentation.
         seed: with `draw`, decides the view.
+
+    Raises:
+        DataError: the model takes neither 1 nor 3 channels.
+        RecipeError: --auto-augment is not a timm policy.
     """
 
     def __init__(
@@ -53,22 +65,23 @@ class Views(Dataset[View]):
         self.images, self.training, self.seed = images, training, seed
         channels = config["input_size"][0]
         if channels not in _MODES:
-            raise DataError(f"The model takes {channels} channels; images have 1 or 3.")
+            raise DataError(f"The model takes {channels} channels, but images have 1 or 3.")
         self.mode = _MODES[channels]
         self.transform = random_views(config, recipe) if training else create_transform(**config, is_training=False)
-        # a training view is a crop, made smaller: no JPEG needs to be decoded larger than that takes
+        # a training view is a crop that is scaled down, so JPEGs are decoded just large enough for
+        # it
         size = max(config["input_size"][1:])
-        self.shorter = size / config.get("crop_pct", 1.0)
-        self.at_least = math.ceil(size / (math.sqrt(recipe.crop_min) * _NARROWEST)) if training else 0
+        self.resized_side = size / config.get("crop_pct", 1.0)
+        self.min_side = math.ceil(size / (math.sqrt(recipe.crop_min) * _MIN_ASPECT)) if training else 0
 
     def __getitem__(self, key: tuple[int, int]) -> View:
-        """A view; where its image cannot be read, training goes on with the next one that can."""
+        """Return a view; while training, of the next readable image if this one is not readable."""
         position, draw = key
         bad: list[str] = []
-        for offset in range(_MOST_STAND_INS if self.training else 1):
+        for offset in range(_MAX_ATTEMPTS if self.training else 1):
             index = self._index(position + offset)
             try:
-                image = self.images.reader.open(index, self.at_least)
+                image = self.images.reader.open(index, self.min_side)
                 label = self.images.labels[index] if self.images.labels is not None else -1
                 return View(self.view(image, draw), label, tuple(bad))
             except UNREADABLE as error:
@@ -79,7 +92,7 @@ class Views(Dataset[View]):
         return position if self.images.streams else self.images.indices[position % len(self.images)]
 
     def view(self, image: Image.Image, draw: int) -> Tensor:
-        """The view of an image that `draw` decides."""
+        """Return the view `draw` of an image."""
         self._check_sides(image)
         converted = _convert(image, self.mode)
         with seeded(self.seed, draw):
@@ -87,19 +100,19 @@ class Views(Dataset[View]):
         return view
 
     def _check_sides(self, image: Image.Image) -> None:
-        """Refuse an image so narrow that enlarging its shorter side, before the centre crop, would fill the memory.
+        """Refuse an image so narrow that resizing it for the center crop would fill the memory.
 
         Raises:
-            ValueError: it is.
+            ValueError: the image is too narrow.
         """
         short, long = sorted(image.size)
-        if not self.training and short < self.shorter and self.shorter**2 * long > _MOST_PIXELS * short:
+        if not self.training and short < self.resized_side and self.resized_side**2 * long > _MAX_PIXELS * short:
             raise ValueError(f"its sides are {short:,} and {long:,} pixels: too narrow to be enlarged")
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image to `L` or `RGB`, as a viewer would show it."""
-    if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
+    """Convert an image to `L` or `RGB`, as an image viewer shows it."""
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")

@@ -1,1 +1,1 @@
-"""How weights are held in fewer bits, on disk and in memory."""
+"""Quantization: weights in fewer bits, in files and in memory."""

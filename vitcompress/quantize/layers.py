@@ -1,6 +1,7 @@
-"""How does a layer compute with a quantised weight?  Its class gets a `weight` that is made anew at each use.
+"""Layers that compute with quantized weights: `layer.weight` becomes a property that decodes.
 
-Whatever reads `layer.weight`, `F.linear` in timm's attention too, gets the numbers that are stored.
+Everything that reads `layer.weight`, including `F.linear` in timm's attention, gets the stored
+numbers.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from vitcompress.quantize.codecs import STORES, Codec, Shape, matrix_names
 
 
 class StoredMatrix(nn.Module):
-    """A matrix kept as codes and scales; called, it gives the numbers.
+    """A matrix kept as codes and scales; calling it decodes the matrix.
 
-    A module, which layers that share a matrix share, and not two buffers of each: moving a model to another device
-    copies a buffer once per owner.
+    Layers that share a matrix share this module. With two buffers per layer instead, moving the
+    model to another device would copy them once per layer.
 
     Args:
-        codes: as the codec has them.
-        scale: the same.
-        shape: of the matrix.
-        codec: decodes them.
+        codes: codes from `codec`.
+        scale: scales from `codec`.
+        shape: shape of the matrix.
+        codec: decodes the matrix.
     """
 
     codes: Tensor
@@ -37,38 +38,38 @@ class StoredMatrix(nn.Module):
         self.shape, self.codec = shape, codec
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
-        self.register_buffer("like", torch.empty(0), persistent=False)  # follows model.half() and its kind
+        self.register_buffer("like", torch.empty(0), persistent=False)  # follows model.half() and the like
 
     def forward(self) -> Tensor:
-        """The matrix, in the type that the model computes in."""
+        """Decode the matrix, in the dtype that the model computes in."""
         return self.codec.decode(self.codes, self.scale, self.shape).to(self.like.dtype)
 
 
 def keep_quantized(owner: nn.Module, leaf: str, matrix: StoredMatrix) -> None:
-    """Let `owner` compute with a stored matrix in the place of its parameter `leaf`, in place."""
+    """Replace the parameter `leaf` of `owner` by a stored matrix, in place."""
     del owner._parameters[leaf]
     setattr(owner, f"stored_{leaf}", matrix)
-    _make_at_use(owner, leaf, _decode)
+    _set_property(owner, leaf, _decode)
 
 
 def _decode(owner: nn.Module, leaf: str) -> Tensor:
-    found: Tensor = owner._modules[f"stored_{leaf}"]()  # type: ignore[misc]
-    return found
+    matrix: Tensor = owner._modules[f"stored_{leaf}"]()  # type: ignore[misc]
+    return matrix
 
 
-def _make_at_use(owner: nn.Module, leaf: str, make: Callable[[Any, str], Tensor]) -> None:
-    """Let `owner.<leaf>` be what `make(owner, leaf)` gives, in place; its parameters are left as they are.
+def _set_property(owner: nn.Module, leaf: str, compute: Callable[[Any, str], Tensor]) -> None:
+    """Make `owner.<leaf>` a property that calls `compute(owner, leaf)`, in place.
 
-    A class of its own, as `torch.nn.utils.parametrize` makes one, but no parameter moves: optimizers and running means,
-    which go by their order, notice nothing.
+    Gives `owner` a new class, like `torch.nn.utils.parametrize`, but leaves its parameters in
+    place: optimizers and moving averages depend on their order.
     """
     kind = type(owner)
-    made = property(lambda self: make(self, leaf))
-    owner.__class__ = type(kind.__name__, (kind,), {leaf: made, "__module__": kind.__module__})
+    value = property(lambda self: compute(self, leaf))
+    owner.__class__ = type(kind.__name__, (kind,), {leaf: value, "__module__": kind.__module__})
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The rounded numbers forwards, the gradient unchanged backwards.
+    """Returns the rounded weight in the forward pass, and passes the gradient through unchanged.
 
     Source: Bengio et al. 2013, arXiv:1308.3432.
     """
@@ -84,48 +85,49 @@ class _StraightThrough(torch.autograd.Function):
 
 @contextmanager
 def quantising(student: nn.Module, store: str, fraction: float) -> Iterator[Callable[[float], None]]:
-    """Let the last part of the training compute with matrices as they will be stored, until the context ends.
+    """Make the last part of the training compute with rounded matrices, within a `with` block.
 
-    Each matrix is quantised once a step, however many blocks share it. The optimizer goes on moving the floating one.
+    Each matrix is rounded once per step, however many blocks share it. The optimizer keeps updating
+    the floating-point matrix.
 
     Args:
-        student: shares its parameters.
+        student: the student, whose blocks share parameters.
         store: a key of `STORES`.
-        fraction: share of the training that computes so; 0 changes nothing.
+        fraction: final fraction of the training to round in, 0-1; 0 changes nothing.
 
     Yields:
-        To be called before each step with the share of the training that is over.
+        A function to call before each step with the fraction of the training that is over.
 
-    Source: Jacob et al. 2018, arXiv:1712.05877, quantisation-aware training; of weights only.
+    Source: quantization-aware training, Jacob et al. 2018, arXiv:1712.05877; of weights only.
     """
     codec = STORES[store].codec
     rounded: dict[int, Tensor] = {}
-    on = [False]
+    active = [False]
 
     def step(done: float) -> None:
         rounded.clear()
-        on[0] = fraction > 0 and done >= 1 - fraction
+        active[0] = fraction > 0 and done >= 1 - fraction
 
-    def make(owner: nn.Module, leaf: str) -> Tensor:
+    def compute(owner: nn.Module, leaf: str) -> Tensor:
         weight = owner._parameters[leaf]
         assert codec is not None
         assert weight is not None
-        if not on[0]:
+        if not active[0]:
             return weight
         if id(weight) not in rounded:
             with torch.no_grad():
                 rounded[id(weight)] = codec.round_trip(weight)
-        found: Tensor = _StraightThrough.apply(weight, rounded[id(weight)])
-        return found
+        weight_rounded: Tensor = _StraightThrough.apply(weight, rounded[id(weight)])
+        return weight_rounded
 
-    before: list[tuple[nn.Module, type[nn.Module]]] = []
+    owners: list[tuple[nn.Module, type[nn.Module]]] = []
     for name in sorted(matrix_names(student)) if codec and fraction else ():
         path, _, leaf = name.rpartition(".")
         owner = student.get_submodule(path)
-        before.append((owner, type(owner)))
-        _make_at_use(owner, leaf, make)
+        owners.append((owner, type(owner)))
+        _set_property(owner, leaf, compute)
     try:
         yield step
     finally:
-        for owner, kind in reversed(before):
+        for owner, kind in reversed(owners):
             owner.__class__ = kind

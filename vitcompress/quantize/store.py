@@ -1,4 +1,4 @@
-"""What does a file hold of a model, and how does it get it back?  Each shared tensor once, under its donor's name."""
+"""Convert models to stored tensors and back; each shared tensor once, under its donor's name."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Layout = dict[str, tuple[frozenset[torch.dtype], tuple[int, ...]]]
 
 
 def donor_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without aliases: each shared parameter once, under its donor's name."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    aliases = every.keys() - dict(model.named_parameters()).keys()
+    """Return the state dict with each shared parameter once, under its donor's name."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    aliases = parameters.keys() - dict(model.named_parameters()).keys()
     return {name: t for name, t in model.state_dict().items() if name not in aliases}
 
 
 def stored_tensors(model: nn.Module, store: str) -> dict[str, Tensor]:
-    """What a file holds of `model`.
+    """Return the tensors that a file stores for `model`.
 
     Args:
-        model: on any device; on meta, this gives names, types and shapes.
+        model: the student, on any device; on the meta device, only names, dtypes and shapes matter.
         store: a key of `STORES`.
     """
     return encode(
@@ -37,12 +37,12 @@ def stored_tensors(model: nn.Module, store: str) -> dict[str, Tensor]:
 
 
 def round_to(model: nn.Module, stored: Mapping[str, Tensor], store: str) -> None:
-    """Set the model's parameters to what a file gives back of them, in place.
+    """Round the model's parameters to the stored ones, in place.
 
     Args:
-        model: that `stored` was made of.
-        stored: what `stored_tensors` gave.
-        store: the same as it was made with.
+        model: the model that `stored` was made from.
+        stored: tensors from `stored_tensors`.
+        store: the store that they were made with.
     """
     like = dict(model.named_parameters())
     with torch.no_grad():
@@ -51,14 +51,14 @@ def round_to(model: nn.Module, stored: Mapping[str, Tensor], store: str) -> None
 
 
 def layout(model: nn.Module, store: str) -> Layout:
-    """Types and shapes that a file of `model` may have, by name.
+    """Return the dtypes and the shape that each tensor of a file may have, by name.
 
     Args:
-        model: meta will do.
+        model: the model of the file; may be on the meta device.
         store: a key of `STORES`.
     """
     meta = {name: t.to("meta") for name, t in stored_tensors(model, store).items()}
-    loose = {STORES[store].dtype} & {torch.float16}  # what float16 cannot hold is there as float32
+    loose = {STORES[store].dtype} & {torch.float16}  # tensors that overflow float16 are stored as float32
     return {
         name: (frozenset({t.dtype, *([torch.float32] if t.dtype in loose else [])}), tuple(t.shape))
         for name, t in meta.items()
@@ -66,18 +66,19 @@ def layout(model: nn.Module, store: str) -> Layout:
 
 
 def fill(model: nn.Module, stored: Mapping[str, Tensor], store: str = "source", *, quantized: bool = False) -> None:
-    """Put what a file holds in the place of the model's parameters and buffers, in place, sharing as they are shared.
+    """Fill a model's parameters and buffers with stored tensors, in place; keeps what is shared.
 
-    Buffers that no state dict holds (position indices, shift masks) are computed anew, as timm does it.
+    Buffers that are not in the state dict (position indices, shift masks) are computed as timm
+    does.
 
     Args:
-        model: parameters and buffers may be on the meta device.
-        stored: by donor's names.
+        model: a model with the student's architecture; may be on the meta device.
+        stored: tensors of a file, by donor name.
         store: a key of `STORES`.
-        quantized: keep quantised matrices as they are, and decode them at each use.
+        quantized: keep quantized matrices as codes, and decode them at each use.
 
     Raises:
-        ArtifactError: a buffer is left without values.
+        ArtifactError: a buffer cannot be computed.
     """
     codec = STORES[store].codec
     params = dict(model.named_parameters())
@@ -102,13 +103,13 @@ def fill(model: nn.Module, stored: Mapping[str, Tensor], store: str = "source", 
 
 
 def _compute_buffers(model: nn.Module) -> None:
-    """Give values to the buffers that are still on the meta device, in place."""
+    """Compute the buffers that are still on the meta device, in place."""
     for module in model.modules():
         empty = {leaf: t for leaf, t in module._buffers.items() if t is not None and t.is_meta}
         module._buffers.update({leaf: torch.empty_like(t, device="cpu") for leaf, t in empty.items()})
         if empty and not hasattr(module, "init_non_persistent_buffers"):
             raise ArtifactError(
-                f"{type(module).__name__} cannot compute its buffers {shorten(empty)}.", hint="A newer timm may."
+                f"{type(module).__name__} cannot compute its buffers {shorten(empty)}.", hint="Upgrade timm."
             )
         if empty:
             module.init_non_persistent_buffers()  # type: ignore[operator]
