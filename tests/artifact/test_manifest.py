@@ -57,7 +57,7 @@ def test_a_source_that_timm_does_not_have_is_shown_but_not_built(
     file = tmp_path / "odd.safetensors"
     with monkeypatch.context() as unchecked:
         unchecked.setattr("vitcompress.artifact.write.load", lambda path: student)
-        write(file, student, odd, images(student))
+        write(file, student, odd, noise(student))
     monkeypatch.setattr("timm.create_model", lambda *args, **kwargs: pytest.fail("a model was built"))
     assert vitcompress("report", file).code == 0
     with pytest.raises(ArtifactError, match=message):

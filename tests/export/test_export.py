@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 import vitcompress
 from tests.conftest import Vitcompress, listing
-from tests.factories import row_images
-from tests.families.test_families import KINDS, ROWS, Row, build, planned, randomise, student_of
+from tests.factories import KINDS, ROWS, Row, build, planned, randomise, row_images, student_of
 from vitcompress import export
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.manifest import Manifest

@@ -13,14 +13,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tests.distill.test_distill import BLOCKS, Steps, batches
+from tests.distill.test_loop import BLOCKS, Steps, batches
+from tests.factories import VARIANTS, compressed, images, row_images, tiny
 from tests.families.test_families import ROWS, build, planned
-from tests.families.test_families import images as row_images
-from tests.tiny import VARIANTS, compressed, images, tiny
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
-from vitcompress.distill.matching import Candidate, compare
+from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.quantize import layers as quantized_layers
 from vitcompress.quantize.codecs import STORES, Codec, matrix_names
 from vitcompress.quantize.layers import StoredMatrix, quantising
@@ -129,14 +128,14 @@ round_to(model, stored, store)
 source = {"name": name, "architecture": name, "model_args": {}, "pretrained_cfg": {}}
 config = data_config(model, ModelRecipe(name))
 manifest = Manifest(source, "", plan, config, {}, {}, {}, store=store)
-file.write(path, model, manifest, torch.randn(1, 3, 224, 224), stored=stored)
+write(path, model, manifest, torch.randn(1, 3, 224, 224), stored=stored)
 """
 _WEIGH = """
 import ctypes, gc, re, sys
 import timm, torch
 from pathlib import Path
 import vitcompress
-import vitcompress.artifact.file
+import vitcompress.artifact.load
 def resident():
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # return free memory to the system
@@ -270,7 +269,9 @@ def _distil(student: nn.Module, teacher: nn.Module, x: torch.Tensor, recipe: Dis
     size = (x.shape[1], x.shape[2], x.shape[3])
     distill(
         student, teacher, lambda start: batches(x, 60), recipe, blocks=BLOCKS,
-        comparison=compare(Candidate("student", student, size), Candidate("teacher", teacher, size), recipe),
+        comparison=match_models(
+            ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), recipe
+        ),
         mixing=Mixing(num_classes=None), matrices=matrix_names(student), fade=step, accelerator=Accelerator(cpu=True),
         ticker=Steps(), input_size=size, num_steps=60,
     )  # fmt: skip
