@@ -13,6 +13,7 @@ import pytest
 import vitcompress as package
 from tests.artifact.helpers import write_student
 from tests.conftest import Vitcompress
+from tests.factories import images as noise
 from vitcompress.artifact.manifest import StoreName
 from vitcompress.artifact.read import read_manifest
 from vitcompress.artifact.write import write

@@ -14,8 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.distill.test_loop import BLOCKS, Steps, batches
-from tests.factories import VARIANTS, compressed, images, row_images, tiny
-from tests.families.test_families import ROWS, build, planned
+from tests.factories import ROWS, VARIANTS, build, compressed, images, planned, row_images, tiny
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
@@ -111,11 +110,11 @@ def test_a_kept_deit_base_takes_less_memory(tmp_path: Path) -> None:
 _WRITE = """
 import sys, torch, timm
 from pathlib import Path
-from vitcompress.artifact import file
+from vitcompress.artifact.write import write
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.plans.make import make_plan
 from vitcompress.recipe import ModelRecipe, PlanRecipe
-from vitcompress.pretrained.inputs import data_config
+from vitcompress.pretrained.data_config import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.surgery import apply_plan
 store, path = sys.argv[1], Path(sys.argv[2])
