@@ -14,11 +14,11 @@ import vitcompress as package
 from tests.artifact.helpers import write_student
 from tests.conftest import Vitcompress
 from tests.factories import images as noise
-from vitcompress.artifact.manifest import StoreName
 from vitcompress.artifact.read import read_manifest
 from vitcompress.artifact.write import write
 from vitcompress.errors import ArtifactError
 from vitcompress.quantize.codecs import STORES
+from vitcompress.quantize.names import StoreName
 
 READ = """
 import sys

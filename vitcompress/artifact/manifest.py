@@ -23,10 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from vitcompress.artifact.tensorfile import first_fault, strict_json
 from vitcompress.errors import ArtifactError
 from vitcompress.plans.model import Plan
+from vitcompress.quantize.names import StoreName
 
 FORMAT_VERSION = 2  # version 1, which is still read, has no `store`: its tensors are as the model holds them
 
-StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]  # the keys of quantize.codecs.STORES
 _MAX_BLOCKS = 512  # timm's deepest model has 60; each takes milliseconds to build, whatever its width
 # channels, pixels, tokens, ranks: tensors on the meta device cost nothing whatever their size, but
 # loops over them do

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from vitcompress.artifact.load import load
 from vitcompress.artifact.manifest import Manifest, to_tree
 from vitcompress.artifact.read import file_digest
 from vitcompress.errors import ArtifactError
-from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import stored_tensors
 
 
@@ -79,20 +77,3 @@ def verify(loaded: nn.Module, student: nn.Module, probe: Tensor) -> None:
     difference = float((expected - logits).abs().max())
     if difference != 0:
         raise ArtifactError(f"The file does not give the student back: logits differ by {difference:g}.")
-
-
-def header_bytes(student: nn.Module, manifest: Manifest) -> int:
-    """Return an upper bound on the bytes of a file's header.
-
-    Args:
-        student: the model; meta tensors are enough.
-        manifest: description of the student, for the header.
-    """
-    tree = {**to_tree(manifest), "sha256": "0" * 64}
-    stored = stored_tensors(student, manifest.store)
-    end = num_bytes(stored)  # no offset has more digits than the last, whatever the order
-    tensors = {
-        name: {"dtype": "BF16", "shape": list(t.shape), "data_offsets": [end, end]} for name, t in stored.items()
-    }
-    header = {"__metadata__": {"vitcompress": json.dumps(tree, sort_keys=True)}, **tensors}
-    return 8 + 8 * math.ceil(len(json.dumps(header, separators=(",", ":"))) / 8)

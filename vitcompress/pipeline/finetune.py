@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from vitcompress.artifact.digest import sha256_of
-from vitcompress.artifact.load import load
+from vitcompress.artifact.load import check_known, load
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import known_classes
@@ -220,7 +220,7 @@ def _prepare(
     attempt(check_states, out, recipe.run)
     attempt(check_run, recipe, starts=not joins)
     attempt(_check_stages, recipe)
-    parent = attempt(read_manifest, path)
+    parent = attempt(_parent_of, path)
     teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
     if parent is None:
         faults.raise_as(RecipeError)
@@ -274,6 +274,17 @@ def _prepare(
         classes=classes, notes=(note,), lineage=_lineage(path, parent),
     )  # fmt: skip
     return _Request(run, parent, num_classes, recipe.teacher.teacher is not None)
+
+
+def _parent_of(path: Path) -> Manifest:
+    """Read an artifact's manifest, and check that its model may be built.
+
+    Raises:
+        ArtifactError: it may not.
+    """
+    manifest = read_manifest(path)
+    check_known(path, manifest)
+    return manifest
 
 
 def _student(source: Source, plan: Plan) -> nn.Module:
