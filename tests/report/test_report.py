@@ -160,9 +160,11 @@ def test_a_teacher_whose_size_is_not_the_reports_is_not_drawn() -> None:
 
 
 def test_names_of_any_kind_and_points_in_one_place_can_be_drawn() -> None:
-    names = ("$x_1", "日本", "a" * 80, "[link](x)")
+    names = ("$x_1", "日本", "a" * 80, "[link](x)", "_x")
     points = [Point(name, 1_000_000, 90.0, "baseline") for name in names]
-    assert draw_sizes(points, "$title_1").startswith("<?xml")
+    svg = draw_sizes(points, "$title_1")
+    assert svg.startswith("<?xml")
+    assert all(f"<!-- {name}, 1.00 MB, 90.00 % -->" in svg for name in ("$x_1", "[link](x)", "_x"))
     assert "]" not in alt_text(points)
 
 

@@ -33,7 +33,7 @@ from vitcompress.report.sharing import boxes, describe_boxes, describe_sharing, 
 if TYPE_CHECKING:
     from vitcompress.measure.examples import Examples
 
-_SIZE = (4.4, 3.8)  # of the picture, in inches: its text stays readable on a phone
+_SIZE = (4.4, 3.2)  # of the picture, in inches: its text stays readable on a phone
 _MIN_IMAGES = 10  # of a class; with fewer, one image changes its accuracy by more than 10 points
 _MAX_GATE = 1e18  # recipes in a file are not checked and may hold any number
 _MAX_LETTERS = 60  # of a class's name
