@@ -19,14 +19,14 @@ from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.hub import locate
 from vitcompress.data import ImageSet, check_places, open_to_evaluate
 from vitcompress.data.classes import known_classes
-from vitcompress.data.views import evaluation_loader, random_views
+from vitcompress.data.views import random_views
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.matching import Candidate, compare
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.errors import CheckpointError, DataError, Faults, RecipeError, VitcompressError
 from vitcompress.families.find import family_of
 from vitcompress.families.outputs import has_classes
-from vitcompress.measure.accuracy import Watch, evaluate_pair
+from vitcompress.measure.accuracy import Evaluator, Watch
 from vitcompress.measure.macs import with_macs
 from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.checks import bundle_of, check_checkpoint, check_kind_of
@@ -230,17 +230,9 @@ def evaluate(
     reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
     device = join(RunRecipe()).device
     with reporter.counting("evaluating", brief=True) as tell:
-        accuracy = evaluate_pair(
-            student.to(device),
-            reference.to(device) if reference else None,
-            evaluation_loader(images, manifest.data_config, recipe),
-            name=images.name,
-            device=device,
-            skip_bad_images=recipe.skip_bad_images,
-            features=not has_classes(student),
-            watch=watch,
-            tell=tell,
-        )
+        evaluator = Evaluator(images, manifest.data_config, recipe)
+        accuracy = evaluator(student.to(device), reference.to(device) if reference else None, tell, watch)
+    assert accuracy is not None  # there are images
     reporter.tell("evaluate", accuracy=to_json(accuracy))
     return accuracy
 

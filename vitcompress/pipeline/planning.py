@@ -12,8 +12,7 @@ from torch import nn
 
 from vitcompress.data import ImageSet
 from vitcompress.data.calibration import calibration_batches, drawn
-from vitcompress.data.views import evaluation_loader
-from vitcompress.measure.accuracy import evaluate_pair
+from vitcompress.measure.accuracy import Evaluator
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.runtime.console import Reporter
@@ -88,12 +87,8 @@ class Planning:
         count = self.recipe.start.calibration_images
         judged = drawn(self.images, JUDGED_IMAGES, seed=self.recipe.run.seed, after=count)
         judged = judged if len(judged) else drawn(self.images, JUDGED_IMAGES, seed=self.recipe.run.seed)
-        loader = evaluation_loader(judged, self.config, self.recipe.data)
-        device = next(self.teacher.parameters()).device
-        found = evaluate_pair(
-            student, self.teacher, loader, name=judged.name, device=device,
-            skip_bad_images=self.recipe.data.skip_bad_images,
-        )  # fmt: skip
+        found = Evaluator(judged, self.config, self.recipe.data)(student, self.teacher)
+        assert found is not None  # there are images
         if found.top1_drop is not None:
             return found.top1_drop
         assert found.agreement is not None  # there is a teacher, and it has classes

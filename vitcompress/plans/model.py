@@ -32,7 +32,7 @@ class Group:
     shared: Texts
     ranks: Annotated[Mapping[Text, PositiveCount], Field(max_length=MAX_ENTRIES)] = field(default_factory=dict)
     bases: Texts = ()
-    widths: Widths = Widths()
+    widths: Widths = field(default_factory=Widths)
 
     @property
     def donor(self) -> str:
