@@ -112,7 +112,7 @@ def adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def to_json(value: Any) -> dict[str, Any]:
+def to_json(value: object) -> dict[str, Any]:
     """Return a dataclass, like a report or a part of it, as plain JSON values."""
     tree: dict[str, Any] = adapter(type(value)).dump_python(value, mode="json")
     return tree
