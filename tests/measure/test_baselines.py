@@ -33,7 +33,7 @@ def compress(vitcompress: Vitcompress, out: Path, *words: object) -> Report:
 def test_the_teacher_is_measured_in_fewer_bits(
     tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
-    """Of a student that is its teacher, int8 is the baseline int8: the same functions, the same images."""
+    """A student that is its teacher equals the int8 baseline in int8."""
     words = [*teacher, "--data", images, "--share", 1, "--transforms", "none"]
     report = compress(vitcompress, tmp_path / "m.safetensors", *words, "--store", "int8")
     rows = {row.name: row for row in report.baselines}

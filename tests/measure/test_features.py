@@ -1,4 +1,4 @@
-"""Models without classes: their features are what is learned and measured, and never called accuracy."""
+"""Models without classes learn and are measured by features, which are not called accuracy."""
 
 import json
 from pathlib import Path

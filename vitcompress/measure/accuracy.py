@@ -35,7 +35,8 @@ class Evaluator:
         images: to evaluate on; None if there are none.
         config: timm's data config.
         recipe: batch size, workers, and what to do with unreadable images.
-        accelerator: knows the processes, each of which evaluates a part; None for a single process that only evaluates.
+        accelerator: knows the processes, each of which evaluates a part; None for one process that
+            only evaluates.
         accumulate: parts in which each process takes its images of a training step.
     """
 
@@ -61,9 +62,10 @@ class Evaluator:
         Args:
             student: in eval mode.
             teacher: in eval mode, on the same device; None to evaluate the student alone.
-            tell: called with the share of this process's batches that is done, 0–1; not called for streams of unknown
-                length.
-            watch: called with each batch of this process: images, logits of student and teacher, labels.
+            tell: called with the share of this process's batches that is done, 0–1; not called for
+                streams of unknown length.
+            watch: called with each batch of this process: images, logits of student and teacher,
+                labels.
 
         Returns:
             The accuracy on all images, in every process; None if there are no images.

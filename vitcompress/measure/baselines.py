@@ -21,7 +21,7 @@ def measure_baselines(
     """Evaluate the teacher in fewer bits, stored by the same functions as the student.
 
     Args:
-        teacher: in eval mode, on the accelerator's device; it is not changed, and one copy at a time is held.
+        teacher: in eval mode, on the accelerator's device; not changed; one copy at a time is held.
         evaluator: with the images that the student was evaluated on.
         accuracy: of student and teacher on these images.
         reporter: told the progress.

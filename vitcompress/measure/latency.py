@@ -1,7 +1,7 @@
 """Measure the latency of student and teacher.
 
-torch.utils.benchmark was tried and dropped: importing it needs setuptools, which torch 2.9 does not install on
-Python 3.11, and prints a notice where CUDA is installed without a GPU.
+torch.utils.benchmark was tried and dropped: importing it needs setuptools, which torch 2.9 does not
+install on Python 3.11, and prints a notice where CUDA is installed without a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def measure_speed(
         teacher: in eval mode, on `device`.
         input_size: (channels, height, width).
         device: of the models.
-        budget_seconds: time to spend per batch size; at least three pairs of passes are timed all the same.
+        budget_seconds: time to spend per batch size; at least three pairs of passes are timed.
     """
     student_ms, teacher_ms = {}, {}
     for batch_size in (1, 32):

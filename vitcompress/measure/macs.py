@@ -1,7 +1,8 @@
 """Count multiply-accumulates of one image on meta tensors, without reading weights.
 
-Every matrix product and every convolution of a forward pass counts, including both products of attention, so DeiT-B
-has 17.56 G. Norms, activations, softmax and additions do not count, as is usual.
+Every matrix product and every convolution of a forward pass counts, including both products of
+attention, so DeiT-B has 17.56 G. Norms, activations, softmax and additions do not count, as is
+usual.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ def macs_of(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """
     like = next(model.parameters())
     image = torch.zeros(1, *input_size, device=like.device, dtype=like.dtype)
-    # MATH, because fused attention is another kernel on each device, and the counter does not know all of them.
-    # With gradients, because without them the counter's hooks fail on parameters given to a layer (SigLIP's latent).
+    # MATH, because fused attention is another kernel on each device, and the counter does not know
+    # all of them. With gradients, because without them the counter's hooks fail on parameters given
+    # to a layer (SigLIP's latent).
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops()) // 2

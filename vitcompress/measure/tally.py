@@ -111,7 +111,7 @@ class LogitTally:
         )
 
     def _classes(self) -> tuple[ClassHits, ...]:
-        """Return the classes that changed most, the worst first; without a teacher, those with the most mistakes."""
+        """Return the classes that changed most (without a teacher: most mistakes), worst first."""
         teacher, student = self.predictions["teacher"], self.predictions["student"]
         num_images: Counter[int] = Counter()
         for (label, _), count in student.items():
@@ -124,7 +124,7 @@ class LogitTally:
         return tuple(sorted(changed, key=lambda row: (-_lost_share(row), row.index)))
 
     def _confusions(self) -> tuple[Confusion, ...]:
-        """Return the mistakes that the student makes more often than its teacher, most added images first."""
+        """Return the mistakes that the student makes more often than its teacher, most first."""
         teacher, student = self.predictions["teacher"], self.predictions["student"]
         rows = [
             Confusion(label, predicted, teacher[label, predicted] if self.has_teacher else None, count)
@@ -174,7 +174,7 @@ class FeatureTally:
 
 
 def paired_interval(only_teacher: int, only_student: int, count: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the drop in top-1 between two models run on the same images.
+    """Return the 95 % confidence interval of the drop in top-1 of two models on the same images.
 
     Args:
         only_teacher: images that only the teacher classifies correctly.
@@ -184,8 +184,9 @@ def paired_interval(only_teacher: int, only_student: int, count: int) -> tuple[f
     Returns:
         Lower and upper bound, in points.
 
-    Source: Agresti and Min 2005, Statistics in Medicine 24(5): the Wald interval with half an observation added to
-        each of the four cells, so that it is not empty if the two models never differ.
+    Source: Agresti and Min 2005, Statistics in Medicine 24(5): the Wald interval with half an
+        observation added to each of the four cells, so that it is not empty if the two models never
+        differ.
     """
     b, c, n = only_teacher + 0.5, only_student + 0.5, count + 2
     centre = (b - c) / n
@@ -194,7 +195,7 @@ def paired_interval(only_teacher: int, only_student: int, count: int) -> tuple[f
 
 
 def _lost_share(row: ClassHits) -> float:
-    """Return the share of a class's images that the student lost; without a teacher, that it gets wrong."""
+    """Return the share of images that the student lost or, without a teacher, gets wrong."""
     before = row.num_images if row.teacher_hits is None else row.teacher_hits
     return (before - row.student_hits) / row.num_images
 

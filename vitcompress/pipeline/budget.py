@@ -57,6 +57,7 @@ def training_seconds(
     """
     if minutes is None:
         return None
+    assert evaluator.accelerator is not None
     for model in filter(None, (student, teacher)):
         model.to(evaluator.accelerator.device).eval()
     estimate = partial(finishing_seconds, student, teacher, evaluator, baselines=baselines)
@@ -84,6 +85,7 @@ def finishing_seconds(student: nn.Module, teacher: nn.Module | None, evaluator: 
         few(student, teacher)
         return time.perf_counter() - start
 
+    assert evaluator.accelerator is not None
     total = _length(images)
     few, more = (each * evaluator.accelerator.num_processes for each in _PROBED_IMAGES)
     fixed = seconds(few)  # workers start, and the first pass warms up

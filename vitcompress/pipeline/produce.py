@@ -200,6 +200,7 @@ def measure(
         evaluator: has the images.
         reporter: told of it.
     """
+    assert evaluator.accelerator is not None
     for model in filter(None, (student, teacher)):
         model.to(evaluator.accelerator.device).eval()
     if evaluator.images is not None:

@@ -138,7 +138,7 @@ def class_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def confusion_rows(report: Report, names: Sequence[str]) -> list[Row]:
-    """Return the student's added mistakes: class, predicted class, images of the teacher and of the student."""
+    """Return the student's added mistakes: class, prediction, images of teacher and student."""
     return [
         (
             _class_name(names, row.label),
@@ -151,7 +151,7 @@ def confusion_rows(report: Report, names: Sequence[str]) -> list[Row]:
 
 
 def _example_rows(examples: Examples | None, names: Sequence[str]) -> list[tuple[str, bool, str, str, str]]:
-    """Return example images: picture, whether it is small, class, and what teacher and student predict."""
+    """Return example images: picture, whether it is small, class, predictions of both models."""
     return [
         (
             example.picture,
@@ -188,7 +188,7 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
 
 
 def _memory_row(report: Report) -> Row:
-    """Return a row for the memory that loaded weights take: quantized ones are floats again by default."""
+    """Return a row for the memory of loaded weights; quantized ones become floats by default."""
     size = report.size
     student_bytes, note = size.student_bytes, ""
     if report.store in ("int8", "int4"):

@@ -41,8 +41,9 @@ class Point(NamedTuple):
 def points_of(report: Report) -> list[Point]:
     """Return the models of a report whose top-1 was measured.
 
-    In the report of a fine-tuned file, the teacher's size is that of the same model without sharing, which may not be
-    the model whose accuracy was measured: it is left out unless the student learned from it.
+    In the report of a fine-tuned file, the teacher's size is that of the same model without
+    sharing, which may not be the model whose accuracy was measured: it is left out unless the
+    student learned from it.
     """
     accuracy, size = report.accuracy, report.size
     if accuracy is None:
@@ -65,7 +66,7 @@ def to_svg(report: Report) -> str | None:
 
 
 def alt_text(points: Sequence[Point]) -> str:
-    """Describe the picture in words and numbers, without what Markdown takes for markup inside an image."""
+    """Describe the picture in words and numbers, without Markdown's markup of images."""
     text = "; ".join(f"{point.name} {_numbers(point)}" for point in points)
     return f"Size against top-1: {text}.".translate(str.maketrans("[]\n", "() "))
 
@@ -140,5 +141,5 @@ def _numbers(point: Point) -> str:
 
 
 def _shorten(name: str) -> str:
-    """Shorten a long name for the legend; its end is kept, which says more: `…quickgelu_224.openai`."""
+    """Shorten a long name; its end is kept, which says more: `…quickgelu_224.openai`."""
     return name if len(name) <= _MAX_NAME else f"…{name[1 - _MAX_NAME :]}"
