@@ -12,7 +12,7 @@ import typer.main
 from safetensors.torch import save_file
 
 import vitcompress
-from tests.report.test_report import REPORT
+from tests.report.samples import REPORT
 from vitcompress.cli.app import app
 from vitcompress.errors import RecipeError
 from vitcompress.pipeline import compress as pipeline

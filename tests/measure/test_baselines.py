@@ -11,11 +11,11 @@ from rich.console import Console
 
 import vitcompress as package
 from tests.conftest import Vitcompress
-from tests.report.test_report import REPORT, UNLABELLED, shown
-from vitcompress.artifact.read import read_manifest
+from tests.report import samples
+from tests.report.samples import REPORT, UNLABELLED, shown
+from vitcompress.artifact import file as artifact
 from vitcompress.measure.baselines import BASELINES
-from vitcompress.measure.results import Baseline
-from vitcompress.pipeline import plan as pipeline
+from vitcompress.pipeline import compress as pipeline
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import Report, to_json
@@ -23,21 +23,17 @@ from vitcompress.report.reading import from_json
 from vitcompress.report.terminal import print_plan
 
 CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu", "--quiet")
-ROWS = (
-    Baseline("teacher fp16", 86_567_656, 173_135_312, 86.0, 0.0, None, None),
-    Baseline("teacher int8", 86_567_656, 87_100_000, 85.75, 0.25, None, None),
-)
 
 
 def compress(vitcompress: Vitcompress, out: Path, *words: object) -> Report:
     assert vitcompress("compress", *words, *CONVERT, "--out", out).code == 0
-    return from_json(read_manifest(out).report)
+    return from_json(artifact.read_manifest(out).report)
 
 
 def test_the_teacher_is_measured_in_fewer_bits(
     tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
-    """Of a student that is its teacher, int8 is the baseline int8: the same functions, the same images."""
+    """A student that is its teacher equals the int8 baseline in int8."""
     words = [*teacher, "--data", images, "--share", 1, "--transforms", "none"]
     report = compress(vitcompress, tmp_path / "m.safetensors", *words, "--store", "int8")
     rows = {row.name: row for row in report.baselines}
@@ -73,11 +69,12 @@ def test_old_reports_without_the_fields_are_still_read() -> None:
     tree = to_json(REPORT)
     del tree["store"], tree["baselines"]
     assert from_json(tree) == REPORT
-    assert from_json(json.loads(json.dumps(to_json(replace(REPORT, baselines=ROWS))))).baselines == ROWS
+    report = replace(REPORT, baselines=samples.BASELINES)
+    assert from_json(json.loads(json.dumps(to_json(report)))) == report
 
 
 def test_the_student_stands_beside_its_teacher_in_fewer_bits() -> None:
-    report = replace(REPORT, store="int8", baselines=ROWS)
+    report = replace(REPORT, store="int8", baselines=samples.BASELINES)
     for text in (shown(report), to_markdown(report)):
         for found in ("student int8", "teacher fp16", "teacher int8", "85.75 %", "-0.25 points", "87.10 MB"):
             assert found in text
@@ -88,7 +85,7 @@ def test_the_student_stands_beside_its_teacher_in_fewer_bits() -> None:
 
 
 def test_without_labels_the_table_says_agreement() -> None:
-    rows = tuple(replace(row, top1=None, top1_drop=None, agreement=97.5) for row in ROWS)
+    rows = tuple(replace(row, top1=None, top1_drop=None, agreement=97.5) for row in samples.BASELINES)
     text = to_markdown(replace(UNLABELLED, baselines=rows))
     assert "|  | parameters | tensors | agreement with the teacher | change |" in text
     assert "top-1" not in text
@@ -105,7 +102,7 @@ def test_plan_tells_the_bytes_of_the_file(
     report = compress(vitcompress, tmp_path / "m.safetensors", *teacher, *words, "--start", "first")
     planned = json.loads(vitcompress("plan", *teacher, *words, "--json").out)
     assert planned["size"] == to_json(report.size)
-    assert read_manifest(tmp_path / "m.safetensors").store == report.store == store
+    assert artifact.read_manifest(tmp_path / "m.safetensors").store == report.store == store
     assert report.size.bytes_ratio > report.size.params_ratio
 
 
@@ -132,7 +129,7 @@ def test_a_finetuned_file_is_stored_as_its_parent_unless_told(
         out = tmp_path / f"{store}-{len(flags)}.safetensors"
         ended = vitcompress(*words, *flags, "--out", out)
         assert ended.code == 0, ended.err
-        manifest = read_manifest(out)
+        manifest = artifact.read_manifest(out)
         assert (manifest.store, manifest.report["store"]) == (store, store)
         assert package.load(out, keep_quantized=True).num_classes == 5
 

@@ -1,4 +1,4 @@
-"""Models without classes: their features are what is learned and measured, and never called accuracy."""
+"""Models without classes learn and are measured by features, which are not called accuracy."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,11 @@ from safetensors.torch import save_file
 
 import vitcompress as package
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
-from tests.factories import tiny
-from tests.measure.test_evaluation import Fixed
-from vitcompress.data.loaders import Batch
+from tests.measure.samples import Fixed, evaluate, numbered
+from tests.tiny import tiny
 from vitcompress.distill.losses import feature_mse
-from vitcompress.measure.accuracy import evaluate_pair
 
 FAST = ("--num-workers", 0, "--device", "cpu", "--quiet", "--batch-size", 6, "--share", 2)
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +36,7 @@ def test_the_loss_is_that_of_normalised_features() -> None:
 
 def test_the_cosine_is_a_mean_over_images_and_nothing_is_called_accuracy() -> None:
     student, teacher = torch.tensor([[1.0, 0], [1, 1], [0, -2]]), torch.tensor([[2.0, 0], [1, 0], [0, 1]])
-    batches = [Batch(torch.arange(3.0)[i].reshape(-1, 1, 1, 1), torch.tensor([0] * n), ())
-               for i, n in ((slice(0, 2), 2), (slice(2, 3), 1))]  # fmt: skip
-    found = evaluate_pair(Fixed(student), Fixed(teacher), batches, name="x", device=CPU, features=True)
+    found = evaluate(Fixed(student), Fixed(teacher), numbered([0] * 3, (2, 1)))
     assert found.feature_cosine == pytest.approx((1 + 0.5**0.5 - 1) / 3, abs=1e-6)
     assert (found.student_top1, found.teacher_top1, found.top1_drop, found.agreement, found.kl) == (None,) * 5
     assert found.num_images == 3
@@ -50,8 +45,7 @@ def test_the_cosine_is_a_mean_over_images_and_nothing_is_called_accuracy() -> No
 def test_tokens_that_are_not_pooled_count_as_one_image() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(4, 7, 5), torch.randn(4, 7, 5)
-    batch = Batch(torch.arange(4.0).reshape(4, 1, 1, 1), torch.tensor([-1] * 4), ())
-    found = evaluate_pair(Fixed(student), Fixed(teacher), [batch], name="x", device=CPU, features=True)
+    found = evaluate(Fixed(student), Fixed(teacher), numbered([-1] * 4, [4]))
     expected = F.cosine_similarity(student, teacher, dim=-1).mean().item()
     assert found.feature_cosine == pytest.approx(expected, abs=1e-6)
 

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.conftest import Vitcompress
-from tests.report.test_report import REPORT, UNLABELLED
+from tests.report.samples import REPORT, UNLABELLED
 from vitcompress.report import schema
 from vitcompress.report.model import to_json
 

@@ -1,1 +1,1 @@
-"""How good, how fast and how much to compute a model is."""
+"""Measure accuracy, latency, multiply-accumulates and baselines."""

@@ -1,4 +1,4 @@
-"""Was the training worth it?  The whole teacher in fewer bits, which costs no training, on the same images."""
+"""Measure the whole teacher in fewer bits, which costs no training, on the student's images."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ BASELINES = ("fp16", "int8", "int4")
 def measure_baselines(
     teacher: nn.Module, evaluator: Evaluator, accuracy: Accuracy, reporter: Reporter
 ) -> tuple[Baseline, ...]:
-    """Evaluate the teacher in fewer bits, by the functions that store the student.
+    """Evaluate the teacher in fewer bits, stored by the same functions as the student.
 
     Args:
-        teacher: in eval mode, on the accelerator's device; not changed. One copy of it is held at a time.
-        evaluator: that the student was evaluated with; has images.
-        accuracy: of the student and the teacher on these.
-        reporter: told of it.
+        teacher: in eval mode, on the accelerator's device; not changed; one copy at a time is held.
+        evaluator: with the images that the student was evaluated on.
+        accuracy: of student and teacher on these images.
+        reporter: told the progress.
     """
-    found = []
+    baselines = []
     for store in BASELINES:
         reporter.say(f"evaluating the teacher in {store}")
         rounded = copy.deepcopy(teacher)
@@ -34,23 +34,23 @@ def measure_baselines(
         round_to(rounded, stored, store)
         size = num_bytes(stored)
         del stored
-        # labels say how good it is; where there are none, the teacher as it is must run again to compare with
+        # with labels, accuracies can be compared; without, the teacher itself must run again
         reference = None if accuracy.teacher_top1 is not None else teacher
         with reporter.counting(f"teacher in {store}", brief=True) as tell:
             measured = evaluator(rounded, reference, tell)
         assert measured is not None  # there are images
-        found.append(_baseline(f"teacher {store}", rounded, size, measured, accuracy))
-    return tuple(found)
+        baselines.append(_baseline(f"teacher {store}", rounded, size, measured, accuracy))
+    return tuple(baselines)
 
 
 def _baseline(name: str, model: nn.Module, size: int, measured: Accuracy, accuracy: Accuracy) -> Baseline:
-    top1, whole = measured.student_top1, accuracy.teacher_top1
+    top1, teacher_top1 = measured.student_top1, accuracy.teacher_top1
     return Baseline(
         name=name,
         params=sum(p.numel() for p in model.parameters()),
         bytes=size,
         top1=top1,
-        top1_drop=None if top1 is None or whole is None else round(whole - top1, 4),
+        top1_drop=None if top1 is None or teacher_top1 is None else round(teacher_top1 - top1, 4),
         agreement=measured.agreement,
         feature_cosine=measured.feature_cosine,
     )

@@ -1,7 +1,8 @@
-"""How much is there to compute?  Multiply-accumulates of one image, counted on meta tensors: no weights are read.
+"""Count multiply-accumulates of one image on meta tensors, without reading weights.
 
-Every product of matrices and every convolution that a forward pass runs counts, both of attention's among them, so
-DeiT-B has 17.56 G. Norms, activations, softmax and additions do not count, nor do they elsewhere.
+Every matrix product and every convolution of a forward pass counts, including both products of
+attention, so DeiT-B has 17.56 G. Norms, activations, softmax and additions do not count, as is
+usual.
 """
 
 from __future__ import annotations
@@ -19,30 +20,31 @@ from vitcompress.surgery import apply_plan
 
 
 def macs_of(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one forward pass of one image.
+    """Count the multiply-accumulates of one forward pass of one image.
 
     Args:
-        model: in eval mode, on any device; meta will do.
+        model: in eval mode, on any device, including meta.
         input_size: (channels, height, width).
 
     Returns:
-        The same number for fused and plain attention, and on every device.
+        The same number with fused and plain attention, and on every device.
     """
     like = next(model.parameters())
     image = torch.zeros(1, *input_size, device=like.device, dtype=like.dtype)
-    # fused attention is a different kernel on each device, and not each of them has a formula: as two products it has
-    # with gradients: torch's counter hooks them, and fails without on a parameter handed to a layer (SigLIP's latent)
+    # MATH, because fused attention is another kernel on each device, and the counter does not know
+    # all of them. With gradients, because without them the counter's hooks fail on parameters given
+    # to a layer (SigLIP's latent).
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops()) // 2
 
 
 def with_macs(plan: Plan, model: nn.Module, input_size: tuple[int, int, int]) -> Plan:
-    """The same plan with the multiply-accumulates of `model` and of the student that `apply_plan` builds from it.
+    """Return the plan with the multiply-accumulates of the source and of its student.
 
     Args:
         plan: of a model with the same blocks.
-        model: nothing shared in it yet, on any device; not changed.
+        model: the source, on any device; it is not changed.
         input_size: (channels, height, width) of the images.
     """
     built = copy.deepcopy(model).to("meta").eval()

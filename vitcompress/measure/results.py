@@ -58,7 +58,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Agreement of student and teacher and, if the images have labels, accuracy of both; None: not measured.
+    """Agreement of student and teacher and, with labels, accuracy of both; None: not measured.
 
     Attributes:
         data: name of the images.
@@ -72,7 +72,7 @@ class Accuracy:
         top1_drop_ci95: 95 % confidence interval of the drop, in points.
         agreement: images for which both models predict the same class, in percent.
         kl: KL divergence of the student from the teacher, in nats per image.
-        feature_cosine: mean cosine similarity, −1 to 1; the only measure of a model without classes.
+        feature_cosine: mean cosine similarity, −1 to 1; the only measure without classes.
         classes: the classes that changed most, at most 20; empty without labels.
         confusions: the student's most frequent added mistakes, at most 10; empty without labels.
     """
@@ -125,7 +125,8 @@ class Baseline:
         top1: in percent; None without labels.
         top1_drop: from the teacher itself, in points.
         agreement: with the teacher itself, in percent; None with labels, or without classes.
-        feature_cosine: mean cosine similarity with the teacher's features, −1 to 1; None with classes.
+        feature_cosine: mean cosine similarity with the teacher's features, −1 to 1; None with
+            classes.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

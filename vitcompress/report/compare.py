@@ -100,7 +100,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _reference_points(reports: Sequence[Report]) -> list[Point]:
-    """Return the teachers and baselines of several reports, each once, with the model's name if there are several."""
+    """Return teachers and baselines, each once, with the model's name if models differ."""
     several = len({report.model for report in reports}) > 1
     points = [
         point._replace(name=f"{report.model} {point.name}" if several else point.name)

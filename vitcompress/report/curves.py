@@ -35,7 +35,7 @@ def curve_rows(train: TrainLog) -> list[list[str]]:
 
 
 def draw_curves(train: TrainLog) -> str:
-    """Draw each loss over the steps, on a logarithmic axis if the losses differ by orders of magnitude.
+    """Draw each loss over the steps, on a logarithmic axis if they differ by orders of magnitude.
 
     Args:
         train: a training with at least two points.

@@ -107,7 +107,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _merge(rows: Sequence[Difference]) -> list[Difference]:
-    """Merge rows of groups with the same change, and all baselines if only one of the files has any."""
+    """Merge groups with the same change, and all baselines if only one file has any."""
     merged: list[Difference] = []
     baselines = [row for row in rows if row.name.partition(".")[0] == "baselines"]
     measured = [any(row[side] for row in baselines) for side in (2, 3)]
@@ -139,7 +139,7 @@ def _show(value: Any) -> str:
 
 
 def _show_change(first: Any, second: Any) -> str:
-    """Format by how much a number changed; empty unless both values are numbers of a plausible size."""
+    """Format the change of a number; empty unless both values are numbers of a plausible size."""
     numbers = [value for value in (first, second) if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(numbers) < 2 or max(map(abs, numbers)) > _MAX_NUMBER:
         return ""

@@ -27,7 +27,9 @@ def unreachable_gates(size: Size, gates: GateRecipe) -> list[tuple[str, str]]:
 
 
 def missed_gates(report: Report, gates: GateRecipe, *, file_bytes: int) -> list[str]:
-    """Return one line for each gate that a result misses; what was not measured, or is NaN, misses its gate.
+    """Return one line for each gate that a result misses.
+
+    What was not measured, or is NaN, misses its gate.
 
     Args:
         report: of the result.

@@ -1,4 +1,4 @@
-"""Put a drawing by matplotlib into an HTML page, in the page's colours, with a title and a description."""
+"""Put matplotlib's drawings into an HTML page, in its colours, with title and description."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def inline_svg(svg: str, key: str, title: str, description: str) -> str:
 
 
 def _convert_attribute(name: str, value: str, key: str) -> str:
-    """Return an attribute's value with the page's colours and with ids that are unique on the page."""
+    """Return an attribute's value with the page's colours and with unique ids."""
     if name == "id":
         return f"{key}-{value}"
     if name == _SVG_LINK:

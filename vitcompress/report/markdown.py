@@ -18,7 +18,7 @@ def to_markdown(report: Report, *, picture: str | None = None) -> str:
 
     Args:
         report: to lay out.
-        picture: name of the file beside the page that holds the picture of `to_svg`; None if there is none.
+        picture: name of the file beside the page that `to_svg` was written to; None without one.
     """
     plan = plan_remarks(report.made_of, report.why)
     return render(

@@ -56,12 +56,12 @@ class Report:
         versions: of the packages.
         command: that made the result; empty if it was made from Python.
         notes: what the numbers do not say.
-        before: accuracy before fine-tuning; None without fine-tuning, or if it could not be measured.
+        before: accuracy before fine-tuning; None without fine-tuning, or if not measured.
         lineage: the files that the result was made from, oldest first.
         store: how the file holds the student.
-        baselines: the whole teacher in fewer bits, on the same images; empty if they were not measured.
-        made_of: the groups in full, with the ranks and widths of their layers; empty in older reports.
-        why: what a search chose the plan from, one line each, best first; empty if the plan was given.
+        baselines: the whole teacher in fewer bits, on the same images; empty if not measured.
+        made_of: the groups in full, with ranks and widths of their layers; empty in older reports.
+        why: what a search chose the plan from, one line each, best first; empty without one.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -114,5 +114,6 @@ def adapter(kind: type) -> TypeAdapter[Any]:
 
 def to_json(value: Any) -> dict[str, Any]:
     """Return a dataclass, like a report or a part of it, as plain JSON values."""
-    tree: dict[str, Any] = adapter(type(value)).dump_python(value, mode="json")
+    kind: Any = type(value)
+    tree: dict[str, Any] = adapter(kind).dump_python(value, mode="json")
     return tree

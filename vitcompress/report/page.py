@@ -33,7 +33,7 @@ from vitcompress.report.sharing import boxes, describe_boxes, describe_sharing, 
 if TYPE_CHECKING:
     from vitcompress.measure.examples import Examples
 
-_SIZE = (4.4, 3.8)  # of the picture, in inches: its text stays readable on a phone
+_SIZE = (4.4, 3.2)  # of the picture, in inches: its text stays readable on a phone
 _MIN_IMAGES = 10  # of a class; with fewer, one image changes its accuracy by more than 10 points
 _MAX_GATE = 1e18  # recipes in a file are not checked and may hold any number
 _MAX_LETTERS = 60  # of a class's name
@@ -138,7 +138,7 @@ def class_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def confusion_rows(report: Report, names: Sequence[str]) -> list[Row]:
-    """Return the student's added mistakes: class, predicted class, images of the teacher and of the student."""
+    """Return the student's added mistakes: class, prediction, images of teacher and student."""
     return [
         (
             _class_name(names, row.label),
@@ -151,7 +151,7 @@ def confusion_rows(report: Report, names: Sequence[str]) -> list[Row]:
 
 
 def _example_rows(examples: Examples | None, names: Sequence[str]) -> list[tuple[str, bool, str, str, str]]:
-    """Return example images: picture, whether it is small, class, and what teacher and student predict."""
+    """Return example images: picture, whether it is small, class, predictions of both models."""
     return [
         (
             example.picture,
@@ -188,7 +188,7 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
 
 
 def _memory_row(report: Report) -> Row:
-    """Return a row for the memory that loaded weights take: quantized ones are floats again by default."""
+    """Return a row for the memory of loaded weights; quantized ones become floats by default."""
     size = report.size
     student_bytes, note = size.student_bytes, ""
     if report.store in ("int8", "int4"):

@@ -13,7 +13,7 @@ _FOLDERS = re.compile(r"(?<![\w.])(?:~[^/\s~]*|\.\.?)?/(?:[^/\n'\"]+/)+|(?<!\w)[
 
 
 def without_places(value: Any) -> Any:
-    """Return text, or plain JSON values with text in them, with `…/` for the folders of each path."""
+    """Return text, or JSON values with text in them, with `…/` for the folders of each path."""
     if isinstance(value, str):
         return _FOLDERS.sub("…/", value)
     if isinstance(value, Mapping):

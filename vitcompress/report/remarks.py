@@ -53,7 +53,7 @@ def accuracy_remark(accuracy: Accuracy) -> str:
 
 
 def better_baseline(report: Report) -> list[str]:
-    """Return a sentence if a quantized teacher beats the student in both bytes and accuracy; else nothing."""
+    """Return a sentence if a baseline beats the student in bytes and accuracy; else nothing."""
     measure, student_bytes = baseline_measure(report), report.size.student_bytes
     student = student_value(report.accuracy, measure) if report.accuracy else None
     smaller = [
@@ -84,7 +84,7 @@ def _training_remark(report: Report) -> str:
 
 
 def _layer_remarks(groups: Sequence[Group]) -> list[str]:
-    """Return a sentence for each kind of factored or narrow layers, with the number of blocks that have them."""
+    """Return a sentence for each kind of factored or narrow layers, with its number of blocks."""
     counts: dict[str, int] = {}
     narrow = [group for group in groups if _describe_widths([group])]
     in_one_line = len({_describe_widths([group]) for group in narrow}) > _MAX_WIDTHS  # after a search, usually

@@ -36,6 +36,6 @@ def _environment() -> Environment:
 
 
 def cell(text: str) -> str:
-    """Escape text for a cell of a Markdown table: it stays on its line and is not markup or HTML."""
+    """Escape text for a cell of a Markdown table: one line, without markup or HTML."""
     plain = text.replace("&", "&amp;").replace("<", "&lt;")
     return " ".join(re.sub(r"[\\`\[\]!|]", r"\\\g<0>", plain).split())

@@ -33,7 +33,7 @@ def size_rows(size: Size) -> list[Row]:
 
 
 def report_accuracy_rows(report: Report) -> list[Row]:
-    """Return rows for all accuracies, including top-1 before fine-tuning; empty if none was measured."""
+    """Return rows for all accuracies, also before fine-tuning; empty if none was measured."""
     rows: list[Row] = []
     if report.before and report.before.student_top1 is not None:
         rows.append(("top-1 before fine-tuning", "", percent(report.before.student_top1), ""))

@@ -15,7 +15,7 @@ PATH = Path(__file__).with_suffix(".json")
 
 
 def report_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a report; it allows fields that later versions add."""
+    """Return the JSON Schema (draft 2020-12) of a report; it allows additional fields."""
     schema = _allow_fields(adapter(Report).json_schema(mode="serialization"))
     schema["properties"]["schema_version"]["const"] = SCHEMA_VERSION
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,4 +1,4 @@
-"""Describe which blocks share weights: in words, as table rows, and as a map with one box per block."""
+"""Describe which blocks share weights: in words, as table rows, and as a map of boxes."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def describe_layers(group: Group) -> str:
 
 
 def shared_names(group: Group) -> list[str]:
-    """Return the names, inside a block, of what the blocks of a group share; a basis is one of a layer's factors."""
+    """Return the names, inside a block, of what a group shares; a basis is one of two factors."""
     return [*group.shared, *(f"{layer} (basis)" for layer in group.bases)]
 
 
 def groups_of(report: Report) -> tuple[Group, ...]:
-    """Return the groups of a report; consecutive blocks if an older report has only the groups' sizes."""
+    """Return the groups of a report; consecutive blocks if an older report has only sizes."""
     if report.made_of:
         return report.made_of
     groups, first = [], 0
@@ -133,5 +133,5 @@ def _letters(number: int) -> str:
 
 
 def _block_numbers(block: str) -> tuple[int, ...]:
-    """Return the numbers in a block's name, which blocks are ordered by: `layers.2.blocks.11` gives (2, 11)."""
+    """Return the numbers in a block's name: `layers.2.blocks.11` gives (2, 11)."""
     return tuple(int(part) for part in block.split(".") if part.isdecimal()) or (0,)

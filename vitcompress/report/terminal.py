@@ -37,12 +37,12 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     _print_title(name, [len(group.blocks) for group in plan.groups], plan.groups, console)
     columns = ["group", "donor", "blocks", "made of"]
     rows = [
-        (
+        [
             str(number),
             group.donor,
             ", ".join(block.rpartition(".")[2] for block in group.blocks),
             describe_layers(group),
-        )
+        ]
         for number, group in enumerate(plan.groups)
     ]
     if all(group.is_plain for group in plan.groups):

@@ -6,28 +6,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
-from vitcompress.artifact.read import read_manifest
-from vitcompress.data.loaders import Batch
+from tests.measure.samples import Fixed, evaluate, numbered
+from vitcompress.artifact import file as artifact
+from vitcompress.data.views import Batch
 from vitcompress.errors import CheckpointError, DataError
-from vitcompress.measure.accuracy import Evaluator, _Tally, evaluate_pair, paired_interval
+from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy
-from vitcompress.pipeline.evaluate import check_source
-from vitcompress.pretrained.resolve import Source
+from vitcompress.measure.tally import LogitTally, paired_interval
+from vitcompress.pipeline.compress import check_source
+from vitcompress.pretrained.source import Source
 from vitcompress.recipe import DataRecipe
-
-
-class Fixed(nn.Module):
-    """Gives image i (its one pixel) row i of a table."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits[x.flatten().long()]
-
 
 TEACHER = torch.eye(8)[[0, 1, 2, 3]] * 5
 STUDENT = torch.eye(8)[[0, 1, 2, 7]] * 5
@@ -35,10 +24,7 @@ LABELS = [0, 1, 7, 3]
 
 
 def run(labels: list[int], teacher: bool = True, sizes: tuple[int, ...] = (3, 1)) -> Accuracy:
-    x, y = torch.arange(4.0).reshape(4, 1, 1, 1), torch.tensor(labels)
-    batches = [Batch(a, b, ()) for a, b in zip(x.split(sizes), y.split(sizes), strict=True)]
-    reference = Fixed(TEACHER) if teacher else None
-    return evaluate_pair(Fixed(STUDENT), reference, batches, name="x", device=torch.device("cpu"))
+    return evaluate(Fixed(STUDENT, 8), Fixed(TEACHER, 8) if teacher else None, numbered(labels, sizes))
 
 
 def test_accuracies_by_hand() -> None:
@@ -56,7 +42,7 @@ def test_the_share_that_is_done_is_told_where_it_is_known() -> None:
     batches = [Batch(torch.zeros(2, 1, 1, 1), torch.tensor([0, 1]), ())] * 4
     told: list[float] = []
     for given in (batches, (batch for batch in batches)):  # nobody knows how many the second are
-        evaluate_pair(Fixed(STUDENT), None, given, name="x", device=torch.device("cpu"), tell=told.append)
+        evaluate(Fixed(STUDENT, 8), None, given, tell=told.append)
     assert told == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -73,7 +59,7 @@ def test_classes_and_confusions_by_hand() -> None:
 
 
 def test_of_many_classes_the_report_tells_of_those_that_changed_most() -> None:
-    teacher, student = _Tally(), _Tally()  # of two processes
+    teacher, student = LogitTally(), LogitTally()  # of two processes
     for tally, classes in ((teacher, range(40)), (student, range(40, 80))):
         for label in classes:
             said = torch.eye(81)[[label] * 10]
@@ -117,15 +103,15 @@ def test_a_process_evaluates_no_more_images_at_once_than_it_trains_on(
 
 def test_nothing_readable() -> None:
     nothing = Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), ("a.jpg: broken",))
-    model = Fixed(STUDENT)
+    model = Fixed(STUDENT, 8)
     with pytest.raises(DataError, match=r"a\.jpg"):
-        evaluate_pair(model, None, [nothing], name="x", device=torch.device("cpu"))
-    with pytest.raises(DataError, match="not one image"):
-        evaluate_pair(model, None, [nothing], name="x", device=torch.device("cpu"), skip_bad_images=True)
+        evaluate(model, None, [nothing])
+    with pytest.raises(DataError, match="x: none of the images could be read"):
+        evaluate(model, None, [nothing], skip_bad_images=True)
 
 
 def test_a_source_of_another_kind_or_far_too_large_is_refused_before_it_is_built(mini: Path) -> None:
-    manifest = read_manifest(mini)
+    manifest = artifact.read_manifest(mini)
     own = Source(**manifest.source)
     check_source(own, manifest, file_bytes=mini.stat().st_size)
     for other, message in (

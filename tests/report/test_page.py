@@ -1,91 +1,40 @@
-"""Pages of HTML: what is on them, that nothing of a hostile report gets loose, and that a browser shows them."""
+"""HTML pages show the numbers, keep hostile text as text, and open in a browser."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from PIL import Image
-from rich.console import Console
 from timm.data import ImageNetInfo
 
 from tests.conftest import Vitcompress
-from tests.measure.test_baselines import ROWS
-from tests.report.test_report import REPORT, UNLABELLED
+from tests.report.pages import Seen, assert_safe
+from tests.report.samples import BASELINES, CURVE, REPORT, RESULT, TRAINED, UNLABELLED
 from vitcompress.distill.log import TrainLog
-from vitcompress.measure.examples import Examples
 from vitcompress.measure.results import ClassHits, Confusion
 from vitcompress.pipeline.pages import class_names
 from vitcompress.plans.model import Group
 from vitcompress.recipe.compose import build, from_dict, to_dict
-from vitcompress.report.compare import cautions, compared_html, compared_rows
-from vitcompress.report.diff import differences, print_differences
+from vitcompress.report.compare import compared_html
 from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import Result, to_json
 from vitcompress.report.page import gate_rows, recipe_text, to_html
 from vitcompress.report.private import without_places
 from vitcompress.report.reading import from_json
-from vitcompress.report.sharing import boxes, describe_boxes
+from vitcompress.report.sharing import describe_boxes
 
-CURVE = tuple(
-    {"step": float(i), "lr": 1e-3, "loss": 3.0 / i, "logits": 2.0 / i, "hidden": 1.0 / i} for i in range(1, 40)
-)
-TRAINED = replace(REPORT, baselines=ROWS, train=replace(REPORT.train, loss_curve=CURVE))
-RESULT = Result(
-    "mini.safetensors", 92_000_000, TRAINED, {"plan": {"share": 5}, "gates": {"max_drop": 1.0, "min_ratio": None}}
-)
 EVIL = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}|`"
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-class Seen(HTMLParser):
-    """The elements and the text of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-
-def assert_safe(html: str) -> None:
-    """Nothing is run, nothing is fetched, and there are no two elements of one id."""
-    seen = Seen(html)
-    allowed = {
-        "html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "dl", "dt", "dd",
-        "div", "span", "small", "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre", "code", "img",
-        "svg", "g", "path", "defs", "use", "clippath", "rect", "desc", "br",
-    }  # fmt: skip
-    assert {tag for tag, _ in seen.tags} <= allowed
-    for _, attributes in seen.tags:
-        assert not [name for name in attributes if name.startswith("on")]
-        for name in ("src", "href", "xlink:href"):
-            assert re.match(r"#|data:", attributes.get(name) or "#")
-    ids = [attributes["id"] for _, attributes in seen.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    assert re.search(r"url\((?!#)", html) is None
 
 
 def test_a_page_has_the_numbers_of_the_report() -> None:
@@ -126,7 +75,7 @@ def test_what_was_not_measured_is_said(report: Any) -> None:
     if report.accuracy is None:
         assert "not measured: there were no images" in text
     if report.speed is None:
-        assert "Latency It was not measured." in text
+        assert "Latency Latency was not measured." in text
     assert ("no picture of size" in text) == (report is not None and report.groups != (1,) * 12)
 
 
@@ -143,7 +92,7 @@ def test_classes_have_names_where_they_are_known() -> None:
     assert "class 7 12 25.0 % 50.0 % +25.0 points" in text
     assert "class 8" not in text  # of so few images, one is 25 points
     assert f"{EVIL[:60]} ape 2 9" in text
-    assert "There are no numbers of single classes" in Seen(to_html(RESULT)).text
+    assert "There are no numbers for single classes" in Seen(to_html(RESULT)).text
 
 
 def test_a_hostile_report_stays_text() -> None:
@@ -152,7 +101,7 @@ def test_a_hostile_report_stays_text() -> None:
     report = replace(
         TRAINED, model=EVIL, command=EVIL, notes=(EVIL,), why=(EVIL,), transforms=(EVIL,), versions={EVIL: EVIL},
         accuracy=accuracy, data=EVIL, train=replace(TRAINED.train, loss_curve=curve, teacher=EVIL),
-        made_of=(Group((f"blocks.0.{EVIL}.0", "blocks.1"), (EVIL,)),), baselines=(replace(ROWS[0], name=EVIL),),
+        made_of=(Group((f"blocks.0.{EVIL}.0", "blocks.1"), (EVIL,)),), baselines=(replace(BASELINES[0], name=EVIL),),
     )  # fmt: skip
     result = Result(EVIL, 1, report, {EVIL: {EVIL: EVIL}, "gates": {"max_drop": EVIL}}, (EVIL,))
     for html in (to_html(result), compared_html([result, result])):
@@ -193,73 +142,12 @@ def test_gates_are_those_of_the_recipe() -> None:
     assert gate_rows(replace(RESULT, recipe={})) == []
 
 
-def test_the_map_has_every_block_in_its_order_and_a_row_for_each_stage() -> None:
-    turns = (
-        Group(("blocks.0", "blocks.2"), ("a",)),
-        Group(("blocks.1", "blocks.10"), ("a",)),
-        Group(("blocks.3",), ()),
-    )
-    (row,) = boxes(replace(REPORT, made_of=turns))
-    assert [(box.block, box.group, box.is_donor) for box in row] == [
-        (0, "A", True), (1, "B", True), (2, "A", False), (3, "", False), (10, "B", False)
-    ]  # fmt: skip
-    stages = tuple(Group((f"layers.{n}.blocks.0", f"layers.{n}.blocks.1"), ("a",)) for n in range(4))
-    assert [len(row) for row in boxes(replace(REPORT, made_of=stages))] == [2, 2, 2, 2]
-    many = tuple(Group((f"blocks.{2 * n}", f"blocks.{2 * n + 1}"), ("a",)) for n in range(30))
-    assert [box.group for box in boxes(replace(REPORT, made_of=many))[0]][50:54] == ["Z", "Z", "AA", "AA"]
-    assert [box.group for box in boxes(REPORT)[0]] == [*"AAAAABBBBBCC"]  # of a report from before groups were told
-
-
-def test_what_changed_is_found_and_nothing_else() -> None:
-    assert differences(RESULT, RESULT) == []
-    other = replace(
-        RESULT, recipe={"plan": {"share": 6}, "gates": {"max_drop": 1.0}},
-        report=replace(TRAINED, groups=(6, 6), accuracy=replace(TRAINED.accuracy, student_top1=85.0)),  # type: ignore[type-var]
-    )  # fmt: skip
-    assert [tuple(row) for row in differences(RESULT, other)] == [
-        ("plan", "sharing", "12 blocks in groups of 5+5+2", "12 blocks in 2 groups of 6"),
-        ("recipe", "plan.share", 5, 6),
-        ("numbers", "accuracy.student_top1", 84.5, 85.0),
-    ]
-
-
-def test_files_stand_side_by_side_and_cautions_say_what_cannot_be_compared() -> None:
-    other = replace(RESULT, report=UNLABELLED)
-    rows = {row[0]: row[1:] for row in compared_rows([RESULT, other])}
-    assert rows["top-1"] == ["84.50 % (-1.50 points)", "–"]
-    assert rows["agreement with the teacher"] == ["92.00 %", "88.00 %"]
-    assert cautions([RESULT, RESULT]) == []
-    assert "different images: flat; val." in cautions([RESULT, other])[0]
-    html = compared_html([RESULT, RESULT])
-    assert "mini.safetensors (2)" in html
-    assert_safe(html)
-
-
 def test_imagenet_classes_are_told_by_name_where_the_source_was_a_local_file() -> None:
     synsets = tuple(ImageNetInfo("imagenet-1k").label_names())
     manifest: Any = SimpleNamespace(source={"model_args": {}, "pretrained_cfg": {}}, classes=synsets)
     assert class_names(manifest)[985] == "daisy"
     manifest.classes = ()
     assert class_names(manifest) == ()
-
-
-def test_a_diff_tells_what_is_alike_once() -> None:
-    plain = tuple(Group((f"blocks.{i}", f"blocks.{i + 1}"), ("attn.qkv.weight",)) for i in range(0, 6, 2))
-    more = tuple(replace(group, shared=("attn.qkv.weight", "mlp.fc1.weight")) for group in plain)
-    first = replace(RESULT, report=replace(TRAINED, made_of=plain, baselines=()))
-    second = replace(RESULT, report=replace(TRAINED, made_of=more))
-    found = differences(first, second)
-    console = Console(width=200, file=io.StringIO())
-    print_differences(found, ("a", "b"), console)
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert shown.count("attn.qkv.weight") == 2  # a row of both files
-    assert "groups of blocks.0, blocks.2, blocks.4" in shown
-    assert re.findall(r"baselines\S* +│ not measured +│ measured", shown) != []
-    assert shown.count("baselines") == 1
-    assert len(found) > len([line for line in shown.splitlines() if line.startswith("│")])
-
-
-# --- on the command line
 
 
 def test_report_compare_and_diff_on_the_command_line(made: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:
@@ -296,27 +184,8 @@ def test_images_on_which_the_two_differ_are_shown(
     assert ended.code == 0, ended.err
     html = page.read_text(encoding="utf-8")
     assert_safe(html)
-    assert "run anew for this page" in html or "They agree on all 10 images" in html
+    assert "evaluated again for this page" in html or "Student and teacher agree on all 10 images" in html
     assert vitcompress("report", mini, *words).code == 2
-
-
-def test_the_surest_differences_are_kept() -> None:
-    found = Examples((0.5,) * 3, (0.5,) * 3)
-    logits = torch.eye(3)[[0] * 40] * torch.arange(40.0)[:, None]  # surer from image to image
-    others = torch.eye(3)[[1] * 39 + [0]] * 60
-    found.watch(torch.zeros(40, 3, 8, 8), logits, others, torch.full((40,), 2))
-    kept = found.surest()
-    assert (found.count, len(kept)) == (39, 12)
-    assert (kept[0].student, kept[0].teacher, kept[0].label) == (0, 1, 2)
-    sure = [each.student_percent for each in kept]
-    assert sure == sorted(sure, reverse=True)
-    with Image.open(io.BytesIO(base64.b64decode(kept[0].picture.partition(",")[2]))) as image:
-        assert (image.size, image.getpixel((0, 0))) == ((8, 8), (128, 128, 128))
-    found.watch(torch.zeros(40, 3, 8, 8), logits, None, torch.full((40,), 2))
-    assert found.count == 39
-
-
-# --- in a browser
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

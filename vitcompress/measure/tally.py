@@ -1,0 +1,204 @@
+"""Sum up the outputs of student and teacher over images, in parts that can be added."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol, Self
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion
+
+
+class Tally(Protocol):
+    """Sums over images.
+
+    Attributes:
+        count: images that were added.
+        skipped: images that could not be read.
+    """
+
+    count: int
+    skipped: int
+
+    def add(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
+        """Add a batch, in place: outputs of both models and labels `[B]`, -1 without labels."""
+
+    def __add__(self, other: Self) -> Self:
+        """Return the sums over the images of both."""
+
+    def result(self, name: str) -> Accuracy:
+        """Return the accuracy on the images, which are called `name`."""
+
+
+class LogitTally:
+    """Sums over images, of models with classes."""
+
+    def __init__(self) -> None:
+        self.count = self.skipped = self.agree = 0
+        self.hits: Counter[str] = Counter()
+        # how many images of a label get a prediction, by (label, prediction)
+        self.predictions: dict[str, Counter[tuple[int, int]]] = {"student": Counter(), "teacher": Counter()}
+        self.only_teacher = self.only_student = 0
+        self.kl = 0.0
+        self.has_labels = self.has_teacher = False
+
+    def __add__(self, other: LogitTally) -> LogitTally:
+        """Return the sums over the images of both."""
+        total = LogitTally()
+        for tally in (self, other):
+            total.hits.update(tally.hits)  # not +, which leaves out zeros
+            for name, counts in tally.predictions.items():
+                total.predictions[name].update(counts)
+            total.has_labels |= tally.has_labels
+            total.has_teacher |= tally.has_teacher
+            for name in ("count", "skipped", "agree", "only_teacher", "only_student", "kl"):
+                setattr(total, name, getattr(total, name) + getattr(tally, name))
+        return total
+
+    def add(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
+        """Add a batch, in place.
+
+        Args:
+            student: logits `[B, K]`.
+            teacher: logits `[B, K]`; None without a teacher.
+            labels: `[B]`; -1 without labels.
+        """
+        self.count += len(labels)
+        self.has_labels = bool((labels >= 0).all())
+        self.has_teacher = teacher is not None
+        correct = {}
+        for name, logits in (("student", student), ("teacher", teacher)):
+            if logits is not None and self.has_labels:
+                top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+                correct[name] = top[:, 0]
+                self.predictions[name].update(zip(labels.tolist(), logits.argmax(1).tolist(), strict=True))
+                self.hits[f"{name}1"] += int(top[:, 0].sum())
+                self.hits[f"{name}5"] += int(top.sum())
+        if teacher is not None:
+            self.agree += int((student.argmax(1) == teacher.argmax(1)).sum())
+            log_p, log_q = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
+            self.kl += float(F.kl_div(log_q, log_p, reduction="sum", log_target=True))
+        if len(correct) == 2:
+            self.only_teacher += int((correct["teacher"] & ~correct["student"]).sum())
+            self.only_student += int((correct["student"] & ~correct["teacher"]).sum())
+
+    def result(self, name: str) -> Accuracy:
+        """Return the accuracy on the images, which are called `name`."""
+
+        def percent(key: str) -> float | None:
+            return round(100 * self.hits[key] / self.count, 4) if key in self.hits else None
+
+        drop = interval = None
+        if self.has_labels and self.has_teacher:
+            drop = round(100 * (self.only_teacher - self.only_student) / self.count, 4)
+            interval = paired_interval(self.only_teacher, self.only_student, self.count)
+        return Accuracy(
+            data=name,
+            num_images=self.count,
+            num_skipped=self.skipped,
+            teacher_top1=percent("teacher1"),
+            student_top1=percent("student1"),
+            teacher_top5=percent("teacher5"),
+            student_top5=percent("student5"),
+            top1_drop=drop,
+            top1_drop_ci95=interval,
+            agreement=round(100 * self.agree / self.count, 4) if self.has_teacher else None,
+            kl=round(self.kl / self.count, 6) if self.has_teacher else None,
+            classes=self._classes() if self.has_labels else (),
+            confusions=self._confusions() if self.has_labels else (),
+        )
+
+    def _classes(self) -> tuple[ClassHits, ...]:
+        """Return the classes that changed most (without a teacher: most mistakes), worst first."""
+        teacher, student = self.predictions["teacher"], self.predictions["student"]
+        num_images: Counter[int] = Counter()
+        for (label, _), count in student.items():
+            num_images[label] += count
+        rows = [
+            ClassHits(label, count, teacher[label, label] if self.has_teacher else None, student[label, label])
+            for label, count in num_images.items()
+        ]
+        changed = sorted(rows, key=lambda row: (-abs(_lost_share(row)), row.index))[:MOST_CLASSES]
+        return tuple(sorted(changed, key=lambda row: (-_lost_share(row), row.index)))
+
+    def _confusions(self) -> tuple[Confusion, ...]:
+        """Return the mistakes that the student makes more often than its teacher, most first."""
+        teacher, student = self.predictions["teacher"], self.predictions["student"]
+        rows = [
+            Confusion(label, predicted, teacher[label, predicted] if self.has_teacher else None, count)
+            for (label, predicted), count in student.items()
+            if label != predicted and count > teacher[label, predicted]
+        ]
+        return tuple(sorted(rows, key=_confusion_order)[:MOST_CONFUSIONS])
+
+
+class FeatureTally:
+    """Sums over images, of models without classes, whose outputs are features."""
+
+    def __init__(self) -> None:
+        self.count = self.skipped = 0
+        self.cosine: float | None = None
+
+    def __add__(self, other: FeatureTally) -> FeatureTally:
+        """Return the sums over the images of both."""
+        total = FeatureTally()
+        total.count, total.skipped = self.count + other.count, self.skipped + other.skipped
+        cosines = [tally.cosine for tally in (self, other) if tally.cosine is not None]
+        total.cosine = sum(cosines) if cosines else None
+        return total
+
+    def add(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
+        """Add a batch, in place.
+
+        Args:
+            student: features `[B, C]`, or `[B, N, C]` without pooling.
+            teacher: features of the same shape; None without a teacher.
+            labels: `[B]`; only their number is used.
+        """
+        self.count += len(labels)
+        if teacher is not None:  # without pooling, the mean over the tokens of each image
+            cosine = F.cosine_similarity(student, teacher, dim=-1).flatten(1 if student.ndim > 2 else 0)
+            per_image = cosine.mean(dim=1) if cosine.ndim > 1 else cosine
+            self.cosine = (self.cosine or 0.0) + float(per_image.double().sum())
+
+    def result(self, name: str) -> Accuracy:
+        """Return the similarity on the images, which are called `name`."""
+        cosine = None if self.cosine is None else round(self.cosine / self.count, 6)
+        return Accuracy(
+            data=name, num_images=self.count, num_skipped=self.skipped, teacher_top1=None, student_top1=None,
+            teacher_top5=None, student_top5=None, top1_drop=None, top1_drop_ci95=None, agreement=None, kl=None,
+            feature_cosine=cosine,
+        )  # fmt: skip
+
+
+def paired_interval(only_teacher: int, only_student: int, count: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the drop in top-1 of two models on the same images.
+
+    Args:
+        only_teacher: images that only the teacher classifies correctly.
+        only_student: images that only the student classifies correctly.
+        count: all images.
+
+    Returns:
+        Lower and upper bound, in points.
+
+    Source: Agresti and Min 2005, Statistics in Medicine 24(5): the Wald interval with half an
+        observation added to each of the four cells, so that it is not empty if the two models never
+        differ.
+    """
+    b, c, n = only_teacher + 0.5, only_student + 0.5, count + 2
+    centre = (b - c) / n
+    half = 1.959964 * ((b + c) - (b - c) ** 2 / n) ** 0.5 / n
+    return round(100 * (centre - half), 4), round(100 * (centre + half), 4)
+
+
+def _lost_share(row: ClassHits) -> float:
+    """Return the share of images that the student lost or, without a teacher, gets wrong."""
+    before = row.num_images if row.teacher_hits is None else row.teacher_hits
+    return (before - row.student_hits) / row.num_images
+
+
+def _confusion_order(row: Confusion) -> tuple[int, int, int]:
+    return (row.teacher_images or 0) - row.student_images, row.label, row.predicted
