@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitcompress.data.views import Batch
+from vitcompress.data.loaders import Batch
 from vitcompress.measure import accuracy
 from vitcompress.measure.results import Accuracy
 from vitcompress.recipe import DataRecipe

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from tests.measure.samples import Fixed, evaluate, numbered
-from vitcompress.artifact import file as artifact
-from vitcompress.data.views import Batch
+from vitcompress.artifact.read import read_manifest
+from vitcompress.data.loaders import Batch
 from vitcompress.errors import CheckpointError, DataError
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy
 from vitcompress.measure.tally import LogitTally, paired_interval
-from vitcompress.pipeline.compress import check_source
-from vitcompress.pretrained.source import Source
+from vitcompress.pipeline.evaluate import check_source
+from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe import DataRecipe
 
 TEACHER = torch.eye(8)[[0, 1, 2, 3]] * 5
@@ -111,7 +111,7 @@ def test_nothing_readable() -> None:
 
 
 def test_a_source_of_another_kind_or_far_too_large_is_refused_before_it_is_built(mini: Path) -> None:
-    manifest = artifact.read_manifest(mini)
+    manifest = read_manifest(mini)
     own = Source(**manifest.source)
     check_source(own, manifest, file_bytes=mini.stat().st_size)
     for other, message in (

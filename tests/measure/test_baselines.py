@@ -13,9 +13,9 @@ import vitcompress as package
 from tests.conftest import Vitcompress
 from tests.report import samples
 from tests.report.samples import REPORT, UNLABELLED, shown
-from vitcompress.artifact import file as artifact
+from vitcompress.artifact.read import read_manifest
 from vitcompress.measure.baselines import BASELINES
-from vitcompress.pipeline import compress as pipeline
+from vitcompress.pipeline import plan as pipeline
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import Report, to_json
@@ -27,7 +27,7 @@ CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu", "--quiet")
 
 def compress(vitcompress: Vitcompress, out: Path, *words: object) -> Report:
     assert vitcompress("compress", *words, *CONVERT, "--out", out).code == 0
-    return from_json(artifact.read_manifest(out).report)
+    return from_json(read_manifest(out).report)
 
 
 def test_the_teacher_is_measured_in_fewer_bits(
@@ -102,7 +102,7 @@ def test_plan_tells_the_bytes_of_the_file(
     report = compress(vitcompress, tmp_path / "m.safetensors", *teacher, *words, "--start", "first")
     planned = json.loads(vitcompress("plan", *teacher, *words, "--json").out)
     assert planned["size"] == to_json(report.size)
-    assert artifact.read_manifest(tmp_path / "m.safetensors").store == report.store == store
+    assert read_manifest(tmp_path / "m.safetensors").store == report.store == store
     assert report.size.bytes_ratio > report.size.params_ratio
 
 
@@ -129,7 +129,7 @@ def test_a_finetuned_file_is_stored_as_its_parent_unless_told(
         out = tmp_path / f"{store}-{len(flags)}.safetensors"
         ended = vitcompress(*words, *flags, "--out", out)
         assert ended.code == 0, ended.err
-        manifest = artifact.read_manifest(out)
+        manifest = read_manifest(out)
         assert (manifest.store, manifest.report["store"]) == (store, store)
         assert package.load(out, keep_quantized=True).num_classes == 5
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 import vitcompress as package
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
+from tests.factories import tiny
 from tests.measure.samples import Fixed, evaluate, numbered
-from tests.tiny import tiny
 from vitcompress.distill.losses import feature_mse
 
 FAST = ("--num-workers", 0, "--device", "cpu", "--quiet", "--batch-size", 6, "--share", 2)

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitcompress.data import ImageSet
-from vitcompress.data.views import Batch, check_readable, evaluation_loader, share_of
+from vitcompress.data.loaders import Batch, check_readable, evaluation_loader, share_of
+from vitcompress.data.sets import ImageSet
 from vitcompress.errors import DataError
 from vitcompress.families.outputs import has_classes
 from vitcompress.measure.results import Accuracy
