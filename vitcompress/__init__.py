@@ -1,7 +1,7 @@
-"""Make pretrained Vision Transformers small, after the fact: MiniViT (arXiv:2204.07154) for any timm ViT.
+"""Make pretrained Vision Transformers small and fast, after the fact (arXiv:2204.07154).
 
     import vitcompress
-    model = vitcompress.load("mini.safetensors")  # an nn.Module in eval mode, its blocks truly sharing
+    model = vitcompress.load("mini.safetensors")  # an nn.Module in eval mode
 
 The names below are imported when first used, so that `import vitcompress` costs no torch.
 """

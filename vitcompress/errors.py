@@ -1,4 +1,4 @@
-"""Errors that a user can make: each has a message that names the flag, file or tensor, and a hint."""
+"""Errors of the user: a message that names the flag, file or tensor, and a hint."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ArtifactError(VitcompressError):
 
 
 class ExportError(Exception):
-    """An exported file that differs from its artifact: a bug of ours or of an exporter, not a user's mistake."""
+    """An exported file that differs from its artifact: a bug, not a user's mistake."""
 
 
 def raise_faults(kind: type[VitcompressError], faults: Iterable[tuple[str, str]]) -> None:
@@ -90,7 +90,7 @@ class Faults:
         self._faults.extend(faults)
 
     def attempt(self, step: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
-        """Return `step(*args, **kwargs)`; None where it raises a user mistake, which is added to the faults."""
+        """Return `step(*args, **kwargs)`; None where it raises a mistake, which is collected."""
         try:
             return step(*args, **kwargs)
         except VitcompressError as error:
@@ -110,12 +110,12 @@ class Faults:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's error message, or its type where the message is empty."""
+    """Return the first line of an error message, or the error's type where it is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def printable(text: str) -> str:
-    """Return text that is safe to print: names from files may hold control characters, or be endless."""
+    """Return text that is safe to print: without control characters, of bounded length."""
     shown = text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]}…"
     return _CONTROLS.sub("?", shown)
 

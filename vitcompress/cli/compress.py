@@ -63,7 +63,7 @@ def family_name(model: ModelRecipe) -> str:
 
 
 def print_result(result: Report, gates: GateRecipe, out: Path, reporter: Reporter) -> None:
-    """Print a report and check the file against its gates; of several processes, the main one does."""
+    """Print a report and check the file against its gates, in the main process."""
     if is_main():
         print_report(result, Results())
         if gates != GateRecipe():
@@ -71,7 +71,7 @@ def print_result(result: Report, gates: GateRecipe, out: Path, reporter: Reporte
 
 
 def _print_dry_run(recipe: Recipe, reporter: Reporter) -> None:
-    """Print the plan on stderr, and on stdout the recipe with its preset and every default, as a recipe file."""
+    """Print the plan on stderr, and on stdout a recipe file with every default."""
     from vitcompress.initialize.start import needs_images
     from vitcompress.pipeline import compress
     from vitcompress.pipeline.checks import with_images

@@ -26,7 +26,7 @@ def evaluate(
     quiet: QuietOption = False,
     log_json: LogOption = None,
 ) -> None:
-    """Measure a file on images: top-1, top-5 and agreement with its teacher, where the teacher can be loaded."""
+    """Measure a file on images: top-1, top-5 and agreement with its teacher."""
     with reporting(log_json, quiet=quiet) as reporter:
         data = compose.build({"model": teacher or "", **flags}).data
         from vitcompress.pipeline import evaluate

@@ -20,7 +20,8 @@ EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_TERM
 def user_errors() -> Iterator[None]:
     """Turn an error into a message and an exit code.
 
-    A user's mistake ends with 2 and a hint, a wrong export with 1, Ctrl-C with 130, SIGTERM with 143.
+    A user's mistake ends with 2 and a hint, a wrong export with 1, Ctrl-C with 130, SIGTERM with
+    143.
     """
     try:
         with unwrapped():

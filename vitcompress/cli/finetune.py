@@ -27,7 +27,7 @@ def finetune(
     quiet: QuietOption = False,
     log_json: LogOption = None,
 ) -> None:
-    """Train a file on other classes or at another image size; what its blocks share stays shared."""
+    """Train a file on other classes or at another image size, and keep what its blocks share."""
     with reporting(log_json, quiet=quiet) as reporter:
         resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=family_name)
         from vitcompress.pipeline import finetune, write

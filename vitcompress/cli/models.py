@@ -27,7 +27,7 @@ def models(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """List models that can be compressed, with their parameters before and after the default --share."""
+    """List models that can be compressed, with their parameters before and after --share 2."""
     with user_errors():
         from vitcompress.pipeline.survey import survey
 

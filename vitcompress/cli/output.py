@@ -90,7 +90,7 @@ def _open_log(path: Path, *, append: bool) -> IO[str]:
 
 @contextmanager
 def _written() -> Iterator[None]:
-    """Turn a full stdout into a message and exit code 2; one that nobody reads (`| head`), into 141.
+    """End with a message and code 2 where stdout is full, and with 141 where nobody reads it.
 
     Raises:
         VitcompressError: stdout is full.

@@ -32,7 +32,10 @@ def plan(
     quiet: QuietOption = False,
     log_json: LogOption = None,
 ) -> None:
-    """Show which blocks share what and how many parameters remain; loads weights only to measure or to search."""
+    """Show which blocks share what and how many parameters remain.
+
+    Weights are loaded only to measure options or to search a plan.
+    """
     measuring = {"data": calibrate, "calibration_images": calibration_images, "device": device}
     flags = {**flags, **{name: value for name, value in measuring.items() if value is not None}}
     with reporting(log_json, quiet=quiet) as reporter:

@@ -32,7 +32,10 @@ def report(
     html: HtmlOption = None,
     checkpoint: CheckpointOption = None,
 ) -> None:
-    """Show the report stored in a file; --html and --data add images on which it differs from its teacher."""
+    """Show the report stored in a file.
+
+    With --html and --data, the page has images on which the file differs from its teacher.
+    """
     if (flags or checkpoint) and html is None:
         raise VitcompressError("--data requires --html.", hint="Give --html FILE, or use vitcompress evaluate.")
     if (flags or checkpoint) and "data" not in flags:

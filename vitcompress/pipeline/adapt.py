@@ -54,8 +54,8 @@ def adapted_source(source: Source, *, num_classes: int | None, img_size: int | N
 def adapt_student(student: nn.Module, plan: Plan, *, num_classes: int | None, img_size: int | None) -> None:
     """Give a student another head or image size, in place.
 
-    timm resamples position embeddings and tables of relative positions. It gives each block a new table, so shared
-    tables are tied again.
+    timm resamples position embeddings and tables of relative positions. It gives each block a new
+    table, so shared tables are tied again.
 
     Args:
         student: a student that was loaded from an artifact.
@@ -90,7 +90,7 @@ def _check_patches(model: Any, img_size: int) -> None:
 
 
 def _check_windows(model: Any, img_size: int) -> None:
-    """Make sure that windows tile the grid of every stage: timm would pad, and attend to the padding.
+    """Make sure that windows tile the grid of every stage; timm would attend to padding.
 
     Raises:
         RecipeError: the windows of a stage do not tile its grid.

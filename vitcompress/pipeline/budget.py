@@ -67,7 +67,7 @@ def training_seconds(
 
 
 def finishing_seconds(student: nn.Module, teacher: nn.Module | None, evaluator: Evaluator, *, baselines: bool) -> float:
-    """Estimate the seconds of evaluation, latencies, baselines and writing from an evaluation of a few images.
+    """Estimate the seconds after the training from an evaluation of a few images.
 
     Args:
         student: in eval mode, on the accelerator's device.

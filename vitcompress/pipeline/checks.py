@@ -164,7 +164,7 @@ def check_states(out: Path, recipe: RunRecipe) -> None:
 
 
 def check_run(recipe: Recipe, *, trains: bool = True, starts: bool = False) -> None:
-    """Make sure that this machine can run a recipe, and that a batch can be divided among its processes.
+    """Make sure that this machine can run a recipe, and its processes can divide a batch.
 
     Args:
         recipe: what to do.
@@ -193,7 +193,7 @@ def check_run(recipe: Recipe, *, trains: bool = True, starts: bool = False) -> N
 
 
 def _indivisible(recipe: Recipe, processes: int) -> list[tuple[str, str]]:
-    """Return the fault of a batch that cannot be divided among processes and parts, as `(message, hint)` pairs."""
+    """Return the fault of a batch that processes and parts cannot divide."""
     accumulate, batch = recipe.distill.accumulate, recipe.data.batch_size
     pair = 2 if recipe.data.mixup or recipe.data.cutmix else 1  # mixing takes images in pairs
     divisor = processes * accumulate * pair
@@ -237,7 +237,8 @@ def bundle_of(model: str, classes: tuple[str, ...] = ()) -> Bundle | None:
 
     Args:
         model: name of the model.
-        classes: names of its classes; empty where they are unchanged. Other classes have no built-in images.
+        classes: names of its classes; empty where they are unchanged. Other classes have no
+            built-in images.
     """
     unchanged = not classes or classes == FASHION_VIT.pretrained_cfg["label_names"]
     return FASHION_VIT if model == FASHION_VIT.name and unchanged else None

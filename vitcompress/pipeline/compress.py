@@ -58,9 +58,10 @@ def compress(
 ) -> Report:
     """Compress a model and write a verified file with its report.
 
-    Writes `out`, and beside it `<stem>.report.json`, `<stem>.report.md` and, where two models have a top-1, its picture
-    `<stem>.report.svg`; each replaces an older file only when it is complete. During training, its state is kept in
-    `<stem>.checkpoints`. Where several processes were launched, each calls this function; the main one writes.
+    Writes `out`, and beside it `<stem>.report.json`, `<stem>.report.md` and, where two models have
+    a top-1, its picture `<stem>.report.svg`; each replaces an older file only when it is complete.
+    During training, its state is kept in `<stem>.checkpoints`. Where several processes were
+    launched, each calls this function; the main one writes.
 
     Args:
         recipe: what to do.
@@ -73,7 +74,8 @@ def compress(
         The report.
 
     Raises:
-        VitcompressError: a fault of the recipe, raised before any weight is loaded; nothing is written then.
+        VitcompressError: a fault of the recipe, raised before any weight is loaded; nothing is
+            written then.
     """
     started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
@@ -102,12 +104,8 @@ def compress(
     reporter.say(f"{run.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
 
     # start
-    turned = aligned(source, run.plan)  # computes what the source does, with heads and neurons in another order
-    student = copy.deepcopy(turned)
-    apply_plan(student, run.plan)
-    trained = settled is not None and checkpoints is not None and checkpoints.newest() is not None
-    if not trained or recipe.distill.fade:  # what fades is the difference from the start
-        start_student(student, turned, run.plan, lambda: _calibration(run, source), recipe.start.start)
+    has_state = settled is not None and checkpoints is not None and checkpoints.newest() is not None
+    student, turned = _start(run, source, has_state=has_state)
     if settled is None:
         run = _with_lr(run, student, source, reporter)
         if checkpoints and recipe.distill.steps != 0 and run.accelerator.is_main_process:
@@ -144,6 +142,26 @@ def _settled(run: Run) -> dict[str, Any]:
     return {"plan": plan, "store": run.recipe.store.store, "lr": run.recipe.distill.lr}
 
 
+def _start(run: Run, source: nn.Module, *, has_state: bool) -> tuple[nn.Module, nn.Module]:
+    """Build the student and set its starting weights.
+
+    Args:
+        run: the request.
+        source: the model to compress; not changed.
+        has_state: the training continues from a state, which replaces the starting weights.
+
+    Returns:
+        The student, and the source as the student was made from it: it computes what the source
+        does, with heads and neurons in another order.
+    """
+    turned = aligned(source, run.plan)
+    student = copy.deepcopy(turned)
+    apply_plan(student, run.plan)
+    if not has_state or run.recipe.distill.fade:  # what fades is the difference from the start
+        start_student(student, turned, run.plan, lambda: _calibration(run, source), run.recipe.start.start)
+    return student, turned
+
+
 def _calibration(run: Run, source: nn.Module) -> Iterator[Tensor]:
     """Yield batches of calibration images, on the source's device."""
     assert run.train is not None  # `prepare` made sure
@@ -178,7 +196,8 @@ def _distil(
     Args:
         run: the request.
         student: the student at its start.
-        turned: the source as the student was made from it, which is the teacher if no other is named.
+        turned: the source as the student was made from it, which is the teacher if no other is
+            named.
         training: what else the training needs.
         reporter: shows the progress.
     """
@@ -201,7 +220,8 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
         recipe: what would be done.
 
     Returns:
-        The plan, None where it is searched for on weights and images; and notes on the distillation.
+        The plan, None where it is searched for on weights and images; and notes on the
+        distillation.
 
     Raises:
         VitcompressError: all faults at once.
@@ -220,7 +240,7 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
 
 
 def check(recipe: Recipe, out: Path) -> None:
-    """Raise every fault that `compress` would, before any weight is loaded, without joining other processes.
+    """Raise every fault of a request to `compress`, without joining other processes.
 
     Raises:
         VitcompressError: all faults at once.

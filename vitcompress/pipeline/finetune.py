@@ -79,10 +79,11 @@ def finetune(
     command: str = "",
     started: float | None = None,
 ) -> Report:
-    """Train an artifact on other classes, or on its own at another image size; what its blocks share stays shared.
+    """Train an artifact on other classes or at another image size; its blocks go on sharing.
 
-    The student gets a new head, unless the images are of its own classes or have no labels. It learns from labels, and
-    from a teacher: the one that is named, or the model that the artifact was made from, where the classes are the same.
+    The student gets a new head, unless the images are of its own classes or have no labels. It
+    learns from labels, and from a teacher: the one that is named, or the model that the artifact
+    was made from, where the classes are the same.
 
     Args:
         path: a file that `compress` or `finetune` wrote; not changed.
@@ -97,7 +98,8 @@ def finetune(
         The report.
 
     Raises:
-        VitcompressError: a fault, raised before any weight is loaded where it can be; nothing is written then.
+        VitcompressError: a fault, raised before any weight is loaded where it can be; nothing is
+            written then.
     """
     started = time.time() if started is None else started
     reporter = reporter or Reporter(quiet=True)
@@ -148,7 +150,7 @@ def finetune(
 
 
 def check(path: Path, recipe: Recipe, out: Path, *, img_size: int | None = None) -> None:
-    """Raise every fault that `finetune` would, before any weight is loaded, without joining other processes.
+    """Raise every fault of a request to `finetune`, without joining other processes.
 
     Raises:
         VitcompressError: all faults at once.

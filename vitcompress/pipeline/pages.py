@@ -82,7 +82,7 @@ def write_page(out: Path, html: str, reporter: Reporter) -> None:
 
 
 def class_names(manifest: Manifest) -> tuple[str, ...]:
-    """Return readable names of the classes; of ImageNet's, descriptions instead of WordNet numbers."""
+    """Return readable class names: for ImageNet, descriptions instead of WordNet numbers."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     from vitcompress.data.classes import known_classes

@@ -82,15 +82,15 @@ def search(recipe: Recipe, *, reporter: Reporter | None = None) -> Plan:
 
 
 def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[dict[str, Any]]:
-    """Measure what each option costs: each way of making each part of the model smaller, one by one.
+    """Measure the cost of each option: each way of making a part of the model smaller.
 
     Args:
         recipe: model, kinds of options, images and device.
         reporter: shows the progress; silent by default.
 
     Returns:
-        A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none), `saved_params` and
-        `cost`, nats of KL per image.
+        A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none),
+        `saved_params` and `cost`, nats of KL per image.
     """
     reporter = reporter or Reporter(quiet=True)
     run, source = _measuring(recipe, reporter)
@@ -114,7 +114,7 @@ def load_source(run: Run, reporter: Reporter) -> nn.Module:
 
 
 def search_plan(run: Run, source: nn.Module, reporter: Reporter) -> Run:
-    """Return the run with the best plan for its target; of several processes, the main one searches.
+    """Return the run with the best plan for its target; the main process searches.
 
     Args:
         run: a run whose recipe has a target.
@@ -175,9 +175,10 @@ def _searching(run: Run, source: nn.Module, reporter: Reporter) -> Iterator[Sear
 
 
 def _drop(run: Run, student: nn.Module, source: nn.Module) -> float:
-    """Points of top-1 that a student loses on training images that it was not fitted to.
+    """Return the points of top-1 that a student loses on images that it was not fitted to.
 
-    Without labels, the share of images on which its prediction differs from the teacher's, which is at least as large.
+    Without labels, the share of images on which its prediction differs from the teacher's, which is
+    at least as large.
     """
     assert run.train is not None  # `prepare` made sure
     count, seed = run.recipe.start.calibration_images, run.recipe.run.seed

@@ -147,7 +147,8 @@ def resolve_recipe(recipe: Recipe, faults: Faults, *, measures: bool = False) ->
     if source is None or model is None:
         return Resolved(source, model, None, None, teacher, None)
     faults.attempt(check_target, recipe, model, measures=measures)
-    # Where a plan is searched for, one that shares nothing stands in for it until there are weights.
+    # Where a plan is searched for, one that shares nothing stands in for it until there are
+    # weights.
     free = PlanRecipe(share=1, transforms=recipe.plan.transforms or (), token_kernel=recipe.plan.token_kernel)
     plan_recipe = free if recipe.target.is_given else recipe.plan
     plan = faults.attempt(make_plan, model, plan_recipe, name=recipe.model.model, store=recipe.store.kind)

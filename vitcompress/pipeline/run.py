@@ -56,7 +56,8 @@ class Run:
         recipe: the recipe, with the losses that its defaults come to.
         out: path of the artifact to write.
         command: the command as typed.
-        source: the model that is compressed; for `finetune`, the artifact's source with the new head and image size.
+        source: the model that is compressed; for `finetune`, the artifact's source with the new
+            head and image size.
         plan: the student's plan.
         config: timm's data config of the student.
         train: training images; None where nothing is trained.
@@ -118,7 +119,7 @@ class Run:
         )  # fmt: skip
 
     def labelled(self, log: TrainLog) -> TrainLog:
-        """Return the log with the teacher, the losses and the precision that it was trained with."""
+        """Return the log with the teacher, the losses and the precision of the training."""
         if not log.steps:
             return log
         precision = precision_of(self.recipe.run)
@@ -237,7 +238,7 @@ def _labelled_divergence(run: Run) -> Iterator[None]:
 
 
 def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: Share) -> TeacherCache | None:
-    """Return the teacher's outputs of earlier runs on the same views; None where none are asked for."""
+    """Return the cache of the teacher's outputs; None where the recipe has none."""
     recipe, steps, images = run.recipe, run.num_steps, run.train
     if recipe.run.cache_teacher is None or steps is None or images is None:
         return None
@@ -281,7 +282,8 @@ class Reference:
     Attributes:
         teacher: the model to compare outputs with; None for none.
         unshared: the model to compare sizes and latencies with.
-        source_sha256: digest of the source's weights; empty where the student no longer has their head or size.
+        source_sha256: digest of the source's weights; empty where the student no longer has their
+            head or size.
         baselines: whether the teacher is also measured in fewer bits.
         before: accuracy of the student before it was fine-tuned.
     """
@@ -349,7 +351,7 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
 def _write(
     run: Run, student: nn.Module, stored: Stored, source_sha256: str, report: Report, out: Path, reporter: Reporter
 ) -> Report:  # fmt: skip
-    """Write the file; where its header alone exceeds `--target-size`, again with a shorter loss curve.
+    """Write the file; if it exceeds `--target-size`, again with a shorter loss curve.
 
     Returns:
         The report that is in the file.
@@ -392,7 +394,8 @@ def conclude(
         run: the request.
         learn: trains the student.
         write: evaluates the student and writes it to a path.
-        checkpoints: states of the training, discarded once the result is written; None where none are kept.
+        checkpoints: states of the training, discarded once the result is written; None where none
+            are kept.
         reporter: told the result.
 
     Raises:
@@ -416,5 +419,5 @@ def conclude(
 
 
 def measurable_alone(run: Run, student: nn.Module) -> bool:
-    """Whether a student can be evaluated without a teacher: it has classes, and there are labels."""
+    """Whether a student can be evaluated alone: it has classes, and there are labels."""
     return has_classes(student) and run.val is not None and run.val.labels is not None

@@ -65,8 +65,8 @@ def survey(pattern: str | None = None, *, tell: Callable[[float], None] = lambda
     """Count the parameters of models before and after the default plan.
 
     Args:
-        pattern: part of a name, or a shell pattern of the whole; with a dot, timm's tags are included. None selects the
-            models that have a short name.
+        pattern: part of a name, or a shell pattern of the whole; with a dot, timm's tags are
+            included. None selects the models that have a short name.
         tell: called with the finished share, 0–1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Decide what an artifact is fine-tuned on: its images, head, teacher and losses; reads no weights."""
+"""Decide what an artifact is fine-tuned on: its images, head, teacher and losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
 def images_to_learn(
     recipe: DataRecipe, parent: Manifest, known: tuple[str, ...], *, num_classes: int, seed: int
 ) -> tuple[ImageSet, ImageSet | None]:
-    """Open the images to train and to evaluate on, labelled by the artifact's classes or, if they differ, by their own.
+    """Open the images to train and to evaluate on.
+
+    They are labelled by the artifact's classes or, if they differ, by their own.
 
     Args:
         recipe: folders and the class map.
@@ -50,7 +52,7 @@ def images_to_learn(
 
 
 def new_head(images: ImageSet | None, known: tuple[str, ...]) -> tuple[tuple[str, ...], int | None]:
-    """Return the class names of the result, and the size of its new head; None where it keeps its head."""
+    """Return the class names of the result, and the size of its new head or None."""
     if images is None or images.labels is None or images.classes == known:
         return known, None
     return images.classes, len(images.classes) or max(images.labels) + 1
@@ -59,8 +61,8 @@ def new_head(images: ImageSet | None, known: tuple[str, ...]) -> tuple[tuple[str
 def source_as_teacher(parent: Manifest) -> Teacher | None:
     """Return the model that the artifact was made from, as a teacher; None where it cannot be one.
 
-    It can where the artifact still has its head, and its name is not a place to fetch code or weights from. It gets the
-    preprocessing that the artifact records.
+    It can where the artifact still has its head, and its name is not a place to fetch code or
+    weights from. It gets the preprocessing that the artifact records.
 
     Args:
         parent: manifest of the artifact.

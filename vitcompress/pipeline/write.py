@@ -105,7 +105,7 @@ def notes_on(plan: Plan) -> tuple[str, ...]:
 
 
 def described(source: Source) -> dict[str, Any]:
-    """Return what an artifact records of its source: the model, without the places of its weights."""
+    """Return what an artifact records of its source; places of weights are left out."""
     places = ("file", "source", "url", "hf_hub_id")
     return {
         "name": source.name,

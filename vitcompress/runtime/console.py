@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, plain lines every few seconds in a pipe or a CI log.
+"""Show progress on stderr: a live bar on a terminal, a line every few seconds elsewhere.
 
 Stdout is for results. Programs read `JsonLog` instead: the same events, one line of JSON each.
 """
@@ -41,7 +41,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes; launchers tell by the environment, before accelerate is imported."""
+    """Whether this process prints and writes; launchers set RANK in the environment."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -186,7 +186,7 @@ class Reporter:
 
 
 class _Logged:
-    """Passes steps on to another ticker and, every few seconds, to the log; warns once of a long training."""
+    """Passes steps on to another ticker and to the log; warns once of a long training."""
 
     def __init__(self, shown: Ticker, log: JsonLog | None, warn: Callable[[str], None] | None) -> None:
         self.shown, self.log, self.warn = shown, log, warn

@@ -37,7 +37,7 @@ def num_processes(run: RunRecipe) -> int:
 
 
 def must_start(run: RunRecipe) -> bool:
-    """Whether the command must start the processes itself: it needs several, and none were launched."""
+    """Whether the command must start processes: it needs several, and none were launched."""
     return "WORLD_SIZE" not in os.environ and num_processes(run) > 1
 
 

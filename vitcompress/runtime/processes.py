@@ -59,9 +59,10 @@ def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
 
 
 def precision_of(run: RunRecipe) -> str:
-    """Return the precision of training: fp32, tf32 or bf16; `auto` is bf16 where the device computes in it.
+    """Return the precision of training: `auto` is bf16 where the device computes in it.
 
-    On a CPU with avx512_bf16, a forward pass of DeiT-Tiny takes 0.59 and a training step 0.67 of the time in fp32.
+    On a CPU with avx512_bf16, a forward pass of DeiT-Tiny takes 0.59 and a training step 0.67 of
+    the time in fp32.
     """
     if run.precision != "auto":
         return run.precision
@@ -112,7 +113,7 @@ def from_main(value: T, accelerator: Accelerator) -> T:
 
 @contextmanager
 def tracking(accelerator: Accelerator, recipe: Recipe, out: Path) -> Iterator[None]:
-    """Send logged values to the recipe's tracker, under the name of `out`, until the context ends."""
+    """Send logged values to the recipe's tracker until the context ends."""
     tree = {f"{stage}.{name}": value for stage, fields in to_dict(recipe).items() for name, value in fields.items()}
     plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in tree.items()}
     accelerator.init_trackers(f"{out.stem}.logs", config=plain)
@@ -124,14 +125,14 @@ def tracking(accelerator: Accelerator, recipe: Recipe, out: Path) -> Iterator[No
 
 
 def outlive_signals(worker: int) -> None:
-    """Let a data worker ignore signals until its loader ends it, so that the current step can finish."""
+    """Let a data worker ignore signals, so that the current step can finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
     sys.excepthook = _hide_broken_pipes
 
 
 def _end_later(number: int, frame: FrameType | None) -> None:
-    """End this worker if its loader has not done so after a while; it may wait for a shard that never comes."""
+    """End this worker after a while; it may wait for a shard that never comes."""
     timer = threading.Timer(_WORKER_SECONDS, os._exit, (0,))
     timer.daemon = True
     timer.start()

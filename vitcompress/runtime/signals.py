@@ -21,7 +21,7 @@ _deferred: frozenset[int] = frozenset()
 
 
 def watch() -> None:
-    """Turn SIGTERM into a `TerminationError`, and Ctrl-C into a KeyboardInterrupt, so that half-written files go."""
+    """Turn SIGTERM and Ctrl-C into exceptions, so that half-written files are removed."""
     global _raised
     _received.clear()
     _raised = False
