@@ -151,7 +151,7 @@ def test_turned_moments_are_those_of_the_turned_model() -> None:
     after = input_moments(teacher, [group], [x])
     assert set(turns) == {f"{block}.{layer}" for block in group.blocks for layer in ("attn.proj", "mlp.fc2")}
     for name, turn in turns.items():
-        expected, found = after[name], before[name].turned(turn)
+        expected, found = after[name], before[name].mapped(turn)
         torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.second(), expected.second(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(before["blocks.2.mlp.fc1"].xx, after["blocks.2.mlp.fc1"].xx, rtol=1e-4, atol=1e-4)

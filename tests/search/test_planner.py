@@ -24,7 +24,7 @@ from tests.tiny import images, tiny
 from vitcompress.errors import PlanError
 from vitcompress.families.find import family_of
 from vitcompress.families.widths import Widths
-from vitcompress.initialize.align import align_group
+from vitcompress.initialize.align import AlignedGroup, align_group
 from vitcompress.initialize.start import start_group
 from vitcompress.plans.make import make_plan, plan_of
 from vitcompress.plans.model import Group
@@ -198,10 +198,10 @@ def test_the_cost_of_an_option_is_that_of_the_student_run_whole(name: str) -> No
     )[::5]
     for option in options:
         source = copy.deepcopy(teacher)
-        turns = align_group(source, option.group)
+        aligned = AlignedGroup(source, align_group(source, option.group))
         student = copy.deepcopy(source)
         apply_groups(student, [option.group], family)
-        start_group(student, teacher, option.group, family, bench.inputs, bench.weights, {}, source, turns)
+        start_group(student, option.group, replace(bench.calibration, cache={}), aligned)
         assert bench.cost(option.group) == pytest.approx(divergence(student, teacher, x[6:]), rel=1e-3, abs=1e-6)
     assert all(torch.equal(t, before[k]) for k, t in teacher.state_dict().items())
     for module in teacher.modules():
@@ -242,9 +242,9 @@ def test_what_was_kept_of_blocks_is_freed() -> None:
     costs = [bench.cost(o.group) for _, o in single_options(shapes, blocks[0])] + [
         bench.cost(next(run_options(shapes)).group)
     ]
-    assert bench.seen
-    bench.forget(blocks[:2])
-    assert not bench.seen
+    assert bench.calibration.cache
+    bench.drop_moments(blocks[:2])
+    assert not bench.calibration.cache
     assert bench.cost(next(run_options(shapes)).group) == pytest.approx(costs[-1])
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,8 +25,21 @@ from vitcompress.plans.model import Group, Plan
 ROUNDS = 3
 """The first turns all blocks towards the first, the others towards their mean."""
 
-Turns = Mapping[str, Tensor]
-"""What became of the inputs of layers, by the layers' full names: an order `[D]`, or a rotation `[D, D]`."""
+InputMaps = Mapping[str, Tensor]
+"""How aligning changes the inputs of layers, by the layers' full names: a permutation `[D]` or a rotation `[D, D]`."""
+
+
+@dataclass(frozen=True)
+class AlignedGroup:
+    """A model in which the blocks of a group may be aligned.
+
+    Attributes:
+        model: computes what the teacher does.
+        input_maps: how the inputs of its layers differ from the teacher's; empty where nothing was aligned.
+    """
+
+    model: nn.Module
+    input_maps: InputMaps = field(default_factory=dict)
 
 
 def aligned(teacher: nn.Module, plan: Plan) -> nn.Module:
@@ -50,7 +64,7 @@ def aligned(teacher: nn.Module, plan: Plan) -> nn.Module:
     return turned
 
 
-def align_group(model: nn.Module, group: Group) -> Turns:
+def align_group(model: nn.Module, group: Group) -> InputMaps:
     """Turn the blocks of a group towards one another, in place; the model computes the same.
 
     Args:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from vitcompress.families.base import Family
 from vitcompress.families.find import family_named
 from vitcompress.families.insertion import layers_called
+from vitcompress.initialize.inputs import recording
 from vitcompress.initialize.regression import Moments, leading, low_rank, regress_near, roots
 from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans.model import Group, Plan
@@ -67,19 +67,14 @@ def fit_factors(
 def input_moments(teacher: nn.Module, groups: Iterable[Group], images: Iterable[Tensor]) -> dict[str, Moments]:
     """Moments of the inputs of the groups' layers that have factors, by the layers' full names."""
     moments = {f"{block}.{layer}": Moments() for group in groups for block in group.blocks for layer in group.ranks}
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(layers_called(teacher))
-        for name, found in moments.items():
-            handle = teacher.get_submodule(name).register_forward_pre_hook(partial(_add_inputs, found))
-            stack.callback(handle.remove)
+    with (
+        torch.no_grad(),
+        layers_called(teacher),
+        recording(teacher, moments, lambda name, call: moments[name].add(call.input)),
+    ):
         for batch in images:
             teacher(batch)
     return moments
-
-
-def _add_inputs(moments: Moments, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    moments.add(inputs[0])
 
 
 def _start_layer(

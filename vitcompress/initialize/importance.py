@@ -6,10 +6,7 @@ A fit that counts all tokens alike spends itself on patches that nothing reads a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import layers_called
+from vitcompress.initialize.inputs import recording
 from vitcompress.plans.make import layer_shapes
 
 TokenWeights = Mapping[str, Mapping[str, Tensor]]
@@ -25,7 +23,7 @@ TokenWeights = Mapping[str, Mapping[str, Tensor]]
 FLOOR = 0.5
 """What a token counts at least: a class token alone is one sample per image, too few for wide layers."""
 
-MOST_IMAGES = 64  # means over them differ little from those over more
+MAX_IMAGES = 64  # means over them differ little from those over more
 CHUNK_IMAGES = 8  # at a time, with what the backward pass needs
 
 
@@ -45,38 +43,35 @@ def token_weights(
 
     Source: ours; Fisher information as in Martens and Grosse 2015, arXiv:1503.05671, Sec. 2.
     """
-    places = [(block, layer) for block in blocks for layer in layer_shapes(family, teacher.get_submodule(block))]
-    outputs: dict[tuple[str, str], Tensor] = {}
-    sums: dict[tuple[str, str], Tensor] = {}
+    layers = {block: list(layer_shapes(family, teacher.get_submodule(block))) for block in blocks}
+    names = [f"{block}.{layer}" for block in blocks for layer in layers[block]]
+    outputs: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(layers_called(teacher))
-        for block, layer in places:
-            keep = partial(_keep, outputs, (block, layer))
-            stack.callback(teacher.get_submodule(f"{block}.{layer}").register_forward_hook(keep).remove)
-        chunks = (chunk for batch in images for chunk in batch.split(CHUNK_IMAGES))
-        for chunk in islice(chunks, MOST_IMAGES // CHUNK_IMAGES):
-            asked = _asked(teacher, teacher(chunk.detach().requires_grad_()), generator)
-            grads = torch.autograd.grad(asked, [outputs[place] for place in places], materialize_grads=True)
-            for place, grad in zip(places, grads, strict=True):
-                sums[place] = sums.get(place, 0) + grad.double().square().mean(-1).sum(0)
-    weights: dict[str, dict[str, Tensor]] = {block: {} for block in blocks}
-    for (block, layer), found in sums.items():
-        share = found / found.mean() if found.any() else torch.ones_like(found)
-        weights[block][layer] = FLOOR + (1 - FLOOR) * share
-    return weights
+    chunks = islice((chunk for batch in images for chunk in batch.split(CHUNK_IMAGES)), MAX_IMAGES // CHUNK_IMAGES)
+    with (
+        torch.enable_grad(),
+        layers_called(teacher),
+        recording(teacher, names, lambda name, call: outputs.update({name: call.output})),
+    ):
+        for chunk in chunks:
+            objective = _objective(teacher, teacher(chunk.detach().requires_grad_()), generator)
+            grads = torch.autograd.grad(objective, [outputs[name] for name in names], materialize_grads=True)
+            for name, grad in zip(names, grads, strict=True):
+                sums[name] = sums.get(name, 0) + grad.double().square().mean(-1).sum(0)
+    return {block: {layer: _weights(sums[f"{block}.{layer}"]) for layer in layers[block]} for block in blocks}
 
 
-def _keep(outputs: dict[Any, Tensor], place: Any, module: nn.Module, inputs: Any, output: Tensor) -> None:
-    """Forward hook: note what a layer gives."""
-    outputs[place] = output
+def _weights(squares: Tensor) -> Tensor:
+    """Weights of tokens, `[N]` or `[H, W]`, from the sums of their squared gradients, of the same shape."""
+    share = squares / squares.mean() if squares.any() else torch.ones_like(squares)
+    return FLOOR + (1 - FLOOR) * share
 
 
-def _asked(teacher: nn.Module, found: Tensor, generator: torch.Generator) -> Tensor:
-    """What is differentiated, of logits or features `[B, K]`: a sum over images."""
+def _objective(teacher: nn.Module, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """The scalar to differentiate, a sum over images, from logits or features `[B, K]`."""
     if not getattr(teacher, "num_classes", 0):
-        return (found * torch.randn(found.shape, generator=generator).to(found)).sum()
-    log_p = F.log_softmax(found.float(), dim=-1)
-    drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
-    return log_p.gather(1, drawn.to(found.device)).sum()
+        return (outputs * torch.randn(outputs.shape, generator=generator).to(outputs)).sum()
+    log_p = F.log_softmax(outputs.float(), dim=-1)
+    labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
+    return log_p.gather(1, labels.to(outputs.device)).sum()

@@ -51,12 +51,12 @@ class Moments:
         """Mean target `[O]`."""
         return self.y / self.count  # type: ignore[return-value]
 
-    def turned(self, turn: Tensor) -> Moments:
-        """Those of the same inputs in another order `[D]`, or after a rotation `[D, D]`; without targets."""
+    def mapped(self, by: Tensor) -> Moments:
+        """Return the moments of the same inputs after a permutation `[D]` or rotation `[D, D]`, without targets."""
         x, xx = torch.as_tensor(self.x), torch.as_tensor(self.xx)
-        if turn.ndim == 1:
-            return Moments(self.count, x[turn], 0.0, xx[turn][:, turn])
-        return Moments(self.count, turn @ x, 0.0, turn @ xx @ turn.T)
+        if by.ndim == 1:
+            return Moments(self.count, x[by], 0.0, xx[by][:, by])
+        return Moments(self.count, by @ x, 0.0, by @ xx @ by.T)
 
     def covariance(self) -> Tensor:
         """Of the inputs, `[D, D]`, with the ridge."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from vitcompress.families.base import Family
 from vitcompress.families.find import family_named
 from vitcompress.families.insertion import layers_called
 from vitcompress.families.widths import Widths
+from vitcompress.initialize.inputs import Call, recording
 from vitcompress.initialize.regression import Moments, regress_near
 from vitcompress.plans.model import Group, Plan
 
@@ -51,18 +50,17 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
     """
     family = family_named(plan.family)
     fits = [(group, layer, _Fit()) for group in filter(_whole, plan.groups) for layer in shared_layers(group, family)]
-    handles = [
-        teacher.get_submodule(f"{block}.{layer}").register_forward_pre_hook(partial(_add_inputs, fit, block))
-        for group, layer, fit in fits
-        for block in group.blocks
-    ]
-    try:
-        with torch.no_grad(), layers_called(teacher):
-            for batch in images() if fits else ():
-                teacher(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    fit_of = {f"{block}.{layer}": (fit, block) for group, layer, fit in fits for block in group.blocks}
+
+    def add_inputs(name: str, call: Call) -> None:
+        fit, block = fit_of[name]
+        moments = Moments()
+        moments.add(call.input)
+        fit.add(block, teacher.get_parameter(f"{name}.weight"), moments)
+
+    with torch.no_grad(), layers_called(teacher), recording(teacher, fit_of, add_inputs):
+        for batch in images() if fits else ():
+            teacher(batch)
     for group, layer, fit in fits:
         fit.solve(student, teacher, group, layer)
 
@@ -135,12 +133,6 @@ class _Fit:
             for block, output, mean in zip(group.blocks, outputs, means, strict=True):
                 _set(student, f"{block}.{layer}.bias", output - w @ mean)
         _set(student, f"{group.donor}.{layer}.weight", w)
-
-
-def _add_inputs(fit: _Fit, block: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    moments = Moments()
-    moments.add(inputs[0])
-    fit.add(block, module.weight, moments)  # type: ignore[arg-type]
 
 
 def shared_layers(group: Group, family: Family) -> list[str]:

@@ -115,11 +115,13 @@ def measure(
         for _, scale, option in options:
             measured[block, scale].append(replace(option, cost=bench.cost(option.group)))
             tell((done := done + 1) / total)
-        bench.forget([block])
+        bench.drop_moments([block])
     for option in runs:
         found.append(replace(option, cost=bench.cost(option.group)))
         tell((done := done + 1) / total)
-        bench.forget(shapes.blocks[: shapes.blocks.index(option.group.blocks[0])])  # runs come by their first blocks
+        bench.drop_moments(
+            shapes.blocks[: shapes.blocks.index(option.group.blocks[0])]
+        )  # runs come by their first blocks
     return Measured(shapes, measured, found)
 
 

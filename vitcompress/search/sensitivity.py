@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.initialize.align import Turns, align_group
+from vitcompress.initialize.align import AlignedGroup, align_group
 from vitcompress.initialize.importance import token_weights
-from vitcompress.initialize.start import start_group
+from vitcompress.initialize.inputs import BlockInput, Call, recording
+from vitcompress.initialize.start import Calibration, start_group
 from vitcompress.plans.model import Group
 from vitcompress.surgery import apply_groups
 
 CHUNK_IMAGES = 32
-Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Sensitivity:
@@ -34,62 +33,52 @@ class Sensitivity:
     """
 
     def __init__(self, teacher: nn.Module, family: Family, fitted: Tensor, judged: Tensor) -> None:
-        self.teacher, self.family, self.judged = teacher, family, judged
+        self.teacher, self.judged = teacher, judged
         self.blocks = family.block_names(teacher)
-        self.inputs, _ = self._watched(fitted)
-        self.weights = token_weights(teacher, family, self.blocks, [fitted])
-        self.seen: dict[Any, Any] = {}
-        self.entries, self.expected = self._watched(judged)
-        self.turned: tuple[Any, tuple[nn.Module, Turns]] | None = None  # by blocks and what they share
+        inputs, _ = self._run(fitted)
+        weights = token_weights(teacher, family, self.blocks, [fitted])
+        self.calibration = Calibration(teacher, family, inputs, weights)
+        self.entries, self.expected = self._run(judged)
+        self._aligned: tuple[Any, AlignedGroup] | None = None  # the last one, with its blocks and what they share
 
-    def _watched(self, images: Tensor) -> tuple[dict[str, list[Given]], Tensor]:
+    def _run(self, images: Tensor) -> tuple[dict[str, list[BlockInput]], Tensor]:
         """What the teacher's blocks are given for some images, in chunks, and its predictions."""
-        inputs: dict[str, list[Given]] = {name: [] for name in self.blocks}
-        with torch.no_grad(), ExitStack() as stack:
-            for name, kept in inputs.items():
-                hook = partial(_keep, kept)
-                stack.callback(
-                    self.teacher.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True).remove
-                )
+        inputs: dict[str, list[BlockInput]] = {name: [] for name in self.blocks}
+
+        def keep(name: str, call: Call) -> None:
+            inputs[name].append(BlockInput(call.args[0], call.args[1:], call.kwargs))
+
+        with recording(self.teacher, self.blocks, keep):
             return inputs, log_probs(self.teacher, images)
 
     def cost(self, group: Group) -> float:
         """KL of the teacher's predictions and those it has with `group` made otherwise, nats per image."""
         first = group.blocks[0]
-        source, turns = self._turned(group)
-        student = _with_copies(source, group.blocks)
-        apply_groups(student, [group], self.family)
-        start_group(
-            student, self.teacher, group, self.family, self.inputs, self.weights, self.seen, source, turns
-        )  # fmt: skip
+        source = self._align(group)
+        student = _with_copies(source.model, group.blocks)
+        apply_groups(student, [group], self.calibration.family)
+        start_group(student, group, self.calibration, source)
         with torch.no_grad(), _entered_at(student, self.blocks, first) as entry:
             found = []
             for chunk, given in zip(self.judged.split(CHUNK_IMAGES), self.entries[first], strict=True):
-                entry[0] = given
+                entry[:] = [given]
                 found.append(F.log_softmax(student(chunk).float(), -1))
         return _kl(torch.cat(found), self.expected)
 
-    def forget(self, blocks: Sequence[str]) -> None:
-        """Free what was kept of some blocks for options of theirs that are still to come: there are none, in place."""
-        for key in [
-            key for key in self.seen if key in blocks or key.startswith(tuple(f"{block}." for block in blocks))
-        ]:
-            del self.seen[key]
+    def drop_moments(self, blocks: Sequence[str]) -> None:
+        """Drop the cached moments of `blocks`, in place; no remaining option needs them."""
+        for block in blocks:
+            self.calibration.cache.pop(block, None)
 
-    def _turned(self, group: Group) -> tuple[nn.Module, Turns]:
-        """The model that a group is made of, and how it was turned; kept for the next, often of another rank."""
+    def _align(self, group: Group) -> AlignedGroup:
+        """The model that a group is made from; cached for the next group, which often differs in its rank alone."""
         if len(group.blocks) == 1 or not group.shared:
-            return self.teacher, {}
+            return AlignedGroup(self.teacher)
         key = group.blocks, group.shared
-        if self.turned is None or self.turned[0] != key:
-            source = _with_copies(self.teacher, group.blocks)
-            self.turned = key, (source, align_group(source, group))
-        return self.turned[1]
-
-
-def _keep(kept: list[Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook: note what a block is given."""
-    kept.append((args, kwargs))
+        if self._aligned is None or self._aligned[0] != key:
+            model = _with_copies(self.teacher, group.blocks)
+            self._aligned = key, AlignedGroup(model, align_group(model, group))
+        return self._aligned[1]
 
 
 def _with_copies(teacher: nn.Module, blocks: Sequence[str]) -> nn.Module:
@@ -102,12 +91,12 @@ def _with_copies(teacher: nn.Module, blocks: Sequence[str]) -> nn.Module:
 
 
 @contextmanager
-def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator[list[Any]]:
+def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator[list[BlockInput]]:
     """Let `model` skip the blocks before `first`, and give that block what the list yielded holds, in place."""
-    entry: list[Any] = [None]
+    entry: list[BlockInput] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return entry[0]
+        return (entry[-1].x, *entry[-1].args), entry[-1].kwargs
 
     skipped = [model.get_submodule(name) for name in blocks[: blocks.index(first)]]
     for block in skipped:
