@@ -1,6 +1,7 @@
-"""Which tokens matter in a fit?  Those on which the predictions depend: towards the end, the class token far above all.
+"""Weight tokens in a fit by how much the predictions depend on them.
 
-A fit that counts all tokens alike spends itself on patches that nothing reads any more.
+In late blocks, that is the class token above all. A fit that counts all tokens alike is spent on
+patches that no later layer reads.
 """
 
 from __future__ import annotations
@@ -18,28 +19,29 @@ from vitcompress.initialize.inputs import recording
 from vitcompress.plans.make import layer_shapes
 
 TokenWeights = Mapping[str, Mapping[str, Tensor]]
-"""By block and by layer inside it: what each token counts, `[N]`, or `[H, W]` on a grid; 1 on average."""
+"""Weights of tokens by block and layer: `[N]`, or `[H, W]` on a grid; 1 on average."""
 
 FLOOR = 0.5
-"""What a token counts at least: a class token alone is one sample per image, too few for wide layers."""
+"""Minimum weight of a token: the class token alone is one sample per image, too few for wide layers."""
 
-MAX_IMAGES = 64  # means over them differ little from those over more
-CHUNK_IMAGES = 8  # at a time, with what the backward pass needs
+MAX_IMAGES = 64  # more change the means little
+CHUNK_IMAGES = 8  # in one forward and backward pass
 
 
 def token_weights(
     teacher: nn.Module, family: Family, blocks: Sequence[str], images: Iterable[Tensor]
 ) -> dict[str, dict[str, Tensor]]:
-    """What each token counts in fits of the layers of some blocks, in float64.
+    """Compute how much each token counts in fits of the layers of some blocks, in float64.
 
-    That is E‖∂ log p(y) / ∂ output‖², y drawn from the predictions p, for the outputs of a layer at the token's place:
-    the trace of their Fisher information, over its mean. Without classes, a random projection of the features is taken.
+    The weight is E‖∂ log p(y) / ∂ output‖² with y drawn from the predictions p, for the layer's output
+    at the token: the trace of its Fisher information, divided by the mean. Without classes, a random
+    projection of the features is differentiated instead.
 
     Args:
         teacher: in eval mode; not changed.
         family: of the teacher.
         blocks: names of the blocks.
-        images: batches `[B, C, H, W]`, on the teacher's device; the first few are enough.
+        images: batches `[B, C, H, W]`, on the teacher's device; only the first 64 images are used.
 
     Source: ours; Fisher information as in Martens and Grosse 2015, arXiv:1503.05671, Sec. 2.
     """

@@ -209,6 +209,7 @@ class BlockFit:
     def _moments_of_writer(self, layer: str) -> Moments:
         """Moments of the inputs of a layer that writes to the residual stream, with its targets."""
         moments = Moments()
+        before: Tensor | None
         for part, chunk in self._chunks():
             if layer.startswith("attn"):
                 calls, _ = run_block(self.block, chunk, [layer])

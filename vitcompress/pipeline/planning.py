@@ -17,8 +17,9 @@ from vitcompress.measure.accuracy import evaluate_pair
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.runtime.console import Reporter
-from vitcompress.search.candidates import Measured
-from vitcompress.search.target import Found, Search, reach
+from vitcompress.search.measure import Measured
+from vitcompress.search.model import Chosen, Search
+from vitcompress.search.target import reach
 
 JUDGED_IMAGES = 1000
 
@@ -45,7 +46,7 @@ class Planning:
     reporter: Reporter
     header_bytes: Callable[[Plan, str], int]
 
-    def find(self) -> Found:
+    def find(self) -> Chosen:
         """Find the best plan for the recipe's target.
 
         Raises:

@@ -72,7 +72,7 @@ class Option:
         }  # fmt: skip
 
 
-def merged(attention: Option, mlp: Option) -> Group:
+def merge(attention: Option, mlp: Option) -> Group:
     """The group whose attention is made one way and whose MLP another.
 
     Args:
