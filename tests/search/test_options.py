@@ -50,9 +50,9 @@ def test_an_attention_and_an_mlp_of_any_kinds_merge_into_one_group() -> None:
     for option in [o for _, o in single_options(shapes, "blocks.0")] + list(run_options(shapes)):
         by_blocks.setdefault(option.group.blocks, []).append(option)
     for blocks, options in by_blocks.items():
-        parts = {part: [shapes.keep(blocks, part), *(o for o in options if o.part == part)] for part in PARTS}
+        parts = {part: [shapes.keep(blocks), *(o for o in options if o.part == part)] for part in PARTS}
         for a, m in itertools.product(parts["attn"][::2], parts["mlp"][::2]):
             student = copy.deepcopy(teacher)
             apply_groups(student, [merge(a, m)], family)
             assert num_params(teacher) - num_params(student) == a.saved_params + m.saved_params
-    assert (shapes.keep(["blocks.0"], "attn").cost, shapes.keep(["blocks.0"], "attn").saved_params) == (0.0, 0)
+    assert (shapes.keep(["blocks.0"]).cost, shapes.keep(["blocks.0"]).saved_params) == (0.0, 0)

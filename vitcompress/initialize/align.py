@@ -36,7 +36,8 @@ class AlignedGroup:
 
     Attributes:
         model: computes what the teacher does.
-        input_maps: how the inputs of its layers differ from the teacher's; empty where nothing was aligned.
+        input_maps: how the inputs of its layers differ from the teacher's; empty where nothing was
+            aligned.
     """
 
     model: nn.Module

@@ -58,7 +58,8 @@ def fit_factors(
         teacher: the factors are fitted to its layers.
         family: of the teacher.
         group: of the student's plan.
-        moments: moments of the inputs of the group's layers in the teacher, by the layer's full name.
+        moments: moments of the inputs of the group's layers in the teacher, by the layer's full
+            name.
     """
     for layer in group.ranks:
         inputs = {block: moments[f"{block}.{layer}"] for block in group.blocks}

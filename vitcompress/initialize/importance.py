@@ -33,9 +33,9 @@ def token_weights(
 ) -> dict[str, dict[str, Tensor]]:
     """Compute how much each token counts in fits of the layers of some blocks, in float64.
 
-    The weight is E‖∂ log p(y) / ∂ output‖² with y drawn from the predictions p, for the layer's output
-    at the token: the trace of its Fisher information, divided by the mean. Without classes, a random
-    projection of the features is differentiated instead.
+    The weight is E‖∂ log p(y) / ∂ output‖² with y drawn from the predictions p, for the layer's
+    output at the token: the trace of its Fisher information, divided by the mean. Without classes,
+    a random projection of the features is differentiated instead.
 
     Args:
         teacher: in eval mode; not changed.

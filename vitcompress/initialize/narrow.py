@@ -29,7 +29,8 @@ def choose_neurons(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
     Returns:
         Their indices `[count]`, ascending.
 
-    Source: Hassibi and Stork 1993, optimal brain surgeon; for neurons, Frantar and Alistarh 2022, arXiv:2208.11580.
+    Source: Hassibi and Stork 1993, optimal brain surgeon; for neurons, Frantar and Alistarh 2022,
+        arXiv:2208.11580.
     """
     kept = torch.arange(len(covariance), device=covariance.device)
     inverse = torch.linalg.inv(covariance)

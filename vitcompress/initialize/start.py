@@ -58,7 +58,8 @@ class Calibration:
         family: of the teacher.
         inputs: arguments of each block, one entry per batch, by block.
         weights: how much each token counts, by block and layer.
-        cache: moments of these inputs that starts of other groups can use again, by block; new ones are added.
+        cache: moments of these inputs that starts of other groups can use again, by block; new ones
+            are added.
     """
 
     teacher: nn.Module
@@ -75,7 +76,8 @@ def start_group(student: nn.Module, group: Group, calibration: Calibration, sour
         student: contains the group; its other blocks may be the teacher's own modules.
         group: any group but one of several narrow blocks.
         calibration: the teacher and its inputs.
-        source: the model that the group was made from: the teacher, or a copy with the group's blocks aligned.
+        source: the model that the group was made from: the teacher, or a copy with the group's
+            blocks aligned.
     """
     teacher, family, cache = calibration.teacher, calibration.family, calibration.cache
     with torch.no_grad(), layers_called(student), layers_called(teacher):

@@ -3,9 +3,10 @@
     student   x ── block 0' ── block 1' ── x ── [block i ⇒ block i'] ── …        layers are fitted to inputs x
     teacher   t ── block 0  ── block 1  ── t ── [block i] ── …                   and to targets between W x and t's
 
-A block that is fitted to the teacher's inputs receives other inputs at run time, and errors accumulate. The target of
-a layer that writes to the residual stream is half its original output and half what brings the stream back to the
-teacher's: the first alone leaves errors as they are, the second alone fits noise.
+A block that is fitted to the teacher's inputs receives other inputs at run time, and errors
+accumulate. The target of a layer that writes to the residual stream is half its original output and
+half what brings the stream back to the teacher's: the first alone leaves errors as they are, the
+second alone fits noise.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ CHUNK_IMAGES = 32
 def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: Iterable[Tensor]) -> None:
     """Set narrow blocks, and factors of groups of one block, in the order in which they run, in place.
 
-    In a group of several narrow blocks the first block is fitted, and the others start from its layers.
+    In a group of several narrow blocks the first block is fitted, and the others start from its
+    layers.
 
     Args:
         student: as `apply_plan` built it, with all other groups started.
         teacher: in eval mode, on the student's device.
         plan: the student's plan.
-        images: calibration batches `[B, C, H, W]`. They are held in memory together with four states of the residual
-            stream; everything else is computed in chunks of images.
+        images: calibration batches `[B, C, H, W]`. They are held in memory together with four
+            states of the residual stream; everything else is computed in chunks of images.
 
     Source: ours; the order is that of Frantar and Alistarh 2022, arXiv:2208.11580, Sec. 4.
     """
@@ -102,7 +104,8 @@ class TeacherStream:
 
         Args:
             block: of the teacher.
-            given: arguments of the student's block; its `x` is used where the teacher's stream is unknown.
+            given: arguments of the student's block; its `x` is used where the teacher's stream is
+                unknown.
         """
         if type(block) is not Block:
             self.before_mlp = self.after_block = None

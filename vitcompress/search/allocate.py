@@ -2,9 +2,9 @@
 
     best[j][b] = min over i < j and the choices for blocks i … j−1 of  best[i][b − params] + cost
 
-where b is the number of parameters used. Costs are assumed to add up, which nearly holds while they are small. What
-is counted is not the parameters of a choice but how many more they are than on the path with the fewest: that path
-fits whenever anything does.
+where b is the number of parameters used. Costs are assumed to add up, which nearly holds while they
+are small. What is counted is not the parameters of a choice but how many more they are than on the
+path with the fewest: that path fits whenever anything does.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def allocate(
 ) -> tuple[list[Choice], float] | None:
     """Return the choices that cover every block once, fit the budget and cost least.
 
-    The parameters of a choice beyond the fewest possible are rounded up to 1/4000 of what the budget leaves for them.
-    So the sum never exceeds the budget; where the budget leaves at most 4000 parameters, nothing is rounded.
+    The parameters of a choice beyond the fewest possible are rounded up to 1/4000 of what the
+    budget leaves for them. So the sum never exceeds the budget; where the budget leaves at most
+    4000 parameters, nothing is rounded.
 
     Args:
         choices: for every run of blocks that could be a group.

@@ -110,7 +110,8 @@ def build_student(plan: Plan, teacher: nn.Module, images: Tensor) -> nn.Module:
 def build_work(search: Search) -> float:
     """Estimate the time it takes to build a student, in options whose measurement takes as long.
 
-    An option fits one part of a block to some images; a student is both parts of all blocks, fitted to all images.
+    An option fits one part of a block to some images; a student is both parts of all blocks, fitted
+    to all images.
     """
     num_blocks = len(family_of(search.teacher, search.name).block_names(search.teacher))
     return 2 * num_blocks * len(search.fitted) / len(search.fitted_to_options)

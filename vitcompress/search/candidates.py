@@ -1,7 +1,7 @@
 """Put measured options together into plans within a budget.
 
-Costs of options add up only approximately, and how well they do differs between kinds of options. So candidates come
-from all kinds together and from each kind alone.
+Costs of options add up only approximately, and how well they do differs between kinds of options.
+So candidates come from all kinds together and from each kind alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class Candidate:
     Attributes:
         name: the kinds of options it was put together from.
         plan: what the student is made of.
-        predicted: sum of its options' costs, nats per image; nan where it was not put together from options.
-        cost: divergence of its start from the teacher on images it was not fitted to, nats per image; nan where it
-            was not built.
+        predicted: sum of its options' costs, nats per image; nan where it was not put together from
+            options.
+        cost: divergence of its start from the teacher on images it was not fitted to, nats per
+            image; nan where it was not built.
     """
 
     name: str

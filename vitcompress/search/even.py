@@ -1,7 +1,7 @@
 """Bring the widths of a plan's narrow blocks closer together.
 
-Options are measured in a teacher that is otherwise unchanged. Where all blocks are cut deeply, that overstates how
-much the widths of two blocks should differ.
+Options are measured in a teacher that is otherwise unchanged. Where all blocks are cut deeply, that
+overstates how much the widths of two blocks should differ.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def even_widths(plan: Plan, shapes: Shapes, budget: int, share: float) -> Plan |
         share: of the differences between the logarithms of the widths that remains, 0–1.
 
     Returns:
-        The new plan; None where nothing is narrow, or where no such widths come close to the budget.
+        The new plan; None where nothing is narrow, or where no such widths come close to the
+        budget.
     """
     if all(group.widths == Widths() for group in plan.groups):
         return None

@@ -104,7 +104,7 @@ def _single_choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice
     """Choices for each block alone."""
     shapes = measured.shapes
     for number, block in enumerate(shapes.blocks):
-        attention = [shapes.keep([block], "attn")]
+        attention = [shapes.keep([block])]
         scales = {
             scale: _interpolate(shapes, options) for (b, scale), options in measured.singles.items() if b == block
         }
@@ -112,7 +112,7 @@ def _single_choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice
             attention = _combine(shapes, attention + scales.get("attn.qk", []), attention + scales.get("attn.v", []))
         if "low_rank" in kinds:
             attention += scales.get("attn.rank", [])
-        mlp = [shapes.keep([block], "mlp")]
+        mlp = [shapes.keep([block])]
         mlp += scales.get("mlp.hidden", []) if "narrow" in kinds else []
         mlp += scales.get("mlp.rank", []) if "low_rank" in kinds else []
         yield from _pair(shapes, number, attention, mlp)
@@ -126,7 +126,7 @@ def _run_choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice]:
         if option.kind in kinds:
             by_run[option.group.blocks].append(option)
     for blocks, options in by_run.items():
-        parts = {part: [shapes.keep(blocks, part)] for part in PARTS}
+        parts = {part: [shapes.keep(blocks)] for part in PARTS}
         for kind, part in itertools.product(kinds, PARTS):
             same = [o for o in options if o.kind == kind and o.part == part]
             parts[part] += _interpolate(shapes, same)
@@ -201,4 +201,4 @@ def _with_dial(shapes: Shapes, option: Option, dial: int) -> Option:
     widths = Widths(*(w and dial for w in (group.widths.hidden, group.widths.qk, group.widths.v)))
     ranks = dict.fromkeys(group.ranks, dial)
     fields = {"shared": group.shared, "ranks": ranks, "bases": group.bases, "widths": widths}
-    return shapes.option(option.kind, group.blocks, option.part, dial, **fields)
+    return shapes.option(option.kind, group.blocks, dial, **fields)

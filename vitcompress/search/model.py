@@ -53,13 +53,17 @@ class Search:
     Attributes:
         teacher: in eval mode; not changed.
         name: what the user calls the teacher.
-        images: for calibration, `[B, C, H, W]`, on the teacher's device; a quarter is held out to choose on.
-        store: how the file holds the weights; None lets the search choose, where a size is the target.
+        images: for calibration, `[B, C, H, W]`, on the teacher's device; a quarter is held out to
+            choose on.
+        store: how the file holds the weights; None lets the search choose, where a size is the
+            target.
         token_kernel: size of the token convolution.
         transforms: transformations of every block.
-        header_bytes: `(plan, store) -> int`; upper bound of what a plan's file holds besides its tensors.
+        header_bytes: `(plan, store) -> int`; upper bound of what a plan's file holds besides its
+            tensors.
         drop: `(student) -> points`; how much worse than the teacher a student is.
-        tell: called with the share of the search that is done, 0–1; it never falls, and is 1 at the end alone.
+        tell: called with the share of the search that is done, 0–1; it never falls, and is 1 at the
+            end alone.
         say: called with a line of text now and then.
     """
 

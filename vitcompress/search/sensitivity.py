@@ -1,4 +1,4 @@
-"""What does each option cost?  It is built into the teacher alone, and the change of its predictions is measured."""
+"""Measure the cost of one option: how much the predictions change when it alone is built into the teacher."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CHUNK_IMAGES = 32
 
 
 class Sensitivity:
-    """The teacher on calibration images, ready to be tried with some of its blocks made otherwise.
+    """A teacher on calibration images, for measuring how much it depends on some of its blocks.
 
     Args:
         teacher: in eval mode; not changed.
         family: of the teacher.
         fitted: images that options are fitted to, `[B, C, H, W]`, on the teacher's device.
-        judged: others, that their costs are measured on.
+        judged: other images, on which costs are measured.
     """
 
     def __init__(self, teacher: nn.Module, family: Family, fitted: Tensor, judged: Tensor) -> None:
@@ -42,7 +42,7 @@ class Sensitivity:
         self._aligned: tuple[Any, AlignedGroup] | None = None  # the last one, with its blocks and what they share
 
     def _run(self, images: Tensor) -> tuple[dict[str, list[BlockInput]], Tensor]:
-        """What the teacher's blocks are given for some images, in chunks, and its predictions."""
+        """The arguments of the teacher's blocks, in chunks of images, and its log-probabilities `[B, K]`."""
         inputs: dict[str, list[BlockInput]] = {name: [] for name in self.blocks}
 
         def keep(name: str, call: Call) -> None:
@@ -52,18 +52,18 @@ class Sensitivity:
             return inputs, log_probs(self.teacher, images)
 
     def cost(self, group: Group) -> float:
-        """KL of the teacher's predictions and those it has with `group` made otherwise, nats per image."""
+        """Return KL(teacher ‖ student) for a student that differs from the teacher in `group` alone, nats per image."""
         first = group.blocks[0]
         source = self._align(group)
         student = _with_copies(source.model, group.blocks)
         apply_groups(student, [group], self.calibration.family)
         start_group(student, group, self.calibration, source)
         with torch.no_grad(), _entered_at(student, self.blocks, first) as entry:
-            found = []
+            log_q = []
             for chunk, given in zip(self.judged.split(CHUNK_IMAGES), self.entries[first], strict=True):
                 entry[:] = [given]
-                found.append(F.log_softmax(student(chunk).float(), -1))
-        return _kl(torch.cat(found), self.expected)
+                log_q.append(F.log_softmax(student(chunk).float(), -1))
+        return _kl(torch.cat(log_q), self.expected)
 
     def drop_moments(self, blocks: Sequence[str]) -> None:
         """Drop the cached moments of `blocks`, in place; no remaining option needs them."""
@@ -82,17 +82,17 @@ class Sensitivity:
 
 
 def _with_copies(teacher: nn.Module, blocks: Sequence[str]) -> nn.Module:
-    """A model that has copies of the named blocks and the teacher's own modules elsewhere."""
-    own = {id(p): p for p in (*teacher.parameters(), *teacher.buffers())}
+    """A model with copies of the named blocks that shares all other parameters with the teacher."""
+    kept = {id(p): p for p in (*teacher.parameters(), *teacher.buffers())}
     for name in blocks:
         for t in (*teacher.get_submodule(name).parameters(), *teacher.get_submodule(name).buffers()):
-            own.pop(id(t), None)
-    return copy.deepcopy(teacher, own)
+            kept.pop(id(t), None)
+    return copy.deepcopy(teacher, kept)
 
 
 @contextmanager
 def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator[list[BlockInput]]:
-    """Let `model` skip the blocks before `first`, and give that block what the list yielded holds, in place."""
+    """Make `model` skip the blocks before `first`, which receives what the yielded list holds, in place."""
     entry: list[BlockInput] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -111,24 +111,36 @@ def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator
 
 
 def divergence(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
-    """KL(teacher ‖ student) of their predictions, nats per image."""
+    """Return KL(teacher ‖ student) of the predictions, nats per image.
+
+    Args:
+        student: in eval mode.
+        teacher: in eval mode.
+        images: `[B, C, H, W]`.
+    """
     expected = log_probs(teacher, images)
     return _kl(log_probs(student, images), expected)
 
 
 def divergence_and_chance(student: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[float, float]:
-    """The divergence, and that of the teacher's mean prediction, which knows nothing of the image."""
+    """Return the divergence of the student, and that of the teacher's mean prediction, which ignores the image.
+
+    Args:
+        student: in eval mode.
+        teacher: in eval mode.
+        images: `[B, C, H, W]`.
+    """
     expected = log_probs(teacher, images)
     mean = expected.exp().mean(0).log().expand_as(expected)
     return _kl(log_probs(student, images), expected), _kl(mean, expected)
 
 
-def _kl(found: Tensor, expected: Tensor) -> float:
-    """KL(expected ‖ found) of logarithms of probabilities, nats per image; rounding does not take it below zero."""
-    return max(0.0, float(F.kl_div(found, expected, reduction="batchmean", log_target=True)))
+def _kl(log_q: Tensor, log_p: Tensor) -> float:
+    """KL(p ‖ q) of log-probabilities `[B, K]`, nats per image; rounding does not make it negative."""
+    return max(0.0, float(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)))
 
 
 def log_probs(model: nn.Module, images: Tensor) -> Tensor:
-    """Logarithms of the predicted probabilities, `[B, K]`, of images `[B, C, H, W]`."""
+    """Return the log-probabilities `[B, K]` that a model predicts for images `[B, C, H, W]`."""
     with torch.inference_mode():
         return torch.cat([F.log_softmax(model(x).float(), -1) for x in images.split(CHUNK_IMAGES)])
