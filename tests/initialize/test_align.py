@@ -1,4 +1,4 @@
-"""Blocks that share are turned towards one another: the model computes the same, and what is alike is found."""
+"""Aligning blocks does not change what the model computes, and finds what they have in common."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def strong() -> Any:
 
 
 def doubled() -> tuple[nn.Module, Tensor]:
-    """A model whose blocks 1 to 3 compute what block 0 does, by other matrices; and images for it."""
+    """A model whose blocks 1 to 3 compute what block 0 does with other matrices, and images."""
     model = strong()
     for index in (1, 2, 3):
         model.blocks[index] = scrambled(model.blocks[0], seed=index)

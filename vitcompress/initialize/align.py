@@ -45,7 +45,7 @@ class AlignedGroup:
 
 
 def aligned(teacher: nn.Module, plan: Plan) -> nn.Module:
-    """Return a model that computes what the teacher does, with the blocks that share matrices aligned.
+    """Align the blocks that share matrices in a model that computes what the teacher does.
 
     Args:
         teacher: not changed.
@@ -86,7 +86,7 @@ def align_group(model: nn.Module, group: Group) -> InputMaps:
 
 
 def _alignable(model: nn.Module, group: Group) -> dict[str, tuple[str, Callable[[Sequence[Any]], list[Tensor]]]]:
-    """Parts of a group's blocks that can be aligned: the layer whose inputs change, and the function that aligns."""
+    """For each part to align, the layer whose inputs change and the function that aligns."""
     if len(group.blocks) == 1:
         return {}
     kinds = {
@@ -119,7 +119,7 @@ def _align_neurons(mlps: Sequence[Any]) -> list[Tensor]:
 
 
 def _align_heads(attns: Sequence[Any]) -> list[Tensor]:
-    """Permute and rotate the heads of some attentions, in place; return the rotations `[C, C]` of their outputs."""
+    """Permute and rotate attention heads, in place; return their outputs' rotations `[C, C]`."""
     heads = attns[0].num_heads
     rotations = [torch.eye(attn.proj.in_features, device=attn.proj.weight.device).double() for attn in attns]
     for number in range(ROUNDS):
@@ -148,6 +148,6 @@ def _maps(attn: Any) -> Tensor:
 
 
 def _assign(similarity: Tensor) -> Tensor:
-    """The column assigned to each row so that the sum of their similarities is largest, `[rows]`."""
+    """The column for each row so that the sum of their similarities is largest, `[rows]`."""
     columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)[1]
     return torch.from_numpy(columns).to(similarity.device)

@@ -1,8 +1,8 @@
 """Fit the factors of groups of several blocks, and the shared matrices that they are added to.
 
     adapters   min over B, U_i, V_i of  Σ_i E‖(W_i − B − U_i V_i) x_i‖²,  B and the factors in turn
-    bases      W_i = U_i S in layers that read the residual stream, S U_i in layers that write to it,
-               with S from an SVD of all blocks' layers
+    bases      W_i = U_i S in layers that read the residual stream, S U_i in those that write to it;
+               S from an SVD of all blocks' layers
 
 x_i is the input of block i's layer in the teacher. Private biases take up the mean of the error.
 """
@@ -29,7 +29,7 @@ ROUNDS = 6
 
 
 def start_factors(student: nn.Module, teacher: nn.Module, plan: Plan, images: Iterable[Tensor]) -> None:
-    """Set the factors of every group of several blocks, and the matrices that they are added to, in place.
+    """Set the factors of groups of several blocks, and the matrices they are added to, in place.
 
     Args:
         student: the rounds begin from its shared matrices.
@@ -51,7 +51,7 @@ def start_factors(student: nn.Module, teacher: nn.Module, plan: Plan, images: It
 def fit_factors(
     student: nn.Module, teacher: nn.Module, family: Family, group: Group, moments: Mapping[str, Moments]
 ) -> None:
-    """Set the factors of one group of several blocks, and the matrices that they are added to, in place.
+    """Set the factors of one group of several blocks, and the matrices they are added to, in place.
 
     Args:
         student: the rounds begin from its shared matrices.
@@ -67,7 +67,7 @@ def fit_factors(
 
 
 def input_moments(teacher: nn.Module, groups: Iterable[Group], images: Iterable[Tensor]) -> dict[str, Moments]:
-    """Compute the moments of the inputs of the groups' layers that have factors, by the layer's full name.
+    """Compute the moments of the inputs of layers that have factors, by the layer's full name.
 
     Args:
         teacher: in eval mode.

@@ -22,7 +22,7 @@ TokenWeights = Mapping[str, Mapping[str, Tensor]]
 """Weights of tokens by block and layer: `[N]`, or `[H, W]` on a grid; 1 on average."""
 
 FLOOR = 0.5
-"""Minimum weight of a token: the class token alone is one sample per image, too few for wide layers."""
+"""Minimum weight of a token; the class token alone has too few samples for wide layers."""
 
 MAX_IMAGES = 64  # more change the means little
 CHUNK_IMAGES = 8  # in one forward and backward pass
@@ -65,7 +65,7 @@ def token_weights(
 
 
 def _weights(squares: Tensor) -> Tensor:
-    """Weights of tokens, `[N]` or `[H, W]`, from the sums of their squared gradients, of the same shape."""
+    """Weights of tokens, from the sums of their squared gradients, both `[N]` or `[H, W]`."""
     share = squares / squares.mean() if squares.any() else torch.ones_like(squares)
     return FLOOR + (1 - FLOOR) * share
 

@@ -70,7 +70,9 @@ def narrow_mlp(mlp: Any, teacher_mlp: Any, hidden: Moments, scale: Tensor) -> No
 
 
 def narrow_heads(attn: Any, teacher_attn: Any, q: Moments, k: Moments, attended: Moments) -> None:
-    """Set the queries, keys and values of an attention with narrow heads, in place; its projection is fitted later.
+    """Set the queries, keys and values of an attention with narrow heads, in place.
+
+    Its projection is fitted afterwards, by `fit_layer`.
 
     Args:
         attn: the narrow attention.

@@ -13,7 +13,7 @@ RIDGE = 1e-4
 
 @dataclass
 class Moments:
-    """Sums over samples of inputs `x` `[n, D]` and targets `y` `[n, O]`: `x`, `y`, `x xᵀ` and `y xᵀ`."""
+    """Sums of `x`, `y`, `x xᵀ` and `y xᵀ` over samples of inputs x `[D]` and targets y `[O]`."""
 
     count: float = 0
     x: Tensor | float = 0.0
@@ -53,7 +53,7 @@ class Moments:
         return self.y / self.count  # type: ignore[return-value]
 
     def mapped(self, by: Tensor) -> Moments:
-        """Return the moments of the same inputs after a permutation `[D]` or rotation `[D, D]`, without targets."""
+        """Return the moments of permuted (`[D]`) or rotated (`[D, D]`) inputs, without targets."""
         x, xx = torch.as_tensor(self.x), torch.as_tensor(self.xx)
         if by.ndim == 1:
             return Moments(self.count, x[by], 0.0, xx[by][:, by])
@@ -65,7 +65,7 @@ class Moments:
         return with_ridge(centred)
 
     def second(self) -> Tensor:
-        """Return E[x xᵀ], `[D, D]`, with the ridge, for layers without a bias that takes up the mean."""
+        """Return E[x xᵀ], `[D, D]`, with the ridge; for layers where no bias takes up the mean."""
         return with_ridge(torch.as_tensor(self.xx / self.count))
 
     def cross(self) -> Tensor:
@@ -79,12 +79,12 @@ def with_ridge(covariance: Tensor) -> Tensor:
 
 
 def ridge(covariance: Tensor) -> Tensor:
-    """Return the ridge of a covariance `[D, D]`, a scalar `[]`; positive even where all inputs are zero."""
+    """Return the ridge of a covariance `[D, D]`, `[]`; positive even where all inputs are zero."""
     return RIDGE * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).eps)
 
 
 def regress_near(covariance: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
-    """Regress with a ridge towards `prior` `[O, D]`, for directions in which the images hardly vary."""
+    """Regress with a ridge towards `prior` `[O, D]`, where the images hardly vary."""
     return regress(with_ridge(covariance), cross + ridge(covariance) * prior)
 
 

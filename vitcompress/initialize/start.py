@@ -70,7 +70,7 @@ class Calibration:
 
 
 def start_group(student: nn.Module, group: Group, calibration: Calibration, source: AlignedGroup) -> None:
-    """Set the start of one group, fitted to the inputs that its blocks have in the teacher, in place.
+    """Set the start of one group, fitted to its blocks' inputs in the teacher, in place.
 
     Args:
         student: contains the group; its other blocks may be the teacher's own modules.
@@ -98,7 +98,7 @@ def start_group(student: nn.Module, group: Group, calibration: Calibration, sour
 
 
 def _add_moments(calibration: Calibration, block: str, layers: Sequence[str]) -> None:
-    """Add the moments of the inputs of a block's layers to the cache, in place, where they are not in it."""
+    """Add the moments of a block's layer inputs to the cache, in place, where they are missing."""
     cache = calibration.cache.setdefault(block, {})
     missing = {layer: Moments() for layer in layers if layer not in cache}
     for given in calibration.inputs[block] if missing else ():

@@ -1,7 +1,7 @@
 """Fit narrow blocks and factors of single blocks in the order in which they run.
 
-    student   x ── block 0' ── block 1' ── x ── [block i ⇒ block i'] ── …        layers are fitted to inputs x
-    teacher   t ── block 0  ── block 1  ── t ── [block i] ── …                   and to targets between W x and t's
+    student   x ── block 0' ── block 1' ── x ── [block i ⇒ block i'] ── …    fitted to inputs x
+    teacher   t ── block 0  ── block 1  ── t ── [block i] ── …               and targets W x … t
 
 A block that is fitted to the teacher's inputs receives other inputs at run time, and errors
 accumulate. The target of a layer that writes to the residual stream is half its original output and
@@ -40,7 +40,7 @@ CHUNK_IMAGES = 32
 
 
 def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: Iterable[Tensor]) -> None:
-    """Set narrow blocks, and factors of groups of one block, in the order in which they run, in place.
+    """Set narrow blocks and factors of single blocks, in the order in which they run, in place.
 
     In a group of several narrow blocks the first block is fitted, and the others start from its
     layers.
@@ -88,7 +88,9 @@ def _starts_here(group: Group) -> bool:
 
 
 class TeacherStream:
-    """Residual stream of the teacher while the student runs; None where a block is not timm's plain `Block`.
+    """Residual stream of the teacher while the student runs.
+
+    None where a block is not timm's plain `Block`.
 
     Attributes:
         before_mlp: the stream between attention and MLP of the current block.
@@ -137,7 +139,7 @@ class BlockFit:
     cache: dict[str, Any] = field(default_factory=dict)
 
     def run(self, group: Group, family: Family) -> None:
-        """Set every layer of the block that differs from the teacher's, in place, in the order in which they run.
+        """Set every layer that differs from the teacher's, in the order of running, in place.
 
         Args:
             group: of the student's plan; the block is its donor.
@@ -224,8 +226,9 @@ class BlockFit:
         return moments
 
     def _targets(self, layer: str, part: slice, written: Tensor, before: Tensor | None) -> Tensor:
-        """Targets of a layer: between what the teacher's adds and what brings the stream back to the teacher's.
+        """Compute the targets of a layer that writes to the stream.
 
+        They lie between what the teacher's layer adds and what leads to the teacher's stream.
         Channels that LayerScale closes keep what the teacher's layer adds.
 
         Args:
@@ -242,7 +245,7 @@ class BlockFit:
         return torch.where(is_open, torch.lerp(written, goal[part] - before, CORRECTION), written)
 
     def _layer_scale(self, layer: str) -> tuple[Tensor, Tensor]:
-        """LayerScale after a layer that writes, `[C]`, nowhere zero, and where it is not nearly zero, `[C]`."""
+        """LayerScale after a layer that writes, made nonzero, and where it is open, `[C]` each."""
         gamma = None
         if type(self.teacher_block) is Block:
             gamma = getattr(
@@ -257,7 +260,7 @@ class BlockFit:
 
     @property
     def _norm(self) -> list[str]:
-        """The layer whose input is the student's stream before the MLP, where that is compared with the teacher's."""
+        """The layer whose input is the stream before the MLP, where the teacher's is known."""
         return [] if self.stream.before_mlp is None else ["norm2"]
 
     def _before_mlp(self, calls: Mapping[str, Call]) -> Tensor | None:
@@ -270,7 +273,7 @@ class BlockFit:
 
 
 def _copy_biases(student: nn.Module, teacher: nn.Module, group: Group) -> None:
-    """Copy the biases that were fitted to the first block of a narrow group to its other blocks, in place."""
+    """Copy the fitted biases of a narrow group's first block to its other blocks, in place."""
     donor = student.get_submodule(group.donor)
     with torch.no_grad():
         for block in group.blocks[1:]:

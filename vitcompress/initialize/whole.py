@@ -20,7 +20,7 @@ Images = Callable[[], Iterable[Tensor]]
 
 
 def start_first(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
-    """Leave the weights of each group's first block, which `apply_plan` put in place; change nothing."""
+    """Keep the weights of each group's first block, which `apply_plan` put in place."""
 
 
 def start_mean(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
@@ -71,7 +71,7 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
 def fit_whole(
     student: nn.Module, teacher: nn.Module, family: Family, group: Group, moments: Mapping[str, Moments]
 ) -> None:
-    """Set the shared matrices of a group that have no factors, as `start_calibrated` does, in place.
+    """Set a group's shared matrices without factors, as `start_calibrated` does, in place.
 
     Args:
         student: its shared matrices and the biases of those layers are set.
@@ -98,7 +98,7 @@ STARTS: Mapping[str, Callable[[nn.Module, nn.Module, Plan, Images], None]] = {
 
 @dataclass
 class _Fit:
-    """Sums over the inputs of one layer in all blocks of a group; matrices are not kept per block, to save memory."""
+    """Sums over the inputs of one layer in all blocks of a group, with no matrix per block."""
 
     inputs: Tensor | float = 0.0  # Σ_i Σ x xᵀ, [D, D]
     targets: Tensor | float = 0.0  # Σ_i W_i Σ x xᵀ, [O, D]
@@ -140,7 +140,7 @@ class _Fit:
 
 
 def shared_layers(group: Group, family: Family) -> list[str]:
-    """Return the linear layers whose matrices a group shares without factors, by their names inside a block.
+    """Return the linear layers whose matrices a group shares without factors, as named in a block.
 
     Position tables are not linear layers.
     """
@@ -149,7 +149,7 @@ def shared_layers(group: Group, family: Family) -> list[str]:
 
 
 def _shares_whole(group: Group) -> bool:
-    """Whether blocks of the teacher's shapes share parameters; narrow blocks are started in `walk`."""
+    """Whether blocks with the teacher's shapes share parameters; `walk` starts narrow blocks."""
     return len(group.blocks) > 1 and group.widths == Widths()
 
 

@@ -1,4 +1,4 @@
-"""Find the choices that cost least within a budget, exactly, by dynamic programming over consecutive groups.
+"""Find the choices that cost least within a budget, exactly, by dynamic programming.
 
     best[j][b] = min over i < j and the choices for blocks i … j−1 of  best[i][b − params] + cost
 
@@ -82,7 +82,7 @@ def allocate(
 def _fill(
     choices: Sequence[Choice], needs: Sequence[int], num_blocks: int, buckets: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest cost of covering the blocks before `end`, and the last choice on the way there, `[end, buckets used]`."""
+    """Lowest cost of the blocks before `end`, and the last choice there, `[end, buckets used]`."""
     best = np.full((num_blocks + 1, buckets + 1), np.inf)
     best[0, 0] = 0.0
     picked = np.full((num_blocks + 1, buckets + 1), -1, dtype=np.int64)
@@ -98,7 +98,7 @@ def _fill(
 
 
 def fewest_params(choices: Sequence[Choice], num_blocks: int) -> list[float]:
-    """Return the fewest parameters that blocks 0 … j−1 can have, for each j; infinity where no choices cover them."""
+    """Return the fewest parameters of blocks 0 … j−1, for each j; infinity where not covered."""
     fewest = [0.0] + [math.inf] * num_blocks
     for choice in sorted(choices, key=lambda c: c.last):
         fewest[choice.last] = min(fewest[choice.last], fewest[choice.first] + choice.params)

@@ -31,7 +31,7 @@ def build_best(
     tell: Callable[[float], None],
     fits: Callable[[Plan], bool] = lambda plan: True,
 ) -> list[Candidate]:
-    """Find the candidates within a budget, build the most promising, and try more even widths of the best.
+    """Find candidates within a budget, build the most promising, and even out the best.
 
     Args:
         measured: the options and their costs.
@@ -68,7 +68,7 @@ def _even_plans(plan: Plan, measured: Measured, budget: int) -> Iterator[Plan]:
 def _even_best(
     best: Candidate, plans: Iterable[Plan], search: Search, tell: Callable[[float], None]
 ) -> list[Candidate]:
-    """The best of ever more even plans, tried for as long as that helps; empty where it does not."""
+    """The best of ever more even plans, tried for as long as that helps; empty if it never does."""
     evenest = best
     for number, plan in enumerate(plans, 1):
         candidate = Candidate(f"{best.name}, evened", plan, math.nan)
@@ -108,7 +108,7 @@ def build_student(plan: Plan, teacher: nn.Module, images: Tensor) -> nn.Module:
 
 
 def build_work(search: Search) -> float:
-    """Estimate the time it takes to build a student, in options whose measurement takes as long.
+    """Estimate the time to build a student, in options that take as long to measure.
 
     An option fits one part of a block to some images; a student is both parts of all blocks, fitted
     to all images.
@@ -118,7 +118,7 @@ def build_work(search: Search) -> float:
 
 
 def best_work(search: Search) -> float:
-    """Estimate the time that `build_best` takes, in options whose measurement takes as long."""
+    """Estimate the time that `build_best` takes, in options that take as long to measure."""
     return (MAX_BUILT + 1) * build_work(search)  # one for the rounds of evening
 
 

@@ -39,7 +39,7 @@ class Candidate:
 
 
 def find_candidates(measured: Measured, budget: int, token_kernel: int, transforms: tuple[str, ...]) -> list[Candidate]:
-    """Find the cheapest plans within a budget, of all kinds of options together and of each kind alone.
+    """Find the cheapest plans within a budget, from all kinds together and from each kind alone.
 
     Args:
         measured: the options and their costs.

@@ -53,7 +53,7 @@ def even_widths(plan: Plan, shapes: Shapes, budget: int, share: float) -> Plan |
 
 
 def _scale_widths(shapes: Shapes, group: Group, share: float, scale: float) -> Group:
-    """A group of one plain block with widths `scale · full · (width / full) ** share`; other groups as they are."""
+    """Set a lone block's widths to `scale · full · (width / full) ** share`; keep other groups."""
     if len(group.blocks) > 1 or group.shared or group.ranks:
         return group
     full = full_widths(shapes.model.get_submodule(group.donor), shapes.family.narrow_attention)

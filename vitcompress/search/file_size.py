@@ -1,4 +1,4 @@
-"""Find the best plan for a file size: a store, and the largest budget whose file is small enough in it."""
+"""Find the best plan for a file size: a store, and the largest budget that fits in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ALLOCATION_WORK = 2.0  # in options whose measurement takes as long; measured o
 
 
 def reach_size(measured: Measured, search: Search, limit: int, tell: Callable[[float], None]) -> Chosen:
-    """Find the best plan whose file has at most `limit` bytes, in the store that costs least with its plan.
+    """Find the best plan, and the best store, for a file of at most `limit` bytes.
 
     Args:
         measured: the options and their costs.
@@ -66,7 +66,7 @@ def _stores(search: Search) -> Sequence[str]:
 
 
 def check_rest(search: Search, limit: int) -> None:
-    """Check, before anything is measured, that what lies outside the blocks is not too large by itself.
+    """Check, before anything is measured, that what lies outside the blocks is not too large.
 
     Args:
         search: what the search works on.
@@ -90,7 +90,7 @@ def check_rest(search: Search, limit: int) -> None:
 def _largest_budget(
     measured: Measured, search: Search, store: str, limit: int, tell: Callable[[float], None]
 ) -> tuple[int, float]:
-    """The most parameters with which a plan's file has at most `limit` bytes, and the predicted cost of that plan.
+    """The largest budget whose plan fits in `limit` bytes, and the plan's predicted cost.
 
     The cost is infinite where there is no such plan.
     """
@@ -127,5 +127,5 @@ def _storing_cost(store: str, search: Search) -> float:
 
 
 def budgets_work(search: Search) -> float:
-    """Estimate the time it takes to find the budgets for a size, in options whose measurement takes as long."""
+    """Estimate the time to find the budgets for a size, in options that take as long to measure."""
     return len(_stores(search)) * (_ROUNDS + 1) * _ALLOCATION_WORK

@@ -18,7 +18,7 @@ from vitcompress.search.options import PARTS, Option, Shapes, run_options, singl
 from vitcompress.search.sensitivity import Sensitivity
 
 MARKS = 24
-"""Widths or ranks per scale to choose from; costs between those that were measured are interpolated."""
+"""Widths or ranks per scale to choose from; costs are interpolated between those measured."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _run_choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice]:
 
 
 def _pair(shapes: Shapes, first: int, attention: Sequence[Option], mlp: Sequence[Option]) -> Iterator[Choice]:
-    """The best pairs of an option for the attention and one for the MLP, of the blocks from number `first`."""
+    """The best pairs of an attention and an MLP option, for the blocks from number `first`."""
     last = first + len(attention[0].group.blocks)
     total = shapes.params(shapes.blocks[first:last])
     pairs = [
@@ -170,7 +170,7 @@ def _combine(shapes: Shapes, qk: Sequence[Option], v: Sequence[Option]) -> list[
 
 
 def _interpolate(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
-    """The options of one scale and options between them, whose costs are interpolated on a log scale."""
+    """The options of one scale and others between them, with costs interpolated on a log scale."""
     if len(options) < 2:
         return list(options)
     ordered = sorted(options, key=lambda option: option.dial)

@@ -85,7 +85,7 @@ class Search:
 
     @property
     def held_out(self) -> Tensor:
-        """The images on which starts are compared; the fitted ones where there is only one image."""
+        """The images on which starts are compared; the fitted one where there is only one."""
         return self.images[len(self.fitted) :] if len(self.images) > 1 else self.images
 
     @property
@@ -95,7 +95,7 @@ class Search:
 
     @cached_property
     def empty(self) -> nn.Module:
-        """The teacher without its weights, for counting bytes: with weights, each count would encode them again."""
+        """The teacher without weights, to count bytes; weights would be encoded at each count."""
         return copy.deepcopy(self.teacher).to("meta")
 
     def measure(self, kinds: Sequence[str], later_work: float = 0.0) -> Measured:
@@ -115,7 +115,7 @@ class Search:
 
 
 def _min_tokens(model: nn.Module, images: Tensor) -> int:
-    """Tokens of an image of `images` `[B, C, H, W]` in the model's last stage, which has the fewest."""
+    """Tokens per image, of images `[B, C, H, W]`, in the last stage, which has the fewest."""
     info: Any = model.feature_info
     reduction = int(info[-1]["reduction"])
     return max(1, (images.shape[-2] // reduction) * (images.shape[-1] // reduction))

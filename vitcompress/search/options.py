@@ -99,7 +99,7 @@ class Shapes:
     kinds: Sequence[str]
 
     def layers(self, block: str, part: str) -> dict[str, tuple[int, int]]:
-        """Return the shapes `[out, in]` of the linear layers of a block's part, by their names inside the block."""
+        """Return the shapes `[out, in]` of a part's linear layers, by name inside the block."""
         shapes = layer_shapes(self.family, self.model.get_submodule(block))
         return {name: shape for name, shape in shapes.items() if name.split(".")[0] == part}
 
@@ -109,7 +109,7 @@ class Shapes:
         return Option(kind, group, self.params(blocks) - group_params(self.model, self.family, group), dial=dial)
 
     def runs(self) -> Iterator[tuple[str, ...]]:
-        """Yield runs of consecutive blocks of one stage and the same shapes, of lengths that divide usual depths."""
+        """Yield runs of alike blocks of one stage, of lengths that divide usual depths."""
         for first in range(len(self.blocks)):
             for last in range(first + 1, len(self.blocks)):
                 if not self._alike(self.blocks[first], self.blocks[last]):
@@ -131,7 +131,7 @@ class Shapes:
 
 
 def single_options(shapes: Shapes, block: str) -> Iterator[tuple[str, Option]]:
-    """Yield the options of one block alone, each with the name of its scale: `attn.v`, `mlp.hidden`, …"""
+    """Yield the options of one block, each with the name of its scale: `attn.v`, `mlp.hidden`, …"""
     full = full_widths(shapes.model.get_submodule(block), shapes.family.narrow_attention)
     if "narrow" in shapes.kinds:
         for scale, shares in WIDTH_SHARES.items():

@@ -1,4 +1,4 @@
-"""Measure the cost of one option: how much the predictions change when it alone is built into the teacher."""
+"""Measure what one option costs: how much the teacher's predictions change with it alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sensitivity:
         self._aligned: tuple[Any, AlignedGroup] | None = None  # the last one, with its blocks and what they share
 
     def _run(self, images: Tensor) -> tuple[dict[str, list[BlockInput]], Tensor]:
-        """The arguments of the teacher's blocks, in chunks of images, and its log-probabilities `[B, K]`."""
+        """Arguments of the teacher's blocks, per chunk, and its log-probabilities `[B, K]`."""
         inputs: dict[str, list[BlockInput]] = {name: [] for name in self.blocks}
 
         def keep(name: str, call: Call) -> None:
@@ -52,7 +52,7 @@ class Sensitivity:
             return inputs, log_probs(self.teacher, images)
 
     def cost(self, group: Group) -> float:
-        """Return KL(teacher ‖ student) for a student that differs from the teacher in `group` alone, nats per image."""
+        """Return KL(teacher ‖ student) of a student that differs in `group` alone, in nats."""
         first = group.blocks[0]
         source = self._align(group)
         student = _with_copies(source.model, group.blocks)
@@ -71,7 +71,7 @@ class Sensitivity:
             self.calibration.cache.pop(block, None)
 
     def _align(self, group: Group) -> AlignedGroup:
-        """The model that a group is made from; cached for the next group, which often differs in its rank alone."""
+        """The model to make a group from; cached, as the next group may differ in its rank alone."""
         if len(group.blocks) == 1 or not group.shared:
             return AlignedGroup(self.teacher)
         key = group.blocks, group.shared
@@ -92,7 +92,7 @@ def _with_copies(teacher: nn.Module, blocks: Sequence[str]) -> nn.Module:
 
 @contextmanager
 def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator[list[BlockInput]]:
-    """Make `model` skip the blocks before `first`, which receives what the yielded list holds, in place."""
+    """Make `model` skip the blocks before `first`, and pass it the yielded list's entry."""
     entry: list[BlockInput] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -123,7 +123,7 @@ def divergence(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
 
 
 def divergence_and_chance(student: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[float, float]:
-    """Return the divergence of the student, and that of the teacher's mean prediction, which ignores the image.
+    """Return the divergence of the student, and that of the teacher's mean prediction.
 
     Args:
         student: in eval mode.
@@ -136,7 +136,7 @@ def divergence_and_chance(student: nn.Module, teacher: nn.Module, images: Tensor
 
 
 def _kl(log_q: Tensor, log_p: Tensor) -> float:
-    """KL(p ‖ q) of log-probabilities `[B, K]`, nats per image; rounding does not make it negative."""
+    """KL(p ‖ q) from log-probabilities `[B, K]`, nats per image; never negative by rounding."""
     return max(0.0, float(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)))
 
 

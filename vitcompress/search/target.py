@@ -1,4 +1,6 @@
-"""Find the best plan for a target: a ratio or a size gives a budget, a drop is searched for over budgets.
+"""Find the best plan for a target: a ratio, a size, or a drop.
+
+A ratio or a size sets a budget; for a drop, the smallest budget is searched for.
 
 measure    what every option costs alone
 allocate   the cheapest sum of options within the budget
@@ -50,7 +52,7 @@ def reach(target: TargetRecipe, search: Search) -> Chosen:
 
 
 def _later_work(target: TargetRecipe, search: Search) -> float:
-    """Estimate the time that a search takes after measuring, in options whose measurement takes as long."""
+    """Estimate the time of what follows measuring, in options that take as long to measure."""
     if target.target_drop is not None:
         return DROP_ROUNDS * (best_work(search) + build_work(search))
     if target.target_size is not None:
