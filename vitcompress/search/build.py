@@ -114,7 +114,7 @@ def build_work(search: Search) -> float:
     to all images.
     """
     num_blocks = len(family_of(search.teacher, search.name).block_names(search.teacher))
-    return 2 * num_blocks * len(search.fitted) / len(search.fitted_to_options)
+    return 2 * num_blocks * len(search.fitted) / len(search.option_images)
 
 
 def best_work(search: Search) -> float:

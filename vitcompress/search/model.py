@@ -41,7 +41,7 @@ class Chosen:
         return tuple(
             f"{c.name}: {c.plan.size.student_params:,} parameters, "
             + ("" if math.isnan(c.predicted) else f"{c.predicted:.3f} nats predicted, ")
-            + ("not built" if math.isnan(c.cost) else f"{c.cost:.3f} as started")
+            + ("not built" if math.isnan(c.cost) else f"{c.cost:.3f} nats measured")
             for c in self.tried
         )
 
@@ -89,7 +89,7 @@ class Search:
         return self.images[len(self.fitted) :] if len(self.images) > 1 else self.images
 
     @property
-    def fitted_to_options(self) -> Tensor:
+    def option_images(self) -> Tensor:
         """The images that options are fitted to."""
         return self.fitted[: max(MIN_IMAGES, math.ceil(FITTED_TOKENS / _min_tokens(self.teacher, self.images)))]
 
@@ -111,7 +111,7 @@ class Search:
         def tell(count: int, total: int) -> None:
             self.tell(count / (total + later_work))
 
-        return measure_options(shapes, self.fitted_to_options, judged, tell)
+        return measure_options(shapes, self.option_images, judged, tell)
 
 
 def _min_tokens(model: nn.Module, images: Tensor) -> int:

@@ -71,7 +71,7 @@ class Sensitivity:
             self.calibration.cache.pop(block, None)
 
     def _align(self, group: Group) -> AlignedGroup:
-        """The model to make a group from; cached, as the next group may differ in its rank alone."""
+        """The model to make a group from; cached, as the next may differ in its rank alone."""
         if len(group.blocks) == 1 or not group.shared:
             return AlignedGroup(self.teacher)
         key = group.blocks, group.shared
