@@ -681,9 +681,9 @@ def test_options_of_a_model_without_classes_are_not_measured(
 @pytest.mark.parametrize(
     ("target", "named"),
     [
-        (["--target-ratio", 900], ["--target-ratio 900 is out of reach", "At most --target-ratio"]),
-        (["--target-size", "4kB"], ["--target-size 4,000 bytes is out of reach", "At least --target-size"]),
-        (["--target-size", "3kB"], ["--target-size 3,000 bytes is out of reach", "More than --target-size 4kB"]),
+        (["--target-ratio", 900], ["--target-ratio 900 is out of reach", "Use at most --target-ratio"]),
+        (["--target-size", "4kB"], ["--target-size 4,000 bytes is out of reach", "Use at least --target-size"]),
+        (["--target-size", "3kB"], ["--target-size 3,000 bytes is out of reach", "Use more than --target-size 4kB"]),
     ],
 )
 def test_a_target_out_of_reach_names_one_that_is_not(

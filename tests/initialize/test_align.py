@@ -1,4 +1,4 @@
-"""Blocks that share are turned towards one another: the model computes the same, and what is alike is found."""
+"""Aligning blocks does not change what the model computes, and finds what they have in common."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def strong() -> Any:
 
 
 def doubled() -> tuple[nn.Module, Tensor]:
-    """A model whose blocks 1 to 3 compute what block 0 does, by other matrices; and images for it."""
+    """A model whose blocks 1 to 3 compute what block 0 does with other matrices, and images."""
     model = strong()
     for index in (1, 2, 3):
         model.blocks[index] = scrambled(model.blocks[0], seed=index)
@@ -149,7 +149,7 @@ def test_turned_moments_are_those_of_the_turned_model() -> None:
     after = input_moments(teacher, [group], [x])
     assert set(turns) == {f"{block}.{layer}" for block in group.blocks for layer in ("attn.proj", "mlp.fc2")}
     for name, turn in turns.items():
-        expected, found = after[name], before[name].turned(turn)
+        expected, found = after[name], before[name].mapped(turn)
         torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.second(), expected.second(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(before["blocks.2.mlp.fc1"].xx, after["blocks.2.mlp.fc1"].xx, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Factors and narrow blocks start at what their layers do: closed forms, identities, and what must stay as it is."""
+"""Starts of factors and narrow blocks: closed forms, identities, and what they leave unchanged."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_one_neuron_less_is_the_best_of_all_choices() -> None:
 
 
 def test_heads_that_have_few_channels_are_narrowed_without_loss() -> None:
-    """Queries and keys of rank 3, values of rank 2, in heads of eight channels: narrow to 3 and 2, nothing is lost."""
+    """Queries and keys have rank 3 and values rank 2, so widths of 3 and 2 lose nothing."""
     teacher = tiny().double()
     own: Any = teacher.get_submodule("blocks.0.attn")
     with torch.no_grad():
@@ -269,7 +269,7 @@ def family_of_row(name: str, count: int = 48) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("kind", ["adapters", "bases on matrices", "bases", "low rank", "narrow"])
 @pytest.mark.parametrize("row", ROWS)
 def test_every_family_starts(row: str, kind: str) -> None:
-    """With finite weights, no farther from the teacher than where surgery left it, and nothing left behind."""
+    """Weights are finite, the start is no worse than truncation, and no hooks are left behind."""
     teacher, x = family_of_row(row, 24)
     before = {name: t.clone() for name, t in teacher.state_dict().items()}
     recipe = PlanRecipe(**KINDS[kind], transforms=())

@@ -1,17 +1,19 @@
-"""Of the models that compute what a teacher does, which has the blocks of a group most alike?
+"""Make the blocks of a group more alike without changing what the model computes.
 
-    MLP      neurons may stand in any order                            fc1 → P fc1,  fc2 → fc2 Pᵀ
-    heads    may stand in any order; within one, queries and keys      q → R q,  k → R k
-             may turn together, and values with the projection         v → S v,  proj → proj Sᵀ
+    MLP      neurons may be permuted                                      fc1 → P fc1,  fc2 → fc2 Pᵀ
+    heads    may be permuted; within a head, queries and keys             q → R q,  k → R k
+             may be rotated together, and values with the projection      v → S v,  proj → proj Sᵀ
 
-Blocks were trained apart, so what they have in common stands in other places in each: their mean, or one matrix with
-small residuals, is far from all of them unless they are turned towards one another first.
+Blocks were trained separately, so what they have in common sits in different neurons and heads of
+each. Their mean, or one matrix with small residuals, is far from all of them unless they are
+aligned first.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,54 +24,69 @@ from vitcompress.families.narrow import plain_attention, plain_mlp
 from vitcompress.plans.model import Group, Plan
 
 ROUNDS = 3
-"""The first turns all blocks towards the first, the others towards their mean."""
+"""The first round aligns all blocks with the first block, the others with their mean."""
 
-Turns = Mapping[str, Tensor]
-"""What became of the inputs of layers, by the layers' full names: an order `[D]`, or a rotation `[D, D]`."""
+InputMaps = Mapping[str, Tensor]
+"""How inputs of layers change: permutation `[D]` or rotation `[D, D]`, by the layer's full name."""
+
+
+@dataclass(frozen=True)
+class AlignedGroup:
+    """A model in which the blocks of a group may be aligned.
+
+    Attributes:
+        model: computes what the teacher does.
+        input_maps: how the inputs of its layers differ from the teacher's; empty where nothing was
+            aligned.
+    """
+
+    model: nn.Module
+    input_maps: InputMaps = field(default_factory=dict)
 
 
 def aligned(teacher: nn.Module, plan: Plan) -> nn.Module:
-    """A model that computes what the teacher does, with the blocks that share matrices turned towards one another.
+    """Align the blocks that share matrices in a model that computes what the teacher does.
 
     Args:
         teacher: not changed.
-        plan: of a student.
+        plan: the student's plan.
 
     Returns:
-        A copy; the teacher itself where nothing can be turned: blocks that share no matrices stay as they are, and
-        so do layers that are not timm's plain ones.
+        A copy; the teacher itself where nothing can be aligned. Blocks that share no matrices, and
+        layers that are not timm's plain ones, stay as they are.
 
-    Source: ours. Neurons by assignment: Ainsworth et al. 2023, arXiv:2209.04836, Sec. 3.2; heads by orthogonal
-        Procrustes: Schönemann 1966.
+    Source: ours. Neurons by assignment: Ainsworth et al. 2023, arXiv:2209.04836, Sec. 3.2; heads by
+        orthogonal Procrustes: Schönemann 1966.
     """
-    if not any(_turnable(teacher, group) for group in plan.groups):
+    if not any(_alignable(teacher, group) for group in plan.groups):
         return teacher
-    turned = copy.deepcopy(teacher)
+    model = copy.deepcopy(teacher)
     for group in plan.groups:
-        align_group(turned, group)
-    return turned
+        align_group(model, group)
+    return model
 
 
-def align_group(model: nn.Module, group: Group) -> Turns:
-    """Turn the blocks of a group towards one another, in place; the model computes the same.
+def align_group(model: nn.Module, group: Group) -> InputMaps:
+    """Align the blocks of a group, in place; the model computes the same as before.
 
     Args:
-        model: has the teacher's blocks.
-        group: of a plan of it.
+        model: contains the teacher's blocks.
+        group: of a plan for the model.
 
     Returns:
-        What the layers whose inputs are others now get.
+        How the inputs of layers changed, for the layers where they did.
     """
-    turns: dict[str, Tensor] = {}
+    input_maps: dict[str, Tensor] = {}
     with torch.no_grad():
-        for part, (layer, align) in _turnable(model, group).items():
-            found = align([model.get_submodule(f"{block}.{part}") for block in group.blocks])
-            turns.update({f"{block}.{part}.{layer}": turn for block, turn in zip(group.blocks, found, strict=True)})
-    return turns
+        for part, (layer, align) in _alignable(model, group).items():
+            maps = align([model.get_submodule(f"{block}.{part}") for block in group.blocks])
+            names = [f"{block}.{part}.{layer}" for block in group.blocks]
+            input_maps.update(zip(names, maps, strict=True))
+    return input_maps
 
 
-def _turnable(model: nn.Module, group: Group) -> dict[str, tuple[str, Callable[[Sequence[Any]], list[Tensor]]]]:
-    """The parts of a group's blocks that can be turned: the layer whose inputs turn, and what does it."""
+def _alignable(model: nn.Module, group: Group) -> dict[str, tuple[str, Callable[[Sequence[Any]], list[Tensor]]]]:
+    """For each part to align, the layer whose inputs change and the function that aligns."""
     if len(group.blocks) == 1:
         return {}
     kinds = {
@@ -85,13 +102,15 @@ def _turnable(model: nn.Module, group: Group) -> dict[str, tuple[str, Callable[[
 
 
 def _align_neurons(mlps: Sequence[Any]) -> list[Tensor]:
-    """Order the neurons of some MLPs, in place; returns the orders `[M]`."""
+    """Permute the neurons of some MLPs, in place; return the permutations `[M]`."""
     orders = [torch.arange(mlp.fc1.out_features, device=mlp.fc1.weight.device) for mlp in mlps]
     for number in range(ROUNDS):
-        each = torch.stack([torch.cat([mlp.fc1.weight, mlp.fc2.weight.T], 1) for mlp in mlps]).double()  # [G, M, 2·C]
-        goal = each.mean(0) if number else each[0]
-        for index, (mlp, rows) in enumerate(zip(mlps, each, strict=True)):
-            order = _assigned(goal @ rows.T)
+        neurons = torch.stack(
+            [torch.cat([mlp.fc1.weight, mlp.fc2.weight.T], 1) for mlp in mlps]
+        ).double()  # [G, M, 2·C]
+        goal = neurons.mean(0) if number else neurons[0]
+        for index, (mlp, rows) in enumerate(zip(mlps, neurons, strict=True)):
+            order = _assign(goal @ rows.T)
             mlp.fc1.weight.copy_(mlp.fc1.weight[order])
             mlp.fc1.bias.copy_(mlp.fc1.bias[order])
             mlp.fc2.weight.copy_(mlp.fc2.weight[:, order])
@@ -100,25 +119,26 @@ def _align_neurons(mlps: Sequence[Any]) -> list[Tensor]:
 
 
 def _align_heads(attns: Sequence[Any]) -> list[Tensor]:
-    """Order and turn the heads of some attentions, in place; returns the rotations of what they attend to, `[C, C]`."""
+    """Permute and rotate attention heads, in place; return their outputs' rotations `[C, C]`."""
     heads = attns[0].num_heads
-    turned = [torch.eye(attn.proj.in_features, device=attn.proj.weight.device).double() for attn in attns]
+    rotations = [torch.eye(attn.proj.in_features, device=attn.proj.weight.device).double() for attn in attns]
     for number in range(ROUNDS):
-        each = torch.stack([_maps(attn) for attn in attns])  # [G, 4, H, D, C]
-        goal = (each.mean(0) if number else each[0]).unflatten(0, (2, 2))
-        for index, (attn, maps) in enumerate(zip(attns, each, strict=True)):
-            # for each pair of heads, what turns the second to the first: queries with keys, values with projection
+        stacked = torch.stack([_maps(attn) for attn in attns])  # [G, 4, H, D, C]
+        goal = (stacked.mean(0) if number else stacked[0]).unflatten(0, (2, 2))
+        for index, (attn, maps) in enumerate(zip(attns, stacked, strict=True)):
+            # for each pair of heads, the rotation of the second to the first: queries with keys,
+            # values with the projection
             u, s, vt = torch.linalg.svd(torch.einsum("sphdc,spgec->shgde", goal, maps.unflatten(0, (2, 2))))
-            order = _assigned(s.sum((0, -1)))
-            turn = (u @ vt)[[0, 0, 1, 1]][:, torch.arange(heads), order]  # [4, H, D, D]
+            order = _assign(s.sum((0, -1)))
+            rotation = (u @ vt)[[0, 0, 1, 1]][:, torch.arange(heads), order]  # [4, H, D, D]
             bias = attn.qkv.bias.double().unflatten(0, (3, heads, -1))[:, order]
-            maps = torch.einsum("phde,phec->phdc", turn, maps[:, order])
+            maps = torch.einsum("phde,phec->phdc", rotation, maps[:, order])
             attn.qkv.weight.copy_(maps[:3].flatten(0, 2))
-            attn.qkv.bias.copy_(torch.einsum("phde,phe->phd", turn[:3], bias).flatten())
+            attn.qkv.bias.copy_(torch.einsum("phde,phe->phd", rotation[:3], bias).flatten())
             attn.proj.weight.copy_(maps[3].flatten(0, 1).T)
-            values = turned[index].unflatten(0, (heads, -1))[order]
-            turned[index] = torch.einsum("hde,hec->hdc", turn[3], values).flatten(0, 1)
-    return turned
+            values = rotations[index].unflatten(0, (heads, -1))[order]
+            rotations[index] = torch.einsum("hde,hec->hdc", rotation[3], values).flatten(0, 1)
+    return rotations
 
 
 def _maps(attn: Any) -> Tensor:
@@ -127,6 +147,7 @@ def _maps(attn: Any) -> Tensor:
     return maps
 
 
-def _assigned(likeness: Tensor) -> Tensor:
-    """Which column goes to each row so that the sum of what they have in common is largest."""
-    return torch.from_numpy(linear_sum_assignment(likeness.cpu().numpy(), maximize=True)[1]).to(likeness.device)
+def _assign(similarity: Tensor) -> Tensor:
+    """The column for each row so that the sum of their similarities is largest, `[rows]`."""
+    columns = linear_sum_assignment(similarity.cpu().numpy(), maximize=True)[1]
+    return torch.from_numpy(columns).to(similarity.device)

@@ -1,15 +1,13 @@
-"""Which tokens matter in a fit?  Those on which the predictions depend: towards the end, the class token far above all.
+"""Weight tokens in a fit by how much the predictions depend on them.
 
-A fit that counts all tokens alike spends itself on patches that nothing reads any more.
+In late blocks, that is the class token above all. A fit that counts all tokens alike is spent on
+patches that no later layer reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,66 +15,65 @@ from torch import Tensor, nn
 
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import layers_called
+from vitcompress.initialize.inputs import recording
 from vitcompress.plans.make import layer_shapes
 
 TokenWeights = Mapping[str, Mapping[str, Tensor]]
-"""By block and by layer inside it: what each token counts, `[N]`, or `[H, W]` on a grid; 1 on average."""
+"""Weights of tokens by block and layer: `[N]`, or `[H, W]` on a grid; 1 on average."""
 
 FLOOR = 0.5
-"""What a token counts at least: a class token alone is one sample per image, too few for wide layers."""
+"""Minimum weight of a token; the class token alone has too few samples for wide layers."""
 
-MOST_IMAGES = 64  # means over them differ little from those over more
-CHUNK_IMAGES = 8  # at a time, with what the backward pass needs
+MAX_IMAGES = 64  # more change the means little
+CHUNK_IMAGES = 8  # in one forward and backward pass
 
 
 def token_weights(
     teacher: nn.Module, family: Family, blocks: Sequence[str], images: Iterable[Tensor]
 ) -> dict[str, dict[str, Tensor]]:
-    """What each token counts in fits of the layers of some blocks, in float64.
+    """Compute how much each token counts in fits of the layers of some blocks, in float64.
 
-    That is E‖∂ log p(y) / ∂ output‖², y drawn from the predictions p, for the outputs of a layer at the token's place:
-    the trace of their Fisher information, over its mean. Without classes, a random projection of the features is taken.
+    The weight is E‖∂ log p(y) / ∂ output‖² with y drawn from the predictions p, for the layer's
+    output at the token: the trace of its Fisher information, divided by the mean. Without classes,
+    a random projection of the features is differentiated instead.
 
     Args:
         teacher: in eval mode; not changed.
         family: of the teacher.
         blocks: names of the blocks.
-        images: batches `[B, C, H, W]`, on the teacher's device; the first few are enough.
+        images: batches `[B, C, H, W]`, on the teacher's device; only the first 64 images are used.
 
     Source: ours; Fisher information as in Martens and Grosse 2015, arXiv:1503.05671, Sec. 2.
     """
-    places = [(block, layer) for block in blocks for layer in layer_shapes(family, teacher.get_submodule(block))]
-    outputs: dict[tuple[str, str], Tensor] = {}
-    sums: dict[tuple[str, str], Tensor] = {}
+    layers = {block: list(layer_shapes(family, teacher.get_submodule(block))) for block in blocks}
+    names = [f"{block}.{layer}" for block in blocks for layer in layers[block]]
+    outputs: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(layers_called(teacher))
-        for block, layer in places:
-            keep = partial(_keep, outputs, (block, layer))
-            stack.callback(teacher.get_submodule(f"{block}.{layer}").register_forward_hook(keep).remove)
-        chunks = (chunk for batch in images for chunk in batch.split(CHUNK_IMAGES))
-        for chunk in islice(chunks, MOST_IMAGES // CHUNK_IMAGES):
-            asked = _asked(teacher, teacher(chunk.detach().requires_grad_()), generator)
-            grads = torch.autograd.grad(asked, [outputs[place] for place in places], materialize_grads=True)
-            for place, grad in zip(places, grads, strict=True):
-                sums[place] = sums.get(place, 0) + grad.double().square().mean(-1).sum(0)
-    weights: dict[str, dict[str, Tensor]] = {block: {} for block in blocks}
-    for (block, layer), found in sums.items():
-        share = found / found.mean() if found.any() else torch.ones_like(found)
-        weights[block][layer] = FLOOR + (1 - FLOOR) * share
-    return weights
+    chunks = islice((chunk for batch in images for chunk in batch.split(CHUNK_IMAGES)), MAX_IMAGES // CHUNK_IMAGES)
+    with (
+        torch.enable_grad(),
+        layers_called(teacher),
+        recording(teacher, names, lambda name, call: outputs.update({name: call.output})),
+    ):
+        for chunk in chunks:
+            objective = _objective(teacher, teacher(chunk.detach().requires_grad_()), generator)
+            grads = torch.autograd.grad(objective, [outputs[name] for name in names], materialize_grads=True)
+            for name, grad in zip(names, grads, strict=True):
+                sums[name] = sums.get(name, 0) + grad.double().square().mean(-1).sum(0)
+    return {block: {layer: _weights(sums[f"{block}.{layer}"]) for layer in layers[block]} for block in blocks}
 
 
-def _keep(outputs: dict[Any, Tensor], place: Any, module: nn.Module, inputs: Any, output: Tensor) -> None:
-    """Forward hook: note what a layer gives."""
-    outputs[place] = output
+def _weights(squares: Tensor) -> Tensor:
+    """Weights of tokens, from the sums of their squared gradients, both `[N]` or `[H, W]`."""
+    share = squares / squares.mean() if squares.any() else torch.ones_like(squares)
+    return FLOOR + (1 - FLOOR) * share
 
 
-def _asked(teacher: nn.Module, found: Tensor, generator: torch.Generator) -> Tensor:
-    """What is differentiated, of logits or features `[B, K]`: a sum over images."""
+def _objective(teacher: nn.Module, outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """The scalar to differentiate, a sum over images, from logits or features `[B, K]`."""
     if not getattr(teacher, "num_classes", 0):
-        return (found * torch.randn(found.shape, generator=generator).to(found)).sum()
-    log_p = F.log_softmax(found.float(), dim=-1)
-    drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
-    return log_p.gather(1, drawn.to(found.device)).sum()
+        return (outputs * torch.randn(outputs.shape, generator=generator).to(outputs)).sum()
+    log_p = F.log_softmax(outputs.float(), dim=-1)
+    labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
+    return log_p.gather(1, labels.to(outputs.device)).sum()

@@ -1,4 +1,4 @@
-"""Least squares on second moments, in float64: what the starts of factors and of narrow blocks have in common."""
+"""Least squares on second moments, in float64."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 RIDGE = 1e-4
-"""Of the mean variance: keeps directions that the images hardly show from being fitted."""
+"""Ridge as a share of the mean variance; damps directions in which the images hardly vary."""
 
 
 @dataclass
 class Moments:
-    """Sums over samples of inputs `x` `[n, D]` and targets `y` `[n, O]`: `x`, `y`, `x xᵀ` and `y xᵀ`."""
+    """Sums of `x`, `y`, `x xᵀ` and `y xᵀ` over samples of inputs x `[D]` and targets y `[O]`."""
 
     count: float = 0
     x: Tensor | float = 0.0
@@ -22,91 +22,99 @@ class Moments:
     yx: Tensor | float = 0.0
 
     def add(self, x: Tensor, y: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """Count samples, in place.
+        """Add samples, in place.
 
         Args:
             x: inputs `[B, ..., D]`.
             y: targets `[B, ..., O]`; None where only the inputs matter.
-            weight: what each sample counts, `[...]`, the same for each of the batch; None for 1.
+            weight: weights of the samples, `[...]`, the same for each image of the batch; None for
+                1.
         """
-        each = torch.ones(x.shape[:-1], dtype=torch.double, device=x.device)
-        each = (each if weight is None else each * weight).flatten()[:, None]
-        x = x.detach().flatten(0, -2).double()  # in float32 a large mean leaves nothing of small deviations from it
-        counted = x if weight is None else x * each
-        self.count += float(each.sum())
-        self.x = self.x + counted.sum(0)
-        self.xx = self.xx + counted.T @ x
+        weights = torch.ones(x.shape[:-1], dtype=torch.double, device=x.device)
+        weights = (weights if weight is None else weights * weight).flatten()[:, None]
+        x = x.detach().flatten(0, -2).double()  # in float32, a large mean swallows small deviations
+        weighted = x if weight is None else x * weights
+        self.count += float(weights.sum())
+        self.x = self.x + weighted.sum(0)
+        self.xx = self.xx + weighted.T @ x
         if y is not None:
             y = y.detach().flatten(0, -2).double()
-            self.y = self.y + (y * each).sum(0)
-            self.yx = self.yx + y.T @ counted
+            self.y = self.y + (y * weights).sum(0)
+            self.yx = self.yx + y.T @ weighted
 
     @property
     def mean(self) -> Tensor:
-        """Mean input `[D]`."""
+        """Mean of the inputs, `[D]`."""
         return self.x / self.count  # type: ignore[return-value]
 
     @property
     def mean_target(self) -> Tensor:
-        """Mean target `[O]`."""
+        """Mean of the targets, `[O]`."""
         return self.y / self.count  # type: ignore[return-value]
 
-    def turned(self, turn: Tensor) -> Moments:
-        """Those of the same inputs in another order `[D]`, or after a rotation `[D, D]`; without targets."""
+    def mapped(self, by: Tensor) -> Moments:
+        """Return the moments of permuted (`[D]`) or rotated (`[D, D]`) inputs, without targets."""
         x, xx = torch.as_tensor(self.x), torch.as_tensor(self.xx)
-        if turn.ndim == 1:
-            return Moments(self.count, x[turn], 0.0, xx[turn][:, turn])
-        return Moments(self.count, turn @ x, 0.0, turn @ xx @ turn.T)
+        if by.ndim == 1:
+            return Moments(self.count, x[by], 0.0, xx[by][:, by])
+        return Moments(self.count, by @ x, 0.0, by @ xx @ by.T)
 
     def covariance(self) -> Tensor:
-        """Of the inputs, `[D, D]`, with the ridge."""
+        """Return the covariance of the inputs, `[D, D]`, with the ridge."""
         centred: Tensor = self.xx / self.count - self.mean.outer(self.mean)
         return with_ridge(centred)
 
     def second(self) -> Tensor:
-        """E[x xᵀ], `[D, D]`, with the ridge: what counts where no bias takes up the mean."""
+        """Return E[x xᵀ], `[D, D]`, with the ridge; for layers where no bias takes up the mean."""
         return with_ridge(torch.as_tensor(self.xx / self.count))
 
     def cross(self) -> Tensor:
-        """Covariance of targets and inputs, `[O, D]`."""
+        """Return the covariance of targets and inputs, `[O, D]`."""
         return self.yx / self.count - self.mean_target.outer(self.mean)
 
 
 def with_ridge(covariance: Tensor) -> Tensor:
-    """A covariance `[D, D]` that can be inverted."""
-    return covariance + ridge_of(covariance) * torch.eye(
-        len(covariance), dtype=covariance.dtype, device=covariance.device
-    )
+    """Return a covariance `[D, D]` with the ridge on its diagonal, so that it can be inverted."""
+    return covariance + ridge(covariance) * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
 
 
-def ridge_of(covariance: Tensor) -> Tensor:
-    """What `with_ridge` adds to the diagonal, `[]`; never zero, though all inputs may be."""
+def ridge(covariance: Tensor) -> Tensor:
+    """Return the ridge of a covariance `[D, D]`, `[]`; positive even where all inputs are zero."""
     return RIDGE * covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).eps)
 
 
 def regress_near(covariance: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
-    """As `regress`, drawn to `prior` `[O, D]` in directions that the images hardly show."""
-    return regress(with_ridge(covariance), cross + ridge_of(covariance) * prior)
+    """Regress with a ridge towards `prior` `[O, D]`, where the images hardly vary."""
+    return regress(with_ridge(covariance), cross + ridge(covariance) * prior)
 
 
 def regress(covariance: Tensor, cross: Tensor) -> Tensor:
-    """The matrix `[O, D]` that predicts targets best: `cross @ inverse(covariance)`."""
+    """Return the matrix `[O, D]` that predicts the targets best: `cross @ inverse(covariance)`."""
     solved: Tensor = torch.linalg.solve(covariance, cross.T).T
     return solved
 
 
 def roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric square root of a covariance `[D, D]` and its inverse."""
+    """Return the symmetric square root of a covariance `[D, D]` and the inverse of the root."""
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp(min=RIDGE * 1e-2 * values.max().clamp(min=torch.finfo(values.dtype).eps)).sqrt()
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
 
 
 def low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors `up` `[O, r]` and `down` `[r, D]` whose product does what `weight` `[O, D]` does, as well as rank r can.
+    """Factorise a matrix so that its outputs change least.
 
-    Minimises E‖(weight − up·down) x‖² over inputs x of that covariance: a truncated SVD, whitened by the inputs.
-    That is what `weight` says in the directions in which its outputs vary most, so its smaller side is enough.
+    Minimises E‖(weight − up·down) x‖²: a truncated SVD, whitened by the inputs. It keeps the
+    directions in which the outputs vary most, so an eigendecomposition of the smaller side is
+    enough.
+
+    Args:
+        weight: matrix `[O, D]`.
+        covariance: covariance of the inputs x, `[D, D]`.
+        rank: r.
+
+    Returns:
+        Factors `up` `[O, r]` and `down` `[r, D]`.
 
     Source: Wang et al. 2024, arXiv:2403.07378, Sec. 3.1; reduced-rank regression, Izenman 1975.
     """
@@ -115,20 +123,21 @@ def low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Ten
         down = up.T @ weight
     else:
         root, inverse = roots(covariance)
-        seen = weight @ root
-        basis = leading(seen.T @ seen, rank)
-        up, down = seen @ basis, basis.T @ inverse
+        whitened = weight @ root
+        basis = leading(whitened.T @ whitened, rank)
+        up, down = whitened @ basis, basis.T @ inverse
     size = ((down @ covariance) * down).sum(1).clamp(min=0).sqrt() / up.norm(dim=0).clamp(
         min=torch.finfo(up.dtype).tiny
     )
-    scale = size.clamp(min=torch.finfo(up.dtype).tiny).sqrt()[:, None]  # both factors get the same share of the size,
-    return up * scale.T, down / scale  # so that one learning rate fits both
+    # balance the norms of both factors, so that one learning rate fits both
+    scale = size.clamp(min=torch.finfo(up.dtype).tiny).sqrt()[:, None]
+    return up * scale.T, down / scale
 
 
 def leading(gram: Tensor, rank: int) -> Tensor:
-    """The eigenvectors `[D, r]` of a Gram matrix's largest eigenvalues, largest first.
+    """Return the eigenvectors `[D, r]` of a Gram matrix's largest eigenvalues, largest first.
 
-    As good as a singular value decomposition in float64, and many times faster for tall stacks.
+    In float64 this is as accurate as an SVD, and many times faster for tall matrices.
     """
     vectors: Tensor = torch.linalg.eigh(gram)[1]
     return vectors[:, -rank:].flip(1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,17 +11,23 @@ from torch import Tensor, nn
 
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import layers_called
-from vitcompress.initialize.align import Turns
+from vitcompress.initialize.align import AlignedGroup
 from vitcompress.initialize.factors import fit_factors, start_factors
 from vitcompress.initialize.importance import TokenWeights
+from vitcompress.initialize.inputs import BlockInput, run_block
 from vitcompress.initialize.regression import Moments
-from vitcompress.initialize.walk import BlockInputs, convert_block, run_block, start_in_order
+from vitcompress.initialize.walk import BlockFit, start_in_order
 from vitcompress.initialize.whole import STARTS, fit_whole, shared_layers
 from vitcompress.plans.model import Group, Plan
 
 
 def needs_images(plan: Plan, method: str) -> bool:
-    """Whether the starts of a plan are fitted to images."""
+    """Whether the start of a plan's student is fitted to images.
+
+    Args:
+        plan: the student's plan.
+        method: start of whole shared matrices, a key of `STARTS`.
+    """
     return any(not group.is_plain or (method == "calibrated" and len(group.blocks) > 1) for group in plan.groups)
 
 
@@ -32,8 +39,8 @@ def start_student(
     Args:
         student: as `apply_plan` built it from a copy of the teacher.
         teacher: in eval mode, on the student's device.
-        plan: the student's.
-        images: gives calibration batches `[B, C, H, W]`, the same each time.
+        plan: the student's plan.
+        images: returns calibration batches `[B, C, H, W]`, the same ones each time.
         method: start of whole shared matrices, a key of `STARTS`.
     """
     STARTS[method](student, teacher, plan, images)
@@ -42,47 +49,60 @@ def start_student(
         start_in_order(student, teacher, plan, images())
 
 
-def start_group(
-    student: nn.Module,
-    teacher: nn.Module,
-    group: Group,
-    family: Family,
-    inputs: Mapping[str, BlockInputs],
-    weights: TokenWeights,
-    seen: dict[Any, Any],
-    source: nn.Module,
-    turns: Turns,
-) -> None:
-    """Set the start of one group alone, for the inputs that its blocks have in the teacher, in place.
+@dataclass(frozen=True)
+class Calibration:
+    """A teacher and what its blocks receive for calibration images.
+
+    Attributes:
+        teacher: in eval mode.
+        family: of the teacher.
+        inputs: arguments of each block, one entry per batch, by block.
+        weights: how much each token counts, by block and layer.
+        cache: moments of these inputs that starts of other groups can use again, by block; new ones
+            are added.
+    """
+
+    teacher: nn.Module
+    family: Family
+    inputs: Mapping[str, Sequence[BlockInput]]
+    weights: TokenWeights
+    cache: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def start_group(student: nn.Module, group: Group, calibration: Calibration, source: AlignedGroup) -> None:
+    """Set the start of one group, fitted to its blocks' inputs in the teacher, in place.
 
     Args:
-        student: has the group, and may have the teacher's own modules elsewhere.
-        teacher: in eval mode.
-        group: of the student, not of several narrow blocks.
-        family: of the teacher.
-        inputs: of the group's blocks in the teacher.
-        weights: what each token counts in their fits.
-        seen: moments of the same inputs that were taken for other ways of making the same part of the same block, by
-            block; those that are new are added.
-        source: the model that the group was made of: the teacher, or turned.
-        turns: how; empty where it was not.
+        student: contains the group; its other blocks may be the teacher's own modules.
+        group: any group but one of several narrow blocks.
+        calibration: the teacher and its inputs.
+        source: the model that the group was made from: the teacher, or a copy with the group's
+            blocks aligned.
     """
+    teacher, family, cache = calibration.teacher, calibration.family, calibration.cache
     with torch.no_grad(), layers_called(student), layers_called(teacher):
         if len(group.blocks) == 1:
-            convert_block(
-                student.get_submodule(group.donor), teacher.get_submodule(group.donor), group, family,
-                inputs[group.donor], weights[group.donor], seen.setdefault(group.donor, {}),
-            )  # fmt: skip
+            block, batches = group.donor, calibration.inputs[group.donor]
+            given = batches[0]._replace(x=torch.cat([batch.x for batch in batches]))
+            weights, moments = calibration.weights[block], cache.setdefault(block, {})
+            fit = BlockFit(student.get_submodule(block), teacher.get_submodule(block), weights, given, cache=moments)
+            fit.run(group, family)
             return
         layers = [*shared_layers(group, family), *group.ranks]
         for block in group.blocks:
-            own = {layer: Moments() for layer in layers if f"{block}.{layer}" not in seen}
-            for args, kwargs in inputs[block] if own else ():
-                taken, _, _ = run_block(teacher.get_submodule(block), args[0], args[1:], kwargs, inputs=tuple(own))
-                for layer, found in own.items():
-                    found.add(taken[layer])
-            seen.update({f"{block}.{layer}": found for layer, found in own.items()})
-        moments = {f"{block}.{layer}": seen[f"{block}.{layer}"] for block in group.blocks for layer in layers}
-        moments.update({name: moments[name].turned(turn) for name, turn in turns.items() if name in moments})
-        fit_whole(student, source, family, group, moments)
-        fit_factors(student, source, family, group, moments)
+            _add_moments(calibration, block, layers)
+        by_name = {f"{block}.{layer}": cache[block][layer] for block in group.blocks for layer in layers}
+        by_name.update({name: by_name[name].mapped(by) for name, by in source.input_maps.items() if name in by_name})
+        fit_whole(student, source.model, family, group, by_name)
+        fit_factors(student, source.model, family, group, by_name)
+
+
+def _add_moments(calibration: Calibration, block: str, layers: Sequence[str]) -> None:
+    """Add the moments of a block's layer inputs to the cache, in place, where they are missing."""
+    cache = calibration.cache.setdefault(block, {})
+    missing = {layer: Moments() for layer in layers if layer not in cache}
+    for given in calibration.inputs[block] if missing else ():
+        calls, _ = run_block(calibration.teacher.get_submodule(block), given, missing)
+        for layer, moments in missing.items():
+            moments.add(calls[layer].input)
+    cache.update(missing)

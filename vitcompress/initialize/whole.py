@@ -1,11 +1,9 @@
-"""Which whole matrices does a group start from?  A donor's, the mean, or the best fit to what its blocks do."""
+"""Set the whole matrices that blocks share: the donor's, their mean, or the least-squares fit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from vitcompress.families.base import Family
 from vitcompress.families.find import family_named
 from vitcompress.families.insertion import layers_called
 from vitcompress.families.widths import Widths
+from vitcompress.initialize.inputs import Call, recording
 from vitcompress.initialize.regression import Moments, regress_near
 from vitcompress.plans.model import Group, Plan
 
@@ -21,48 +20,50 @@ Images = Callable[[], Iterable[Tensor]]
 
 
 def start_first(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
-    """Leave every group at its first block's weights, which is where tying put it; in place."""
+    """Keep the weights of each group's first block, which `apply_plan` put in place."""
 
 
 def start_mean(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
     """Set every shared parameter to its mean over the group's blocks, in place."""
-    for group in filter(_whole, plan.groups):
+    for group in filter(_shares_whole, plan.groups):
         for name in group.shared:
             if name.removesuffix(".weight") in group.ranks:
-                continue  # its factors are fitted together with it
-            each = [teacher.get_parameter(f"{block}.{name}") for block in group.blocks]
-            _set(student, f"{group.donor}.{name}", torch.stack([p.detach().double() for p in each]).mean(0))
+                continue  # fitted together with its factors
+            parameters = [teacher.get_parameter(f"{block}.{name}") for block in group.blocks]
+            _set(student, f"{group.donor}.{name}", torch.stack([p.detach().double() for p in parameters]).mean(0))
 
 
 def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
     """Set every shared matrix to the least-squares fit of its blocks' layers, in place.
 
-    Solves argmin over W and the biases of Σ_i E‖(W x_i + b_i') − (W_i x_i + b_i)‖² over the group's blocks i, where
-    x_i is the input of block i's layer in the teacher. Private biases take up the mean error of each block, so the
-    fit is to centred inputs; a shared bias is fitted together with W. In float64.
+    Minimises Σ_i E‖(W x_i + b_i') − (W_i x_i + b_i)‖² over W and the biases, where x_i is the input
+    of the layer in the group's block i of the teacher. Private biases take up the mean error of
+    each block, so W is fitted to centred inputs; a shared bias is fitted together with W. Computed
+    in float64.
 
     Args:
         student: its shared matrices and the biases of those layers are set.
         teacher: in eval mode.
-        plan: the student's.
-        images: gives calibration batches `[B, C, H, W]`, on the teacher's device.
+        plan: the student's plan.
+        images: returns calibration batches `[B, C, H, W]`, on the teacher's device.
 
     Source: ours; ordinary multi-output least squares. See docs/explanation.md.
     """
     family = family_named(plan.family)
-    fits = [(group, layer, _Fit()) for group in filter(_whole, plan.groups) for layer in shared_layers(group, family)]
-    handles = [
-        teacher.get_submodule(f"{block}.{layer}").register_forward_pre_hook(partial(_add_inputs, fit, block))
-        for group, layer, fit in fits
-        for block in group.blocks
+    fits = [
+        (group, layer, _Fit()) for group in filter(_shares_whole, plan.groups) for layer in shared_layers(group, family)
     ]
-    try:
-        with torch.no_grad(), layers_called(teacher):
-            for batch in images() if fits else ():
-                teacher(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    fit_of = {f"{block}.{layer}": (fit, block) for group, layer, fit in fits for block in group.blocks}
+
+    def add_inputs(name: str, call: Call) -> None:
+        fit, block = fit_of[name]
+        moments = Moments()
+        moments.add(call.input)
+        fit.add(block, teacher.get_parameter(f"{name}.weight"), moments)
+
+    with torch.no_grad(), layers_called(teacher), recording(teacher, fit_of, add_inputs):
+        for batch in images() if fits else ():
+            teacher(batch)
     for group, layer, fit in fits:
         fit.solve(student, teacher, group, layer)
 
@@ -70,14 +71,15 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
 def fit_whole(
     student: nn.Module, teacher: nn.Module, family: Family, group: Group, moments: Mapping[str, Moments]
 ) -> None:
-    """Set the matrices that a group shares and has nothing beside, as `start_calibrated` does, in place.
+    """Set a group's shared matrices without factors, as `start_calibrated` does, in place.
 
     Args:
         student: its shared matrices and the biases of those layers are set.
-        teacher: whose layers they are fitted to.
+        teacher: the matrices are fitted to its layers.
         family: of the teacher.
         group: of the student's plan.
-        moments: of the inputs of the group's layers in the teacher, by the layers' full names.
+        moments: moments of the inputs of the group's layers in the teacher, by the layer's full
+            name.
     """
     for layer in shared_layers(group, family):
         fit = _Fit()
@@ -96,10 +98,10 @@ STARTS: Mapping[str, Callable[[nn.Module, nn.Module, Plan, Images], None]] = {
 
 @dataclass
 class _Fit:
-    """Second moments of one layer's inputs, per group of blocks: `[D, D]` and `[O, D]` sums, never one per block."""
+    """Sums over the inputs of one layer in all blocks of a group, with no matrix per block."""
 
-    inputs: Tensor | float = 0.0  # Σ_i Σ x xᵀ
-    targets: Tensor | float = 0.0  # Σ_i W_i Σ x xᵀ
+    inputs: Tensor | float = 0.0  # Σ_i Σ x xᵀ, [D, D]
+    targets: Tensor | float = 0.0  # Σ_i W_i Σ x xᵀ, [O, D]
     sums: dict[str, Tensor] = field(default_factory=dict)  # Σ x per block
     count: dict[str, float] = field(default_factory=dict)
 
@@ -111,7 +113,7 @@ class _Fit:
         self.count[block] = self.count.get(block, 0) + moments.count
 
     def solve(self, student: nn.Module, teacher: nn.Module, group: Group, layer: str) -> None:
-        """Set the student's `layer` of `group` from the moments, in place."""
+        """Set one layer of the group in the student, in place."""
         linears = {block: teacher.get_submodule(f"{block}.{layer}") for block in group.blocks}
         weights = torch.stack([linear.weight.detach().double() for linear in linears.values()])  # type: ignore[operator]
         means = torch.stack([self.sums[block] / self.count[block] for block in group.blocks])  # [G, D]
@@ -137,23 +139,17 @@ class _Fit:
         _set(student, f"{group.donor}.{layer}.weight", w)
 
 
-def _add_inputs(fit: _Fit, block: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    moments = Moments()
-    moments.add(inputs[0])
-    fit.add(block, module.weight, moments)  # type: ignore[arg-type]
-
-
 def shared_layers(group: Group, family: Family) -> list[str]:
-    """The linear layers whose matrices a group shares and has nothing beside, by their names inside a block.
+    """Return the linear layers whose matrices a group shares without factors, as named in a block.
 
-    Position tables are none.
+    Position tables are not linear layers.
     """
     names = [name.removesuffix(".weight") for name in group.shared if family.weights.fullmatch(name)]
     return [name for name in names if name not in group.ranks]
 
 
-def _whole(group: Group) -> bool:
-    """Whether blocks of the teacher's shapes share matrices: narrow ones are started elsewhere."""
+def _shares_whole(group: Group) -> bool:
+    """Whether blocks with the teacher's shapes share parameters; `walk` starts narrow blocks."""
     return len(group.blocks) > 1 and group.widths == Widths()
 
 

@@ -1,16 +1,16 @@
-"""Which options together cost least within a budget?  Exactly, by dynamic programming over consecutive groups.
+"""Find the choices that cost least within a budget, exactly, by dynamic programming.
 
-    best[j][b] = min over i < j and the ways of making blocks i … j−1 as one group of  best[i][b − params] + cost
+    best[j][b] = min over i < j and the choices for blocks i … j−1 of  best[i][b − params] + cost
 
-where b is what is used. Costs are taken to add up, which they nearly do while they are small. What is counted is not
-the parameters of a choice but how many more they are than on the way with the fewest: that way fits whenever anything
-does.
+where b is the number of parameters used. Costs are assumed to add up, which nearly holds while they
+are small. What is counted is not the parameters of a choice but how many more they are than on the
+path with the fewest: that path fits whenever anything does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,14 @@ BUCKETS = 4000
 
 @dataclass(frozen=True)
 class Choice:
-    """One way of making a run of blocks as one group.
+    """One way of making a run of consecutive blocks as one group.
 
     Attributes:
         first: number of the first block.
         last: number of the block after the last.
         params: parameters of the run.
-        cost: nats.
-        key: what it is.
+        cost: nats per image.
+        key: what the caller recognises the choice by.
     """
 
     first: int
@@ -39,21 +39,22 @@ class Choice:
 
 
 def allocate(
-    choices: Sequence[Choice], num_blocks: int, budget: int, at_least: int = 0
+    choices: Sequence[Choice], num_blocks: int, budget: int, min_params: int = 0
 ) -> tuple[list[Choice], float] | None:
-    """The choices, in order of blocks, that cover every block once, fit the budget and cost least; and their cost.
+    """Return the choices that cover every block once, fit the budget and cost least.
 
-    What a choice has more than the fewest is rounded up to 1/4000 of what the budget leaves for that, so the sum never
-    exceeds the budget; it is exact where that is no more than 4000 parameters.
+    The parameters of a choice beyond the fewest possible are rounded up to 1/4000 of what the
+    budget leaves for them. So the sum never exceeds the budget; where the budget leaves at most
+    4000 parameters, nothing is rounded.
 
     Args:
-        choices: of every run of blocks that could be a group.
-        num_blocks: how many there are.
-        budget: parameters.
-        at_least: parameters below which the sum does not fall, where there is such a way.
+        choices: for every run of blocks that could be a group.
+        num_blocks: number of blocks.
+        budget: maximum number of parameters.
+        min_params: the sum has at least so many parameters, where that is possible.
 
     Returns:
-        None where nothing fits.
+        The choices in the order of their blocks, and their cost; None where nothing fits.
     """
     fewest = fewest_params(choices, num_blocks)
     if fewest[num_blocks] > budget:
@@ -63,29 +64,14 @@ def allocate(
     unit = spare / buckets if buckets else 1.0
     choices = [choice for choice in choices if math.isfinite(fewest[choice.first])]
     needs = [math.ceil((fewest[choice.first] + choice.params - fewest[choice.last]) / unit) for choice in choices]
-    best = np.full((num_blocks + 1, buckets + 1), np.inf)
-    best[0, 0] = 0.0
-    picked = np.full((num_blocks + 1, buckets + 1), -1, dtype=np.int64)
-    by_end: Mapping[int, list[int]] = {j: [] for j in range(num_blocks + 1)}
-    for number, choice in enumerate(choices):
-        by_end[choice.last].append(number)
-    for end in range(1, num_blocks + 1):
-        for number in by_end[end]:
-            choice = choices[number]
-            need = needs[number]
-            if need > buckets:
-                continue
-            cost = best[choice.first, : buckets + 1 - need] + choice.cost
-            better = cost < best[end, need:]
-            best[end, need:][better] = cost[better]
-            picked[end, need:][better] = number
-    rounded = num_blocks if unit > 1 else 0  # a choice counts as up to a bucket more than it has
-    lowest = min(buckets, max(0, math.ceil((at_least - fewest[num_blocks]) / unit) + rounded))
+    best, picked = _fill(choices, needs, num_blocks, buckets)
+    rounding = num_blocks if unit > 1 else 0  # each choice counts as up to one bucket more than it has
+    lowest = min(buckets, max(0, math.ceil((min_params - fewest[num_blocks]) / unit) + rounding))
     if not np.isfinite(best[num_blocks, lowest:]).any():
         lowest = 0
-    used = buckets - int(best[num_blocks, lowest:][::-1].argmin())  # of what costs the same, the one that keeps most
+    left = used = buckets - int(best[num_blocks, lowest:][::-1].argmin())  # at equal cost, the most parameters
     chosen: list[Choice] = []
-    end, left = num_blocks, used
+    end = num_blocks
     while end:
         number = int(picked[end, left])
         chosen.append(choices[number])
@@ -93,20 +79,43 @@ def allocate(
     return chosen[::-1], float(best[num_blocks, used])
 
 
+def _fill(
+    choices: Sequence[Choice], needs: Sequence[int], num_blocks: int, buckets: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest cost of the blocks before `end`, and the last choice there, `[end, buckets used]`."""
+    best = np.full((num_blocks + 1, buckets + 1), np.inf)
+    best[0, 0] = 0.0
+    picked = np.full((num_blocks + 1, buckets + 1), -1, dtype=np.int64)
+    for number in sorted(range(len(choices)), key=lambda number: choices[number].last):
+        choice, need = choices[number], needs[number]
+        if need > buckets:
+            continue
+        cost = best[choice.first, : buckets + 1 - need] + choice.cost
+        better = cost < best[choice.last, need:]
+        best[choice.last, need:][better] = cost[better]
+        picked[choice.last, need:][better] = number
+    return best, picked
+
+
 def fewest_params(choices: Sequence[Choice], num_blocks: int) -> list[float]:
-    """The fewest parameters that blocks 0 … j−1 can have, for each j; infinite where no choices cover them."""
+    """Return the fewest parameters of blocks 0 … j−1, for each j; infinity where not covered."""
     fewest = [0.0] + [math.inf] * num_blocks
     for choice in sorted(choices, key=lambda c: c.last):
         fewest[choice.last] = min(fewest[choice.last], fewest[choice.first] + choice.params)
     return fewest
 
 
-def frontier(choices: Sequence[Choice], most: int = 2000) -> list[Choice]:
-    """The choices of one run that no other beats in both parameters and cost; at most `most`, evenly spread."""
+def frontier(choices: Sequence[Choice], max_choices: int = 2000) -> list[Choice]:
+    """Return the choices of one run that no other choice beats in both parameters and cost.
+
+    Args:
+        choices: all of the same run.
+        max_choices: where more are left, evenly spread ones are returned.
+    """
     kept: list[Choice] = []
     for choice in sorted(choices, key=lambda c: (c.params, c.cost)):
         if not kept or choice.cost < kept[-1].cost:
             kept.append(choice)
-    if len(kept) <= most:
+    if len(kept) <= max_choices:
         return kept
-    return [kept[round(i * (len(kept) - 1) / (most - 1))] for i in range(most)]
+    return [kept[round(i * (len(kept) - 1) / (max_choices - 1))] for i in range(max_choices)]

@@ -23,7 +23,8 @@ from vitcompress.plans.model import Plan
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import PlanRecipe, TargetRecipe
-from vitcompress.search.target import Search, reach
+from vitcompress.search.model import Search
+from vitcompress.search.target import reach
 from vitcompress.surgery import apply_plan
 
 SMALLEST = "smallest"

@@ -1,3 +1,5 @@
+"""Starts of shared matrices: the donor, the mean, and the least-squares fit."""
+
 import torch
 
 from tests.factories import compressed, images, tiny
