@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
+from tests.factories import tiny
 from tests.search.factories import ROOMY, search_of
-from tests.tiny import tiny
 from vitcompress.recipe import KINDS
 from vitcompress.search.measure import Measured
 from vitcompress.search.model import Search

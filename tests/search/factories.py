@@ -8,8 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from tests.families.test_families import ROWS
-from tests.tiny import images
+from tests.factories import ROWS, images
 from vitcompress.search.model import Search
 
 ROOMY: dict[str, Any] = {"embed_dim": 48, "depth": 6, "num_heads": 3}

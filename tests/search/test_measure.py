@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.tiny import tiny
+from tests.factories import tiny
 from vitcompress.families.find import family_of
 from vitcompress.recipe import KINDS
 from vitcompress.search.measure import _interpolate

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.factories import tiny
 from tests.search.factories import built, num_params
-from tests.tiny import tiny
 from vitcompress.families.find import family_of
 from vitcompress.plans.make import plan_of
 from vitcompress.plans.model import Group

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.factories import images, tiny
 from tests.search.factories import built
-from tests.tiny import images, tiny
 from vitcompress.families.find import family_of
 from vitcompress.initialize.align import AlignedGroup, align_group
 from vitcompress.initialize.start import start_group

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import nn
 
+from tests.factories import tiny
 from tests.search.factories import num_params, search_of
-from tests.tiny import tiny
 from vitcompress.errors import PlanError
 from vitcompress.recipe import KINDS, TargetRecipe
 from vitcompress.search.build import build_candidate

@@ -31,7 +31,8 @@ from vitcompress.recipe import ModelRecipe, PlanRecipe, Recipe
 from vitcompress.report.model import to_json
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import from_main
-from vitcompress.search.target import Search, reach
+from vitcompress.search.model import Search
+from vitcompress.search.target import reach
 from vitcompress.surgery import apply_plan
 
 JUDGED_IMAGES = 1000  # training images that `--target-drop` is measured on
