@@ -24,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.benchmarks.relation_memory import PeakBytes
 from vitcompress.data import open_images
 from vitcompress.data.views import training_loader
-from vitcompress.distill.loop import weighted_losses
-from vitcompress.distill.training import training_student
+from vitcompress.distill.objective import weighted_losses
+from vitcompress.distill.settings import TrainSettings
+from vitcompress.distill.student import training_student
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
 from vitcompress.pipeline import compress as pipeline
@@ -76,11 +77,14 @@ def step_of(recipe: Recipe) -> Step:
     apply_plan(student, settled.plan)
     teacher = settled.teacher.model if settled.teacher else settled.model
     blocks = family_named(settled.plan.family).block_names(student)
-    comparison = replace(settled.comparison, image_size=None)
+    settings = TrainSettings(
+        recipe.distill, replace(settled.comparison, image_size=None), blocks=blocks, matrices=(),
+        input_size=settled.config["input_size"], num_steps=1,
+    )  # fmt: skip
     flops, peaks = [], []
     with (
         training_student(student, blocks, replace(recipe.distill, drop_path=0.0)),
-        weighted_losses(student, teacher.eval(), comparison, recipe.distill, 0, None) as compute,
+        weighted_losses(student, teacher.eval(), settings) as compute,
         sdpa_kernel(SDPBackend.MATH),  # the only kernel with a formula; fused ones keep less, so this is a bound
     ):
         for batch in BATCHES:

@@ -44,15 +44,15 @@ def words(teacher: Sequence[str], flat: Path) -> list[object]:
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], None]:
     """Let the training die before its update of a step; returns what lets it live again."""
-    whole = run.Run.record
+    whole = run.TrainState.record
 
-    def record(self: run.Run, *args: Any, **kwargs: Any) -> None:
+    def record(self: run.TrainState, *args: Any, **kwargs: Any) -> None:
         if self.steps == step:
             raise Killed
         whole(self, *args, **kwargs)
 
-    monkeypatch.setattr(run.Run, "record", record)
-    return lambda: monkeypatch.setattr(run.Run, "record", whole)
+    monkeypatch.setattr(run.TrainState, "record", record)
+    return lambda: monkeypatch.setattr(run.TrainState, "record", whole)
 
 
 def cut_short(
@@ -89,7 +89,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
         ended = vitcompress(*asked, "--out", cut, "--resume")
         assert ended.code == 0, ended.err
         begins = step < 2 and "--target-ratio" not in asked  # a plan that was searched for is kept at once
-        assert ("starts from the beginning" if begins else "going on from") in ended.err
+        assert ("starting from the beginning" if begins else "continuing from") in ended.err
         assert same_tensors(whole, cut), step
         assert curve(whole) == curve(cut)
         assert not list(tmp_path.glob("*.checkpoints"))
@@ -173,17 +173,17 @@ def test_without_a_state_it_starts_from_the_beginning_and_says_so(
 ) -> None:
     cut = tmp_path / "cut.safetensors"
     ended = vitcompress(*words, "--num-workers", 0, "--out", cut, "--resume")
-    assert (ended.code, "starts from the beginning" in ended.err) == (0, True)
+    assert (ended.code, "starting from the beginning" in ended.err) == (0, True)
     cut_short(monkeypatch, vitcompress, [*words, "--num-workers", 0], cut, 5)
     ended = vitcompress(*words, "--num-workers", 0, "--out", cut)
-    assert (ended.code, "--resume would go on" in ended.err) == (0, True)
+    assert (ended.code, "--resume would continue" in ended.err) == (0, True)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "1", "{", "[" * 100_000, '{"facts": null, "settled": 1}'])
 def test_facts_of_a_run_that_are_none_are_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(TrainingError, match=r"run\.json cannot be read"):
-        Checkpoints(tmp_path, Interval(steps=1)).found()
+        Checkpoints(tmp_path, Interval(steps=1)).read_run()
 
 
 def test_a_state_that_cannot_be_read_is_named(
@@ -251,7 +251,7 @@ def test_what_follows_a_long_training_may_be_terminated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = [*words[: words.index("--save-every")], "--num-workers", 0, "--out", tmp_path / "cut.safetensors"]
-    monkeypatch.setattr(checkpoints, "WORTH_KEEPING_SECONDS", seconds)
+    monkeypatch.setattr(checkpoints, "MIN_SECONDS_TO_KEEP", seconds)
     with monkeypatch.context() as patch:
         patch.setattr("vitcompress.pipeline.run.measure", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
         ended = vitcompress(*asked)

@@ -1,16 +1,17 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from tests.families.test_families import ROWS, Row, build
 from tests.families.test_families import images as row_images
 from tests.tiny import VARIANTS, compressed, images, tiny
-from vitcompress.distill.hooks import TokenSubset, tap_outputs
-from vitcompress.distill.losses import LOSSES, Given
-from vitcompress.distill.matching import ComparedModel, match_models, reading
-from vitcompress.distill.training import compiling, training_student
-from vitcompress.families.base import Tap
+from vitcompress.distill.hooks import ReadPoints, TokenSubset, reading_outputs, tap_outputs
+from vitcompress.distill.losses import LOSSES, LossContext
+from vitcompress.distill.matching import ComparedModel, match_models
+from vitcompress.distill.student import compiling, training_student
+from vitcompress.families.base import Tap, tap_qkv
 from vitcompress.families.find import FAMILIES, family_of
 from vitcompress.families.insertion import layers_called
 from vitcompress.recipe import DistillRecipe
@@ -117,14 +118,14 @@ def test_losses_of_every_family_have_the_same_gradients_checkpointed(name: str) 
         training = DistillRecipe(grad_checkpointing=checkpointing, drop_path=0.2)
         with (
             training_student(student, blocks, training),
-            reading(student, asked.student, fields, choose) as mine,
-            reading(teacher, asked.teacher, fields, choose) as yours,
+            reading_outputs(student, asked.student, fields, choose) as mine,
+            reading_outputs(teacher, asked.teacher, fields, choose) as yours,
         ):
             torch.manual_seed(0)  # of drop path
             with torch.no_grad():
                 target = yours(teacher(row_images(row)))
             found = mine(student(row_images(row)))
-            terms = [LOSSES[loss].compute(found, target, Given()) for loss in recipe.loss or ()]
+            terms = [LOSSES[loss].compute(found, target, LossContext()) for loss in recipe.loss or ()]
             torch.stack(terms).sum().backward()
         assert all(term.item() > 0 for term in terms)
         gradients.append({name: p.grad for name, p in student.named_parameters()})
@@ -199,14 +200,16 @@ def test_what_a_teacher_gives_in_inference_mode_can_be_learned_from() -> None:
         tokens = TokenSubset(16, seed=0)
         fields = {"hidden", "qkv", "sampled"}
         with (
-            reading(student, asked.student, fields, tokens) as mine,
-            reading(teacher, asked.teacher, fields, tokens) as yours,
+            reading_outputs(student, asked.student, fields, tokens) as mine,
+            reading_outputs(teacher, asked.teacher, fields, tokens) as yours,
         ):
             with mode():
                 target = yours(teacher(images(teacher)))
             found = mine(student(images(teacher)))
             student.zero_grad()
-            torch.stack([LOSSES[loss].compute(found, target, Given()) for loss in recipe.loss or ()]).sum().backward()
+            torch.stack(
+                [LOSSES[loss].compute(found, target, LossContext()) for loss in recipe.loss or ()]
+            ).sum().backward()
         gradients.append({name: p.grad for name, p in student.named_parameters()})
     for name, gradient in gradients[0].items():
         assert gradient is not None
@@ -222,3 +225,36 @@ def test_every_token_has_its_turn() -> None:
         count[choose(x).flatten().long()] += 1
     assert count.sum() == 3200
     assert (count - 200).abs().max() < 50  # five standard deviations of a fair draw
+
+
+def test_reading_gives_what_is_asked_for_and_no_more() -> None:
+    model = tiny()
+    points = ReadPoints(("blocks.0", "blocks.3"), ((Tap("blocks.0.attn.qkv"),), (Tap("blocks.3.attn.qkv"),)))
+    x = images(model)
+    with reading_outputs(model, points, {"sampled", "qkv"}, TokenSubset(2, seed=0)) as outputs:
+        found = outputs(model(x))
+        assert outputs(found.logits).qkv == []  # handed out once, so that nothing else holds them
+    assert found.hidden == []
+    assert [tuple(t.shape) for t in found.sampled] == [(2, 2, 24)] * 2
+    assert [tuple(t.shape) for qkv in found.qkv for t in qkv] == [(2, 2, 24)] * 6
+    assert torch.equal(found.logits, model(x))
+
+
+def test_windows_are_images_of_their_own_and_grids_are_tokens() -> None:
+    """Swin gives [B, rows, columns, C], and its attention sees [B·windows, tokens of a window, C]."""
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, patch_size=2, window_size=4, embed_dim=12, depths=(2, 2),
+        num_heads=(2, 4), num_classes=5,
+    ).eval()  # fmt: skip
+    blocks = [f"layers.{stage}.blocks.{number}" for stage in range(2) for number in range(2)]
+    qkv = tuple(tuple(tap.inside(block) for tap in tap_qkv(model.get_submodule(block))) for block in blocks)
+    points = ReadPoints(tuple(blocks), qkv)
+    x = torch.randn(3, 3, 32, 32)
+    with reading_outputs(model, points, {"sampled", "hidden", "qkv"}, TokenSubset(20, seed=0)) as outputs:
+        found = outputs(model(x))
+    assert [tuple(t.shape) for t in found.hidden] == [(3, 16, 16, 12)] * 2 + [(3, 8, 8, 24)] * 2
+    assert [tuple(t.shape) for t in found.sampled] == [(3, 20, 12)] * 2 + [(3, 20, 24)] * 2
+    assert [tuple(q.shape) for q, _, _ in found.qkv] == [(3 * 16, 16, 12)] * 2 + [(3 * 4, 16, 24)] * 2
+    context = LossContext()
+    for name in ("hidden", "attention", "hidden_relation"):
+        assert LOSSES[name].compute(found, found, context).item() == pytest.approx(0, abs=1e-6)

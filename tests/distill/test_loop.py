@@ -14,6 +14,7 @@ from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.run import DivergedError
+from vitcompress.distill.settings import TrainSettings
 from vitcompress.recipe import LOSSES, DistillRecipe
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]
@@ -38,24 +39,20 @@ def batches(x: torch.Tensor, steps: int) -> Iterator[Batch]:
 
 def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, **recipe: Any) -> tuple[TrainLog, Steps]:
     ticker = Steps()
-    asked = DistillRecipe(**recipe)
+    distill_recipe = DistillRecipe(**recipe)
     size = (x.shape[1], x.shape[2], x.shape[3])
-    log = distill(
-        student,
-        teacher,
-        lambda start: batches(x, steps),
-        asked,
+    student_model, teacher_model = ComparedModel("student", student, size), ComparedModel("teacher", teacher, size)
+    settings = TrainSettings(
+        distill_recipe,
+        match_models(student_model, teacher_model, distill_recipe),
         blocks=BLOCKS,
-        comparison=match_models(
-            ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), asked
-        ),
-        mixing=Mixing(num_classes=5 if "labels" in (asked.loss or {}) else None),
         matrices=frozenset(name for name, p in student.named_parameters() if "blocks." in name and p.ndim == 2),
-        fade=lambda done: None,
-        accelerator=Accelerator(cpu=True),
-        ticker=ticker,
         input_size=size,
         num_steps=steps,
+        mixing=Mixing(num_classes=5 if "labels" in (distill_recipe.loss or {}) else None),
+    )
+    log = distill(
+        student, teacher, lambda start: batches(x, steps), settings, accelerator=Accelerator(cpu=True), ticker=ticker
     )
     return log, ticker
 

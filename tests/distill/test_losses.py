@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitcompress.distill.losses import (
     LOSSES,
-    Given,
+    LossContext,
     Outputs,
     attention_relations,
     cross_entropy,
@@ -183,5 +183,5 @@ def test_the_recipe_names_the_losses_that_there_are() -> None:
 def test_every_loss_is_zero_where_student_and_teacher_are_one() -> None:
     states = torch.randn(2, 3, 4)
     out = Outputs(torch.tensor([[90.0, 0.0]]), [states], [states], [(states, states + 1, states - 1)])
-    given = Given(targets=torch.tensor([[1.0, 0.0]]))
-    assert all(abs(loss.compute(out, out, given).item()) < 1e-5 for loss in LOSSES.values())
+    context = LossContext(targets=torch.tensor([[1.0, 0.0]]))
+    assert all(abs(loss.compute(out, out, context).item()) < 1e-5 for loss in LOSSES.values())

@@ -138,7 +138,7 @@ def test_teachers_that_cannot_be_told_before_any_weight_is_loaded(
     ("recipe", "message"),
     [
         ({"teacher": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
-        ({"teacher": "a.safetensors", "teacher_arg": {"depth": 2}}, "has its weights and sizes in it"),
+        ({"teacher": "a.safetensors", "teacher_arg": {"depth": 2}}, "is a file with its own weights and sizes"),
         ({"teacher": NAME, "teacher_checkpoint": "nowhere.pth"}, "--teacher-checkpoint nowhere.pth does not exist."),
         ({"teacher": NAME, "teacher_arg": {"nonsense": 1}}, "nonsense=1"),
         ({"teacher": NAME, "teacher_arg": {"pretrained": 1}}, "--teacher-arg pretrained"),

@@ -26,8 +26,8 @@ from vitcompress.distill.checkpoints import Checkpoints, run_facts
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import ComparedModel, Matching
+from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import Teacher, find_teacher
-from vitcompress.distill.training import check_student
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError, raise_faults
 from vitcompress.families.find import family_named
 from vitcompress.families.outputs import has_classes
@@ -169,7 +169,7 @@ class _Job:
         )  # fmt: skip
         settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say)
         if settled is None and self.accelerator.is_main_process:
-            checkpoints.begin(facts, {}, dear=False)
+            checkpoints.begin(facts, {}, eager=False)
 
     @property
     def evaluator(self) -> Evaluator:

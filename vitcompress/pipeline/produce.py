@@ -20,6 +20,7 @@ from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Matching
 from vitcompress.distill.run import DivergedError
+from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.measure.accuracy import Evaluator
@@ -101,34 +102,30 @@ def train(
     if teacher is not None:
         num_classes: Any = student.num_classes
         cache = _teacher_cache(lesson, same_as or teacher, num_classes, share, accelerator)
-    with reporter.training() as ticker, _divergence_of(lesson):
-        log = distill(
-            student,
-            teacher,
-            batches,
-            recipe.distill,
-            blocks=blocks,
-            comparison=lesson.comparison,
-            mixing=Mixing(
-                mixup=recipe.data.mixup,
-                cutmix=recipe.data.cutmix,
-                num_classes=student.num_classes if "labels" in lesson.comparison.losses else None,  # type: ignore[arg-type]
-                smoothing=recipe.distill.label_smoothing,
-                seed=seed,
-            ),
-            matrices=matrices,
-            fade=fade,
-            accelerator=accelerator,
-            ticker=ticker,
-            input_size=lesson.config["input_size"],
-            num_steps=steps,
-            seconds=seconds,
+    settings = TrainSettings(
+        recipe.distill,
+        lesson.comparison,
+        blocks=blocks,
+        matrices=matrices,
+        input_size=lesson.config["input_size"],
+        num_steps=steps,
+        seconds=seconds,
+        seed=seed,
+        mixing=Mixing(
+            mixup=recipe.data.mixup,
+            cutmix=recipe.data.cutmix,
+            num_classes=student.num_classes if "labels" in lesson.comparison.losses else None,  # type: ignore[arg-type]
+            smoothing=recipe.distill.label_smoothing,
             seed=seed,
-            skip_bad_images=recipe.data.skip_bad_images,
-            checkpoints=checkpoints,
-            cache=cache,
-            compiled=recipe.run.compile,
-        )
+        ),
+        skip_bad_images=recipe.data.skip_bad_images,
+        checkpoints=checkpoints,
+        teacher_cache=cache,
+        compiled=recipe.run.compile,
+        before_step=fade,
+    )
+    with reporter.training() as ticker, _divergence_of(lesson):
+        log = distill(student, teacher, batches, settings, accelerator=accelerator, ticker=ticker)
     accelerator.free_memory()  # what optimizers hold is three times the student
     return lesson.named(log)
 

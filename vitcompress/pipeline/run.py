@@ -24,8 +24,8 @@ from vitcompress.distill.checkpoints import Checkpoints, run_facts
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import MOST_POINTS, TrainLog
 from vitcompress.distill.matching import Matching
+from vitcompress.distill.schedule import lr_for_start
 from vitcompress.distill.teacher import Teacher
-from vitcompress.distill.training import lr_for_start
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
 from vitcompress.families.outputs import has_classes
@@ -177,7 +177,7 @@ class Job:
             if checkpoints and recipe.distill.steps != 0 and job.accelerator.is_main_process:
                 plan = TypeAdapter(Plan).dump_python(job.plan, mode="json")
                 lr, store = job.recipe.distill.lr, job.recipe.store.store
-                checkpoints.begin(facts, {"plan": plan, "store": store, "lr": lr}, dear=recipe.target.is_given)
+                checkpoints.begin(facts, {"plan": plan, "store": store, "lr": lr}, eager=recipe.target.is_given)
         return job, student, source
 
     def _calibration(self, teacher: nn.Module) -> Iterator[Tensor]:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from vitcompress.distill.matching import ComparedModel, Matching, match_models
+from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import Teacher, find_teacher
-from vitcompress.distill.training import check_student
 from vitcompress.families.find import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import check_cache, check_store, check_target
