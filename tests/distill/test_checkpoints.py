@@ -1,4 +1,4 @@
-"""A run that is cut short anywhere and goes on gives the file of a run that was not, to the last bit."""
+"""An interrupted and resumed run writes the same file as an uninterrupted one, bit by bit."""
 
 from __future__ import annotations
 

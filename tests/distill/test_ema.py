@@ -10,7 +10,7 @@ from vitcompress.distill.ema import copy_parameters, running_mean
 
 
 def test_the_running_mean_by_hand() -> None:
-    """From 1 at the start; the first update copies, the next keep 2/11, 3/12 and at most the decay of 0.24."""
+    """The first update copies the model, later ones keep 2/11, 3/12 and at most the decay 0.24."""
     model = nn.Linear(1, 1, bias=False)
     mean: Any = running_mean(model, 0.24)
     found = []

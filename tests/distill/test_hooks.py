@@ -77,7 +77,7 @@ def test_queries_keys_and_values_are_those_of_the_attention(variant: str) -> Non
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_what_is_read_is_what_the_layers_give_in_every_family(row: Row, mixed: bool) -> None:
-    """Computed once more from the attention's input, the weights and the biases, wherever those are kept."""
+    """Computed again from the attention's input, its weights and its biases."""
     model = build(row)
     if mixed:
         model, _ = compressed(model, share=2, transforms=("heads",))
@@ -241,7 +241,7 @@ def test_reading_gives_what_is_asked_for_and_no_more() -> None:
 
 
 def test_windows_are_images_of_their_own_and_grids_are_tokens() -> None:
-    """Swin gives [B, rows, columns, C], and its attention sees [B·windows, tokens of a window, C]."""
+    """Swin returns [B, rows, columns, C]; its attention sees [B·windows, tokens of a window, C]."""
     model = timm.create_model(
         "swin_tiny_patch4_window7_224", img_size=32, patch_size=2, window_size=4, embed_dim=12, depths=(2, 2),
         num_heads=(2, 4), num_classes=5,

@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_restores_the_last_good_state(ema: float | Non
 
 
 def test_the_student_ends_as_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first step counts whole, the second 9/11, the third 9/12: what --ema 0.9 gives so early."""
+    """The first step counts fully, the second 9/11, the third 9/12, as --ema 0.9 starts."""
     teacher = tiny()
     student, plan = compressed(teacher, share=2)
     weight = student.get_parameter("blocks.0.mlp.fc1.weight")

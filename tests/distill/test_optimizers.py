@@ -95,7 +95,7 @@ def test_muon_leaves_factors_to_adamw(recipe: dict[str, Any], taken: set[str]) -
 
 
 def test_muon_orthogonalises_the_step() -> None:
-    """One step from zero momentum moves a matrix by nearly orthogonal rows, whatever the gradient's scale."""
+    """A step from zero momentum has nearly orthogonal rows, whatever the gradient's scale."""
     weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.float64))
     model = nn.ParameterDict({"w": weight})
     muon, _ = make_optimizers(model, DistillRecipe(optimizer="muon", matrix_lr=1.0), {"w"})

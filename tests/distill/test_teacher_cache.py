@@ -1,4 +1,4 @@
-"""A run on the same views takes the teacher's word from the run before; on anything else it is refused."""
+"""A run on the same views uses the cached logits; a cache of anything else is refused."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_mixes_at_the_identity_are_left_out_only_where_they_are_not_learned(monk
 
 
 def test_no_map_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only inputs and output are alive between the passes, and never more than a few blocks of maps."""
+    """Only the output is kept between the passes, and never more than a few blocks of maps."""
     monkeypatch.setattr(module, "BLOCK_BYTES", 1)  # blocks of one image
     q, k, v = qkv(32, 2, 80)
     mixes = noise(2, 2), noise(2, 2)

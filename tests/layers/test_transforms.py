@@ -91,7 +91,7 @@ def test_mixed_attention_keeps_masked_places_masked() -> None:
 
 
 def test_offsets_fall_in_seven_buckets() -> None:
-    """By hand, from Eq. 18 of iRPE: 1.9 + ln(d/1.9)/ln 8 · 1.9 is 1.9, 2.3, 2.6 and 3.4 for d = 2, 3, 4 and 10."""
+    """By Eq. 18 of iRPE: 1.9 + ln(d/1.9)/ln 8 · 1.9 = 1.9, 2.3, 2.6, 3.4 for d = 2, 3, 4, 10."""
     expected = [0, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
     buckets = offset_buckets(14, torch.device("cpu"))
     assert buckets[:, 0].tolist() == [3 + b for b in expected]  # the key comes before the query

@@ -1,12 +1,13 @@
 """Keep the state of a training beside its output, and continue an interrupted run from it.
 
     <stem>.checkpoints/
-      run.json               the recipe, and what was computed from it before training: plan, learning rate
+      run.json               the recipe, and what was settled before training: plan, learning rate
       step-00000500/         accelerate's state of model, optimizers and random numbers
         counters.json        steps, images, loss curve
         weights.safetensors  the last good weights, and the running mean if there is one
 
-A state is written as a whole or not at all. Nothing is unpickled except by `torch.load(weights_only=True)`.
+A state is written as a whole or not at all. Nothing is unpickled except by
+`torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Checkpoints:
             raise TrainingError(f"{self.folder / 'run.json'} cannot be read: {error}.", hint="Delete it.") from error
 
     def check(self) -> None:
-        """Check that the folder holds nothing but states, or states of an interrupted run among other files.
+        """Check that the folder holds an interrupted run, or nothing but its states.
 
         Raises:
             RecipeError: it holds other files and no run.
@@ -104,7 +105,7 @@ class Checkpoints:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Add where the state is to the message of an interruption inside the context, if one was kept."""
+        """Name the folder of the state, if one was kept, when the context is interrupted."""
         try:
             yield
         except (KeyboardInterrupt, TerminationError) as error:
@@ -163,14 +164,14 @@ class Checkpoints:
             beside.write_text(self.text, encoding="utf-8")
 
     def due(self, steps: int) -> bool:
-        """Return whether to keep the state after `steps`; an interval in seconds goes by this process's clock."""
+        """Return whether to keep the state after `steps`, or now if the interval is in seconds."""
         if self.every.steps is not None:
             return steps > self.saved_step and steps % self.every.steps == 0
         assert self.every.seconds is not None
         return steps > self.saved_step and time.monotonic() - self.saved_at >= self.every.seconds
 
     def worth_it(self, state: TrainState, accelerator: Accelerator) -> bool:
-        """Return whether to keep the state at the end: only if training was long or a state was kept before."""
+        """Return whether to keep a last state: only after a long training or earlier states."""
         long = from_main(state.seconds() >= MIN_SECONDS_TO_KEEP, accelerator)
         return state.steps > self.saved_step and (long or self.saved_step > 0)
 
@@ -210,7 +211,7 @@ class Checkpoints:
         return target
 
     def restore(self, accelerator: Accelerator, state: TrainState, mean: AveragedModel | None) -> None:
-        """Load the newest state into model, optimizers, `state` and `mean`, in place; do nothing if there is none.
+        """Load the newest state, if any, into model, optimizers, `state` and `mean`, in place.
 
         Raises:
             TrainingError: it cannot be read.
@@ -290,7 +291,7 @@ def _write_state(folder: Path, state: TrainState, mean: AveragedModel | None) ->
 
 
 def run_facts(recipe: Mapping[str, Any], images: ImageSet | None, **more: Any) -> dict[str, Any]:
-    """Return everything that determines the resulting weights, to compare a resumed run with the interrupted one.
+    """Return everything that determines the resulting weights, to recognise a resumed run.
 
     Args:
         recipe: as a tree, stage → field → value.

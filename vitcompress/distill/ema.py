@@ -14,13 +14,13 @@ _Tensors = tuple[Tensor, ...] | list[Tensor]
 def running_mean(student: nn.Module, decay: float) -> AveragedModel:
     """Return a copy of `student` whose `update_parameters` moves it towards the student.
 
-    timm's version goes through the state dict, which lists a shared weight once per block, and so would update it
-    several times a step.
+    timm's version goes through the state dict, which lists a shared weight once per block, and so
+    would update it several times a step.
 
     Args:
         student: its parameters are shared already; the copy shares them too.
-        decay: share of the mean that stays at a step. Starts at 1/10 and rises as (1 + step)/(10 + step), because a
-            mean over more steps than there were would be dominated by the start.
+        decay: share of the mean that stays at a step. Starts at 1/10 and rises as (1 + step)/(10 +
+            step), because a mean over more steps than there were would be dominated by the start.
     """
     mean = AveragedModel(student, multi_avg_fn=_make_update(decay))
     mean.n_averaged = mean.n_averaged.cpu()  # torch reads it twice a step, which would wait for a GPU

@@ -1,10 +1,11 @@
-"""Fade out the blocks' own matrices during training, so that sharing does not change the model at once.
+"""Fade out the blocks' own matrices during training, so that sharing sets in gradually.
 
-    block i computes with   W + β · (W_i − W₀)        β: 1 ──────╲______ 0 at `--fade` of the training
+    block i computes with   W + β · (W_i − W₀)        β: 1 ─────╲_____ 0 at `--fade` of the training
 
-W is the shared matrix of the group, or the product of factors, W₀ its value at the start, and W_i the matrix of block i
-in the source. At β = 1 every block computes what it did in the source; at β = 0 the sharing is complete, and the
-student holds nothing else. Narrow layers cannot fade: their neurons and channels differ from the source's.
+W is the shared matrix of the group, or the product of factors, W₀ its value at the start, and W_i
+the matrix of block i in the source. At β = 1 every block computes what it did in the source; at
+β = 0 the sharing is complete, and the student holds nothing else. Narrow layers cannot fade: their
+neurons and channels differ from the source's.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def fade_factor(done: float, share: float) -> float:
 
 @contextmanager
 def fading(student: nn.Module, source: nn.Module, plan: Plan, share: float) -> Iterator[Callable[[float], None]]:
-    """Add a fading part of each block's own matrices and biases to the shared ones, until the context ends.
+    """Add fading parts of the blocks' own matrices and biases, until the context ends.
 
     Costs one addition of matrices per layer and step, and the memory of the source's matrices.
 

@@ -1,4 +1,4 @@
-"""Read a model's inner values through hooks on its named modules, without changing its forward pass."""
+"""Read a model's inner values through hooks, without changing its forward pass."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ class ReadPoints:
 
 
 class TokenSubset:
-    """Choose random tokens: the same ones in every tensor with as many tokens, new ones after each `draw`.
+    """Choose random tokens: the same in all tensors with as many tokens, new ones after `draw`.
 
-    Relations grow with the square of the number of tokens, so this bounds them. Normally a copy of the chosen tokens
-    is kept. If most tokens are chosen and gradients flow through the tensor, autograd usually keeps it anyway; then
-    it is kept as it is, and `choose` tells which of its tokens to use.
+    Relations grow with the square of the number of tokens, so this bounds them. Normally a copy of
+    the chosen tokens is kept. If most tokens are chosen and gradients flow through the tensor,
+    autograd usually keeps it anyway; then it is kept as it is, and `choose` tells which of its
+    tokens to use.
 
     Args:
         max_tokens: number of tokens to keep; tensors with fewer are kept as they are.
@@ -52,7 +53,7 @@ class TokenSubset:
         self.chosen: dict[tuple[int, torch.device], Tensor] = {}
 
     def __call__(self, value: Tensor) -> Tensor:
-        """Return the chosen tokens of `[B, N, C]` in their order, `[B, n, C]`, or `value` itself."""
+        """Return the chosen tokens of `[B, N, C]`, in order, as `[B, n, C]`, or `value` itself."""
         chosen = self.choose(value.shape[1], value.device)
         if chosen is None or (value.requires_grad and value.shape[1] < 2 * self.max_tokens):
             return value
@@ -65,7 +66,7 @@ class TokenSubset:
         key = num_tokens, device
         if key not in self.chosen:
             generator = torch.Generator().manual_seed(self.generator_seed)
-            # not an inference tensor, even if the teacher asks first: autograd uses it for the student
+            # not an inference tensor, even if the teacher asks first: the student needs gradients
             with torch.inference_mode(False):
                 order = torch.randperm(num_tokens, generator=generator)[: self.max_tokens].sort().values
                 self.chosen[key] = order.to(device)
@@ -83,9 +84,9 @@ def tap_outputs(
 ) -> Iterator[list[Tensor]]:
     """Collect the values at `taps`, in their order, until the context ends.
 
-    With activation checkpointing, blocks run a second time in the backward pass. Values of that second run are not
-    collected: they would hold the memory that checkpointing frees. `keep` runs again all the same, because the second
-    run must do what the first did.
+    With activation checkpointing, blocks run a second time in the backward pass. Values of that
+    second run are not collected: they would hold the memory that checkpointing frees. `keep` runs
+    again all the same, because the second run must do what the first did.
 
     Args:
         model: each of its forward passes drops the values of the previous one.
@@ -137,7 +138,8 @@ def reading_outputs(
 ) -> Iterator[Callable[[Tensor], Outputs]]:
     """Read a model's forward passes until the context ends.
 
-    The values of a pass are handed out once and not kept: a teacher's are freed before the student's backward pass.
+    The values of a pass are handed out once and not kept: a teacher's are freed before the
+    student's backward pass.
 
     Args:
         model: the model that `points` belongs to.

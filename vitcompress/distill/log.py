@@ -20,7 +20,8 @@ class TrainLog:
         skipped_images: number of unreadable images, counted every time they are met.
         seconds: duration of the loop, without loading and evaluation.
         images_per_second: mean over the whole loop.
-        loss_curve: at most 200 points, each `{step, lr, loss, <loss name>…}` with means since the previous point.
+        loss_curve: at most 200 points, each `{step, lr, loss, <loss name>…}` with means since the
+            previous point.
         teacher: name of the teacher; None without one.
         losses: weight of each loss.
     """

@@ -69,7 +69,8 @@ def distill(
     Args:
         student: its parameters are shared already. With several processes, the main one's is used.
         teacher: takes the student's views; not changed. None if no loss needs one.
-        batches: yields this process's training views from a given step on, `recipe.accumulate` batches per step.
+        batches: yields this process's training views from a given step on, `recipe.accumulate`
+            batches per step.
         settings: losses, length and everything else that decides the training.
         accelerator: decides device, precision and processes.
         ticker: shows every step.
@@ -83,8 +84,8 @@ def distill(
         TerminationError: SIGTERM came; the state is kept.
         KeyboardInterrupt: Ctrl-C was pressed; the state is kept, unless it was pressed twice.
 
-    Source: weight distillation in MiniViT, arXiv:2204.07154, Sec. 3.3; the logits are soft targets of Hinton et al.
-        2015, arXiv:1503.02531.
+    Source: weight distillation in MiniViT, arXiv:2204.07154, Sec. 3.3; the logits are soft targets
+        of Hinton et al. 2015, arXiv:1503.02531.
     """
     checkpoints = settings.checkpoints
     with ExitStack() as stack:
@@ -115,7 +116,7 @@ def _preparing(
     accelerator: Accelerator,
     terminated: Callable[[], bool],
 ) -> Iterator[_Trainer]:
-    """Set student and teacher up for training, in place; the student is as before when the context ends."""
+    """Prepare student and teacher for training, in place, until the context ends."""
     recipe, blocks = settings.recipe, settings.blocks
     student.to(accelerator.device)
     teacher = teacher.to(accelerator.device).eval() if teacher else None
@@ -196,7 +197,7 @@ def _take_step(trainer: _Trainer, parts: Sequence[Batch], lr: float) -> StepResu
 
 
 def _backward(trainer: _Trainer, parts: Sequence[Batch]) -> dict[str, Tensor]:
-    """Accumulate the gradients of a step, in place; return the means of its losses in this process."""
+    """Accumulate the gradients of a step, in place; return this process's mean losses."""
     mixing = trainer.settings.mixing
     accelerator, step = trainer.accelerator, trainer.state.steps
     sums: dict[str, Tensor] = {}
@@ -245,7 +246,7 @@ def _average(
 def _freezing_unused(
     student: nn.Module, objective: Objective, input_size: tuple[int, int, int], accelerator: Accelerator
 ) -> Iterator[None]:
-    """Freeze parameters without a gradient, in place, until the context ends: DDP would wait for them."""
+    """Freeze parameters without a gradient, which DDP would wait for, until the context ends."""
     unused: list[nn.Parameter] = []
     if accelerator.num_processes > 1:
         images = torch.zeros(2, *input_size, device=accelerator.device)

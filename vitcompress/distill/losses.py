@@ -21,9 +21,10 @@ class Outputs:
     Attributes:
         logits: `[B, K]`; features `[B, C]` for a model without classes.
         hidden: output of each compared block, `[B, N, C]` or `[B, rows, columns, C]`.
-        sampled: the same as sequences, `[B, N, C]`, for relations between the tokens that `choose` selects.
-        qkv: queries, keys and values of each compared block, `[B, N, C]` each; `choose` applies to them too. With
-            window attention, B counts windows.
+        sampled: the same as sequences, `[B, N, C]`, for relations between the tokens that `choose`
+            selects.
+        qkv: queries, keys and values of each compared block, `[B, N, C]` each; `choose` applies to
+            them too. With window attention, B counts windows.
         choose: `(number of tokens, device) -> indices [n]` of the tokens to relate; None for all.
     """
 
@@ -60,8 +61,8 @@ def kl_logits(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> 
     Returns:
         Scalar `[]`, nats per image times T², so that gradients keep their scale as T changes.
 
-    Source: Hinton et al. 2015, arXiv:1503.02531, Sec. 2. DeiT's code divides by B·K, not B: its loss weights do not
-        carry over.
+    Source: Hinton et al. 2015, arXiv:1503.02531, Sec. 2. DeiT's code divides by B·K, not B: its
+        loss weights do not carry over.
     """
     log_p = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
     log_q = F.log_softmax(student.float() / temperature, dim=-1)
@@ -71,8 +72,8 @@ def kl_logits(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> 
 def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error between features of models without a head, normalised over channels.
 
-    Softmax and KL would treat features as scores of classes. Normalising keeps a few channels of large variance from
-    dominating, and gives the loss weight the same meaning for every model.
+    Softmax and KL would treat features as scores of classes. Normalising keeps a few channels of
+    large variance from dominating, and gives the loss weight the same meaning for every model.
 
     Args:
         student: features `[B, C]`, or `[B, N, C]` without pooling.
@@ -89,17 +90,19 @@ def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
 def hidden_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Mean squared error between hidden states, each token normalised over its channels.
 
-    Normalising makes blocks comparable (the residual stream grows with depth) and keeps a few channels with massive
-    activations from dominating.
+    Normalising makes blocks comparable (the residual stream grows with depth) and keeps a few
+    channels with massive activations from dominating.
 
     Args:
         student: hidden states, one `[B, N, C]` or `[B, rows, columns, C]` per block.
         teacher: the teacher's hidden states; no gradient flows into them.
 
     Returns:
-        Scalar `[]`: mean over blocks, images, tokens and channels; 0 for equal, 2 for uncorrelated states.
+        Scalar `[]`: mean over blocks, images, tokens and channels; 0 for equal, 2 for uncorrelated
+        states.
 
-    Source: ours; normalised like the input of each block's attention (layer norm without its affine part).
+    Source: ours; normalised like the input of each block's attention (layer norm without its affine
+        part).
     """
     errors = [
         F.mse_loss(F.layer_norm(s.float(), s.shape[-1:]), F.layer_norm(t.detach().float(), t.shape[-1:]))
@@ -116,15 +119,17 @@ def attention_relations(
     Args:
         student: q, k and v of each block, `[B, N, C]` each.
         teacher: the teacher's, of any width that `heads` divides; no gradient flows into them.
-        heads: number of relation heads, of d channels each; width and number of attention heads may differ from the
-            teacher's.
+        heads: number of relation heads, of d channels each; width and number of attention heads may
+            differ from the teacher's.
         choose: selects the tokens to relate; the teacher's tensors may hold only these already.
 
     Returns:
-        Scalar `[]`: nats per row of a relation; mean over rows, the nine pairs, heads, images and blocks.
+        Scalar `[]`: nats per row of a relation; mean over rows, the nine pairs, heads, images and
+        blocks.
 
-    Source: MiniViT, arXiv:2204.07154, Sec. 3.3, self-attention distillation. The paper has the cross-entropy; KL
-        subtracts the teacher's entropy, which has no gradient, so that 0 means equal.
+    Source: MiniViT, arXiv:2204.07154, Sec. 3.3, self-attention distillation. The paper has the
+        cross-entropy; KL subtracts the teacher's entropy, which has no gradient, so that 0 means
+        equal.
     """
     errors = [relation_kl(s, t, heads=heads, choose=choose) for s, t in zip(student, teacher, strict=True)]
     return torch.stack(errors).mean()
@@ -143,8 +148,9 @@ def hidden_relations(
     Returns:
         Scalar `[]`: nats per row of a relation; mean over rows, images and blocks.
 
-    Source: MiniViT, arXiv:2204.07154, Sec. 3.3, hidden-state distillation; KL instead of cross-entropy as above. The
-        released code takes 49 times the squared error between cosine Gram matrices: its weight does not carry over.
+    Source: MiniViT, arXiv:2204.07154, Sec. 3.3, hidden-state distillation; KL instead of
+        cross-entropy as above. The released code takes 49 times the squared error between cosine
+        Gram matrices: its weight does not carry over.
     """
     errors = [relation_kl([s], [t], choose=choose) for s, t in zip(student, teacher, strict=True)]
     return torch.stack(errors).mean()

@@ -1,4 +1,4 @@
-"""Choose the losses and where student and teacher are read, on meta tensors, before any weight is loaded."""
+"""Choose the losses and where student and teacher are read, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class Matching:
         losses: weight of each loss that can be computed, by name.
         student: where the student is read.
         teacher: where the teacher is read; its blocks are in the order of the student's.
-        image_size: (height, width) to resize views to for the teacher; None if it takes them as they are.
+        image_size: (height, width) to resize views to for the teacher; None if it takes them as
+            they are.
         notes: what the user should know.
     """
 
@@ -58,7 +59,8 @@ class Matching:
 def default_losses(model: nn.Module) -> Mapping[str, float]:
     """Return the default losses for a compressed model: full weight distillation.
 
-    The weights are the paper's, except for `hidden`; they did best of all combinations in docs/benchmarks.md.
+    The weights are the paper's, except for `hidden`; they did best of all combinations in
+    docs/benchmarks.md.
 
     Args:
         model: the student.
@@ -73,7 +75,8 @@ def default_losses(model: nn.Module) -> Mapping[str, float]:
 def match_models(student: ComparedModel, teacher: ComparedModel, recipe: DistillRecipe) -> Matching:
     """Choose the losses and where both models are read.
 
-    A teacher whose blocks belong to no known family gives logits only: losses between blocks are dropped, with a note.
+    A teacher whose blocks belong to no known family gives logits only: losses between blocks are
+    dropped, with a note.
 
     Args:
         student: the model that learns.
@@ -147,7 +150,7 @@ def _check_same_kind(student: ComparedModel, teacher: ComparedModel) -> None:
 def _read_points(
     student: ComparedModel, teacher: ComparedModel, layers: str | None, fields: Set[str]
 ) -> tuple[ReadPoints, ReadPoints] | None:
-    """Return where student and teacher are read, pair by pair; None if one of them has no known blocks."""
+    """Return where both models are read, pair by pair; None if one has no known blocks."""
     families = find_family(student.model), find_family(teacher.model)
     if families[0] is None or families[1] is None:
         return None
@@ -173,7 +176,7 @@ def _read_points(
 def _probe_teacher(
     teacher: ComparedModel, student: ComparedModel, student_outputs: Outputs, points: ReadPoints, fields: Set[str]
 ) -> tuple[Outputs, tuple[int, int] | None]:
-    """Return the teacher's outputs and the image size to resize views to; None if it takes the student's size.
+    """Return the teacher's outputs, and the size to resize views to if it needs another.
 
     Raises:
         RecipeError: it takes neither that size nor its own, or its outputs have another width.
@@ -196,7 +199,7 @@ def _probe_teacher(
 
 
 def _probe(model: ComparedModel, size: tuple[int, int], points: ReadPoints, fields: Set[str]) -> Outputs:
-    """Run a model on one image, both on the meta device; only the shapes of its outputs are real."""
+    """Run a model on one image, both on the meta device, for the shapes of its outputs."""
     empty = copy.deepcopy(model.model).to("meta").eval()
     images = torch.empty(1, model.input_size[0], *size, device="meta")
     with torch.no_grad(), reading_outputs(empty, points, fields) as outputs:

@@ -26,8 +26,8 @@ def weighted_losses(student: nn.Module, teacher: nn.Module | None, settings: Tra
         settings: the losses, where the models are read, tokens and cache.
 
     Yields:
-        A function `(model, images, targets, step, part) -> weighted losses by name`; `model` is the student, bare or
-        as accelerate wraps it.
+        A function `(model, images, targets, step, part) -> weighted losses by name`; `model` is the
+        student, bare or as accelerate wraps it.
     """
     recipe, matching = settings.recipe, settings.matching
     losses = {name: LOSSES[name] for name in matching.losses}

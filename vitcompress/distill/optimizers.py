@@ -16,10 +16,10 @@ _POSITION_TABLE = re.compile(r"relative_position|rel_pos|\brpe\b")  # for models
 
 
 def parameter_groups(student: nn.Module, recipe: DistillRecipe) -> list[dict[str, Any]]:
-    """Split the parameters into those with and those without weight decay; each shared one is listed once.
+    """Split the parameters into those with and without weight decay, shared ones listed once.
 
-    Vectors, parameters that timm exempts, tables of relative positions and transformations do not decay: decay pulls
-    towards zero, and a head mix of zero is not the identity.
+    Vectors, parameters that timm exempts, tables of relative positions and transformations do not
+    decay: decay pulls towards zero, and a head mix of zero is not the identity.
 
     Args:
         student: any model.
@@ -40,10 +40,11 @@ def parameter_groups(student: nn.Module, recipe: DistillRecipe) -> list[dict[str
 def make_optimizers(
     student: nn.Module, recipe: DistillRecipe, matrices: Collection[str]
 ) -> list[torch.optim.Optimizer]:  # fmt: skip
-    """Return AdamW for all parameters, or Muon for the blocks' full matrices and AdamW for the rest.
+    """Return AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
 
-    Muon updates each matrix by its orthogonalised momentum. It helps where shared matrices are far from a good
-    solution, and is cheap after sharing, with few matrices left to orthogonalise. Factors stay with AdamW.
+    Muon updates each matrix by its orthogonalised momentum. It helps where shared matrices are far
+    from a good solution, and is cheap after sharing, with few matrices left to orthogonalise.
+    Factors stay with AdamW.
 
     Args:
         student: its parameters are shared already.

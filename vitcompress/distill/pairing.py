@@ -27,10 +27,12 @@ def pair_layers(
         `(student block, teacher block)` pairs, in the order of `text` or of the student's blocks.
 
     Raises:
-        RecipeError: `text` has another form or names a block that does not exist; lists every fault.
+        RecipeError: `text` has another form or names a block that does not exist; lists every
+            fault.
 
-    Source: without `text`, the k-th of n student blocks learns from teacher block m·k/n of m, stage by stage, as in
-        MiniViT's scripts: blocks 1, 3, 5, 7, 9, 11 of Swin-T's 12 learn from 1, 3, 9, 15, 21, 23 of a teacher's 24.
+    Source: without `text`, the k-th of n student blocks learns from teacher block m·k/n of m, stage
+        by stage, as in MiniViT's scripts: blocks 1, 3, 5, 7, 9, 11 of Swin-T's 12 learn from 1, 3,
+        9, 15, 21, 23 of a teacher's 24.
     """
     if text is None:
         return _spread(student_stages, teacher_stages)

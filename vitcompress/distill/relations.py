@@ -1,9 +1,9 @@
-"""KL between the token relations of two models, for a few images at a time, computed together with its gradient.
+"""KL between the token relations of two models, computed with its gradient in small blocks.
 
-Let S be the states of an image's tokens as rows (queries, keys and values: three parts stacked), R = S Sᵀ/√d, and q
-(student) and p (teacher) the row softmaxes of R, separately for each pair of parts. The gradient of KL(p || q) is
-(G + Gᵀ) S/√d per row, with G = q − p. R is symmetric: only the pairs on and above its diagonal are multiplied, the
-others are copied.
+Let S be the states of an image's tokens as rows (queries, keys and values: three parts stacked),
+R = S Sᵀ/√d, and q (student) and p (teacher) the row softmaxes of R, separately for each pair of
+parts. The gradient of KL(p || q) is (G + Gᵀ) S/√d per row, with G = q − p. R is symmetric: only the
+pairs on and above its diagonal are multiplied, the others are copied.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ def all_tokens(num_tokens: int, device: torch.device) -> Tensor | None:
 def relation_kl(
     student: Sequence[Tensor], teacher: Sequence[Tensor], *, heads: int = 1, choose: TokenChooser = all_tokens
 ) -> Tensor:
-    """KL(teacher || student) between the relations of all pairs of parts: row softmaxes of S_i S_jᵀ/√d.
+    """KL(teacher || student) between the relations of all pairs of parts: softmax(S_i S_jᵀ/√d).
 
-    Frees all relations before it returns; plain autograd would keep two per block until the backward pass.
+    Frees all relations before it returns; plain autograd would keep two per block until the
+    backward pass.
 
     Args:
         student: the parts, `[B, N, C]` each.
         teacher: the same number of parts, of any width; no gradient flows into them.
         heads: number of heads of d channels that the width is split into, with one relation each.
-        choose: `(number of tokens, device) -> indices [n]` of the tokens to relate; None for all. The teacher's parts
-            may hold only these tokens already.
+        choose: `(number of tokens, device) -> indices [n]` of the tokens to relate; None for all.
+            The teacher's parts may hold only these tokens already.
 
     Returns:
         Scalar `[]`, nats per row of a relation.
@@ -102,7 +103,10 @@ def _images(batch: int, bytes_per_image: int, device: str) -> Iterator[slice]:
 def _stack_parts(
     parts: Sequence[Tensor], images: slice, heads: int, tokens: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Return the stacked parts of some images times d^-¼, `[b·heads, P·n, d]`: their products are divided by √d."""
+    """Return the stacked parts of some images, `[b·heads, P·n, d]`, times d^-¼.
+
+    Products of these rows are divided by √d, as relations are.
+    """
     chosen = [part[images] if tokens is None else part[images].index_select(1, tokens) for part in parts]
     rows = torch.cat(chosen, dim=1).to(dtype)
     if heads > 1:

@@ -25,7 +25,8 @@ class StepResult:
     """What all processes know about a step.
 
     Attributes:
-        losses: mean of each weighted loss over the step's images, by name, and of their sum as `loss`.
+        losses: mean of each weighted loss over the step's images, by name, and of their sum as
+            `loss`.
         norm: norm of the gradient.
         done: share of the training that is over, 0–1.
         due: whether it is time to keep the state.
@@ -84,7 +85,7 @@ class TrainState:
         self.good = _copy_parameters(kept)
 
     def done(self, *, ahead: int = 0) -> float:
-        """Return the share of the training that is over, 0–1, by this process's clock or `ahead` steps from now."""
+        """Return the share of the training that is over, 0–1, now or `ahead` steps later."""
         if self.num_steps is not None:
             return (self.steps + ahead) / self.num_steps
         return min(1.0, self.seconds() / self.limit) if self.limit else 1.0
@@ -98,7 +99,7 @@ class TrainState:
         return self.images / self.seconds()
 
     def waiting(self) -> float:
-        """Return the share of time spent waiting for images, since the start or since the run was resumed."""
+        """Return the share of time spent waiting for images, since this process started."""
         return self.waited / max(time.perf_counter() - self.start, 1e-9)
 
     @contextmanager

@@ -8,10 +8,10 @@ import torch
 
 
 def lr_for_start(divergence: float, chance_divergence: float, batch_size: int, width: int) -> float:
-    """Return AdamW's peak learning rate for a start: low for a good start, up to ten times that for a useless one.
+    """Return AdamW's peak learning rate for a start: low if good, up to ten times that if bad.
 
-    Chosen on a small model and on DeiT-Tiny: docs/explanation.md. Grows with the square root of the batch size, as
-    gradient noise does.
+    Chosen on a small model and on DeiT-Tiny: docs/explanation.md. Grows with the square root of the
+    batch size, as gradient noise does.
 
     Args:
         divergence: KL of the start's predictions from the source's, nats per image.
@@ -19,8 +19,8 @@ def lr_for_start(divergence: float, chance_divergence: float, batch_size: int, w
         batch_size: images per step.
         width: channels of the model; wider models take smaller steps from a bad start.
 
-    Source: ours; for the square root, Malladi et al. 2022, arXiv:2205.10287; for the width, Yang et al. 2022,
-        arXiv:2203.03466, Sec. 3.
+    Source: ours; for the square root, Malladi et al. 2022, arXiv:2205.10287; for the width, Yang et
+        al. 2022, arXiv:2203.03466, Sec. 3.
     """
     lost = min(1.0, divergence / chance_divergence) if chance_divergence > 0 else 1.0
     max_factor = min(10.0, max(2.0, 960 / width))

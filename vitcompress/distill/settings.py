@@ -32,7 +32,8 @@ class TrainSettings:
         mixing: mixes each batch, for student and teacher alike.
         skip_bad_images: count unreadable images instead of stopping.
         checkpoints: keeps the state, and restores it if there is one; None to keep none.
-        teacher_cache: logits of the teacher from earlier runs on the same views; None to run the teacher each time.
+        teacher_cache: logits of the teacher from earlier runs on the same views; None to run the
+            teacher each time.
         compiled: whether to compile the student's blocks.
         before_step: called before each step with the share of the training that is over, 0–1.
     """

@@ -40,9 +40,12 @@ def check_student(model: nn.Module, blocks: Sequence[str], recipe: DistillRecipe
 
 @contextmanager
 def training_student(student: nn.Module, blocks: Sequence[str], recipe: DistillRecipe) -> Iterator[None]:
-    """Put the student in train mode, with drop path and checkpointing, in place; in eval mode when the context ends.
+    """Set the student up for training, in place: train mode, drop path and checkpointing.
 
-    Drop path grows linearly with depth, as in timm. Each block has its own rate, even if it shares its weights.
+    When the context ends, it is in eval mode, without drop path and checkpointing.
+
+    Drop path grows linearly with depth, as in timm. Each block has its own rate, even if it shares
+    its weights.
 
     Args:
         student: any timm model.
@@ -74,8 +77,8 @@ def training_student(student: nn.Module, blocks: Sequence[str], recipe: DistillR
 def compiling(student: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
     """Compile blocks of the student, in place, until the context ends.
 
-    Blocks are compiled one by one, not as a whole model: equal blocks are compiled once, and hooks between them keep
-    working.
+    Blocks are compiled one by one, not as a whole model: equal blocks are compiled once, and hooks
+    between them keep working.
 
     Args:
         student: any model.
@@ -90,7 +93,7 @@ def compiling(student: nn.Module, blocks: Sequence[str]) -> Iterator[None]:
     for module in modules:
         module.compile()
     try:
-        # only some blocks have hooks: without these guards torch would reuse code compiled for the others
+        # only some blocks have hooks: without these guards torch would reuse code for the others
         with config.patch(skip_nnmodule_hook_guards=False):
             yield
     finally:

@@ -5,8 +5,9 @@
       logits.f32    float32 [steps × batch, K], zero until filled
       known.u8      bool [steps × batch], whether a row is filled
 
-Each training view is drawn from the seed and its number, so runs with the same seed see the same views: sweeps of
-learning rates, or other plans for the same model. Only logits are cached; other losses need more of the teacher.
+Each training view is drawn from the seed and its number, so runs with the same seed see the same
+views: sweeps of learning rates, or other plans for the same model. Only logits are cached; other
+losses need more of the teacher.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class TeacherCache:
         self.known = _open_table(folder / _KNOWN, np.bool_, rows, 1)
 
     def _check(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Check that the folder holds a cache of the same facts, or start a new one in an empty folder."""
+        """Check that the folder holds a cache of the same facts, or start one if it is empty."""
         path = folder / _FACTS
         try:
             if path.exists():
@@ -83,7 +84,7 @@ class TeacherCache:
         return np.array(list(self.share.cut(range(first, first + self.batch_size)))[part])
 
     def get(self, step: int, part: int, run_teacher: Callable[[], Tensor]) -> Tensor:
-        """Return the teacher's logits `[B, K]` for a part of a step, from the cache or computed and cached now.
+        """Return the teacher's logits `[B, K]` for a part of a step, cached or computed.
 
         Args:
             step: counted from 0.
@@ -100,7 +101,7 @@ class TeacherCache:
 
 
 def _open_table(path: Path, kind: type, rows: int, columns: int) -> np.ndarray[Any, Any]:
-    """Map a table on disk with at least `rows` rows, zero where unwritten; reserves all its space at once."""
+    """Map a table on disk with at least `rows` rows, initially zero, and reserve its space."""
     num_bytes = rows * columns * np.dtype(kind).itemsize
     try:
         with open(path, "ab") as file:
@@ -115,7 +116,7 @@ def _open_table(path: Path, kind: type, rows: int, columns: int) -> np.ndarray[A
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
-    """Reserve space on disk: writing to a mapped file with holes kills the process if the disk is full.
+    """Reserve space on disk: on a full disk, writing to a mapped sparse file kills the process.
 
     Raises:
         OSError: there is not enough space; the file is unchanged.

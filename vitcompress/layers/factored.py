@@ -1,11 +1,11 @@
 """A linear layer whose matrix is the product of two factors, or a full matrix plus this product.
 
-    W_i  =  base  +  up · down        base     [out, in]   shared by the group, or missing: then W_i has rank r
-                                      up       [out, r]    the block's own, or shared by the group
-                                      down     [r, in]     the block's own, or shared by the group
+    W_i  =  base  +  up · down        base  [out, in]  shared by the group; without it, W_i has rank r
+                                      up    [out, r]   the block's own, or shared by the group
+                                      down  [r, in]    the block's own, or shared by the group
 
-With a shared basis, the group shares the factor on the side of the residual stream: `down` if the layer reads the
-stream (qkv, fc1: W_i = U_i S), `up` if it writes to it (proj, fc2: W_i = S U_i).
+With a shared basis, the group shares the factor on the side of the residual stream: `down` if the
+layer reads the stream (qkv, fc1: W_i = U_i S), `up` if it writes to it (proj, fc2: W_i = S U_i).
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from torch import Tensor, nn
 class FactoredLinear(nn.Linear):
     """A linear layer whose matrix is `base + up @ down`.
 
-    It is an `nn.Linear`: `weight` computes the full matrix when read, for attentions that pass it to `F.linear`. The
-    forward pass applies the factors one after the other, which is less work.
+    It is an `nn.Linear`: `weight` computes the full matrix when read, for attentions that pass it
+    to `F.linear`. The forward pass applies the factors one after the other, which is less work.
 
     Args:
-        linear: the layer to replace; must not be used afterwards. Its bias is kept, its matrix only with `whole`.
+        linear: the layer to replace; must not be used afterwards. Its bias is kept, its matrix only
+            with `whole`.
         rank: r, at least 1.
         whole: keep the matrix as `base`.
 
-    Source: low-rank residuals, Hu et al. 2021, arXiv:2106.09685, Sec. 4.1, here on shared weights. Shared bases are
-        ours.
+    Source: low-rank residuals, Hu et al. 2021, arXiv:2106.09685, Sec. 4.1, here on shared weights.
+        Shared bases are ours.
     """
 
     holds_matrices = True  # tells the quantizer that its parameters are matrices

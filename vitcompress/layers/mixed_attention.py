@@ -1,9 +1,10 @@
-"""Compute attention whose maps are mixed across heads, a few maps at a time, so that they stay in the cache.
+"""Attention whose maps are mixed across heads, computed in blocks that fit the cache.
 
-    S = c Q Kᵀ + bias      L = A S + mask      P = softmax(L)      out = (B P) V        A, B mix heads
+    S = c Q Kᵀ + bias     L = A S + mask     P = softmax(L)     out = (B P) V      A, B mix heads
 
-Fused kernels cannot mix heads. The maps of a whole batch are many times larger than the processor's cache, and each of
-the steps above would read and write them all; here a block of maps goes through all steps before the next one starts.
+Fused kernels cannot mix heads. The maps of a whole batch are many times larger than the processor's
+cache, and each of the steps above would read and write them all; here a block of maps goes through
+all steps before the next one starts.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def mixed_attention(
 ) -> Tensor:  # fmt: skip
     """Attention with its maps mixed across heads before and after the softmax.
 
-    The mask is added after the first mix, because masked positions must stay masked. A position bias belongs to the
-    logits of its head and is added before. A mix that is the identity and is not trained is skipped. No map is kept
-    for the backward pass: it computes them again.
+    The mask is added after the first mix, because masked positions must stay masked. A position
+    bias belongs to the logits of its head and is added before. A mix that is the identity and is
+    not trained is skipped. No map is kept for the backward pass: it computes them again.
 
     Args:
         q: queries `[B, H, N, D]`.
@@ -44,7 +45,8 @@ def mixed_attention(
     Returns:
         `[B, H, N, V]`.
 
-    Source: MiniViT, arXiv:2204.07154, Sec. 3.2; order of bias, mix and mask as in the released Mini-Swin.
+    Source: MiniViT, arXiv:2204.07154, Sec. 3.2; order of bias, mix and mask as in the released
+        Mini-Swin.
     """
     if not _in_blocks(q, drop):
         return attend_whole(q, k, v, mix_logits, mix_probs, scale=scale, bias=bias, mask=mask, drop=drop)
@@ -64,7 +66,10 @@ def attend_whole(
     q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None, mix_probs: Tensor | None, *,
     scale: float = 1.0, bias: Tensor | None = None, mask: Tensor | None = None, drop: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """The same by plain operations on whole maps: for other devices, mixed precision, dropout, tracing and export."""
+    """Compute the same with plain operations on whole maps.
+
+    Used for other devices, mixed precision, dropout, tracing and export.
+    """
     logits = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias
@@ -81,15 +86,15 @@ def attend_whole(
 def mix_heads(maps: Tensor, weight: Tensor) -> Tensor:
     """Compute `out[g] = Σ_h weight[g, h] · in[h]` for maps `[B, H, N, M]` and `weight` `[H, H]`.
 
-    One product per image: an einsum would copy the maps to bring the heads to the front, and the 1×1 convolution of
-    the released code is about twenty times slower on CPU.
+    One product per image: an einsum would copy the maps to bring the heads to the front, and the
+    1×1 convolution of the released code is about twenty times slower on CPU.
     """
     mixed = torch.bmm(weight.expand(maps.shape[0], -1, -1), maps.flatten(2))  # len() would fix the batch size
     return mixed.view(maps.shape)
 
 
 def _in_blocks(q: Tensor, drop: float) -> bool:
-    """Return whether blocks can be used and pay off: on CPU, where caches are small and launches cheap."""
+    """Return whether blocks can be used and pay off: on CPU, with its small caches."""
     return (
         q.device.type == "cpu"
         and not drop
@@ -110,7 +115,7 @@ def _attend_recomputed(
     q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None, mix_probs: Tensor | None, bias: Tensor | None,
     mask: Tensor | None, scale: float,
 ) -> Tensor:  # fmt: skip
-    """Attention for training: a few images at a time, whose maps are computed again in the backward pass."""
+    """Attend for training: a few images at a time, with maps recomputed in the backward pass."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
         return attend_whole(q, k, v, mix_logits, mix_probs, scale=scale, bias=bias, mask=mask)
@@ -133,7 +138,7 @@ def _attend_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None, mix_probs: Tensor | None, bias: Tensor | None,
     mask: Tensor | None, scale: float,
 ) -> Tensor:  # fmt: skip
-    """Attention for inference: block after block, in the same memory.
+    """Attend for inference: block after block, in the same memory.
 
     Args:
         q: queries `[B, H, N, D]`.

@@ -1,8 +1,10 @@
-"""Small modules that each block keeps for itself when its matrices are shared; they start as the identity.
+"""Transformations that blocks with shared matrices do not share; they start as the identity.
 
-    block i:   x ── norm1 ── qkv* ── QKᵀ/√d ── + rpe(Q) ── mix_logits ── softmax ── mix_probs ── ·V ── proj* ── + ──┐
-               ┌────────────────────────────────────────────────────────────────────────────────────────────────────┘
-               └── norm2 ── x + token_conv(x) ── fc1* ── GELU ── fc2* ── +            * shared by the group
+    block i:   x ── norm1 ── qkv* ── QKᵀ/√d ── + rpe(Q) ── mix_logits ── softmax ── mix_probs ─┐
+               ┌───────────────────────────────────────────────────────────────────────────────┘
+               └── ·V ── proj* ── + ── norm2 ── x + token_conv(x) ── fc1* ── GELU ── fc2* ── +
+
+    * shared by the group
 
 Source: weight transformation in MiniViT, arXiv:2204.07154, Sec. 3.2.
 """
@@ -20,15 +22,15 @@ BUCKETS_PER_AXIS = 7
 
 
 class HeadMix(nn.Module):
-    """Weight that mixes attention maps across heads: `out[g] = Σ_h weight[g, h] · in[h]`; starts as the identity.
+    """Weight that mixes attention maps across heads, `out[g] = Σ_h weight[g, h] · in[h]`.
 
-    Holds the weight only: attentions read it and mix in `mixed_attention`.
+    Starts as the identity. Holds the weight only: attentions read it and mix in `mixed_attention`.
 
     Args:
         num_heads: H.
 
-    Source: MiniViT, Sec. 3.2, transformation for MSA. The released code starts from N(0, 0.02), which collapses
-        the attention logits towards zero and loses the pretrained function.
+    Source: MiniViT, Sec. 3.2, transformation for MSA. The released code starts from N(0, 0.02),
+        which collapses the attention logits towards zero and loses the pretrained function.
     """
 
     def __init__(self, num_heads: int, *, device: Any = None, dtype: Any = None) -> None:
@@ -44,8 +46,8 @@ class HeadMix(nn.Module):
 class TokenConvolution(nn.Module):
     """Add a depthwise k×k convolution over the patch grid: `x + conv(x)`; starts as the identity.
 
-    Class, distillation and register tokens pass unchanged. It has no bias: the norm before it and the first MLP layer
-    after it have biases, and each block keeps its own.
+    Class, distillation and register tokens pass unchanged. It has no bias: the norm before it and
+    the first MLP layer after it have biases, and each block keeps its own.
 
     Args:
         dim: C, channels.
@@ -53,8 +55,9 @@ class TokenConvolution(nn.Module):
         grid_size: (rows, columns) of the patch grid.
         num_prefix_tokens: number of tokens before the patches.
 
-    Source: MiniViT, Sec. 3.2, transformation for MLP. The released Mini-Swin adds a norm on the residual trunk, so
-        its blocks can never equal the teacher's; Mini-DeiT omits the transformation.
+    Source: MiniViT, Sec. 3.2, transformation for MLP. The released Mini-Swin adds a norm on the
+        residual trunk, so its blocks can never equal the teacher's; Mini-DeiT omits the
+        transformation.
     """
 
     def __init__(
@@ -89,20 +92,22 @@ class TokenConvolution(nn.Module):
 
 
 class KeyPositions(nn.Module):
-    """Add relative positions to the attention logits: `q_i · weight[:, bucket(i − j)]`; starts at zero.
+    """Relative positions for attention logits: `q_i · weight[:, bucket(i − j)]`; starts at zero.
 
-    One table serves all heads: 7×7 buckets of offsets in rows and columns, fine near the query and coarse far from it,
-    so that it fits every image size. Class, distillation and register tokens have no place on the grid: they get no
-    term, neither as queries nor as keys. If only the class token is classified, the last block's term has no effect;
-    it is kept so that every block equals the published ones.
+    One table serves all heads: 7×7 buckets of offsets in rows and columns, fine near the query and
+    coarse far from it, so that it fits every image size. Class, distillation and register tokens
+    have no place on the grid: they get no term, neither as queries nor as keys. If only the class
+    token is classified, the last block's term has no effect; it is kept so that every block equals
+    the published ones.
 
     Args:
         head_dim: D, channels of a head.
         grid_size: (rows, columns) of the patch grid.
         num_prefix_tokens: number of tokens before the patches.
 
-    Source: iRPE, Wu et al. 2021, arXiv:2107.14222: contextual, on keys, product method, shared by the heads, as in
-        Mini-DeiT. iRPE's DeiT gives the class token a fiftieth bucket; Mini-DeiT has no class token.
+    Source: iRPE, Wu et al. 2021, arXiv:2107.14222: contextual, on keys, product method, shared by
+        the heads, as in Mini-DeiT. iRPE's DeiT gives the class token a fiftieth bucket; Mini-DeiT
+        has no class token.
     """
 
     def __init__(
@@ -139,12 +144,14 @@ class KeyPositions(nn.Module):
 
 
 def offset_buckets(num_positions: int, device: torch.device) -> Tensor:
-    """Return the bucket of each offset query − key along one axis, `[num_positions, num_positions]`, from 0.
+    """Return the bucket of each offset query − key on one axis, `[num_positions, num_positions]`.
 
-    Offsets up to α have a bucket each, larger ones are binned by their logarithm, and those from γ on share the bucket
-    of β: distances of 0, 1, 2 and 3 patches are in buckets 0, 1, 2 and 2, four and more in 3, on either side.
+    Offsets up to α have a bucket each, larger ones are binned by their logarithm, and those from γ
+    on share the bucket of β: distances of 0, 1, 2 and 3 patches are in buckets 0, 1, 2 and 2, four
+    and more in 3, on either side.
 
-    Source: iRPE, Eq. 18, with the released α = 1.9, β = 3.8, γ = 15.2; like the code, rounds before cutting at β.
+    Source: iRPE, Eq. 18, with the released α = 1.9, β = 3.8, γ = 15.2; like the code, rounds before
+        cutting at β.
     """
     alpha, beta, gamma = 1.9, 3.8, 15.2
     positions = torch.arange(num_positions, device=device)
@@ -156,7 +163,7 @@ def offset_buckets(num_positions: int, device: torch.device) -> Tensor:
 
 
 def fit_grid(num_patches: int, grid_size: tuple[int, int]) -> tuple[int, int]:
-    """Return rows and columns of `num_patches`: `grid_size`, or a square for timm's `dynamic_img_size`.
+    """Return rows and columns of a grid: `grid_size`, or a square for timm's `dynamic_img_size`.
 
     Raises:
         ValueError: the patches form neither.
