@@ -33,7 +33,7 @@ RECIPES: dict[str, list[object]] = {
 
 
 class Killed(BaseException):
-    """Nothing catches it, and nothing is tidied up but what a context manager tidies."""
+    """Nothing catches it; only context managers clean up."""
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def words(teacher: Sequence[str], flat: Path) -> list[object]:
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], None]:
-    """Let the training die before its update of a step; returns what lets it live again."""
+    """Make the training die before its update of a step; return a function that undoes this."""
     whole = run.TrainState.record
 
     def record(self: run.TrainState, *args: Any, **kwargs: Any) -> None:
@@ -82,13 +82,13 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     asked = [*words, *RECIPES[name], *workers]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     assert vitcompress(*asked, "--out", whole).code == 0
-    steps = range(STEPS) if name == "plain" else range(2, STEPS)  # before the first state it begins anew
+    steps = range(STEPS) if name == "plain" else range(2, STEPS)  # before the first state it starts over
     for step in random.Random(name).sample(steps, 3 if name == "plain" else 1):
         cut_short(monkeypatch, vitcompress, asked, cut, step)
         assert not cut.exists()
         ended = vitcompress(*asked, "--out", cut, "--resume")
         assert ended.code == 0, ended.err
-        begins = step < 2 and "--target-ratio" not in asked  # a plan that was searched for is kept at once
+        begins = step < 2 and "--target-ratio" not in asked  # a searched plan is kept at once
         assert ("starting from the beginning" if begins else "continuing from") in ended.err
         assert same_tensors(whole, cut), step
         assert curve(whole) == curve(cut)
@@ -164,7 +164,7 @@ def test_another_recipe_or_teacher_or_other_images_are_refused_with_the_differen
     for line in ("--lr: 0.01, was not given", "--seed: 3, was 0", "training images: 15 images", "--data: "):
         assert line in ended.err
     assert "--steps" not in ended.err
-    # where it runs and what is watched may change
+    # devices, workers and gates may change
     assert vitcompress(*words, "--num-workers", 1, "--min-ratio", 1, "--out", cut, "--resume").code == 0
 
 
@@ -223,7 +223,7 @@ def test_a_real_process_goes_on_after_a_real_signal(
     start = time.monotonic()
     ended = command.ended(60)
     if number == signal.SIGTERM:
-        assert time.monotonic() - start < 20  # seconds on a machine with nothing else to do
+        assert time.monotonic() - start < 20  # a few seconds on an idle machine
         assert ended.returncode == 128 + number
         assert "Terminated. Its state is in" in ended.stderr
         assert "Traceback" not in ended.stderr
@@ -265,7 +265,7 @@ def test_a_signal_at_the_very_end_of_a_training_is_not_lost(monkeypatch: pytest.
         with interrupts.deferring(ctrl_c=True) as asked:
             interrupts._end(signal.SIGINT, None)
             assert asked()
-            with pytest.raises(KeyboardInterrupt):  # who asks twice does not want to wait
+            with pytest.raises(KeyboardInterrupt):  # the second Ctrl-C does not wait
                 interrupts._end(signal.SIGINT, None)
 
     monkeypatch.setattr(interrupts, "_asked", [])
@@ -282,7 +282,7 @@ def test_files_of_others_are_never_removed(
     theirs = tmp_path / "cut.checkpoints" / file
     theirs.parent.mkdir()
     theirs.write_text("{}")
-    if file != "step-00000002":  # an interrupted run may have left that
+    if file != "step-00000002":  # may be left by an interrupted run
         ended = vitcompress(*asked)
         assert (ended.code, "cut.checkpoints" in ended.err) == (2, True)
         assert [path.name for path in tmp_path.iterdir()] == ["cut.checkpoints"]
@@ -303,7 +303,7 @@ def test_a_file_where_the_folder_would_be_is_refused(
 
 def test_sigterm_where_nothing_trains_ends_at_once(words: list[object], tmp_path: Path) -> None:
     command = Command(*words[: words.index("--steps")], "--target-ratio", 2, "--out", tmp_path / "a.safetensors")
-    command.wait_for("\n")  # the search has begun
+    command.wait_for("\n")  # the search has started
     command.send(signal.SIGTERM)
     ended = command.ended(60)
     assert (ended.returncode, "Traceback" in ended.stderr) == (143, False)

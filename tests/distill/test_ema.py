@@ -35,7 +35,7 @@ def test_the_running_mean_shares_as_the_student_does_and_moves_once_a_step() -> 
     mean.update_parameters(student)
     assert sum(p.numel() for p in mean.module.parameters()) == plan.size.student_params
     assert mean.module.blocks[0].mlp.fc1.weight is mean.module.blocks[3].mlp.fc1.weight
-    for name, value in mean.module.state_dict().items():  # 0.1 of the old and 0.9 of the new, shared or not
+    for name, value in mean.module.state_dict().items():  # 0.1 of the old and 0.9 of the new
         torch.testing.assert_close(value, start[name] + 0.9, msg=name)
     copy_parameters(mean.module, student)
     assert torch.equal(student(images(student)), mean.module(images(student)))

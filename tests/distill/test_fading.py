@@ -57,7 +57,7 @@ def test_factors_fade_in_from_the_whole_matrices(row: str, recipe: dict[str, Any
 
 @pytest.mark.parametrize("share", [1, 2])
 def test_narrow_layers_do_not_fade(share: int) -> None:
-    teacher = tiny("qk-norm")  # only its MLP is narrowed; its attention is shared, and fades
+    teacher = tiny("qk-norm")  # only its MLP is narrowed; its attention fades
     student, plan = compressed(teacher, share=share, width=0.5, transforms=())
     with fading(student, teacher, plan, 0.5) as step:
         step(0.0)
@@ -94,7 +94,7 @@ def test_halfway_a_matrix_is_halfway() -> None:
     expected = (own(x) + shared(x)) / 2
     with fading(student, teacher, plan, 0.5) as step:
         step(0.25)
-        torch.testing.assert_close(shared(x), expected + (shared.bias - own.bias) / 2)  # biases are the block's own
+        torch.testing.assert_close(shared(x), expected + (shared.bias - own.bias) / 2)  # biases are not shared
 
 
 def test_the_shared_matrix_learns_while_the_others_fade() -> None:

@@ -32,7 +32,7 @@ def test_taps_see_each_pass_anew_and_leave() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.filterwarnings("default")  # what torch.compile does inside itself
+@pytest.mark.filterwarnings("default")  # warnings inside torch.compile
 def test_blocks_that_are_alike_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[Any] = []
 
@@ -62,7 +62,7 @@ def test_taps_come_in_the_order_asked_for_and_as_often() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_queries_keys_and_values_are_those_of_the_attention(variant: str) -> None:
-    """Attention computed from what the taps read is the attention's own output."""
+    """Attention computed from the tapped values equals the attention's output."""
     model = tiny(variant)
     block = model.get_submodule("blocks.1")
     (tap,) = family_of(model, variant).qkv(block)
@@ -121,7 +121,7 @@ def test_losses_of_every_family_have_the_same_gradients_checkpointed(name: str) 
             reading_outputs(student, asked.student, fields, choose) as mine,
             reading_outputs(teacher, asked.teacher, fields, choose) as yours,
         ):
-            torch.manual_seed(0)  # of drop path
+            torch.manual_seed(0)  # for drop path
             with torch.no_grad():
                 target = yours(teacher(row_images(row)))
             found = mine(student(row_images(row)))
@@ -147,7 +147,7 @@ def test_gradients_through_taps_survive_checkpointing(checkpointing: bool) -> No
         logits = student(images(student, 3))
         kept = list(seen)
         torch.stack([logits.square().sum(), *(value.square().sum() for value in seen)]).sum().backward()
-        assert all(now is then for now, then in zip(seen, kept, strict=True))  # not what the second run gave
+        assert all(now is then for now, then in zip(seen, kept, strict=True))  # not values of the second run
     gradients = {name: p.grad for name, p in student.named_parameters()}
     reference, _ = compressed(tiny(), share=2)
     with tap_outputs(reference, taps, choose) as seen:
@@ -188,8 +188,8 @@ def test_what_autograd_has_anyway_is_not_copied() -> None:
     assert choose(many).shape == (2, 6, 3)
 
 
-def test_what_a_teacher_gives_in_inference_mode_can_be_learned_from() -> None:
-    """Whichever of the two runs first: the choice of tokens is no inference tensor."""
+def test_outputs_of_a_teacher_in_inference_mode_can_be_learned_from() -> None:
+    """The chosen tokens are not an inference tensor, even if the teacher runs first."""
     teacher = tiny()
     student, _ = compressed(teacher, share=2)
     candidate = ComparedModel("tiny", teacher, (3, 32, 32))
@@ -233,7 +233,7 @@ def test_reading_gives_what_is_asked_for_and_no_more() -> None:
     x = images(model)
     with reading_outputs(model, points, {"sampled", "qkv"}, TokenSubset(2, seed=0)) as outputs:
         found = outputs(model(x))
-        assert outputs(found.logits).qkv == []  # handed out once, so that nothing else holds them
+        assert outputs(found.logits).qkv == []  # handed out once
     assert found.hidden == []
     assert [tuple(t.shape) for t in found.sampled] == [(2, 2, 24)] * 2
     assert [tuple(t.shape) for qkv in found.qkv for t in qkv] == [(2, 2, 24)] * 6

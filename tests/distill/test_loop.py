@@ -21,7 +21,7 @@ BLOCKS = [f"blocks.{i}" for i in range(4)]
 
 
 class Steps:
-    """A ticker that remembers."""
+    """A ticker that records losses and progress."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -121,7 +121,7 @@ def test_a_loss_of_labels_alone_needs_no_teacher() -> None:
     ran: list[int] = []
     handle = teacher.register_forward_hook(lambda *call: ran.append(1))
     train(student, teacher, images(teacher, 8), 2, loss={"labels": 1.0})
-    assert len(ran) == 1  # without pixels, to see whether the two can be compared
+    assert len(ran) == 1  # on the meta device, to match the models
     train(student, teacher, images(teacher, 8), 2, loss={"labels": 1.0, "logits": 1.0})
     assert len(ran) == 1 + 1 + 2
     handle.remove()
@@ -135,7 +135,7 @@ def test_relations_of_few_tokens_still_teach() -> None:
         student, teacher, images(teacher, 16), 30, loss=loss, lr=1e-3, max_relation_tokens=6, relation_heads=3,
         layers="1,3", grad_checkpointing=True,
     )  # fmt: skip
-    assert sum(ticker.losses[-3:]) < 0.8 * sum(ticker.losses[:3])  # each step has other tokens
+    assert sum(ticker.losses[-3:]) < 0.8 * sum(ticker.losses[:3])  # each step uses other tokens
 
 
 def test_the_loss_curve_stays_short() -> None:

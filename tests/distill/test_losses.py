@@ -131,7 +131,7 @@ def test_the_gradient_of_a_relation_is_that_of_autograd(
 
 @pytest.mark.parametrize("chosen_before", [False, True])
 def test_relations_of_chosen_tokens_are_those_of_a_subset(chosen_before: bool) -> None:
-    """In value and gradient; the teacher's tokens may have been chosen before."""
+    """In value and gradient, even if the teacher's tensors hold only these tokens."""
     tokens = torch.tensor([0, 2, 3])
     student = [part.requires_grad_() for part in triple(0, 5, 6)]
     teacher = triple(1, 5, 6)

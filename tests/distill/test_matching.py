@@ -63,7 +63,7 @@ def test_a_teacher_of_another_size_gets_resized_views() -> None:
     matching = match_models(vit(), vit(img_size=48), DistillRecipe(loss={"logits": 1.0}))
     assert matching.image_size == (48, 48)
     assert "resized to 48×48" in matching.notes[0]
-    same = vit(img_size=64, patch_size=16)  # as many tokens as the student
+    same = vit(img_size=64, patch_size=16)  # same number of tokens as the student
     assert match_models(vit(), same, DistillRecipe(loss=RELATIONS)).image_size == (64, 64)
 
 
@@ -107,7 +107,7 @@ def test_every_family_can_be_compared_without_its_weights(row: Row) -> None:
     assert len(matching.student.blocks) == len(family_of(model, row.architecture).block_names(model))
     assert ("attention" in loss) == ("num_kv_heads" not in row.args)
     asked = DistillRecipe(loss={**loss, "attention": 1.0})
-    if "num_kv_heads" in row.args:  # queries wider than keys have no relation with them
+    if "num_kv_heads" in row.args:  # queries are wider than keys
         with pytest.raises(RecipeError, match="have no q, k and v that can be read"):
             match_models(candidate, candidate, asked)
     else:
@@ -117,7 +117,7 @@ def test_every_family_can_be_compared_without_its_weights(row: Row) -> None:
 @pytest.mark.parametrize("transforms", [(), ("heads",)], ids=["plain", "mixed"])
 @pytest.mark.parametrize("width", [0.5, 0.99])
 def test_narrow_heads_have_no_relations_to_compare(width: float, transforms: tuple[str, ...]) -> None:
-    """At 0.99 as many channels are left, but they are mixtures of the teacher's."""
+    """At 0.99 no channel is removed, but they are mixtures of the teacher's channels."""
     teacher = vit()
     narrow = copy.deepcopy(teacher.model)
     apply_plan(narrow, make_plan(narrow, PlanRecipe(share=1, width=width, transforms=transforms), name="vit"))  # type: ignore[arg-type]
@@ -172,7 +172,7 @@ def test_features_and_logits_are_not_mixed_up(
 
 
 def test_families_teach_each_other_where_tokens_agree() -> None:
-    """An EVA may teach a ViT relations; a Swin, with its windows, may not."""
+    """An EVA can teach relations to a ViT; a Swin, with its windows, cannot."""
     relations = DistillRecipe(loss=RELATIONS)
     args: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
     matching = match_models(vit(), empty("eva02_tiny_patch14_224", depth=8, **args), relations)

@@ -32,7 +32,7 @@ def test_every_transformation_is_without_decay() -> None:
 
 
 def test_tables_of_relative_positions_do_not_decay() -> None:
-    class Model(nn.Module):  # says nothing of weight decay itself
+    class Model(nn.Module):  # without no_weight_decay()
         def __init__(self) -> None:
             super().__init__()
             self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 3))

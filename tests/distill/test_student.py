@@ -62,7 +62,7 @@ def test_a_checkpointed_step_gives_the_same_gradients(share: int) -> None:
 
 
 class Bare(nn.Module):
-    """A model of one block that knows neither drop path nor checkpointing."""
+    """A model of one block without drop path and checkpointing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,10 +88,10 @@ def test_smoothing_needs_labels_to_learn_from_by_default_too() -> None:
         check_student(tiny(), BLOCKS, DistillRecipe(label_smoothing=0.1), name="tiny")
 
 
-@pytest.mark.filterwarnings("default")  # what torch.compile does inside itself
+@pytest.mark.filterwarnings("default")  # warnings inside torch.compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler here")
 def test_compiled_blocks_compute_the_same_and_those_that_are_read_are_read() -> None:
-    """All blocks are alike, and one of them has a hook: torch must not take one for the other."""
+    """The blocks are alike, but only one has a hook: torch must not confuse them."""
     student, _ = compressed(tiny(depth=2), share=2)
     x = images(student)
     tap = [Tap("blocks.1.attn.qkv")]

@@ -1,4 +1,4 @@
-"""Other teachers, and everything that only shows when the stages meet."""
+"""Other teachers, and options that only interact in a full run."""
 
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def test_an_artifact_teaches(files: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "first" / "mini.safetensors"
     report, _ = compress(files, tmp_path, teacher=str(teacher), steps=1, lr=1e-12)
     assert report.train.teacher == "mini.safetensors"
-    assert report.train.loss_curve[0]["loss"] == pytest.approx(0, abs=1e-5)  # it starts as its teacher
+    assert report.train.loss_curve[0]["loss"] == pytest.approx(0, abs=1e-5)  # the student starts as its teacher
 
 
 def test_teachers_that_cannot_be_told_before_any_weight_is_loaded(

@@ -20,7 +20,7 @@ def noise(*shape: int, grad: bool = True) -> Tensor:
 
 
 def qkv(batch: int, heads: int, tokens: int, width: int = 4) -> list[Tensor]:
-    """Laid out as timm's: tokens before heads."""
+    """Laid out as in timm: tokens before heads."""
     fused = noise(batch, tokens, 3, heads, width).detach().permute(2, 0, 3, 1, 4)
     return [t.detach().requires_grad_() for t in fused]
 
@@ -128,7 +128,7 @@ def test_no_map_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_every_family_gives_the_same_in_blocks_as_with_whole_maps(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values and gradients of all parameters, with mixes that are no identity."""
+    """Values and gradients of all parameters, with mixes other than the identity."""
     torch.manual_seed(0)
     student, _ = compressed(build(row), share=2, transforms=("heads",))
     for name, p in student.named_parameters():
@@ -137,7 +137,7 @@ def test_every_family_gives_the_same_in_blocks_as_with_whole_maps(row: Row, monk
     found = []
     for blocks in (True, False):
         monkeypatch.setattr(module, "_in_blocks", lambda q, drop, blocks=blocks: blocks)
-        model = copy.deepcopy(student).double()  # some of Swin's gradients are what is left of large sums
+        model = copy.deepcopy(student).double()  # some of Swin's gradients are small differences of large sums
         out = model(row_images(row).double())
         out.square().sum().backward()
         with torch.no_grad():
@@ -157,7 +157,7 @@ def test_dropout_still_drops() -> None:
 
 
 def test_exported_models_have_plain_operations() -> None:
-    """No block of fixed size, so that the batch may have any."""
+    """Without blocks of fixed size, so that the batch size is free."""
     student, _ = compressed(tiny(), share=2, transforms=("heads", "mlp"))
     x = images(student)
     batch = torch.export.Dim("batch", min=1, max=64)

@@ -155,10 +155,10 @@ def _take_steps(trainer: _Trainer, batches: Iterable[Batch], ticker: Ticker) -> 
         if len(parts) < settings.recipe.accumulate:
             break
         if not all(len(part.labels) for part in parts):
-            raise DataError(f"Not one image can be read; the last: {parts[-1].bad[-1]}")
+            raise DataError(f"No image of a batch can be read; the last one: {parts[-1].bad[-1]}")
         lr = settings.recipe.peak_lr * factor
         result = _take_step(trainer, parts, lr)
-        done = state.done() if settings.num_steps is not None else result.done  # by steps it is exact, and resumes so
+        done = state.done() if settings.num_steps is not None else result.done  # exact if counted in steps
         ticker.step(
             done=done,
             loss=result.losses["loss"],

@@ -12,7 +12,7 @@ from torch import nn
 from vitcompress.distill.hooks import ReadPoints, reading_outputs
 from vitcompress.distill.losses import LOSSES, Outputs
 from vitcompress.distill.pairing import pair_layers
-from vitcompress.errors import RecipeError, raise_faults
+from vitcompress.errors import RecipeError, first_line, raise_faults
 from vitcompress.families.base import Family
 from vitcompress.families.find import find_family
 from vitcompress.families.outputs import has_classes
@@ -185,7 +185,7 @@ def _probe_teacher(
         try:
             outputs = _probe(teacher, size, points, fields)
         except Exception as error:  # timm asserts, torch raises; either way the model does not take the size
-            reason = str(error).strip().splitlines()[:1]
+            reason = first_line(error)
             continue
         shape, expected = outputs.logits.shape[1:], student_outputs.logits.shape[1:]
         if shape != expected:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vitcompress.artifact.atomic import replacing
 from vitcompress.data.views import Share
-from vitcompress.distill.checkpoints import describe_differences
+from vitcompress.distill.facts import describe_differences
 from vitcompress.errors import ArtifactError, RecipeError
 
 _FACTS, _LOGITS, _KNOWN = "cache.json", "logits.f32", "known.u8"

@@ -1,6 +1,6 @@
 """A linear layer whose matrix is the product of two factors, or a full matrix plus this product.
 
-    W_i  =  base  +  up · down        base  [out, in]  shared by the group; without it, W_i has rank r
+    W_i  =  base  +  up · down        base  [out, in]  shared by the group; else W_i has rank r
                                       up    [out, r]   the block's own, or shared by the group
                                       down  [r, in]    the block's own, or shared by the group
 

@@ -66,9 +66,10 @@ def attend_whole(
     q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None, mix_probs: Tensor | None, *,
     scale: float = 1.0, bias: Tensor | None = None, mask: Tensor | None = None, drop: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Compute the same with plain operations on whole maps.
+    """Compute attention with mixed heads by plain operations on whole maps.
 
-    Used for other devices, mixed precision, dropout, tracing and export.
+    Used for other devices, mixed precision, dropout, tracing and export, and to train on a few
+    images at a time. Arguments and result are those of `mixed_attention`.
     """
     logits = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:

@@ -22,7 +22,8 @@ from vitcompress.artifact.digest import sha256_of
 from vitcompress.data import ImageSet
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import Views
-from vitcompress.distill.checkpoints import Checkpoints, run_facts
+from vitcompress.distill.checkpoints import Checkpoints
+from vitcompress.distill.facts import run_facts
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import ComparedModel, Matching

@@ -15,7 +15,8 @@ from vitcompress.artifact.digest import sha256_of
 from vitcompress.data import ImageSet
 from vitcompress.data.mixing import Mixing
 from vitcompress.data.views import Batch, Share, share_of, training_loader
-from vitcompress.distill.checkpoints import Checkpoints, images_digest
+from vitcompress.distill.checkpoints import Checkpoints
+from vitcompress.distill.facts import images_digest
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Matching

@@ -20,7 +20,8 @@ from vitcompress.data import ImageSet, open_sets
 from vitcompress.data.calibration import calibration_batches, drawn
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import Views
-from vitcompress.distill.checkpoints import Checkpoints, run_facts
+from vitcompress.distill.checkpoints import Checkpoints
+from vitcompress.distill.facts import run_facts
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import MOST_POINTS, TrainLog
 from vitcompress.distill.matching import Matching
