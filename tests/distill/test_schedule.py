@@ -18,9 +18,8 @@ def test_the_learning_rate_of_a_start_in_closed_form() -> None:
     assert lr_for_start(0.0, 2.0, 16, 96) == pytest.approx(5e-5)
     assert lr_for_start(2.0, 2.0, 16, 96) == pytest.approx(5e-4)
     assert lr_for_start(1.0, 2.0, 16, 96) == pytest.approx(5e-5 * 10**0.5)
-    assert lr_for_start(1.0, 2.0, 64, 96) == pytest.approx(
-        1e-4 * 10**0.5
-    )  # noise falls with the root of the batch size
+    # noise falls with the square root of the batch size
+    assert lr_for_start(1.0, 2.0, 64, 96) == pytest.approx(1e-4 * 10**0.5)
     assert lr_for_start(50.0, 2.0, 16, 96) == pytest.approx(5e-4)  # worse than chance counts as chance
     assert lr_for_start(0.0, 0.0, 16, 96) == pytest.approx(5e-4)  # a teacher with constant predictions
     assert lr_for_start(2.0, 2.0, 16, 192) == pytest.approx(2.5e-4)
