@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitcompress.distill.hooks import TokenSubset
+from vitcompress.distill.hooks import ReadPoints, TokenSubset, reading_outputs
 from vitcompress.distill.losses import Outputs, attention_relations, hidden_relations, kl_logits
-from vitcompress.distill.matching import Side, reading
 from vitcompress.families.base import Tap
 
 BATCH_SIZE = 2
@@ -100,7 +99,9 @@ VARIANTS: dict[str, tuple[Loss | None, int]] = {
 
 
 @contextmanager
-def peak_of_a_step(student: nn.Module, teacher: nn.Module, side: Side, most: int) -> Iterator[Callable[..., int]]:
+def peak_of_a_step(
+    student: nn.Module, teacher: nn.Module, points: ReadPoints, most: int
+) -> Iterator[Callable[..., int]]:
     """Yield `(loss, images) -> peak in bytes` of one step."""
     tokens, fields = TokenSubset(most, seed=0), {"sampled", "qkv"}
 
@@ -116,7 +117,10 @@ def peak_of_a_step(student: nn.Module, teacher: nn.Module, side: Side, most: int
         return int(peak.peak)
 
     wanted = fields if most else set()
-    with reading(student, side, wanted, tokens) as read_student, reading(teacher, side, wanted, tokens) as read_teacher:
+    with (
+        reading_outputs(student, points, wanted, tokens) as read_student,
+        reading_outputs(teacher, points, wanted, tokens) as read_teacher,
+    ):
         yield measure
 
 
@@ -127,10 +131,10 @@ def run() -> str:
         torch.manual_seed(0)
         teacher = timm.create_model(name, **args).eval()
         blocks = tuple(pattern.format(number) for number in numbers)
-        side = Side(blocks, tuple((Tap(f"{block}.attn.qkv"),) for block in blocks))
+        points = ReadPoints(blocks, tuple((Tap(f"{block}.attn.qkv"),) for block in blocks))
         images = torch.randn(BATCH_SIZE, 3, args["img_size"], args["img_size"])
         for variant, (loss, most) in VARIANTS.items():
             student = copy.deepcopy(teacher).train()
-            with peak_of_a_step(student, teacher, side, most if loss else 0) as measure:
+            with peak_of_a_step(student, teacher, points, most if loss else 0) as measure:
                 lines.append(f"| {title} | {variant} | {measure(loss, images) / 1e6:,.0f} MB |")
     return "\n".join(lines)

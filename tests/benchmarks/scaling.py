@@ -25,8 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.benchmarks.relation_memory import PeakBytes
 from vitcompress.data.loaders import training_loader
 from vitcompress.data.open import open_images
-from vitcompress.distill.loop import weighted_losses
-from vitcompress.distill.training import training_student
+from vitcompress.distill.objective import weighted_losses
+from vitcompress.distill.settings import TrainSettings
+from vitcompress.distill.student import training_student
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
 from vitcompress.pipeline import plan as pipeline
@@ -77,11 +78,14 @@ def step_of(recipe: Recipe) -> Step:
     apply_plan(student, resolved.plan)
     teacher = resolved.teacher.model if resolved.teacher else resolved.model
     blocks = family_named(resolved.plan.family).block_names(student)
-    comparison = replace(resolved.matching, image_size=None)
+    settings = TrainSettings(
+        recipe.distill, replace(resolved.matching, image_size=None), blocks=blocks, matrices=(),
+        input_size=resolved.config["input_size"], num_steps=1,
+    )  # fmt: skip
     flops, peaks = [], []
     with (
         training_student(student, blocks, replace(recipe.distill, drop_path=0.0)),
-        weighted_losses(student, teacher.eval(), comparison, recipe.distill, 0, None) as compute,
+        weighted_losses(student, teacher.eval(), settings) as compute,
         sdpa_kernel(SDPBackend.MATH),  # the only kernel with a formula; fused ones keep less, so this is a bound
     ):
         for batch in BATCHES:

@@ -28,10 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.distill.hooks import TokenSubset
-from vitcompress.distill.losses import LOSSES, Given
-from vitcompress.distill.matching import ComparedModel, match_models, reading
-from vitcompress.distill.training import compiling, optimizers, training_student
+from vitcompress.distill.hooks import TokenSubset, reading_outputs
+from vitcompress.distill.losses import LOSSES, LossContext
+from vitcompress.distill.matching import ComparedModel, match_models
+from vitcompress.distill.optimizers import make_optimizers
+from vitcompress.distill.student import compiling, training_student
 from vitcompress.families.find import family_of
 from vitcompress.layers.transforms import TRANSFORM_MODULES
 from vitcompress.plans.make import make_plan
@@ -146,23 +147,23 @@ def distilling_step(
     size = tuple(images.shape[1:])
     recipe = DistillRecipe(loss=LOSS, layers=LAYERS, lr=1e-5)
     student, matrices = student_of(teacher, {"share": 12, "transforms": tuple(transforms)})
-    comparison = match_models(ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), recipe)  # type: ignore[arg-type]
+    matching = match_models(ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), recipe)  # type: ignore[arg-type]
     teacher.eval()
     tokens = TokenSubset(recipe.max_relation_tokens, seed=0)
-    fields = {LOSSES[name].reads for name in comparison.losses}
+    fields = {LOSSES[name].reads for name in matching.losses}
     blocks = family_of(teacher, "teacher").block_names(teacher)
     stack.enter_context(training_student(student, blocks, recipe))
-    read_student = stack.enter_context(reading(student, comparison.student, fields, tokens))
-    read_teacher = stack.enter_context(reading(teacher, comparison.teacher, fields, tokens))
+    read_student = stack.enter_context(reading_outputs(student, matching.student, fields, tokens))
+    read_teacher = stack.enter_context(reading_outputs(teacher, matching.teacher, fields, tokens))
     stack.enter_context(compiling(student, blocks if compiled else ()))
-    updates = optimizers(student, recipe, matrices)
-    given = Given(recipe.temperature, recipe.relation_heads)
+    updates = make_optimizers(student, recipe, matrices)
+    context = LossContext(recipe.temperature, recipe.relation_heads)
 
     def compute() -> Tensor:
         with torch.inference_mode():
             target = read_teacher(teacher(images))
         found = read_student(student(images))
-        losses = [weight * LOSSES[name].compute(found, target, given) for name, weight in comparison.losses.items()]
+        losses = [weight * LOSSES[name].compute(found, target, context) for name, weight in matching.losses.items()]
         return torch.stack(losses).sum()
 
     def step() -> None:

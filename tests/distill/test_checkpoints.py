@@ -1,4 +1,4 @@
-"""A run that is cut short anywhere and goes on gives the file of a run that was not, to the last bit."""
+"""An interrupted and resumed run writes the same file as an uninterrupted one, bit by bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RECIPES: dict[str, list[object]] = {
 
 
 class Killed(BaseException):
-    """Nothing catches it, and nothing is tidied up but what a context manager tidies."""
+    """Nothing catches it; only context managers clean up."""
 
 
 @pytest.fixture
@@ -43,16 +43,16 @@ def words(teacher: Sequence[str], flat: Path) -> list[object]:
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], None]:
-    """Let the training die before its update of a step; returns what lets it live again."""
-    whole = run.Run.record
+    """Make the training die before its update of a step; return a function that undoes this."""
+    whole = run.TrainState.record
 
-    def record(self: run.Run, *args: Any, **kwargs: Any) -> None:
+    def record(self: run.TrainState, *args: Any, **kwargs: Any) -> None:
         if self.steps == step:
             raise Killed
         whole(self, *args, **kwargs)
 
-    monkeypatch.setattr(run.Run, "record", record)
-    return lambda: monkeypatch.setattr(run.Run, "record", whole)
+    monkeypatch.setattr(run.TrainState, "record", record)
+    return lambda: monkeypatch.setattr(run.TrainState, "record", whole)
 
 
 def cut_short(
@@ -82,14 +82,14 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     asked = [*words, *RECIPES[name], *workers]
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     assert vitcompress(*asked, "--out", whole).code == 0
-    steps = range(STEPS) if name == "plain" else range(2, STEPS)  # before the first state it begins anew
+    steps = range(STEPS) if name == "plain" else range(2, STEPS)  # before the first state it starts over
     for step in random.Random(name).sample(steps, 3 if name == "plain" else 1):
         cut_short(monkeypatch, vitcompress, asked, cut, step)
         assert not cut.exists()
         ended = vitcompress(*asked, "--out", cut, "--resume")
         assert ended.code == 0, ended.err
-        begins = step < 2 and "--target-ratio" not in asked  # a plan that was searched for is kept at once
-        assert ("starts from the beginning" if begins else "going on from") in ended.err
+        begins = step < 2 and "--target-ratio" not in asked  # a searched plan is kept at once
+        assert ("starting from the beginning" if begins else "continuing from") in ended.err
         assert same_tensors(whole, cut), step
         assert curve(whole) == curve(cut)
         assert not list(tmp_path.glob("*.checkpoints"))
@@ -164,7 +164,7 @@ def test_another_recipe_or_teacher_or_other_images_are_refused_with_the_differen
     for line in ("--lr: 0.01, was not given", "--seed: 3, was 0", "training images: 15 images", "--data: "):
         assert line in ended.err
     assert "--steps" not in ended.err
-    # where it runs and what is watched may change
+    # devices, workers and gates may change
     assert vitcompress(*words, "--num-workers", 1, "--min-ratio", 1, "--out", cut, "--resume").code == 0
 
 
@@ -173,17 +173,17 @@ def test_without_a_state_it_starts_from_the_beginning_and_says_so(
 ) -> None:
     cut = tmp_path / "cut.safetensors"
     ended = vitcompress(*words, "--num-workers", 0, "--out", cut, "--resume")
-    assert (ended.code, "starts from the beginning" in ended.err) == (0, True)
+    assert (ended.code, "starting from the beginning" in ended.err) == (0, True)
     cut_short(monkeypatch, vitcompress, [*words, "--num-workers", 0], cut, 5)
     ended = vitcompress(*words, "--num-workers", 0, "--out", cut)
-    assert (ended.code, "--resume would go on" in ended.err) == (0, True)
+    assert (ended.code, "--resume would continue" in ended.err) == (0, True)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "1", "{", "[" * 100_000, '{"facts": null, "settled": 1}'])
 def test_facts_of_a_run_that_are_none_are_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(TrainingError, match=r"run\.json cannot be read"):
-        Checkpoints(tmp_path, Interval(steps=1)).found()
+        Checkpoints(tmp_path, Interval(steps=1)).read_run()
 
 
 def test_a_state_that_cannot_be_read_is_named(
@@ -223,7 +223,7 @@ def test_a_real_process_goes_on_after_a_real_signal(
     start = time.monotonic()
     ended = command.ended(60)
     if number == signal.SIGTERM:
-        assert time.monotonic() - start < 20  # seconds on a machine with nothing else to do
+        assert time.monotonic() - start < 20  # a few seconds on an idle machine
         assert ended.returncode == 128 + number
         assert "Terminated. Its state is in" in ended.stderr
         assert "Traceback" not in ended.stderr
@@ -251,7 +251,7 @@ def test_what_follows_a_long_training_may_be_terminated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = [*words[: words.index("--save-every")], "--num-workers", 0, "--out", tmp_path / "cut.safetensors"]
-    monkeypatch.setattr(checkpoints, "WORTH_KEEPING_SECONDS", seconds)
+    monkeypatch.setattr(checkpoints, "MIN_SECONDS_TO_KEEP", seconds)
     with monkeypatch.context() as patch:
         patch.setattr("vitcompress.pipeline.run.measure", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
         ended = vitcompress(*asked)
@@ -263,12 +263,12 @@ def test_what_follows_a_long_training_may_be_terminated(
 def test_a_signal_at_the_very_end_of_a_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def train() -> None:
         with interrupts.deferring(ctrl_c=True) as asked:
-            interrupts._receive(signal.SIGINT, None)
+            interrupts._end(signal.SIGINT, None)
             assert asked()
-            with pytest.raises(KeyboardInterrupt):  # who asks twice does not want to wait
-                interrupts._receive(signal.SIGINT, None)
+            with pytest.raises(KeyboardInterrupt):  # the second Ctrl-C does not wait
+                interrupts._end(signal.SIGINT, None)
 
-    monkeypatch.setattr(interrupts, "_received", [])
+    monkeypatch.setattr(interrupts, "_asked", [])
     monkeypatch.setattr(interrupts, "_raised", False)
     with pytest.raises(KeyboardInterrupt):
         train()
@@ -282,7 +282,7 @@ def test_files_of_others_are_never_removed(
     theirs = tmp_path / "cut.checkpoints" / file
     theirs.parent.mkdir()
     theirs.write_text("{}")
-    if file != "step-00000002":  # an interrupted run may have left that
+    if file != "step-00000002":  # may be left by an interrupted run
         ended = vitcompress(*asked)
         assert (ended.code, "cut.checkpoints" in ended.err) == (2, True)
         assert [path.name for path in tmp_path.iterdir()] == ["cut.checkpoints"]
@@ -303,7 +303,7 @@ def test_a_file_where_the_folder_would_be_is_refused(
 
 def test_sigterm_where_nothing_trains_ends_at_once(words: list[object], tmp_path: Path) -> None:
     command = Command(*words[: words.index("--steps")], "--target-ratio", 2, "--out", tmp_path / "a.safetensors")
-    command.wait_for("\n")  # the search has begun
+    command.wait_for("\n")  # the search has started
     command.send(signal.SIGTERM)
     ended = command.ended(60)
     assert (ended.returncode, "Traceback" in ended.stderr) == (143, False)

@@ -4,14 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.conftest import Vitcompress
 from tests.factories import ROWS, VARIANTS, build, compressed, images, row_images, tiny
 from vitcompress.distill.fading import fade_factor, fading
-from vitcompress.distill.training import optimizers, set_lr
 from vitcompress.initialize.whole import start_mean
-from vitcompress.recipe import DistillRecipe
 
 
 def test_fading_falls_from_one_to_zero() -> None:
@@ -58,7 +55,7 @@ def test_factors_fade_in_from_the_whole_matrices(row: str, recipe: dict[str, Any
 
 @pytest.mark.parametrize("share", [1, 2])
 def test_narrow_layers_do_not_fade(share: int) -> None:
-    teacher = tiny("qk-norm")  # only its MLP is narrowed; its attention is shared, and fades
+    teacher = tiny("qk-norm")  # only its MLP is narrowed; its attention fades
     student, plan = compressed(teacher, share=share, width=0.5, transforms=())
     with fading(student, teacher, plan, 0.5) as step:
         step(0.0)
@@ -95,7 +92,7 @@ def test_halfway_a_matrix_is_halfway() -> None:
     expected = (own(x) + shared(x)) / 2
     with fading(student, teacher, plan, 0.5) as step:
         step(0.25)
-        torch.testing.assert_close(shared(x), expected + (shared.bias - own.bias) / 2)  # biases are the block's own
+        torch.testing.assert_close(shared(x), expected + (shared.bias - own.bias) / 2)  # biases are not shared
 
 
 def test_the_shared_matrix_learns_while_the_others_fade() -> None:
@@ -114,59 +111,6 @@ def test_without_a_share_nothing_is_touched() -> None:
     with fading(student, teacher, plan, 0.0) as step:
         step(0.0)
         assert not any("forward" in vars(module) for module in student.modules())
-
-
-def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
-    student, plan = compressed(tiny(), share=2)
-    muon, adamw = optimizers(student, DistillRecipe(optimizer="muon", matrix_lr=0.03), plan.matrices)
-    names = {id(p): name for name, p in student.named_parameters()}
-    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
-    assert taken == {
-        f"blocks.{donor}.{layer}.weight"
-        for donor in (0, 2)
-        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-    }
-    rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
-    assert taken | rest == set(names.values())
-    assert not taken & rest
-    assert muon.param_groups[0]["lr"] == 0.03
-
-
-@pytest.mark.parametrize(
-    ("recipe", "taken"),
-    [
-        ({"share": 4, "basis": 3, "matrices": False}, set()),
-        ({"share": 4, "basis": 3}, {"attn.qkv.base", "mlp.fc2.base"}),
-    ],
-    ids=["factors alone", "factors on matrices"],
-)
-def test_muon_leaves_factors_to_adamw(recipe: dict[str, Any], taken: set[str]) -> None:
-    student, plan = compressed(tiny(), **recipe)
-    found = optimizers(student, DistillRecipe(optimizer="muon"), plan.matrices)
-    assert len(found) == (2 if taken else 1)
-    trained = [id(p) for optimizer in found for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(trained) == sorted(id(p) for p in student.parameters())
-    first = {id(p) for group in found[0].param_groups for p in group["params"]}
-    assert all(id(student.get_parameter(f"blocks.0.{name}")) in first for name in taken)
-
-
-def test_muon_orthogonalises_the_step() -> None:
-    """One step from zero momentum moves a matrix by nearly orthogonal rows, whatever the gradient's scale."""
-    weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.float64))
-    model = nn.ParameterDict({"w": weight})
-    muon, _ = optimizers(model, DistillRecipe(optimizer="muon", matrix_lr=1.0), {"w"})
-    weight.grad = 1e-3 * torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    muon.step()
-    assert torch.linalg.svdvals(weight.detach()).sub(1).abs().max() < 0.4
-
-
-def test_learning_rates_follow_their_own_peaks() -> None:
-    student, plan = compressed(tiny(), share=2)
-    both = optimizers(student, DistillRecipe(optimizer="muon", lr=1e-3, matrix_lr=0.02), plan.matrices)
-    for factor in (0.5, 0.1):
-        for optimizer in both:
-            set_lr(optimizer, factor)
-    assert [group["lr"] for optimizer in both for group in optimizer.param_groups] == pytest.approx([2e-3, 1e-4, 1e-4])
 
 
 def test_the_fading_is_told_of_once_before_training(

@@ -1,14 +1,15 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from tests.factories import ROWS, VARIANTS, Row, build, compressed, images, row_images, tiny
-from vitcompress.distill.hooks import TokenSubset, tap_outputs
-from vitcompress.distill.losses import LOSSES, Given
-from vitcompress.distill.matching import ComparedModel, match_models, reading
-from vitcompress.distill.training import compiling, training_student
-from vitcompress.families.base import Tap
+from vitcompress.distill.hooks import ReadPoints, TokenSubset, reading_outputs, tap_outputs
+from vitcompress.distill.losses import LOSSES, LossContext
+from vitcompress.distill.matching import ComparedModel, match_models
+from vitcompress.distill.student import compiling, training_student
+from vitcompress.families.base import Tap, tap_qkv
 from vitcompress.families.find import FAMILIES, family_of
 from vitcompress.families.insertion import layers_called
 from vitcompress.recipe import DistillRecipe
@@ -29,7 +30,7 @@ def test_taps_see_each_pass_anew_and_leave() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.filterwarnings("default")  # what torch.compile does inside itself
+@pytest.mark.filterwarnings("default")  # warnings inside torch.compile
 def test_blocks_that_are_alike_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[Any] = []
 
@@ -59,7 +60,7 @@ def test_taps_come_in_the_order_asked_for_and_as_often() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_queries_keys_and_values_are_those_of_the_attention(variant: str) -> None:
-    """Attention computed from what the taps read is the attention's own output."""
+    """Attention computed from the tapped values equals the attention's output."""
     model = tiny(variant)
     block = model.get_submodule("blocks.1")
     (tap,) = family_of(model, variant).qkv(block)
@@ -74,7 +75,7 @@ def test_queries_keys_and_values_are_those_of_the_attention(variant: str) -> Non
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_what_is_read_is_what_the_layers_give_in_every_family(row: Row, mixed: bool) -> None:
-    """Computed once more from the attention's input, the weights and the biases, wherever those are kept."""
+    """Computed again from the attention's input, its weights and its biases."""
     model = build(row)
     if mixed:
         model, _ = compressed(model, share=2, transforms=("heads",))
@@ -115,14 +116,14 @@ def test_losses_of_every_family_have_the_same_gradients_checkpointed(name: str) 
         training = DistillRecipe(grad_checkpointing=checkpointing, drop_path=0.2)
         with (
             training_student(student, blocks, training),
-            reading(student, asked.student, fields, choose) as mine,
-            reading(teacher, asked.teacher, fields, choose) as yours,
+            reading_outputs(student, asked.student, fields, choose) as mine,
+            reading_outputs(teacher, asked.teacher, fields, choose) as yours,
         ):
-            torch.manual_seed(0)  # of drop path
+            torch.manual_seed(0)  # for drop path
             with torch.no_grad():
                 target = yours(teacher(row_images(row)))
             found = mine(student(row_images(row)))
-            terms = [LOSSES[loss].compute(found, target, Given()) for loss in recipe.loss or ()]
+            terms = [LOSSES[loss].compute(found, target, LossContext()) for loss in recipe.loss or ()]
             torch.stack(terms).sum().backward()
         assert all(term.item() > 0 for term in terms)
         gradients.append({name: p.grad for name, p in student.named_parameters()})
@@ -144,7 +145,7 @@ def test_gradients_through_taps_survive_checkpointing(checkpointing: bool) -> No
         logits = student(images(student, 3))
         kept = list(seen)
         torch.stack([logits.square().sum(), *(value.square().sum() for value in seen)]).sum().backward()
-        assert all(now is then for now, then in zip(seen, kept, strict=True))  # not what the second run gave
+        assert all(now is then for now, then in zip(seen, kept, strict=True))  # not values of the second run
     gradients = {name: p.grad for name, p in student.named_parameters()}
     reference, _ = compressed(tiny(), share=2)
     with tap_outputs(reference, taps, choose) as seen:
@@ -185,8 +186,8 @@ def test_what_autograd_has_anyway_is_not_copied() -> None:
     assert choose(many).shape == (2, 6, 3)
 
 
-def test_what_a_teacher_gives_in_inference_mode_can_be_learned_from() -> None:
-    """Whichever of the two runs first: the choice of tokens is no inference tensor."""
+def test_outputs_of_a_teacher_in_inference_mode_can_be_learned_from() -> None:
+    """The chosen tokens are not an inference tensor, even if the teacher runs first."""
     teacher = tiny()
     student, _ = compressed(teacher, share=2)
     candidate = ComparedModel("tiny", teacher, (3, 32, 32))
@@ -197,14 +198,16 @@ def test_what_a_teacher_gives_in_inference_mode_can_be_learned_from() -> None:
         tokens = TokenSubset(16, seed=0)
         fields = {"hidden", "qkv", "sampled"}
         with (
-            reading(student, asked.student, fields, tokens) as mine,
-            reading(teacher, asked.teacher, fields, tokens) as yours,
+            reading_outputs(student, asked.student, fields, tokens) as mine,
+            reading_outputs(teacher, asked.teacher, fields, tokens) as yours,
         ):
             with mode():
                 target = yours(teacher(images(teacher)))
             found = mine(student(images(teacher)))
             student.zero_grad()
-            torch.stack([LOSSES[loss].compute(found, target, Given()) for loss in recipe.loss or ()]).sum().backward()
+            torch.stack(
+                [LOSSES[loss].compute(found, target, LossContext()) for loss in recipe.loss or ()]
+            ).sum().backward()
         gradients.append({name: p.grad for name, p in student.named_parameters()})
     for name, gradient in gradients[0].items():
         assert gradient is not None
@@ -220,3 +223,36 @@ def test_every_token_has_its_turn() -> None:
         count[choose(x).flatten().long()] += 1
     assert count.sum() == 3200
     assert (count - 200).abs().max() < 50  # five standard deviations of a fair draw
+
+
+def test_reading_gives_what_is_asked_for_and_no_more() -> None:
+    model = tiny()
+    points = ReadPoints(("blocks.0", "blocks.3"), ((Tap("blocks.0.attn.qkv"),), (Tap("blocks.3.attn.qkv"),)))
+    x = images(model)
+    with reading_outputs(model, points, {"sampled", "qkv"}, TokenSubset(2, seed=0)) as outputs:
+        found = outputs(model(x))
+        assert outputs(found.logits).qkv == []  # handed out once
+    assert found.hidden == []
+    assert [tuple(t.shape) for t in found.sampled] == [(2, 2, 24)] * 2
+    assert [tuple(t.shape) for qkv in found.qkv for t in qkv] == [(2, 2, 24)] * 6
+    assert torch.equal(found.logits, model(x))
+
+
+def test_windows_are_images_of_their_own_and_grids_are_tokens() -> None:
+    """Swin returns [B, rows, columns, C]; its attention sees [B·windows, tokens of a window, C]."""
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, patch_size=2, window_size=4, embed_dim=12, depths=(2, 2),
+        num_heads=(2, 4), num_classes=5,
+    ).eval()  # fmt: skip
+    blocks = [f"layers.{stage}.blocks.{number}" for stage in range(2) for number in range(2)]
+    qkv = tuple(tuple(tap.inside(block) for tap in tap_qkv(model.get_submodule(block))) for block in blocks)
+    points = ReadPoints(tuple(blocks), qkv)
+    x = torch.randn(3, 3, 32, 32)
+    with reading_outputs(model, points, {"sampled", "hidden", "qkv"}, TokenSubset(20, seed=0)) as outputs:
+        found = outputs(model(x))
+    assert [tuple(t.shape) for t in found.hidden] == [(3, 16, 16, 12)] * 2 + [(3, 8, 8, 24)] * 2
+    assert [tuple(t.shape) for t in found.sampled] == [(3, 20, 12)] * 2 + [(3, 20, 24)] * 2
+    assert [tuple(q.shape) for q, _, _ in found.qkv] == [(3 * 16, 16, 12)] * 2 + [(3 * 4, 16, 24)] * 2
+    context = LossContext()
+    for name in ("hidden", "attention", "hidden_relation"):
+        assert LOSSES[name].compute(found, found, context).item() == pytest.approx(0, abs=1e-6)

@@ -12,15 +12,17 @@ from vitcompress.data.loaders import Batch
 from vitcompress.data.mixing import Mixing
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
+from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.run import DivergedError
-from vitcompress.recipe import LOSS_NAMES, DistillRecipe
+from vitcompress.distill.settings import TrainSettings
+from vitcompress.recipe import DistillRecipe
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]
 
 
 class Steps:
-    """A ticker that remembers."""
+    """A ticker that records losses and progress."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -38,29 +40,25 @@ def batches(x: torch.Tensor, steps: int) -> Iterator[Batch]:
 
 def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, **recipe: Any) -> tuple[TrainLog, Steps]:
     ticker = Steps()
-    asked = DistillRecipe(**recipe)
+    distill_recipe = DistillRecipe(**recipe)
     size = (x.shape[1], x.shape[2], x.shape[3])
-    log = distill(
-        student,
-        teacher,
-        lambda start: batches(x, steps),
-        asked,
+    student_model, teacher_model = ComparedModel("student", student, size), ComparedModel("teacher", teacher, size)
+    settings = TrainSettings(
+        distill_recipe,
+        match_models(student_model, teacher_model, distill_recipe),
         blocks=BLOCKS,
-        comparison=match_models(
-            ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), asked
-        ),
-        mixing=Mixing(num_classes=5 if "labels" in (asked.loss or {}) else None),
         matrices=frozenset(name for name, p in student.named_parameters() if "blocks." in name and p.ndim == 2),
-        fade=lambda done: None,
-        accelerator=Accelerator(cpu=True),
-        ticker=ticker,
         input_size=size,
         num_steps=steps,
+        mixing=Mixing(num_classes=5 if "labels" in (distill_recipe.loss or {}) else None),
+    )
+    log = distill(
+        student, teacher, lambda start: batches(x, steps), settings, accelerator=Accelerator(cpu=True), ticker=ticker
     )
     return log, ticker
 
 
-OF_LOGITS = [name for name in LOSS_NAMES if name != "features"]
+OF_LOGITS = [name for name in LOSSES if name != "features"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +103,7 @@ def test_a_loss_that_is_not_finite_restores_the_last_good_state(ema: float | Non
 
 
 def test_the_student_ends_as_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first step counts whole, the second 9/11, the third 9/12: what --ema 0.9 gives so early."""
+    """The first step counts fully, the second 9/11, the third 9/12, as --ema 0.9 starts."""
     teacher = tiny()
     student, plan = compressed(teacher, share=2)
     weight = student.get_parameter("blocks.0.mlp.fc1.weight")
@@ -124,7 +122,7 @@ def test_a_loss_of_labels_alone_needs_no_teacher() -> None:
     ran: list[int] = []
     handle = teacher.register_forward_hook(lambda *call: ran.append(1))
     train(student, teacher, images(teacher, 8), 2, loss={"labels": 1.0})
-    assert len(ran) == 1  # without pixels, to see whether the two can be compared
+    assert len(ran) == 1  # on the meta device, to match the models
     train(student, teacher, images(teacher, 8), 2, loss={"labels": 1.0, "logits": 1.0})
     assert len(ran) == 1 + 1 + 2
     handle.remove()
@@ -138,7 +136,7 @@ def test_relations_of_few_tokens_still_teach() -> None:
         student, teacher, images(teacher, 16), 30, loss=loss, lr=1e-3, max_relation_tokens=6, relation_heads=3,
         layers="1,3", grad_checkpointing=True,
     )  # fmt: skip
-    assert sum(ticker.losses[-3:]) < 0.8 * sum(ticker.losses[:3])  # each step has other tokens
+    assert sum(ticker.losses[-3:]) < 0.8 * sum(ticker.losses[:3])  # each step uses other tokens
 
 
 def test_the_loss_curve_stays_short() -> None:

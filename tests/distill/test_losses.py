@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitcompress.distill.losses import (
     LOSSES,
-    Given,
+    LossContext,
     Outputs,
     attention_relations,
     cross_entropy,
@@ -73,7 +73,7 @@ def test_hidden_mse_ignores_scale_and_wants_as_many_blocks() -> None:
 
 
 def reference(student: list[Tensor], teacher: list[Tensor], heads: int) -> float:
-    """The relations as the paper writes them: pair by pair, head by head, in float64; cross-entropy less entropy."""
+    """Relations as in the paper, pair by pair and head by head, in float64."""
 
     def relation(a: Tensor, b: Tensor) -> Tensor:
         return torch.softmax(a @ b.T / a.shape[-1] ** 0.5, dim=-1)
@@ -94,7 +94,7 @@ def triple(seed: int, tokens: int, width: int, dtype: torch.dtype = torch.float6
 
 
 def test_a_relation_by_hand() -> None:
-    """One channel, two tokens [0, 1] against [0, 0]: rows of S Sᵀ are (0, 0) and (0, 1), of the teacher's all zero."""
+    """Tokens [0, 1] of one channel: rows of S Sᵀ are (0, 0) and (0, 1); the teacher's are zero."""
     student, teacher = torch.tensor([[[0.0], [1.0]]]), torch.zeros(1, 2, 1)
     second = 0.5 * math.log(0.5 * (1 + math.e)) + 0.5 * math.log(0.5 * (1 + math.e) / math.e)
     assert hidden_relations([student], [teacher]).item() == pytest.approx(second / 2, rel=1e-6)
@@ -131,7 +131,7 @@ def test_the_gradient_of_a_relation_is_that_of_autograd(
 
 @pytest.mark.parametrize("chosen_before", [False, True])
 def test_relations_of_chosen_tokens_are_those_of_a_subset(chosen_before: bool) -> None:
-    """In value and gradient; the teacher's tokens may have been chosen before."""
+    """In value and gradient, even if the teacher's tensors hold only these tokens."""
     tokens = torch.tensor([0, 2, 3])
     student = [part.requires_grad_() for part in triple(0, 5, 6)]
     teacher = triple(1, 5, 6)
@@ -156,7 +156,7 @@ def test_half_precision_is_computed_in_single() -> None:
 
 
 def test_no_relation_outlives_the_forward_pass() -> None:
-    """What is kept for the backward pass is as large as the states, whatever the number of tokens."""
+    """The backward pass keeps no more than the states, whatever the number of tokens."""
     kept: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -183,5 +183,5 @@ def test_the_recipe_names_the_losses_that_there_are() -> None:
 def test_every_loss_is_zero_where_student_and_teacher_are_one() -> None:
     states = torch.randn(2, 3, 4)
     out = Outputs(torch.tensor([[90.0, 0.0]]), [states], [states], [(states, states + 1, states - 1)])
-    given = Given(targets=torch.tensor([[1.0, 0.0]]))
-    assert all(abs(loss.compute(out, out, given).item()) < 1e-5 for loss in LOSSES.values())
+    context = LossContext(targets=torch.tensor([[1.0, 0.0]]))
+    assert all(abs(loss.compute(out, out, context).item()) < 1e-5 for loss in LOSSES.values())

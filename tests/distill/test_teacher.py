@@ -1,4 +1,4 @@
-"""Other teachers, and everything that only shows when the stages meet."""
+"""Other teachers, and options that only interact in a full run."""
 
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def test_an_artifact_teaches(files: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "first" / "mini.safetensors"
     report, _ = compress(files, tmp_path, teacher=str(teacher), steps=1, lr=1e-12)
     assert report.train.teacher == "mini.safetensors"
-    assert report.train.loss_curve[0]["loss"] == pytest.approx(0, abs=1e-5)  # it starts as its teacher
+    assert report.train.loss_curve[0]["loss"] == pytest.approx(0, abs=1e-5)  # the student starts as its teacher
 
 
 def test_teachers_that_cannot_be_told_before_any_weight_is_loaded(
@@ -138,7 +138,7 @@ def test_teachers_that_cannot_be_told_before_any_weight_is_loaded(
     ("recipe", "message"),
     [
         ({"teacher": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
-        ({"teacher": "a.safetensors", "teacher_arg": {"depth": 2}}, "has its weights and sizes in it"),
+        ({"teacher": "a.safetensors", "teacher_arg": {"depth": 2}}, "is a file with its own weights and sizes"),
         ({"teacher": NAME, "teacher_checkpoint": "nowhere.pth"}, "--teacher-checkpoint nowhere.pth does not exist."),
         ({"teacher": NAME, "teacher_arg": {"nonsense": 1}}, "nonsense=1"),
         ({"teacher": NAME, "teacher_arg": {"pretrained": 1}}, "--teacher-arg pretrained"),

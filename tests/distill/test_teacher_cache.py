@@ -1,4 +1,4 @@
-"""A run on the same views takes the teacher's word from the run before; on anything else it is refused."""
+"""A run on the same views uses the cached logits; a cache of anything else is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_second_run_does_not_ask_and_ends_the_same(
     assert asked == [(step, 0) for step in range(4)]
     assert same_tensors(paths[0], paths[1])
     assert same_tensors(paths[0], paths[2])
-    # other learning rates and other plans are of the same views; a longer run adds to them
+    # the views do not depend on learning rate and plan; a longer run adds to the cache
     assert vitcompress(*words, "--lr", 1e-4, "--share", 4, "--steps", 6, "--out", paths[3]).code == 0
     assert asked[4:] == [(4, 0), (5, 0)]
 

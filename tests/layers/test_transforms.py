@@ -7,6 +7,7 @@ from torch import nn
 
 from tests.factories import compressed, images, tiny
 from vitcompress.families.vit import MixedAttention
+from vitcompress.layers.mixed_attention import mix_heads
 from vitcompress.layers.transforms import (
     HeadMix,
     KeyPositions,
@@ -18,14 +19,14 @@ from vitcompress.layers.transforms import (
 
 def test_head_mix_starts_as_the_identity() -> None:
     maps = torch.randn(2, 3, 5, 5)
-    assert torch.equal(HeadMix(3)(maps), maps)
+    assert torch.equal(mix_heads(maps, HeadMix(3).weight), maps)
 
 
 def test_head_mix_is_a_1x1_convolution_over_heads() -> None:
     mix = HeadMix(3).double()
     nn.init.normal_(mix.weight)
     maps = torch.randn(2, 3, 5, 7, dtype=torch.float64)
-    torch.testing.assert_close(mix(maps), F.conv2d(maps, mix.weight[:, :, None, None]))
+    torch.testing.assert_close(mix_heads(maps, mix.weight), F.conv2d(maps, mix.weight[:, :, None, None]))
 
 
 def test_token_convolution_starts_as_the_identity() -> None:
@@ -35,7 +36,7 @@ def test_token_convolution_starts_as_the_identity() -> None:
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_token_convolution_moves_patches_by_hand(prefix: int) -> None:
-    """A kernel whose only weight lies right of its centre adds each patch's right neighbour."""
+    """A kernel with one weight, right of its centre, adds each patch's right neighbour."""
     convolution = TokenConvolution(2, 3, grid_size=(2, 3), num_prefix_tokens=prefix)
     nn.init.zeros_(convolution.weight)
     with torch.no_grad():
@@ -67,7 +68,7 @@ def test_both_transformations_learn_from_the_first_step() -> None:
 
 
 def test_mixed_attention_equals_attention_over_mixed_maps() -> None:
-    """Against a plain loop over heads, in float64, with mixes that are no identity."""
+    """Against a plain loop over heads, in float64, with mixes other than the identity."""
     attn = tiny().blocks[0].attn.double()  # type: ignore[index, union-attr]
     mixed: Any = MixedAttention(attn)
     for mix in (mixed.mix_logits, mixed.mix_probs):
@@ -90,10 +91,10 @@ def test_mixed_attention_keeps_masked_places_masked() -> None:
 
 
 def test_offsets_fall_in_seven_buckets() -> None:
-    """By hand, from Eq. 18 of iRPE: 1.9 + ln(d/1.9)/ln 8 · 1.9 is 1.9, 2.3, 2.6 and 3.4 for d = 2, 3, 4 and 10."""
+    """By Eq. 18 of iRPE: 1.9 + ln(d/1.9)/ln 8 · 1.9 = 1.9, 2.3, 2.6, 3.4 for d = 2, 3, 4, 10."""
     expected = [0, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
     buckets = offset_buckets(14, torch.device("cpu"))
-    assert buckets[:, 0].tolist() == [3 + b for b in expected]  # the key comes before the query
+    assert buckets[:, 0].tolist() == [3 + b for b in expected]  # the key precedes the query
     assert buckets[0].tolist() == [3 - b for b in expected]
     assert torch.equal(buckets[5:, 5:], buckets[:9, :9])
     assert offset_buckets(24, torch.device("cpu")).unique().tolist() == list(range(7))
@@ -149,4 +150,4 @@ def test_a_position_term_without_head_mixing_mixes_nothing() -> None:
     student(images(student)).square().sum().backward()
     terms: list[Any] = [module for module in student.modules() if isinstance(module, KeyPositions)]
     assert all(term.weight.grad.abs().max() > 0 for term in terms[:-1])
-    assert terms[-1].weight.grad.abs().max() == 0  # only the class token is looked at after it, and it has no term
+    assert terms[-1].weight.grad.abs().max() == 0  # only the class token is used after it, and it has no term

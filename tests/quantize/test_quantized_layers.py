@@ -15,10 +15,10 @@ from torch import nn
 
 from tests.distill.test_loop import BLOCKS, Steps, batches
 from tests.factories import ROWS, VARIANTS, build, compressed, images, planned, row_images, tiny
-from vitcompress.data.mixing import Mixing
 from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import ComparedModel, match_models
+from vitcompress.distill.settings import TrainSettings
 from vitcompress.quantize import layers as quantized_layers
 from vitcompress.quantize.codecs import STORES, Codec, matrix_names
 from vitcompress.quantize.layers import StoredMatrix, quantising
@@ -266,14 +266,11 @@ def test_the_quantised_student_is_better_for_it(ema: float | None) -> None:
 
 def _distil(student: nn.Module, teacher: nn.Module, x: torch.Tensor, recipe: DistillRecipe, step: Any) -> None:
     size = (x.shape[1], x.shape[2], x.shape[3])
-    distill(
-        student, teacher, lambda start: batches(x, 60), recipe, blocks=BLOCKS,
-        comparison=match_models(
-            ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), recipe
-        ),
-        mixing=Mixing(num_classes=None), matrices=matrix_names(student), fade=step, accelerator=Accelerator(cpu=True),
-        ticker=Steps(), input_size=size, num_steps=60,
-    )  # fmt: skip
+    matching = match_models(ComparedModel("student", student, size), ComparedModel("teacher", teacher, size), recipe)
+    settings = TrainSettings(
+        recipe, matching, blocks=BLOCKS, matrices=matrix_names(student), input_size=size, num_steps=60, before_step=step
+    )
+    distill(student, teacher, lambda start: batches(x, 60), settings, accelerator=Accelerator(cpu=True), ticker=Steps())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,1 +1,1 @@
-"""What the student learns, from whom, and how."""
+"""Train the student: losses, teachers, the training loop and its checkpoints."""

@@ -1,22 +1,22 @@
-"""How does a run go on after an interruption?  From the states kept beside its output, each whole or not there at all.
+"""Keep the state of a training beside its output, and continue an interrupted run from it.
 
     <stem>.checkpoints/
-      run.json               what was asked for, and what had to be found out for it: plan, learning rate
-      step-00000500/         accelerate's state of model, optimizers and random numbers;
+      run.json               the recipe, and what was settled before training: plan, learning rate
+      step-00000500/         accelerate's state of model, optimizers and random numbers
         counters.json        steps, images, loss curve
-        weights.safetensors  the last good weights, and the running mean where there is one
+        weights.safetensors  the last good weights, and the running mean if there is one
 
-Nothing in it is unpickled but what `torch.load(weights_only=True)` lets through.
+A state is written as a whole or not at all. Nothing is unpickled except by
+`torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,33 +27,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
-from vitcompress.data.sets import ImageSet
-from vitcompress.data.streams import StreamReader
-from vitcompress.distill.run import Run
-from vitcompress.errors import RecipeError, TrainingError, first_line
+from vitcompress.artifact.atomic import replacing
+from vitcompress.distill.facts import describe_differences
+from vitcompress.distill.run import TrainState
+from vitcompress.errors import ArtifactError, RecipeError, TrainingError, first_line
 from vitcompress.recipe import Interval
-from vitcompress.recipe.values import flag_of
 from vitcompress.runtime.processes import from_main
 from vitcompress.runtime.signals import TerminationError
 
-KEPT = 2
-WORTH_KEEPING_SECONDS = 60.0  # of training, where it comes to its end before any state was kept
+KEPT_STATES = 2
+MIN_SECONDS_TO_KEEP = 60.0  # shorter trainings keep no state at their end, unless they kept one before
 _STATES = "step-" + 8 * "[0-9]"
-_DECIDES_NOTHING = {  # of what comes out: where it runs, what is watched, and what the result must reach
-    "run": ("resume", "save_every", "log_with", "num_processes", "device", "cache_teacher"),
-    "data": ("num_workers",),
-    "gates": None,
-    "model": ("checkpoint",),  # its weights are compared
-    "teacher": ("teacher_checkpoint",),
-}
 
 
 class Checkpoints:
-    """The states of one run.
+    """States of one run.
 
     Args:
-        folder: where they are; made when there is something to keep.
-        every: how often the state is kept.
+        folder: holds the states; created with the first one.
+        every: how often to keep the state.
     """
 
     def __init__(self, folder: Path, every: Interval) -> None:
@@ -63,129 +55,132 @@ class Checkpoints:
 
     @classmethod
     def of(cls, out: Path, every: Interval | None) -> Checkpoints | None:
-        """Those of the run that writes `out`; None where none are kept."""
+        """Return the checkpoints of the run that writes `out`; None without `every`."""
         return cls(out.with_name(f"{out.stem}.checkpoints"), every) if every else None
 
-    def found(self) -> dict[str, Any] | None:
-        """What `begin` was told by the run that was interrupted; None where there was none."""
+    def read_run(self) -> dict[str, Any] | None:
+        """Return what an interrupted run gave to `begin`; None if there was no such run.
+
+        Raises:
+            TrainingError: run.json cannot be read.
+        """
         try:
             tree = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             if not (isinstance(tree, dict) and all(isinstance(tree.get(key), dict) for key in ("facts", "settled"))):
-                raise ValueError("it does not say what the run was")
+                raise ValueError("it does not describe a run")
             return tree
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise TrainingError(f"{self.folder / 'run.json'} cannot be read: {error}.", hint="Remove it.") from error
+            raise TrainingError(f"{self.folder / 'run.json'} cannot be read: {error}.", hint="Delete it.") from error
 
     def check(self) -> None:
-        """Make sure that the folder holds no files of anybody else's.
+        """Check that the folder holds an interrupted run, or nothing but its states.
 
         Raises:
-            RecipeError: it does, and no state beside them.
-            TrainingError: its run.json says nothing of a run.
+            RecipeError: it holds other files and no run.
+            TrainingError: its run.json cannot be read.
         """
         if not os.path.lexists(self.folder):
             return
-        if self.folder.is_dir() and (self.found() or set(self.folder.iterdir()) <= set(self._own())):
+        if self.folder.is_dir() and (self.read_run() or set(self.folder.iterdir()) <= set(self._paths())):
             return
         raise RecipeError(
-            f"{self.folder} is where the state of the training would be kept, and holds something else.",
-            hint="Name another --out, move it away, or give --save-every none.",
+            f"{self.folder} is where the state of the training is kept, but it holds something else.",
+            hint="Use another --out, move the folder away, or give --save-every none.",
         )
 
     def newest(self) -> Path | None:
-        """The newest state; None where there is none."""
+        """Return the folder of the newest state; None if there is none."""
         return max(self.folder.glob(_STATES), default=None)
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Let an interruption of the block say where the state is, if there is one."""
+        """Name the folder of the state, if one was kept, when the context is interrupted."""
         try:
             yield
         except (KeyboardInterrupt, TerminationError) as error:
             if self.saved_step == 0:
                 raise
-            kept = f"Its state is in {self.folder}: the same command with --resume goes on from there."
-            raise type(error)(kept) from error
+            message = f"Its state is in {self.folder}: the same command with --resume continues from there."
+            raise type(error)(message) from error
 
     def resumed(self, facts: Mapping[str, Any], *, resume: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """What was settled by the run that shall go on; None where a new one starts.
+        """Return what the interrupted run settled before training; None to start a new run.
 
         Args:
             facts: of this run.
-            resume: whether the user asked to go on.
-            say: told what there is.
+            resume: whether to continue the interrupted run.
+            say: shows a message to the user.
 
         Raises:
-            RecipeError: the run to go on from is another one; names every difference.
+            RecipeError: the interrupted run differs from this one; lists every difference.
         """
-        found = self.found()
+        run = self.read_run()
         if not resume:
-            if found:
-                say(f"{self.folder} is of an interrupted run, and is replaced (--resume would go on from it).")
+            if run:
+                say(f"replacing {self.folder} of an interrupted run (--resume would continue it)")
             return None
-        if found is None:
-            say(f"--resume: there is no {self.folder}, so it starts from the beginning.")
+        if run is None:
+            say(f"--resume: there is no {self.folder}; starting from the beginning")
             return None
-        lines = differences(found["facts"], json.loads(json.dumps(facts)))
+        lines = describe_differences(run["facts"], json.loads(json.dumps(facts)))
         if lines:
             raise RecipeError(
-                "\n".join((f"--resume: the run in {self.folder} is another one.", *lines)),
-                hint="Ask for the same, or leave --resume out to start over.",
+                "\n".join((f"--resume: the run in {self.folder} differs from this one.", *lines)),
+                hint="Use the same options, or leave out --resume to start over.",
             )
         newest = self.newest()
-        say(f"going on from {newest}" if newest else f"going on from the plan in {self.folder}")
-        settled: dict[str, Any] = found["settled"]
+        say(f"continuing from {newest}" if newest else f"continuing from the plan in {self.folder}")
+        settled: dict[str, Any] = run["settled"]
         return settled
 
-    def begin(self, facts: Mapping[str, Any], settled: Mapping[str, Any], *, dear: bool) -> None:
-        """Make room for the states of a new run; those of an older one go.
+    def begin(self, facts: Mapping[str, Any], settled: Mapping[str, Any], *, eager: bool) -> None:
+        """Start a new run: remove the states of an older one.
 
         Args:
-            facts: what must be the same where the run is resumed.
-            settled: what need not be found out again.
-            dear: that took long to find out: it is kept at once, and not just with the first state.
+            facts: what must be equal when the run is resumed.
+            settled: what a resumed run need not compute again.
+            eager: write now; settling was expensive. Otherwise it is written with the first state.
         """
         self.discard()
         self.text = json.dumps({"facts": facts, "settled": settled})
-        if dear:
+        if eager:
             with self._writing():
                 self._write_run()
 
     def _write_run(self) -> None:
         self.folder.mkdir(exist_ok=True)
-        beside = self.folder / ".run.json.part"
-        beside.write_text(self.text, encoding="utf-8")
-        os.replace(beside, self.folder / "run.json")
+        with replacing(self.folder / "run.json") as beside:
+            beside.write_text(self.text, encoding="utf-8")
 
     def due(self, steps: int) -> bool:
-        """Whether it is time to keep the state, by this process's clock where time decides."""
+        """Return whether to keep the state after `steps`, or now if the interval is in seconds."""
         if self.every.steps is not None:
             return steps > self.saved_step and steps % self.every.steps == 0
         assert self.every.seconds is not None
         return steps > self.saved_step and time.monotonic() - self.saved_at >= self.every.seconds
 
-    def worth_it(self, run: Run, accelerator: Accelerator) -> bool:
-        """Whether the state at the end of a training is worth keeping: of a short one none is, unless one was kept."""
-        long = from_main(run.seconds() >= WORTH_KEEPING_SECONDS, accelerator)
-        return run.steps > self.saved_step and (long or self.saved_step > 0)
+    def worth_it(self, state: TrainState, accelerator: Accelerator) -> bool:
+        """Return whether to keep a last state: only after a long training or earlier states."""
+        long = from_main(state.seconds() >= MIN_SECONDS_TO_KEEP, accelerator)
+        return state.steps > self.saved_step and (long or self.saved_step > 0)
 
-    def save(self, accelerator: Accelerator, run: Run, mean: AveragedModel | None) -> Path:
-        """Keep the state, and only the newest `KEPT`. Every process calls it, and the main one writes.
+    def save(self, accelerator: Accelerator, state: TrainState, mean: AveragedModel | None) -> Path:
+        """Keep the state, and delete all but the newest `KEPT_STATES`. Every process must call it.
 
         Args:
             accelerator: has prepared model and optimizers.
-            run: counters and last good weights.
-            mean: running mean of the weights, where there is one.
+            state: counters and last good weights.
+            mean: running mean of the weights; None without one.
 
         Returns:
-            Its folder.
+            Folder of the state.
 
         Raises:
-            TrainingError: it cannot be written; those kept before are whole.
+            TrainingError: it cannot be written; earlier states stay as they are.
         """
-        target = self.folder / f"step-{run.steps:08}"
+        target = self.folder / f"step-{state.steps:08}"
         beside = self.folder / f".{target.name}.part"
         with self._writing(beside):
             if accelerator.is_main_process:
@@ -197,23 +192,17 @@ class Checkpoints:
             accelerator.save_state(str(beside))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                weights = {f"good.{i}": tensor.cpu().contiguous() for i, tensor in enumerate(run.good)}
-                for i, p in enumerate(mean.module.parameters() if mean else ()):
-                    weights[f"mean.{i}"] = p.detach().cpu().contiguous()
-                save_file(weights, beside / "weights.safetensors")
-                averaged = int(mean.n_averaged) if mean else 0
-                text = json.dumps({**run.counters(), "averaged": averaged})
-                (beside / "counters.json").write_text(text, encoding="utf-8")
+                _write_state(beside, state, mean)
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(beside, target)
-                for old in sorted(self.folder.glob(_STATES))[:-KEPT]:
+                for old in sorted(self.folder.glob(_STATES))[:-KEPT_STATES]:
                     shutil.rmtree(old)
         accelerator.wait_for_everyone()
-        self.saved_at, self.saved_step = time.monotonic(), run.steps
+        self.saved_at, self.saved_step = time.monotonic(), state.steps
         return target
 
-    def restore(self, accelerator: Accelerator, run: Run, mean: AveragedModel | None) -> None:
-        """Set everything that trains to the newest state, in place; do nothing where there is none.
+    def restore(self, accelerator: Accelerator, state: TrainState, mean: AveragedModel | None) -> None:
+        """Load the newest state, if any, into model, optimizers, `state` and `mean`, in place.
 
         Raises:
             TrainingError: it cannot be read.
@@ -230,18 +219,18 @@ class Checkpoints:
         except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
             raise TrainingError(
                 f"{folder} cannot be read: {first_line(error)}.",
-                hint="Remove that folder to use the one before.",
+                hint="Delete this folder to continue from the state before it.",
             ) from error
-        run.go_on(counters, [weights[f"good.{i}"].to(device) for i in range(len(run.good))])
+        state.resume(counters, [weights[f"good.{i}"].to(device) for i in range(len(state.good))])
         if mean:
             mean.n_averaged.fill_(averaged)
             for i, p in enumerate(mean.module.parameters()):
                 p.data.copy_(weights[f"mean.{i}"])
-        self.saved_at, self.saved_step = time.monotonic(), run.steps
+        self.saved_at, self.saved_step = time.monotonic(), state.steps
 
     def discard(self) -> None:
-        """Remove the states, for the run came to its end, and their folder if nothing else is in it."""
-        for path in self._own():
+        """Delete the states of a finished run, and their folder if nothing else is in it."""
+        for path in self._paths():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -249,88 +238,44 @@ class Checkpoints:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def _own(self) -> list[Path]:
-        """What this class writes into the folder."""
-        return [path for kind in ("run.json", _STATES, f".{_STATES}.part", ".run.json.part")
-                for path in self.folder.glob(kind)]  # fmt: skip
+    def _paths(self) -> list[Path]:
+        """Return the files and folders that this class has written."""
+        patterns = ("run.json", ".run.json.*", _STATES, f".{_STATES}.part")
+        return [path for pattern in patterns for path in self.folder.glob(pattern)]
 
     @contextmanager
     def _writing(self, beside: Path | None = None) -> Iterator[None]:
+        """Explain errors of writing, and delete the unfinished state `beside`."""
         try:
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have own ones for a full disk
+        # torch and safetensors raise their own errors for a full disk
+        except (OSError, RuntimeError, SafetensorError, ArtifactError) as error:
             newest = self.newest()
             if beside is not None:
                 shutil.rmtree(beside, ignore_errors=True)
+            cause = error.__cause__ if isinstance(error, ArtifactError) and error.__cause__ else error
             raise TrainingError(
-                f"{self.folder}: the state of the training cannot be written: {first_line(error)}.",
-                hint=f"The last good one is {newest}: --resume goes on from there." if newest else "Make room there.",
+                f"{self.folder}: the state of the training cannot be written: {first_line(cause)}.",
+                hint=f"The last good state is {newest}: --resume continues from there."
+                if newest
+                else "Free some space there.",
             ) from error
-        except KeyboardInterrupt:  # the second one: nobody waits for the rest
+        except KeyboardInterrupt:  # the second Ctrl-C, which does not wait for the state
             if beside is not None:
                 shutil.rmtree(beside, ignore_errors=True)
             raise
 
 
-def run_facts(recipe: Mapping[str, Any], images: ImageSet | None, **more: Any) -> dict[str, Any]:
-    """What decides the weights that come out, so that a run that goes on can be told from another one.
-
-    Args:
-        recipe: as it was asked for, as a tree.
-        images: to train on.
-        **more: digests of weights, versions, counts.
-    """
-    tree = {}
-    for stage, fields in recipe.items():
-        left_out = _DECIDES_NOTHING.get(stage, ())
-        if left_out is not None:
-            tree[stage] = {name: value for name, value in fields.items() if name not in left_out}
-    return {"recipe": tree, "training images": images_digest(images) if images else None, **more}
-
-
-def images_digest(images: ImageSet) -> str:
-    """Of the names and labels of the images, in their order, and of where they lie nothing."""
-    if isinstance(images.reader, StreamReader):
-        return f"a stream of {len(images.reader.urls)} shards, {_sha(images.reader.urls)}"
-    names = [images.reader.where(index) for index in images.indices]
-    root = len(os.path.dirname(names[0])) if len(names) == 1 else len(_beginning(names))
-    labels = [images.labels[index] for index in images.indices] if images.labels is not None else None
-    return f"{len(names):,} images, {_sha([[name[root:] for name in names], labels, images.classes])}"
-
-
-def _sha(tree: Any) -> str:
-    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for every fact that is another one, by what the user calls it."""
-    older, newer = _flat(before), _flat(now)
-    return [
-        f"  {name}: {_shown(newer.get(name))}, was {_shown(older.get(name))}"
-        for name in sorted(older.keys() | newer.keys())
-        if older.get(name) != newer.get(name)
-    ]
-
-
-def _beginning(names: Sequence[str]) -> str:
-    """What all names begin with."""
-    low, high = min(names), max(names)
-    return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))]
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    """Leaves of a tree of facts by what the user calls them: a flag, or a name."""
-    if not isinstance(tree, Mapping):
-        return {name: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if name == "" and key == "recipe":  # stage → field → value
-            for fields in value.values():
-                found |= {flag_of(field): each for field, each in fields.items()}
-        else:
-            found |= _flat(value, f"{name}.{key}" if name else key)
-    return found
-
-
-def _shown(value: Any) -> str:
-    return "not given" if value is None else str(value)
+def _write_state(folder: Path, state: TrainState, mean: AveragedModel | None) -> None:
+    """Write weights and counters next to accelerate's files, and flush everything to disk."""
+    weights = {f"good.{i}": tensor.cpu().contiguous() for i, tensor in enumerate(state.good)}
+    for i, p in enumerate(mean.module.parameters() if mean else ()):
+        weights[f"mean.{i}"] = p.detach().cpu().contiguous()
+    save_file(weights, folder / "weights.safetensors")
+    averaged = int(mean.n_averaged) if mean else 0
+    text = json.dumps({**state.counters(), "averaged": averaged})
+    (folder / "counters.json").write_text(text, encoding="utf-8")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,10 +1,11 @@
-"""How does a model lose matrices without losing its function at once?  They fade out while it trains.
+"""Fade out the blocks' own matrices during training, so that sharing sets in gradually.
 
-    block i computes with   W + β · (W_i − W₀)        β: 1 ──────╲______ 0 at `--fade` of the training
+    block i computes with   W + β · (W_i − W₀)        β: 1 ─────╲_____ 0 at `--fade` of the training
 
-W is its group's shared matrix, or what factors make of it, W₀ where that started, and W_i the block's own matrix in the
-source. At β = 1 every block does what it did in the source; at β = 0 the sharing is complete, and nothing of this is
-left in the student. Narrow layers cannot fade: their neurons and channels are others.
+W is the shared matrix of the group, or the product of factors, W₀ its value at the start, and W_i
+the matrix of block i in the source. At β = 1 every block computes what it did in the source; at
+β = 0 the sharing is complete, and the student holds nothing else. Narrow layers cannot fade: their
+neurons and channels differ from the source's.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ from vitcompress.plans.model import Plan
 
 
 def fade_factor(done: float, share: float) -> float:
-    """β, falling linearly from 1 to 0.
+    """Return β, which falls linearly from 1 to 0.
 
     Args:
         done: share of the training that is over, 0–1.
-        share: share of the training that the fading takes, 0–1; 0 where there is none.
+        share: share of the training that fading takes, 0–1; 0 for no fading.
     """
     return max(0.0, 1 - done / share) if share else 0.0
 
 
 @contextmanager
 def fading(student: nn.Module, source: nn.Module, plan: Plan, share: float) -> Iterator[Callable[[float], None]]:
-    """Let each block compute with a fading part of its own matrices and biases, until the context ends.
+    """Add fading parts of the blocks' own matrices and biases, until the context ends.
 
     Costs one addition of matrices per layer and step, and the memory of the source's matrices.
 
     Args:
-        student: its groups are tied and started.
-        source: the model it was made from, on the same device.
-        plan: the student's.
-        share: share of the training that the fading takes; 0 changes nothing.
+        student: its groups are tied, and it has its start weights.
+        source: the model that is compressed, on the same device.
+        plan: plan of the student.
+        share: share of the training that fading takes; 0 changes nothing.
 
     Yields:
-        To be called before each step with the share of the training that is over.
+        A function to call before each step with the share of the training that is over.
 
-    Source: ours, a continuation method; MiniViT trains from random weights and has nothing to lose.
+    Source: ours, a continuation method; MiniViT trains from random weights and needs no fading.
     """
     beta = [1.0 if share else 0.0]
 
@@ -68,17 +69,17 @@ def fading(student: nn.Module, source: nn.Module, plan: Plan, share: float) -> I
             yield step
         finally:
             for layer in faded:
-                del layer.forward  # the instance's; the class's is back
+                del layer.forward  # the instance's: the class's applies again
 
 
-def _fade(layer: nn.Linear, own: nn.Linear, beta: list[float]) -> None:
-    """Make `layer` compute with β times what `own` has more, in place."""
-    weight = own.weight.detach().to(layer.weight.device) - layer.weight.detach()
-    bias = None if layer.bias is None else own.bias.detach().to(layer.bias.device) - layer.bias.detach()
+def _fade(layer: nn.Linear, source: nn.Linear, beta: list[float]) -> None:
+    """Make `layer` add β times its difference from `source` to its weights, in place."""
+    weight = source.weight.detach().to(layer.weight.device) - layer.weight.detach()
+    bias = None if layer.bias is None else source.bias.detach().to(layer.bias.device) - layer.bias.detach()
 
     def forward(x: Tensor) -> Tensor:
         if not beta[0]:
-            return type(layer).forward(layer, x)  # factors one after the other
+            return type(layer).forward(layer, x)  # applies factors one after the other
         return F.linear(
             x,
             layer.weight.add(weight, alpha=beta[0]),

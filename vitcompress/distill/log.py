@@ -1,4 +1,4 @@
-"""What training did: counters and the loss curve, as the report has them."""
+"""Counters and loss curve of a training, as the report shows them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from pydantic import ConfigDict, Field
 
 from vitcompress.plans.bounds import MAX_ENTRIES, Amount, Count, Number, Text
 
-MOST_POINTS = 200  # of the loss curve in the report
+MOST_POINTS = 200  # of the loss curve
 _Point = Annotated[dict[Text, Number], Field(max_length=32)]
 
 
 @dataclass(frozen=True)
 class TrainLog:
-    """What training did.
+    """Counters and loss curve of a training.
 
     Attributes:
-        steps: optimizer steps taken.
-        images: views seen, counted each time.
-        skipped_images: unreadable ones met, counted each time.
-        seconds: of the loop, without loading and evaluation.
-        images_per_second: over the whole loop.
-        loss_curve: at most 200 points, each `{step, lr, loss, <loss name>…}`; a point is a mean since the one before.
-        teacher: the name of the model that was learned from; None where nothing was learned.
+        steps: number of optimizer steps.
+        images: number of views, each counted every time it is seen.
+        skipped_images: number of unreadable images, counted every time they are met.
+        seconds: duration of the loop, without loading and evaluation.
+        images_per_second: mean over the whole loop.
+        loss_curve: at most 200 points, each `{step, lr, loss, <loss name>…}` with means since the
+            previous point.
+        teacher: name of the teacher; None without one.
         losses: weight of each loss.
         precision: precision of the training: fp32, tf32 or bf16; None in reports of version 0.1.
     """

@@ -1,278 +1,266 @@
-"""How does the student learn from the teacher?  One training loop, on accelerate."""
+"""Train the student to reproduce its teacher: one loop, on accelerate."""
 
 from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.data.loaders import Batch
-from vitcompress.data.mixing import Mixing
-from vitcompress.distill.checkpoints import Checkpoints
-from vitcompress.distill.hooks import TokenSubset
+from vitcompress.distill.ema import copy_parameters, running_mean
 from vitcompress.distill.log import TrainLog
-from vitcompress.distill.losses import LOSSES, Given, Outputs
-from vitcompress.distill.matching import Matching, reading
-from vitcompress.distill.run import Agreed, Run
-from vitcompress.distill.teacher_cache import TeacherCache
-from vitcompress.distill.training import (
-    compiling,
-    copy_parameters,
-    lr_factor,
-    optimizers,
-    running_mean,
-    set_lr,
-    training_student,
-)
+from vitcompress.distill.objective import NO_STEP, Objective, weighted_losses
+from vitcompress.distill.optimizers import make_optimizers
+from vitcompress.distill.run import StepResult, TrainState
+from vitcompress.distill.schedule import lr_factor, set_lr
+from vitcompress.distill.settings import TrainSettings
+from vitcompress.distill.student import compiling, training_student
 from vitcompress.errors import DataError
-from vitcompress.recipe import DistillRecipe
 from vitcompress.runtime.console import Ticker
 from vitcompress.runtime.processes import gathered, mean_of
 from vitcompress.runtime.signals import deferring, pending
 
-_NO_STEP = -1
-Compute = Callable[[nn.Module, Tensor, Tensor | None, int, int], Mapping[str, Tensor]]
+
+@dataclass(frozen=True)
+class _Trainer:
+    """What takes a training's steps.
+
+    Attributes:
+        student: not wrapped.
+        model: the student as accelerate wraps it.
+        optimizers: of the model, as accelerate wraps them.
+        objective: computes the weighted losses of a batch.
+        state: counters, loss curve and last good weights.
+        average: running mean of the student; None without one.
+        settings: of the training.
+        accelerator: decides device, precision and processes.
+        terminated: tells whether SIGTERM or Ctrl-C came.
+    """
+
+    student: nn.Module
+    model: nn.Module
+    optimizers: Sequence[torch.optim.Optimizer]
+    objective: Objective
+    state: TrainState
+    average: AveragedModel | None
+    settings: TrainSettings
+    accelerator: Accelerator
+    terminated: Callable[[], bool]
 
 
 def distill(
     student: nn.Module,
     teacher: nn.Module | None,
     batches: Callable[[int], Iterable[Batch]],
-    recipe: DistillRecipe,
+    settings: TrainSettings,
     *,
-    blocks: Sequence[str],
-    comparison: Matching,
-    mixing: Mixing,
-    matrices: Collection[str],
-    fade: Callable[[float], None],
     accelerator: Accelerator,
     ticker: Ticker,
-    input_size: tuple[int, int, int],
-    num_steps: int | None,
-    seconds: float | None = None,
-    seed: int = 0,
-    skip_bad_images: bool = False,
-    checkpoints: Checkpoints | None = None,
-    cache: TeacherCache | None = None,
-    compiled: bool = False,
 ) -> TrainLog:
-    """Train `student` to do what `teacher` does, or what labels say, in place; both end in eval mode.
+    """Train `student`, in place, on the outputs of `teacher` or on labels; both end in eval mode.
 
     Args:
-        student: shares its parameters already. Of several processes, the main one's is taken.
-        teacher: takes the student's views; not changed. None where no loss looks at one.
-        batches: this process's training views from a step on, `recipe.accumulate` batches for each step.
-        recipe: losses and optimizer.
-        blocks: names of all of the student's blocks, for drop path.
-        comparison: which losses there are, and where the two models are read.
-        mixing: mixes each batch, for both.
-        matrices: names of the blocks' matrices, for the optimizer.
-        fade: told of the share of the training that is over, before each step.
+        student: its parameters are shared already. With several processes, the main one's is used.
+        teacher: takes the student's views; not changed. None if no loss needs one.
+        batches: yields this process's training views from a given step on, `recipe.accumulate`
+            batches per step.
+        settings: losses, length and everything else that decides the training.
         accelerator: decides device, precision and processes.
-        ticker: told of every step.
-        input_size: (channels, height, width) of a view.
-        num_steps: length in steps; None where `seconds` is given.
-        seconds: length in time.
-        seed: of the tokens that relations are taken of.
-        skip_bad_images: count unreadable images instead of stopping.
-        checkpoints: where the state is kept, and whence the training goes on where there is one; None for nowhere.
-        cache: what the teacher said of these views before; None to ask it each time.
-        compiled: compile the student's blocks.
+        ticker: shows every step.
 
     Returns:
-        What happened.
+        Counters and loss curve of the training.
 
     Raises:
-        DivergedError: a loss or gradient that is not finite.
-        DataError: an unreadable image, or none that is readable.
+        DivergedError: a loss or gradient is not finite.
+        DataError: an image is unreadable, or all of a batch are.
         TerminationError: SIGTERM came; the state is kept.
-        KeyboardInterrupt: Ctrl-C; the state is kept, unless it came twice.
+        KeyboardInterrupt: Ctrl-C was pressed; the state is kept, unless it was pressed twice.
 
-    Source: weight distillation in MiniViT, arXiv:2204.07154, Sec. 3.3; the logits are soft targets of Hinton et al.
-        2015, arXiv:1503.02531.
+    Source: weight distillation in MiniViT, arXiv:2204.07154, Sec. 3.3; the logits are soft targets
+        of Hinton et al. 2015, arXiv:1503.02531.
     """
+    checkpoints = settings.checkpoints
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message="Grad strides do not match")  # from DDP, for depthwise convolutions
+        terminated = stack.enter_context(deferring(ctrl_c=checkpoints is not None))
+        trainer = stack.enter_context(_preparing(student, teacher, settings, accelerator, terminated))
+        state, average = trainer.state, trainer.average
+        if checkpoints:
+            checkpoints.restore(accelerator, state, average)
+        last_batches = _take_steps(trainer, batches(state.steps), ticker)
+        if checkpoints and checkpoints.worth_it(state, accelerator):  # evaluation may be interrupted too
+            checkpoints.save(accelerator, state, average)
+    if average:
+        copy_parameters(average.module, student)
+    if last_batches:  # no later loss checks the last update
+        with torch.inference_mode():
+            finite = torch.isfinite(student(last_batches[-1].images.to(accelerator.device))).all().float()
+        state.check_finite(float(mean_of(finite, accelerator)) == 1.0)
+    return state.log()
+
+
+@contextmanager
+def _preparing(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    terminated: Callable[[], bool],
+) -> Iterator[_Trainer]:
+    """Prepare student and teacher for training, in place, until the context ends."""
+    recipe, blocks = settings.recipe, settings.blocks
     student.to(accelerator.device)
     teacher = teacher.to(accelerator.device).eval() if teacher else None
     average = running_mean(student, recipe.ema) if recipe.ema else None
-    run = Run(recipe, student, num_steps, seconds, kept=average.module if average else student)
+    kept = average.module if average else student
+    state = TrainState(recipe, student, settings.num_steps, settings.seconds, kept=kept)
     with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="Grad strides do not match")  # of DDP, on depthwise convolutions
-        terminated = stack.enter_context(deferring(ctrl_c=checkpoints is not None))
         stack.enter_context(training_student(student, blocks, recipe))
-        compute = stack.enter_context(weighted_losses(student, teacher, comparison, recipe, seed, cache))
-        stack.enter_context(_training_reached(student, compute, input_size, accelerator))
-        stack.enter_context(compiling(student, blocks if compiled else ()))
-        model, *updates = accelerator.prepare(student, *optimizers(student, recipe, matrices))
+        objective = stack.enter_context(weighted_losses(student, teacher, settings))
+        stack.enter_context(_freezing_unused(student, objective, settings.input_size, accelerator))
+        stack.enter_context(compiling(student, blocks if settings.compiled else ()))
+        model, *optimizers = accelerator.prepare(student, *make_optimizers(student, recipe, settings.matrices))
         stack.callback(accelerator.unwrap_model, model, keep_fp32_wrapper=False)
-        if checkpoints:
-            checkpoints.restore(accelerator, run, average)
-        stream, done = iter(batches(run.steps)), run.done()
-        parts: list[Batch] = []
-        while done < 1 or not run.steps:
-            fade(done)
-            factor = lr_factor(done, recipe.warmup)
-            for optimizer in updates:
-                set_lr(optimizer, factor)
-            with run.fetching():
-                parts = list(itertools.islice(stream, recipe.accumulate))
-            if len(parts) < recipe.accumulate:
-                break
-            if not all(len(part.labels) for part in parts):
-                raise DataError(f"Not one image can be read; the last: {parts[-1].bad[-1]}")
-            losses = _backward(model, compute, parts, mixing, run.steps, accelerator)
-            losses["norm"] = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            due = checkpoints is not None and checkpoints.due(run.steps + 1)
-            flags = {"done": run.done(ahead=1), "due": float(due), "stop": float(terminated())}
-            agreed = _agree(losses, flags, parts, accelerator, skip_bad_images=skip_bad_images)
-            run.record(agreed, lr=recipe.peak_lr * factor)
-            for optimizer in updates:
-                optimizer.step()
-                optimizer.zero_grad()
-            if average:
-                average.update_parameters(student)
-            done = run.done() if num_steps is not None else agreed.done  # exact where it can be: a resumed run's is
-            ticker.step(
-                done=done, loss=agreed.losses["loss"], images_per_second=run.images_per_second(), waiting=run.waiting()
-            )
-            accelerator.log({**agreed.losses, "lr": recipe.peak_lr * factor}, step=run.steps)
-            if checkpoints and (agreed.due or agreed.stop):
-                checkpoints.save(accelerator, run, average)
-            if agreed.stop:
-                raise pending()
-        if checkpoints and checkpoints.worth_it(run, accelerator):  # what follows may be cut short too
-            checkpoints.save(accelerator, run, average)
-    if average:
-        copy_parameters(average.module, student)
-    if parts:  # the last update is checked by no later loss
-        with torch.inference_mode():
-            finite = torch.isfinite(student(parts[-1].images.to(accelerator.device))).all().float()
-        run.check_finite(float(mean_of(finite, accelerator)) == 1.0)
-    return run.log()
+        yield _Trainer(student, model, optimizers, objective, state, average, settings, accelerator, terminated)
 
 
-def _backward(
-    model: nn.Module, compute: Compute, parts: Sequence[Batch], mixing: Mixing, step: int, accelerator: Accelerator
-) -> dict[str, Tensor]:
-    """Add up the gradients of a step's parts, in place; returns the means of its losses in this process."""
+def _take_steps(trainer: _Trainer, batches: Iterable[Batch], ticker: Ticker) -> list[Batch]:
+    """Train until the length of the settings is reached or the batches end.
+
+    Returns:
+        The last batches that were loaded.
+
+    Raises:
+        DivergedError, DataError, TerminationError, KeyboardInterrupt: as `distill`.
+    """
+    state, settings, accelerator = trainer.state, trainer.settings, trainer.accelerator
+    stream, done = iter(batches), state.done()
+    parts: list[Batch] = []
+    while done < 1 or not state.steps:
+        settings.before_step(done)
+        factor = lr_factor(done, settings.recipe.warmup)
+        for optimizer in trainer.optimizers:
+            set_lr(optimizer, factor)
+        with state.fetching():
+            parts = list(itertools.islice(stream, settings.recipe.accumulate))
+        if len(parts) < settings.recipe.accumulate:
+            break
+        if not all(len(part.labels) for part in parts):
+            raise DataError(f"No image of a batch can be read; the last one: {parts[-1].bad[-1]}")
+        lr = settings.recipe.peak_lr * factor
+        result = _take_step(trainer, parts, lr)
+        done = state.done() if settings.num_steps is not None else result.done  # exact if counted in steps
+        ticker.step(
+            done=done,
+            loss=result.losses["loss"],
+            images_per_second=state.images_per_second(),
+            waiting=state.waiting(),
+        )
+        accelerator.log({**result.losses, "lr": lr}, step=state.steps)
+        if settings.checkpoints and (result.due or result.stop):
+            settings.checkpoints.save(accelerator, state, trainer.average)
+        if result.stop:
+            raise pending()
+    return parts
+
+
+def _take_step(trainer: _Trainer, parts: Sequence[Batch], lr: float) -> StepResult:
+    """Update the student once, in place.
+
+    Args:
+        trainer: its optimizers have their learning rates.
+        parts: batches whose gradients are added up.
+        lr: learning rate of AdamW, for the loss curve.
+    """
+    state, settings, accelerator = trainer.state, trainer.settings, trainer.accelerator
+    losses = _backward(trainer, parts)
+    losses["norm"] = accelerator.clip_grad_norm_(trainer.model.parameters(), settings.recipe.clip_norm)
+    due = settings.checkpoints is not None and settings.checkpoints.due(state.steps + 1)
+    flags = {"done": state.done(ahead=1), "due": float(due), "stop": float(trainer.terminated())}
+    result = _average(losses, flags, parts, accelerator, skip_bad_images=settings.skip_bad_images)
+    state.record(result, lr=lr)
+    for optimizer in trainer.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    if trainer.average:
+        trainer.average.update_parameters(trainer.student)
+    return result
+
+
+def _backward(trainer: _Trainer, parts: Sequence[Batch]) -> dict[str, Tensor]:
+    """Accumulate the gradients of a step, in place; return this process's mean losses."""
+    mixing = trainer.settings.mixing
+    accelerator, step = trainer.accelerator, trainer.state.steps
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(parts):
-        images, labels = (each.to(accelerator.device, non_blocking=True) for each in (batch.images, batch.labels))
+        images, labels = (tensor.to(accelerator.device, non_blocking=True) for tensor in (batch.images, batch.labels))
         views, targets = mixing(images, labels, step)
-        with accelerator.no_sync(model) if number + 1 < len(parts) else nullcontext():
+        with accelerator.no_sync(trainer.model) if number + 1 < len(parts) else nullcontext():
             with accelerator.autocast():
-                found = compute(model, views, targets, step, number)
-                total = torch.stack(list(found.values())).sum()
+                losses = trainer.objective(trainer.model, views, targets, step, number)
+                total = torch.stack(list(losses.values())).sum()
             accelerator.backward(total / len(parts))
-        for name, value in {"loss": total, **found}.items():
+        for name, value in {"loss": total, **losses}.items():
             part = value.detach() / len(parts)
             sums[name] = sums[name] + part if name in sums else part
     return sums
 
 
-def _agree(
+def _average(
     losses: Mapping[str, Tensor],
     flags: Mapping[str, float],
     parts: Sequence[Batch],
     accelerator: Accelerator,
     *,
     skip_bad_images: bool,
-) -> Agreed:
-    """Take means over all processes, in one exchange.
+) -> StepResult:
+    """Average losses, flags and counts over all processes, in one exchange.
 
     Raises:
-        DataError: one of them met an unreadable image, which is not to be skipped.
+        DataError: a process met an unreadable image, and `skip_bad_images` is off.
     """
-    bad = [each for batch in parts for each in batch.bad]
+    bad = [message for batch in parts for message in batch.bad]
     counts = {"images": sum(len(batch.labels) for batch in parts), "skipped": len(bad)}
     names = (*losses, *flags, *counts)
-    rest = torch.tensor([*flags.values(), *map(float, counts.values())], device=accelerator.device)
-    together = torch.cat([torch.stack([each.float() for each in losses.values()]), rest.float()])
-    found = dict(zip(names, mean_of(together, accelerator).tolist(), strict=True))
-    images, skipped = (round(found[name] * accelerator.num_processes) for name in counts)
+    numbers = torch.tensor([*flags.values(), *map(float, counts.values())], device=accelerator.device)
+    packed = torch.cat([torch.stack([loss.float() for loss in losses.values()]), numbers.float()])
+    means = dict(zip(names, mean_of(packed, accelerator).tolist(), strict=True))
+    images, skipped = (round(means[name] * accelerator.num_processes) for name in counts)
     if skipped and not skip_bad_images:
         first = next(filter(None, gathered(bad, accelerator)))[0]
-        raise DataError(f"Unreadable image: {first}", hint="--skip-bad-images goes on without such images.")
-    means = {name: found[name] for name in losses if name != "norm"}
-    return Agreed(means, found["norm"], found["done"], found["due"] > 0, found["stop"] > 0, images, skipped)
+        raise DataError(f"Unreadable image: {first}", hint="--skip-bad-images continues without such images.")
+    mean_losses = {name: means[name] for name in losses if name != "norm"}
+    return StepResult(mean_losses, means["norm"], means["done"], means["due"] > 0, means["stop"] > 0, images, skipped)
 
 
 @contextmanager
-def _training_reached(
-    student: nn.Module, compute: Compute, input_size: tuple[int, int, int], accelerator: Accelerator
+def _freezing_unused(
+    student: nn.Module, objective: Objective, input_size: tuple[int, int, int], accelerator: Accelerator
 ) -> Iterator[None]:
-    """Leave out of the training, until the context ends, parameters that no loss reaches: DDP would wait for them."""
-    left_out: list[nn.Parameter] = []
+    """Freeze parameters without a gradient, which DDP would wait for, until the context ends."""
+    unused: list[nn.Parameter] = []
     if accelerator.num_processes > 1:
         images = torch.zeros(2, *input_size, device=accelerator.device)
         with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
             classes = getattr(student, "num_classes", 0) or 1
             targets = torch.full((2, classes), 1 / classes, device=accelerator.device)
-            total = torch.stack(list(compute(student, images, targets, _NO_STEP, 0).values())).sum()
+            total = torch.stack(list(objective(student, images, targets, NO_STEP, 0).values())).sum()
         params = [p for p in student.parameters() if p.requires_grad]
         grads = torch.autograd.grad(total, params, allow_unused=True)
-        left_out = [p for p, grad in zip(params, grads, strict=True) if grad is None]
-    for p in left_out:
+        unused = [p for p, grad in zip(params, grads, strict=True) if grad is None]
+    for p in unused:
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p in left_out:
+        for p in unused:
             p.requires_grad_(True)
-
-
-@contextmanager
-def weighted_losses(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    comparison: Matching,
-    recipe: DistillRecipe,
-    seed: int,
-    cache: TeacherCache | None,
-) -> Iterator[Compute]:
-    """Yield `(model, images, targets, step, part) -> weighted losses by name`, both tapped until the context ends.
-
-    `model` is the student, bare or as accelerate wraps it.
-
-    Args:
-        student: bare.
-        teacher: in eval mode; not run where no loss looks at it, which it must where it is None.
-        comparison: which losses there are, and where the two models are read.
-        recipe: temperature, relation heads and tokens.
-        seed: of the tokens.
-        cache: of the teacher's logits.
-    """
-    table = {name: LOSSES[name] for name in comparison.losses}
-    fields = {loss.reads for loss in table.values()}
-    taught = teacher if any(loss.teacher for loss in table.values()) else None
-    tokens = TokenSubset(recipe.max_relation_tokens, seed=seed)
-    with ExitStack() as stack:
-        read_student = stack.enter_context(reading(student, comparison.student, fields, tokens))
-        read_teacher = stack.enter_context(reading(taught, comparison.teacher, fields, tokens)) if taught else None
-
-        def ask(images: Tensor, step: int, part: int) -> Outputs:
-            if not taught or not read_teacher:
-                return Outputs(torch.empty(0))
-            if cache is not None and step != _NO_STEP:
-                return Outputs(cache.get(step, part, lambda: taught(images)).to(images.device))
-            return read_teacher(taught(images))
-
-        def compute(
-            model: nn.Module, images: Tensor, targets: Tensor | None, step: int, part: int
-        ) -> dict[str, Tensor]:  # fmt: skip
-            tokens.draw(max(step, 0))
-            with torch.inference_mode():
-                target = ask(images, step, part)
-            found = read_student(model(images))
-            given = Given(recipe.temperature, recipe.relation_heads, targets)
-            return {
-                name: weight * table[name].compute(found, target, given)
-                for name, weight in comparison.losses.items()
-            }  # fmt: skip
-
-        yield compute

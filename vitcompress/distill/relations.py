@@ -1,8 +1,9 @@
-"""How far apart are the relations between tokens of two models?  A few images at a time, with the gradient at once.
+"""KL between the token relations of two models, computed with its gradient in small blocks.
 
-With S the states of an image's tokens below each other (of queries, keys and values: three parts), R = S Sᵀ/√d, and row
-softmaxes q (student) and p (teacher) of every part against every part, the gradient of KL(p || q) is (G + Gᵀ) S/√d per
-row, G = q − p. R is symmetric, so only the parts on and above its diagonal are multiplied, and the rest is copied.
+Let S be the states of an image's tokens as rows (queries, keys and values: three parts stacked),
+R = S Sᵀ/√d, and q (student) and p (teacher) the row softmaxes of R, separately for each pair of
+parts. The gradient of KL(p || q) is (G + Gᵀ) S/√d per row, with G = q − p. R is symmetric: only the
+pairs on and above its diagonal are multiplied, the others are copied.
 """
 
 from __future__ import annotations
@@ -14,68 +15,69 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK_BYTES = {"cpu": 2**20}  # of the relations of a few images: what the cache holds
-MOST_BYTES = 2**28  # elsewhere, where larger products are faster
+BLOCK_BYTES = {"cpu": 2**20}  # size of the relations computed at once: what the cache holds
+MAX_BYTES = 2**28  # the same on other devices, where larger products are faster
 
-Choice = Callable[[int, torch.device], Tensor | None]
+TokenChooser = Callable[[int, torch.device], Tensor | None]
 
 
 def all_tokens(num_tokens: int, device: torch.device) -> Tensor | None:
-    """No choice."""
+    """Choose all tokens."""
     return None
 
 
 def relation_kl(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], *, heads: int = 1, choose: Choice = all_tokens
+    student: Sequence[Tensor], teacher: Sequence[Tensor], *, heads: int = 1, choose: TokenChooser = all_tokens
 ) -> Tensor:
-    """KL(teacher || student) between the relations of every part with every part: row softmaxes of S_i S_jᵀ/√d.
+    """KL(teacher || student) between the relations of all pairs of parts: softmax(S_i S_jᵀ/√d).
 
-    No relation outlives the call: plain autograd would keep two per block of the model until the backward pass.
+    Frees all relations before it returns; plain autograd would keep two per block until the
+    backward pass.
 
     Args:
         student: the parts, `[B, N, C]` each.
-        teacher: as many parts, of any width; no gradient flows into them.
-        heads: the width is cut into as many parts of d channels; a relation each.
-        choose: `(number of tokens, device) -> numbers [n]` of the tokens to relate; None for all. Of the teacher,
-            tokens may have been left out already.
+        teacher: the same number of parts, of any width; no gradient flows into them.
+        heads: number of heads of d channels that the width is split into, with one relation each.
+        choose: `(number of tokens, device) -> indices [n]` of the tokens to relate; None for all.
+            The teacher's parts may hold only these tokens already.
 
     Returns:
         Scalar `[]`, nats per row of a relation.
     """
     tokens = choose(student[0].shape[1], student[0].device)
-    taught = choose(teacher[0].shape[1], teacher[0].device)
+    teacher_tokens = choose(teacher[0].shape[1], teacher[0].device)
     targets = (part.detach() for part in teacher)
-    with torch.autocast(student[0].device.type, enabled=False):  # it would round the products of what is in float32
-        kl: Tensor = _RelationKL.apply(heads, tokens, taught, len(student), *student, *targets)
+    with torch.autocast(student[0].device.type, enabled=False):  # it would round products of float32 states
+        kl: Tensor = _RelationKL.apply(heads, tokens, teacher_tokens, len(student), *student, *targets)
     return kl
 
 
 class _RelationKL(torch.autograd.Function):
-    """The divergence, and what its gradient is, kept until the backward pass in the place of the relations."""
+    """The divergence; keeps its gradient until the backward pass instead of the relations."""
 
     @staticmethod
     def forward(
-        ctx: Any, heads: int, tokens: Tensor | None, taught: Tensor | None, num_parts: int, *states: Tensor
+        ctx: Any, heads: int, tokens: Tensor | None, teacher_tokens: Tensor | None, num_parts: int, *states: Tensor
     ) -> Tensor:
         student, teacher = states[:num_parts], states[num_parts:]
-        exact = torch.promote_types(student[0].dtype, torch.float32)  # in half precision such a softmax is noise
+        exact = torch.promote_types(student[0].dtype, torch.float32)  # in half precision the softmax is noise
         batch, num_tokens = student[0].shape[0], student[0].shape[1] if tokens is None else len(tokens)
         rows = batch * heads * num_parts**2 * num_tokens
         grads = None
-        if any(ctx.needs_input_grad):  # of the chosen tokens: the others have none
+        if any(ctx.needs_input_grad):  # of the chosen tokens only
             grads = [part.new_empty(batch, num_tokens, part.shape[-1], dtype=exact) for part in student]
         relations = _Relations(num_parts)
         total = torch.zeros((), dtype=torch.float64, device=student[0].device)
         for images in _images(batch, heads * (num_parts * num_tokens) ** 2 * exact.itemsize, student[0].device.type):
-            ours = _below_each_other(student, images, heads, tokens, exact)
-            theirs = _below_each_other(teacher, images, heads, taught, exact)
-            value, grad = relations.compare(ours, theirs, with_grad=grads is not None)
+            student_rows = _stack_parts(student, images, heads, tokens, exact)
+            teacher_rows = _stack_parts(teacher, images, heads, teacher_tokens, exact)
+            value, grad = relations.divergence(student_rows, teacher_rows, with_grad=grads is not None)
             total += value
             if grads is not None and grad is not None:
-                grad = grad.mul_((ours.shape[-1] ** -0.25) / rows).unflatten(0, (-1, heads))
+                grad = grad.mul_((student_rows.shape[-1] ** -0.25) / rows).unflatten(0, (-1, heads))
                 parts = grad.transpose(1, 2).flatten(2).split(num_tokens, dim=1)
-                for whole, part in zip(grads, parts, strict=True):
-                    whole[images] = part
+                for total_grad, part in zip(grads, parts, strict=True):
+                    total_grad[images] = part
         if grads is not None:
             ctx.tokens, ctx.states = tokens, [(part.shape, part.dtype) for part in student]
             ctx.save_for_backward(*grads)
@@ -84,24 +86,27 @@ class _RelationKL(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        found = []
+        grads = []
         for grad, (shape, dtype) in zip(ctx.saved_tensors, ctx.states, strict=True):
             part = (grad * upstream).to(dtype)
-            found.append(part if ctx.tokens is None else part.new_zeros(shape).index_copy_(1, ctx.tokens, part))
-        return (None, None, None, None, *found, *[None] * len(found))
+            grads.append(part if ctx.tokens is None else part.new_zeros(shape).index_copy_(1, ctx.tokens, part))
+        return (None, None, None, None, *grads, *[None] * len(grads))
 
 
 def _images(batch: int, bytes_per_image: int, device: str) -> Iterator[slice]:
-    """Slices of a batch whose relations are no larger than they should be at once."""
-    count = max(1, BLOCK_BYTES.get(device, MOST_BYTES) // bytes_per_image)
+    """Yield slices of a batch whose relations fit the memory for this device."""
+    count = max(1, BLOCK_BYTES.get(device, MAX_BYTES) // bytes_per_image)
     for first in range(0, batch, count):
         yield slice(first, min(batch, first + count))
 
 
-def _below_each_other(
+def _stack_parts(
     parts: Sequence[Tensor], images: slice, heads: int, tokens: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """The parts of some images, times d^-¼: `[b·heads, P·n, d]`; products of them are divided by √d."""
+    """Return the stacked parts of some images, `[b·heads, P·n, d]`, times d^-¼.
+
+    Products of these rows are divided by √d, as relations are.
+    """
     chosen = [part[images] if tokens is None else part[images].index_select(1, tokens) for part in parts]
     rows = torch.cat(chosen, dim=1).to(dtype)
     if heads > 1:
@@ -110,7 +115,7 @@ def _below_each_other(
 
 
 class _Relations:
-    """Relations of some images after another's, in the same memory.
+    """Computes relations of a few images at a time, in the same memory.
 
     Args:
         num_parts: P.
@@ -120,13 +125,13 @@ class _Relations:
         self.num_parts = num_parts
         self.memory: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def compare(self, student: Tensor, teacher: Tensor, *, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-        """The summed divergence, and (G + Gᵀ) S.
+    def divergence(self, student: Tensor, teacher: Tensor, *, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the summed divergence and (G + Gᵀ) S, or None without `with_grad`.
 
         Args:
             student: S, `[b, P·n, d]`, scaled.
-            teacher: `[b, P·n, d']`, scaled.
-            with_grad: else there is none.
+            teacher: the teacher's S, `[b, P·n, d']`, scaled.
+            with_grad: whether to compute the gradient.
         """
         first, log_q, log_p = self._memory(student)
         self._log_softmax(student, first, out=log_q)
@@ -147,7 +152,7 @@ class _Relations:
         return self.memory
 
     def _log_softmax(self, states: Tensor, product: Tensor, *, out: Tensor) -> None:
-        """Log softmax of each row of each part of S Sᵀ, in place of `out`; `product` is overwritten."""
+        """Write the log softmax of each row of each part of S Sᵀ to `out`; overwrites `product`."""
         size = states.shape[1] // self.num_parts
         for top in range(0, states.shape[1], size):
             rows, rest = slice(top, top + size), slice(top, None)

@@ -1,4 +1,4 @@
-"""State of one training run: its length, counters, the loss curve, and the last good weights."""
+"""State of a training: length, counters, loss curve and the last good weights."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from vitcompress.errors import TrainingError
 from vitcompress.recipe import DistillRecipe
 
 _SNAPSHOT_STEPS = 50
+_COUNTERS = ("limit", "steps", "images", "skipped", "sums", "since", "every", "curve")  # their names on disk, too
 
 
 @dataclass(frozen=True)
-class Agreed:
-    """What all processes know of a step.
+class StepResult:
+    """What all processes know about a step.
 
     Attributes:
-        losses: weighted, by name, and their sum as `loss`; means over the step's images.
-        norm: of the gradient.
+        losses: mean of each weighted loss over the step's images, by name, and of their sum as
+            `loss`.
+        norm: norm of the gradient.
         done: share of the training that is over, 0–1.
-        due: the state is to be kept.
-        stop: SIGTERM came to one of them, or Ctrl-C.
-        images: of the step.
-        skipped: unreadable ones that others stand in for.
+        due: whether it is time to keep the state.
+        stop: whether SIGTERM or Ctrl-C came to one of the processes.
+        images: number of images of the step.
+        skipped: number of unreadable images, replaced by others.
     """
 
     losses: dict[str, float]
@@ -43,24 +45,24 @@ class Agreed:
 
 
 class DivergedError(TrainingError):
-    """The loss became infinite or undefined; the student holds its last good state.
+    """A loss or a weight is not finite; the student has its last good weights.
 
     Attributes:
-        log: the training up to there.
+        log: the training until then.
     """
 
     log: TrainLog
 
 
-class Run:
-    """State of one training run: its length, counters, the loss curve, and the last good weights.
+class TrainState:
+    """State of a training: length, counters, loss curve and the last good weights.
 
     Args:
-        recipe: for messages.
-        student: gets the last good weights where the training diverges.
-        num_steps: length in steps; None where `seconds` is given.
-        seconds: length in time.
-        kept: the model whose weights are kept in the end, of the student's structure: itself or its running mean.
+        recipe: for error messages.
+        student: gets the last good weights if the training diverges.
+        num_steps: length in steps; None if `seconds` limits the training.
+        seconds: length in seconds; None if `num_steps` limits the training.
+        kept: the model whose weights are the result: the student or its running mean.
     """
 
     def __init__(
@@ -74,52 +76,52 @@ class Run:
     ) -> None:
         self.recipe, self.student, self.num_steps, self.limit = recipe, student, num_steps, seconds
         self.kept = kept
-        self.start, self.before = time.perf_counter(), 0.0
-        self.waited = 0.0
+        self.start, self.seconds_before = time.perf_counter(), 0.0  # of this process; of interrupted ones
+        self.waited = 0.0  # seconds
         self.steps = self.images = self.skipped = 0
-        self.sums: dict[str, float] = {}
-        self.since, self.every = 0, 1
+        self.sums: dict[str, float] = {}  # of the losses since the last point of the curve
+        self.since, self.every = 0, 1  # steps since the last point, and steps per point
         self.curve: list[dict[str, float]] = []
-        self.good = _copy(kept)
+        self.good = _copy_parameters(kept)
 
     def done(self, *, ahead: int = 0) -> float:
-        """Share of the training that is over, 0–1, `ahead` steps from now, or by this process's clock."""
+        """Return the share of the training that is over, 0–1, now or `ahead` steps later."""
         if self.num_steps is not None:
             return (self.steps + ahead) / self.num_steps
         return min(1.0, self.seconds() / self.limit) if self.limit else 1.0
 
     def seconds(self) -> float:
-        """Spent training, before an interruption too."""
-        return self.before + time.perf_counter() - self.start
+        """Return the seconds spent training, including those before an interruption."""
+        return self.seconds_before + time.perf_counter() - self.start
 
     def images_per_second(self) -> float:
-        """Since the start."""
+        """Return the mean rate since the start."""
         return self.images / self.seconds()
 
     def waiting(self) -> float:
-        """Share of the time since the start, or since the run was resumed, that went by waiting for images."""
+        """Return the share of time spent waiting for images, since this process started."""
         return self.waited / max(time.perf_counter() - self.start, 1e-9)
 
     @contextmanager
     def fetching(self) -> Iterator[None]:
-        """Count the time of the block as waiting for images."""
+        """Count the time inside the context as waiting for images."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
 
-    def record(self, step: Agreed, *, lr: float) -> None:
-        """Count a step whose gradients are about to be applied.
+    def record(self, step: StepResult, *, lr: float) -> None:
+        """Count a step, in place, before its gradients are applied.
 
         Args:
-            step: what it came to.
-            lr: of AdamW.
+            step: its losses and counts.
+            lr: learning rate of AdamW.
 
         Raises:
             DivergedError: the loss or the gradient is not finite.
         """
         self.check_finite(math.isfinite(step.losses["loss"]) and math.isfinite(step.norm))
         if self.steps % _SNAPSHOT_STEPS == 0:
-            self.good = _copy(self.kept)
+            self.good = _copy_parameters(self.kept)
         self.steps += 1
         self.images += step.images
         self.skipped += step.skipped
@@ -127,16 +129,16 @@ class Run:
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.since += 1
         if self.since == self.every:
-            self._point(lr)
+            self._add_point(lr)
 
-    def _point(self, lr: float) -> None:
+    def _add_point(self, lr: float) -> None:
         self.curve.append({"step": self.steps, "lr": lr, **{k: v / self.since for k, v in self.sums.items()}})
         self.sums, self.since = {}, 0
-        if len(self.curve) == MOST_POINTS:  # every second point goes, and new ones come half as often
+        if len(self.curve) == MOST_POINTS:  # drop every second point, and add new ones half as often
             self.curve, self.every = self.curve[1::2], 2 * self.every
 
     def check_finite(self, finite: bool) -> None:
-        """Restore the last good weights and stop, unless what was found is finite."""
+        """Restore the last good weights, in place, and raise DivergedError, unless `finite`."""
         if finite:
             return
         with torch.no_grad():
@@ -151,20 +153,19 @@ class Run:
         raise error
 
     def counters(self) -> dict[str, Any]:
-        """All that a resumed run goes on from but weights, as JSON has it."""
-        names = ("limit", "steps", "images", "skipped", "sums", "since", "every", "curve")
-        return {"seconds": self.seconds(), **{name: getattr(self, name) for name in names}}
+        """Return everything but weights that a resumed run needs, as JSON values."""
+        return {"seconds": self.seconds(), **{name: getattr(self, name) for name in _COUNTERS}}
 
-    def go_on(self, counters: Mapping[str, Any], good: Iterable[Tensor]) -> None:
-        """Go on from where another run was, in place."""
-        self.start, self.before = time.perf_counter(), float(counters["seconds"])
+    def resume(self, counters: Mapping[str, Any], good: Iterable[Tensor]) -> None:
+        """Continue from the counters and last good weights of an interrupted run, in place."""
+        self.start, self.seconds_before = time.perf_counter(), float(counters["seconds"])
         for name, value in counters.items():
             if name != "seconds":
                 setattr(self, name, value)
         self.good = list(good)
 
     def log(self) -> TrainLog:
-        """What happened so far."""
+        """Return the log of the training so far."""
         return TrainLog(
             steps=self.steps,
             images=self.images,
@@ -175,5 +176,5 @@ class Run:
         )
 
 
-def _copy(model: nn.Module) -> list[Tensor]:
+def _copy_parameters(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]

@@ -1,4 +1,4 @@
-"""Whom does the student learn from?  The model itself, another of timm's, or a file of ours, on the student's views."""
+"""Find the teacher, a timm model or an artifact, and adapt it to the student's views."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Teacher:
     """A model to learn from.
 
     Attributes:
-        name: what it is called in reports.
+        name: as shown in reports.
         model: without its weights.
-        config: timm's data config of it.
-        load: gives the model with its weights, on CPU, in eval mode.
-        classes: names of its classes, in order; empty where they are not known.
+        config: its timm data config.
+        load: returns the model with its weights, on CPU, in eval mode.
+        classes: names of its classes, in order; empty if unknown.
     """
 
     name: str
@@ -46,59 +46,59 @@ class Teacher:
     classes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
-        """Of its weights, which are loaded for it."""
+        """Load the weights and return their digest."""
         return sha256_of(self.load().state_dict())
 
     @property
     def compared_model(self) -> ComparedModel:
-        """What is compared of it before its weights are loaded."""
+        """The teacher without its weights, to match with a student."""
         return ComparedModel(self.name, self.model, self.config["input_size"])
 
 
 def find_teacher(recipe: TeacherRecipe, *, checkpoint_flag: str = "--teacher-checkpoint") -> Teacher:
-    """Find the teacher that `recipe` names; loads no weights.
+    """Find the teacher that `recipe` names, without loading its weights.
 
     Args:
         recipe: its name, weights and arguments.
-        checkpoint_flag: the option that its weights are given by, for messages.
+        checkpoint_flag: the option that names its weights, for messages.
 
     Raises:
-        VitcompressError: there is none, or its weights are not there.
+        VitcompressError: the teacher or its weights do not exist.
     """
-    assert recipe.teacher is not None  # the caller has one where nothing is named
+    assert recipe.teacher is not None  # the caller checks
     if recipe.teacher.endswith(".safetensors"):
         return _from_artifact(Path(recipe.teacher), recipe, checkpoint_flag)
     if recipe.teacher_checkpoint is not None and not recipe.teacher_checkpoint.exists():
         raise RecipeError(f"{checkpoint_flag} {recipe.teacher_checkpoint} does not exist.")
-    named = ModelRecipe(recipe.teacher, recipe.teacher_checkpoint, recipe.teacher_arg)
-    with _flags_of_the_teacher(checkpoint_flag):
-        source = resolve(named)
+    model_recipe = ModelRecipe(recipe.teacher, recipe.teacher_checkpoint, recipe.teacher_arg)
+    with _naming_teacher_flags(checkpoint_flag):
+        source = resolve(model_recipe)
         model = empty_model(source)
 
     def load() -> nn.Module:
-        with _flags_of_the_teacher(checkpoint_flag):
+        with _naming_teacher_flags(checkpoint_flag):
             return load_teacher(source)
 
     classes = label_names(source.pretrained_cfg)
-    return Teacher(source.name, model, data_config(model, named), load, classes)
+    return Teacher(source.name, model, data_config(model, model_recipe), load, classes)
 
 
 @contextmanager
-def _flags_of_the_teacher(checkpoint_flag: str) -> Iterator[None]:
-    """Let messages about a model name the flags that the teacher is given by."""
+def _naming_teacher_flags(checkpoint_flag: str) -> Iterator[None]:
+    """Replace the flags of the model in error messages by those of the teacher."""
     try:
         yield
     except VitcompressError as error:
         message, hint = str(error), error.hint
-        for flag, ours in {**_FLAGS, "--checkpoint": checkpoint_flag}.items():
-            message, hint = message.replace(flag, ours), hint.replace(flag, ours)
+        for flag, teacher_flag in {**_FLAGS, "--checkpoint": checkpoint_flag}.items():
+            message, hint = message.replace(flag, teacher_flag), hint.replace(flag, teacher_flag)
         raise type(error)(message, hint=hint) from error
 
 
 def _from_artifact(path: Path, recipe: TeacherRecipe, checkpoint_flag: str) -> Teacher:
     if recipe.teacher_checkpoint is not None or recipe.teacher_arg:
         raise RecipeError(
-            f"--teacher {path} has its weights and sizes in it.",
+            f"--teacher {path} is a file with its own weights and sizes.",
             hint=f"Leave out {checkpoint_flag} and --teacher-arg.",
         )
     manifest = read_manifest(path)
@@ -107,28 +107,28 @@ def _from_artifact(path: Path, recipe: TeacherRecipe, checkpoint_flag: str) -> T
 
 
 def adapt_inputs(
-    teacher: nn.Module, own: Mapping[str, Any], seen: Mapping[str, Any], image_size: tuple[int, int] | None
+    teacher: nn.Module, config: Mapping[str, Any], view_config: Mapping[str, Any], image_size: tuple[int, int] | None
 ) -> None:
-    """Make `teacher` take the student's views, in place: of another normalisation and, where it must, another size.
+    """Make `teacher` take the student's views, in place: change normalisation and, if needed, size.
 
-    Normalising anew is exact; resizing is bicubic with antialiasing, as views are made.
+    The change of normalisation is exact; resizing is bicubic with antialiasing, like the views.
 
     Args:
         teacher: any model.
-        own: timm's data config of the teacher.
-        seen: that of the views.
-        image_size: (rows, columns) to resize views to; None to leave them.
+        config: timm's data config of the teacher.
+        view_config: timm's data config of the views.
+        image_size: (height, width) to resize views to; None to keep their size.
     """
-    mean, std = (torch.tensor(own[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    seen_mean, seen_std = (torch.tensor(seen[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    scale, shift = seen_std / std, (seen_mean - mean) / std
+    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    view_mean, view_std = (torch.tensor(view_config[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    scale, shift = view_std / std, (view_mean - mean) / std
     same = bool((scale == 1).all() and (shift == 0).all())
 
     def adapt(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         nonlocal scale, shift
         images, *rest = inputs
         if not same:
-            if scale.device != images.device:  # once, and fit for autograd whoever runs first
+            if scale.device != images.device:  # once; not as inference tensors, which autograd cannot use
                 with torch.inference_mode(False):
                     scale, shift = scale.to(images.device), shift.to(images.device)
             images = torch.addcmul(shift, images, scale)

@@ -1,12 +1,13 @@
-"""What did the teacher say of each view?  Kept on disk, so that the next run on the same views need not ask again.
+"""Cache the teacher's logits on disk, for later runs on the same views.
 
     DIR/
-      cache.json    what it is of: teacher, images, views; a run of anything else is refused
-      logits.f32    float32 [steps × batch, K], zero till it is filled
-      known.u8      bool [steps × batch]
+      cache.json    what the logits depend on: teacher, images, views; must be equal in later runs
+      logits.f32    float32 [steps × batch, K], zero until filled
+      known.u8      bool [steps × batch], whether a row is filled
 
-Each training view is drawn from the seed and its number, so a run of the same seed sees the same views again: sweeps of
-learning rates, other plans for the same model. Only logits are kept; other losses look inside the teacher.
+Each training view is drawn from the seed and its number, so runs with the same seed see the same
+views: sweeps of learning rates, or other plans for the same model. Only logits are cached; other
+losses need more of the teacher.
 """
 
 from __future__ import annotations
@@ -22,26 +23,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcompress.artifact.atomic import replacing
 from vitcompress.data.loaders import Share
-from vitcompress.distill.checkpoints import differences
-from vitcompress.errors import RecipeError
+from vitcompress.distill.facts import describe_differences
+from vitcompress.errors import ArtifactError, RecipeError
 
 _FACTS, _LOGITS, _KNOWN = "cache.json", "logits.f32", "known.u8"
 
 
 class TeacherCache:
-    """The teacher's logits of every view of a training run.
+    """Cached logits of the teacher, one row per training view.
 
     Args:
-        folder: where they are; made where it is not there.
+        folder: holds the cache; created if missing.
         facts: what the logits depend on.
-        num_steps: of the run; a longer one than the first finds no logits for its last steps, and adds them.
-        batch_size: images per step, of all processes.
+        num_steps: length of the run; a run longer than earlier ones adds the missing logits.
+        batch_size: images per step, over all processes.
         num_classes: K.
         share: this process's part of each step.
 
     Raises:
-        RecipeError: the folder holds something else, or the logits of another teacher or of other views.
+        RecipeError: the folder holds something else, or logits of another teacher or other views.
     """
 
     def __init__(
@@ -50,62 +52,62 @@ class TeacherCache:
         self.batch_size, self.share = batch_size, share
         rows = num_steps * batch_size
         self._check(folder, {**json.loads(json.dumps(facts)), "classes": num_classes, "--batch-size": batch_size})
-        self.logits = _grown(folder / _LOGITS, np.float32, rows, num_classes)
-        self.known = _grown(folder / _KNOWN, np.bool_, rows, 1)
+        self.logits = _open_table(folder / _LOGITS, np.float32, rows, num_classes)
+        self.known = _open_table(folder / _KNOWN, np.bool_, rows, 1)
 
     def _check(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Check that the folder holds a cache of the same facts, or start one if it is empty."""
         path = folder / _FACTS
         try:
             if path.exists():
-                held = json.loads(path.read_text(encoding="utf-8"))
-                if not isinstance(held, dict):
-                    raise ValueError(f"{_FACTS} does not say what it is of")
-                lines = differences(held, facts)
+                cached = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(cached, dict):
+                    raise ValueError(f"{_FACTS} does not describe a cache")
+                lines = describe_differences(cached, facts)
                 if lines:
                     raise RecipeError(
-                        "\n".join((f"--cache-teacher {folder} holds what a teacher said in another case:", *lines)),
-                        hint="Name another folder, or ask for the same.",
+                        "\n".join((f"--cache-teacher {folder} holds the logits of a different run:", *lines)),
+                        hint="Use another folder, or the same options.",
                     )
                 return
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise RecipeError(f"--cache-teacher {folder} holds something else.", hint="Name an empty folder.")
+                raise RecipeError(f"--cache-teacher {folder} holds something else.", hint="Use an empty folder.")
             folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(f".{os.getpid()}")
-            beside.write_text(json.dumps(facts), encoding="utf-8")
-            os.replace(beside, path)
-        except (OSError, ValueError, RecursionError) as error:
-            raise RecipeError(f"--cache-teacher {folder} cannot be used: {error}.") from error
+            with replacing(path) as beside:
+                beside.write_text(json.dumps(facts), encoding="utf-8")
+        except (OSError, ValueError, RecursionError, ArtifactError) as error:
+            raise RecipeError(f"--cache-teacher {folder} cannot be used: {error.__cause__ or error}.") from error
 
     def rows(self, step: int, part: int) -> np.ndarray[Any, Any]:
-        """Numbers of the views in this process's `part` of a step."""
+        """Return the rows of the views in this process's `part` of a step."""
         first = step * self.batch_size
         return np.array(list(self.share.cut(range(first, first + self.batch_size)))[part])
 
-    def get(self, step: int, part: int, ask: Callable[[], Tensor]) -> Tensor:
-        """The teacher's logits `[B, K]` of a part of a step.
+    def get(self, step: int, part: int, run_teacher: Callable[[], Tensor]) -> Tensor:
+        """Return the teacher's logits `[B, K]` for a part of a step, cached or computed.
 
         Args:
-            step: from 0.
-            part: from 0.
-            ask: runs the teacher.
+            step: counted from 0.
+            part: counted from 0.
+            run_teacher: computes the logits.
         """
         rows = self.rows(step, part)
         if self.known[rows].all():
             return torch.from_numpy(self.logits[rows])
-        found = ask()
-        self.logits[rows] = found.float().cpu().numpy()
-        self.known[rows] = True  # after the logits, so that what is known is there
-        return found
+        logits = run_teacher()
+        self.logits[rows] = logits.float().cpu().numpy()
+        self.known[rows] = True  # after the logits, so that a row marked as known is complete
+        return logits
 
 
-def _grown(path: Path, kind: type, rows: int, columns: int) -> np.ndarray[Any, Any]:
-    """A table on disk of at least `rows` rows, zero where nothing was written; all its room is taken at once."""
-    wanted = rows * columns * np.dtype(kind).itemsize
+def _open_table(path: Path, kind: type, rows: int, columns: int) -> np.ndarray[Any, Any]:
+    """Map a table on disk with at least `rows` rows, initially zero, and reserve its space."""
+    num_bytes = rows * columns * np.dtype(kind).itemsize
     try:
         with open(path, "ab") as file:
-            if file.tell() < wanted:
-                _reserve(file, wanted)
-                file.truncate(wanted)
+            if file.tell() < num_bytes:
+                _reserve(file, num_bytes)
+                file.truncate(num_bytes)
         shape = (rows, columns) if columns > 1 else (rows,)
         table: np.ndarray[Any, Any] = np.memmap(path, dtype=kind, mode="r+", shape=shape)
     except OSError as error:
@@ -114,10 +116,10 @@ def _grown(path: Path, kind: type, rows: int, columns: int) -> np.ndarray[Any, A
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
-    """Take room on the disk: a mapped file of holes ends the process with a signal where the disk is full later.
+    """Reserve space on disk: on a full disk, writing to a mapped sparse file kills the process.
 
     Raises:
-        OSError: there is not as much; the file is as it was.
+        OSError: there is not enough space; the file is unchanged.
     """
     before = file.tell()
     try:
@@ -125,5 +127,5 @@ def _reserve(file: IO[bytes], size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         file.truncate(before)
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # else the disk knows no such thing
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # otherwise the file system does not support it
             raise

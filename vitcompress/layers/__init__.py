@@ -1,1 +1,1 @@
-"""What stands in a block where a layer was, or beside it."""
+"""Modules that replace or extend the layers of a block."""

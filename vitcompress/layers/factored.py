@@ -1,11 +1,11 @@
-"""What stands in a block where a linear layer was, when its matrix is a sum of a whole one and factors?
+"""A linear layer whose matrix is the product of two factors, or a full matrix plus this product.
 
-    W_i  =  base  +  up · down        base     [out, in]   one of the group, or none: then the layer has low rank
-                                      up       [out, r]    the block's own, or one of the group
-                                      down     [r, in]     the block's own, or one of the group
+    W_i  =  base  +  up · down        base  [out, in]  shared by the group; else W_i has rank r
+                                      up    [out, r]   the block's own, or shared by the group
+                                      down  [r, in]    the block's own, or shared by the group
 
-Of a shared basis the factor on the side of the residual stream is the group's: `down` where a layer reads the stream
-(qkv, fc1: W_i = U_i S), `up` where it writes to it (proj, fc2: W_i = S U_i).
+With a shared basis, the group shares the factor on the side of the residual stream: `down` if the
+layer reads the stream (qkv, fc1: W_i = U_i S), `up` if it writes to it (proj, fc2: W_i = S U_i).
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from torch import Tensor, nn
 class FactoredLinear(nn.Linear):
     """A linear layer whose matrix is `base + up @ down`.
 
-    An `nn.Linear` to all who look at one: `weight` is the whole matrix, made when asked for, for the attentions that
-    hand it to `F.linear`. Called as a module, the factors are applied one after the other, which is less work.
+    It is an `nn.Linear`: `weight` computes the full matrix when read, for attentions that pass it
+    to `F.linear`. The forward pass applies the factors one after the other, which is less work.
 
     Args:
-        linear: the layer to take over; its bias stays, and its matrix too where `whole`. Of no use afterwards.
+        linear: the layer to replace; must not be used afterwards. Its bias is kept, its matrix only
+            with `whole`.
         rank: r, at least 1.
         whole: keep the matrix as `base`.
 
-    Source: low-rank residuals, Hu et al. 2021, arXiv:2106.09685, Sec. 4.1, here of shared weights. Shared bases are
-        ours.
+    Source: low-rank residuals, Hu et al. 2021, arXiv:2106.09685, Sec. 4.1, here on shared weights.
+        Shared bases are ours.
     """
 
-    holds_matrices = True  # for those who quantise
+    holds_matrices = True  # tells the quantizer that its parameters are matrices
 
     def __init__(self, linear: nn.Linear, rank: int, *, whole: bool) -> None:
         nn.Module.__init__(self)
@@ -43,12 +44,12 @@ class FactoredLinear(nn.Linear):
 
     @property
     def rank(self) -> int:
-        """r, columns of `up` and rows of `down`."""
+        """r, number of columns of `up` and of rows of `down`."""
         return len(self.down)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The whole matrix, `[out, in]`."""
+        """The full matrix, `[out, in]`."""
         product = self.up @ self.down
         return product if self.base is None else self.base + product
 
@@ -59,5 +60,5 @@ class FactoredLinear(nn.Linear):
         return F.linear(x, self.base, self.bias) + F.linear(F.linear(x, self.down), self.up)
 
     def extra_repr(self) -> str:
-        """As `nn.Linear`, with the rank."""
+        """Describe the layer like `nn.Linear`, with its rank."""
         return f"{super().extra_repr()}, rank={self.rank}, whole={self.base is not None}"

@@ -25,8 +25,8 @@ from vitcompress.data.views import Views
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import ComparedModel, Matching
+from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import find_teacher
-from vitcompress.distill.training import check_student
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
 from vitcompress.families.find import family_named
 from vitcompress.measure.macs import with_macs

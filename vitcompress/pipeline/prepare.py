@@ -14,8 +14,8 @@ from vitcompress.data.classes import known_classes
 from vitcompress.data.open import open_sets
 from vitcompress.data.views import Views
 from vitcompress.distill.matching import ComparedModel, Matching, match_models
+from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import Teacher, find_teacher
-from vitcompress.distill.training import check_student
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
 from vitcompress.initialize.start import needs_images

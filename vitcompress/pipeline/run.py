@@ -20,11 +20,13 @@ from vitcompress.artifact.manifest import Manifest
 from vitcompress.data.loaders import Batch, Share, share_of, training_loader
 from vitcompress.data.mixing import Mixing
 from vitcompress.data.sets import ImageSet
-from vitcompress.distill.checkpoints import Checkpoints, images_digest, run_facts
+from vitcompress.distill.checkpoints import Checkpoints
+from vitcompress.distill.facts import images_digest, run_facts
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Matching
 from vitcompress.distill.run import DivergedError
+from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.families.find import family_named
@@ -202,27 +204,23 @@ def train(
             training.follow(done)
             quantise(done)
 
-        log = distill(
-            student,
-            teacher,
-            batches,
+        settings = TrainSettings(
             recipe.distill,
+            run.matching,
             blocks=family_named(run.plan.family).block_names(student),
-            comparison=run.matching,
-            mixing=mixing,
             matrices=run.plan.matrices,
-            fade=follow,
-            accelerator=run.accelerator,
-            ticker=ticker,
             input_size=run.config["input_size"],
             num_steps=steps,
             seconds=seconds,
             seed=seed,
+            mixing=mixing,
             skip_bad_images=recipe.data.skip_bad_images,
             checkpoints=training.checkpoints,
-            cache=cache,
+            teacher_cache=cache,
             compiled=recipe.run.compile,
+            before_step=follow,
         )
+        log = distill(student, teacher, batches, settings, accelerator=run.accelerator, ticker=ticker)
     run.accelerator.free_memory()  # the optimizers hold three times the student
     return run.labelled(log)
 

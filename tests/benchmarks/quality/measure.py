@@ -33,6 +33,7 @@ from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.run import DivergedError
+from vitcompress.distill.settings import TrainSettings
 from vitcompress.families.find import family_of
 from vitcompress.measure.macs import macs_of
 from vitcompress.recipe import DistillRecipe
@@ -182,26 +183,29 @@ class Comparison:
         teacher, sets = start.source, self.loaded[1]
         recipe = training_recipe(method, start, self._options(method), lr=key.lr, steps=key.steps)
         sides = [ComparedModel(key.model, model, sets.input_size) for model in (student, teacher)]
-        comparison = match_models(sides[0], sides[1], recipe)
+        matching = match_models(sides[0], sides[1], recipe)
         set_seed(key.seed)
         fade = fading(student, teacher, start.plan, recipe.fade) if start.plan else nullcontext(lambda done: None)
         AcceleratorState._reset_state()  # the model before may have trained in another precision
-        with fade as step:
+        with fade as before_step:
+            settings = TrainSettings(
+                recipe,
+                matching,
+                blocks=family_of(student, key.model).block_names(student),
+                matrices=start.plan.matrices if start.plan else (),
+                input_size=sets.input_size,
+                num_steps=key.steps,
+                seed=key.seed,
+                mixing=Mixing(seed=key.seed),
+                before_step=before_step,
+            )
             distill(
                 student,
                 teacher,
                 lambda start: Batches(sets, self.subject.batch_size, key.seed, key.steps),
-                recipe,
-                blocks=family_of(student, key.model).block_names(student),
-                comparison=comparison,
-                mixing=Mixing(seed=key.seed),
-                matrices=start.plan.matrices if start.plan else (),
-                fade=step,
+                settings,
                 accelerator=Accelerator(cpu=True, mixed_precision=self.subject.precision),
                 ticker=_Silent(),
-                input_size=sets.input_size,
-                num_steps=key.steps,
-                seed=key.seed,
             )
 
 

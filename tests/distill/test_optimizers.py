@@ -1,0 +1,103 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.factories import ROWS, Row, build, compressed, tiny
+from vitcompress.distill.optimizers import make_optimizers, parameter_groups
+from vitcompress.distill.student import check_student
+from vitcompress.families.find import family_of
+from vitcompress.layers import transforms
+from vitcompress.recipe import DistillRecipe
+
+
+def test_only_matrices_decay_and_each_once() -> None:
+    student, _ = compressed(tiny(), share=4)
+    decay, plain = parameter_groups(student, DistillRecipe(weight_decay=0.05))
+    names = {id(p): name for name, p in student.named_parameters()}
+    decayed = {names[id(p)] for p in decay["params"]}
+    assert decayed == {
+        "patch_embed.proj.weight", "head.weight",
+        *(f"blocks.0.{layer}.weight" for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
+    }  # fmt: skip
+    assert len(decay["params"]) + len(plain["params"]) == len(names)
+    assert (decay["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+
+
+def test_every_transformation_is_without_decay() -> None:
+    modules = {m for m in vars(transforms).values() if isinstance(m, type) and issubclass(m, nn.Module)}
+    assert set(transforms.TRANSFORM_MODULES) == modules
+
+
+def test_tables_of_relative_positions_do_not_decay() -> None:
+    class Model(nn.Module):  # without no_weight_decay()
+        def __init__(self) -> None:
+            super().__init__()
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 3))
+            self.rel_pos_h = nn.Parameter(torch.zeros(9, 3))
+            self.proj = nn.Linear(3, 3)
+
+    model = Model()
+    decay, plain = parameter_groups(model, DistillRecipe())
+    assert decay["params"] == [model.proj.weight]
+    assert len(plain["params"]) == 3
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_every_family_can_train_and_its_tables_do_not_decay(row: Row) -> None:
+    model = build(row)
+    family = family_of(model, row.architecture)
+    blocks = family.block_names(model)
+    check_student(model, blocks, DistillRecipe(drop_path=0.1, grad_checkpointing=True), name=row.architecture)
+    decayed = {id(p) for p in parameter_groups(model, DistillRecipe())[0]["params"]}
+    for block in blocks:
+        for name, p in model.get_submodule(block).named_parameters():
+            if family.weights.fullmatch(name):
+                assert id(p) in decayed, name
+            if family.tables.fullmatch(name):
+                assert id(p) not in decayed, name
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest() -> None:
+    student, plan = compressed(tiny(), share=2)
+    muon, adamw = make_optimizers(student, DistillRecipe(optimizer="muon", matrix_lr=0.03), plan.matrices)
+    names = {id(p): name for name, p in student.named_parameters()}
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert taken == {
+        f"blocks.{donor}.{layer}.weight"
+        for donor in (0, 2)
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert taken | rest == set(names.values())
+    assert not taken & rest
+    assert muon.param_groups[0]["lr"] == 0.03
+
+
+@pytest.mark.parametrize(
+    ("recipe", "taken"),
+    [
+        ({"share": 4, "basis": 3, "matrices": False}, set()),
+        ({"share": 4, "basis": 3}, {"attn.qkv.base", "mlp.fc2.base"}),
+    ],
+    ids=["factors alone", "factors on matrices"],
+)
+def test_muon_leaves_factors_to_adamw(recipe: dict[str, Any], taken: set[str]) -> None:
+    student, plan = compressed(tiny(), **recipe)
+    found = make_optimizers(student, DistillRecipe(optimizer="muon"), plan.matrices)
+    assert len(found) == (2 if taken else 1)
+    trained = [id(p) for optimizer in found for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in student.parameters())
+    first = {id(p) for group in found[0].param_groups for p in group["params"]}
+    assert all(id(student.get_parameter(f"blocks.0.{name}")) in first for name in taken)
+
+
+def test_muon_orthogonalises_the_step() -> None:
+    """A step from zero momentum has nearly orthogonal rows, whatever the gradient's scale."""
+    weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.float64))
+    model = nn.ParameterDict({"w": weight})
+    muon, _ = make_optimizers(model, DistillRecipe(optimizer="muon", matrix_lr=1.0), {"w"})
+    weight.grad = 1e-3 * torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    muon.step()
+    assert torch.linalg.svdvals(weight.detach()).sub(1).abs().max() < 0.4

@@ -1,0 +1,79 @@
+"""Describe what determines the result of a run, and list how two runs differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vitcompress.data.sets import ImageSet
+from vitcompress.data.streams import StreamReader
+from vitcompress.recipe.values import flag_of
+
+_WITHOUT_EFFECT = {  # fields that do not change the weights, by stage; None for all
+    "run": ("resume", "save_every", "log_with", "num_processes", "device", "cache_teacher"),
+    "data": ("num_workers",),
+    "gates": None,
+    "model": ("checkpoint",),  # its weights are compared instead
+    "teacher": ("teacher_checkpoint",),
+}
+
+
+def run_facts(recipe: Mapping[str, Any], images: ImageSet | None, **more: Any) -> dict[str, Any]:
+    """Return everything that determines the resulting weights, to recognise a resumed run.
+
+    Args:
+        recipe: as a tree, stage → field → value.
+        images: training images; None without any.
+        **more: digests of weights, versions, counts.
+    """
+    tree = {}
+    for stage, fields in recipe.items():
+        ignored = _WITHOUT_EFFECT.get(stage, ())
+        if ignored is not None:
+            tree[stage] = {name: value for name, value in fields.items() if name not in ignored}
+    return {"recipe": tree, "training images": images_digest(images) if images else None, **more}
+
+
+def images_digest(images: ImageSet) -> str:
+    """Return a digest of the images' names and labels, in order, independent of their folder."""
+    if isinstance(images.reader, StreamReader):
+        return f"a stream of {len(images.reader.urls)} shards, {_sha(images.reader.urls)}"
+    names = [images.reader.where(index) for index in images.indices]
+    prefix = os.path.dirname(names[0]) if len(names) == 1 else os.path.commonprefix(names)  # noqa: RUF071 (names, not folders)
+    labels = [images.labels[index] for index in images.indices] if images.labels is not None else None
+    return f"{len(names):,} images, {_sha([[name[len(prefix) :] for name in names], labels, images.classes])}"
+
+
+def _sha(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
+
+
+def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line for every fact that differs, by its flag or name."""
+    older, newer = _flatten(before), _flatten(now)
+    return [
+        f"  {name}: {_show(newer.get(name))}, was {_show(older.get(name))}"
+        for name in sorted(older.keys() | newer.keys())
+        if older.get(name) != newer.get(name)
+    ]
+
+
+def _flatten(tree: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of a tree of facts, by flag or dotted name."""
+    if not isinstance(tree, Mapping):
+        return {name: tree}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if name == "" and key == "recipe":  # stage → field → value
+            for fields in value.values():
+                leaves |= {flag_of(field): setting for field, setting in fields.items()}
+        else:
+            leaves |= _flatten(value, f"{name}.{key}" if name else key)
+    return leaves
+
+
+def _show(value: Any) -> str:
+    return "not given" if value is None else str(value)

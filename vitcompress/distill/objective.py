@@ -1,0 +1,64 @@
+"""Compute the weighted losses of a batch from the forward passes of student and teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.distill.hooks import TokenSubset, reading_outputs
+from vitcompress.distill.losses import LOSSES, LossContext, Outputs
+from vitcompress.distill.settings import TrainSettings
+
+NO_STEP = -1  # number of a step that is not part of the training
+Objective = Callable[[nn.Module, Tensor, Tensor | None, int, int], Mapping[str, Tensor]]
+
+
+@contextmanager
+def weighted_losses(student: nn.Module, teacher: nn.Module | None, settings: TrainSettings) -> Iterator[Objective]:
+    """Read both models until the context ends.
+
+    Args:
+        student: not wrapped by accelerate.
+        teacher: in eval mode; runs only if a loss needs it. None if no loss does.
+        settings: the losses, where the models are read, tokens and cache.
+
+    Yields:
+        A function `(model, images, targets, step, part) -> weighted losses by name`; `model` is the
+        student, bare or as accelerate wraps it.
+    """
+    recipe, matching = settings.recipe, settings.matching
+    losses = {name: LOSSES[name] for name in matching.losses}
+    fields = {loss.reads for loss in losses.values()}
+    tokens = TokenSubset(recipe.max_relation_tokens, seed=settings.seed)
+    with ExitStack() as stack:
+        read_student = stack.enter_context(reading_outputs(student, matching.student, fields, tokens))
+        if teacher is not None and any(loss.teacher for loss in losses.values()):
+            read_teacher = stack.enter_context(reading_outputs(teacher, matching.teacher, fields, tokens))
+        else:
+            teacher = None
+
+        def run_teacher(images: Tensor, step: int, part: int) -> Outputs:
+            if teacher is None:
+                return Outputs(torch.empty(0))
+            if settings.teacher_cache is not None and step != NO_STEP:
+                logits = settings.teacher_cache.get(step, part, lambda: teacher(images))
+                return Outputs(logits.to(images.device))
+            return read_teacher(teacher(images))
+
+        def compute(
+            model: nn.Module, images: Tensor, targets: Tensor | None, step: int, part: int
+        ) -> dict[str, Tensor]:  # fmt: skip
+            tokens.draw(max(step, 0))
+            with torch.inference_mode():
+                expected = run_teacher(images, step, part)
+            outputs = read_student(model(images))
+            context = LossContext(recipe.temperature, recipe.relation_heads, targets)
+            return {
+                name: weight * losses[name].compute(outputs, expected, context)
+                for name, weight in matching.losses.items()
+            }  # fmt: skip
+
+        yield compute

@@ -1,0 +1,54 @@
+"""The settings of one training, as a single value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from vitcompress.data.mixing import Mixing
+from vitcompress.distill.checkpoints import Checkpoints
+from vitcompress.distill.matching import Matching
+from vitcompress.distill.teacher_cache import TeacherCache
+from vitcompress.recipe import DistillRecipe
+
+
+def _do_nothing(done: float) -> None:
+    """Ignore the progress."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a student is trained.
+
+    Attributes:
+        recipe: temperature, optimizer and regularisation.
+        matching: the losses, and where student and teacher are read.
+        blocks: names of all blocks of the student, for drop path.
+        matrices: names of the blocks' shared matrices, for the optimizer.
+        input_size: (channels, height, width) of a view.
+        num_steps: length in optimizer steps; None if `seconds` limits the training.
+        seconds: length in seconds; None if `num_steps` limits the training.
+        seed: of the random tokens that relations are computed of.
+        mixing: mixes each batch, for student and teacher alike.
+        skip_bad_images: count unreadable images instead of stopping.
+        checkpoints: keeps the state, and restores it if there is one; None to keep none.
+        teacher_cache: logits of the teacher from earlier runs on the same views; None to run the
+            teacher each time.
+        compiled: whether to compile the student's blocks.
+        before_step: called before each step with the share of the training that is over, 0–1.
+    """
+
+    recipe: DistillRecipe
+    matching: Matching
+    blocks: Sequence[str]
+    matrices: Collection[str]
+    input_size: tuple[int, int, int]
+    num_steps: int | None
+    seconds: float | None = None
+    seed: int = 0
+    mixing: Mixing = field(default_factory=Mixing)
+    skip_bad_images: bool = False
+    checkpoints: Checkpoints | None = None
+    teacher_cache: TeacherCache | None = None
+    compiled: bool = False
+    before_step: Callable[[float], None] = _do_nothing
