@@ -30,7 +30,7 @@ from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.write import write
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.data_config import data_config
-from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe, PlanRecipe
@@ -70,7 +70,7 @@ def make(
         "pretrained_cfg": {},
     }
     made = Source(architecture, architecture, checkpoint=checkpoint)
-    model = load_teacher(made) if checkpoint else timm.create_model(architecture).eval()
+    model = load_pretrained(made) if checkpoint else timm.create_model(architecture).eval()
     plan = make_plan(model, PlanRecipe(share=share), name=architecture, store=store)
     config = data_config(model, ModelRecipe(architecture))
     student = copy.deepcopy(model)

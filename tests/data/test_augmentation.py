@@ -15,7 +15,7 @@ from vitcompress.data.views import Views
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import DataRecipe
 
-"""What `Views` and `Stream` do with the options of augmentation."""
+"""What `Views` and `ShuffledBatches` do with the options of augmentation."""
 
 
 EVERYTHING = {"auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.5, "repeats": 3}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import Vitcompress
 from vitcompress.bundled import PHOTOGRAPHS
-from vitcompress.data.calibration import calibration_batches, drawn
+from vitcompress.data.calibration import calibration_batches, draw_images
 from vitcompress.data.crops import MIN_SIDE
 from vitcompress.data.loaders import training_loader
 from vitcompress.data.open import open_sets
@@ -79,7 +79,7 @@ def test_crops_fit_any_model_and_any_number_of_workers(channels: int, size: int)
 
 
 def test_starts_can_be_fitted_to_crops() -> None:
-    chosen = drawn(sets()[0], 5, seed=0)
+    chosen = draw_images(sets()[0], 5, seed=0)
     (batch,) = calibration_batches(chosen, config(3, 32), DataRecipe(num_workers=0))
     assert batch.shape == (5, 3, 32, 32)
 

@@ -12,7 +12,14 @@ from timm.data.distributed_sampler import RepeatAugSampler
 
 from tests.conftest import draw_image
 from tests.data.opened import RGB, folder_set, open_folder
-from vitcompress.data.loaders import Batch, Stream, check_readable, evaluation_loader, spare_cores, training_loader
+from vitcompress.data.loaders import (
+    Batch,
+    ShuffledBatches,
+    count_unreadable,
+    default_num_workers,
+    evaluation_loader,
+    training_loader,
+)
 from vitcompress.data.sets import ImageSet
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
@@ -43,7 +50,7 @@ def test_an_image_looks_different_in_every_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("num_images", "batch_size"), [(1, 4), (7, 3), (8, 4), (3, 10)])
 def test_every_batch_is_full_and_every_pass_sees_each_image_once(num_images: int, batch_size: int) -> None:
     steps = 3 * num_images
-    batches = list(Stream(num_images, batch_size, seed=0, num_steps=steps))
+    batches = list(ShuffledBatches(num_images, batch_size, seed=0, num_steps=steps))
     assert [len(batch) for batch in batches] == [batch_size] * steps
     keys = [key for batch in batches for key in batch]
     assert [draw for _, draw in keys] == list(range(steps * batch_size))
@@ -52,17 +59,17 @@ def test_every_batch_is_full_and_every_pass_sees_each_image_once(num_images: int
 
 
 def test_passes_come_in_different_orders() -> None:
-    keys = [position for batch in Stream(50, 50, seed=0, num_steps=3) for position, _ in batch]
+    keys = [position for batch in ShuffledBatches(50, 50, seed=0, num_steps=3) for position, _ in batch]
     assert len({tuple(keys[i : i + 50]) for i in (0, 50, 100)}) == 3
 
 
 def test_a_stream_without_length_does_not_end() -> None:
-    endless = iter(Stream(2, 2, seed=0, num_steps=None))
+    endless = iter(ShuffledBatches(2, 2, seed=0, num_steps=None))
     assert Counter(len(next(endless)) for _ in range(100)) == {2: 100}
 
 
 def test_repeats_follow_each_other_with_draws_of_their_own() -> None:
-    keys = [key for batch in Stream(5, 6, seed=0, num_steps=5, repeats=3) for key in batch]
+    keys = [key for batch in ShuffledBatches(5, 6, seed=0, num_steps=5, repeats=3) for key in batch]
     assert [draw for _, draw in keys] == list(range(30))
     positions = [position for position, _ in keys]
     assert positions[::3] == positions[1::3] == positions[2::3]
@@ -71,7 +78,11 @@ def test_repeats_follow_each_other_with_draws_of_their_own() -> None:
 
 def test_the_order_of_repeats_is_that_of_timm() -> None:
     sampler = list(RepeatAugSampler(range(12), num_replicas=1, rank=0, num_repeats=3, selected_round=0))
-    ours = [position for (batch,) in [list(Stream(12, 12, seed=0, num_steps=1, repeats=3))] for position, _ in batch]
+    ours = [
+        position
+        for (batch,) in [list(ShuffledBatches(12, 12, seed=0, num_steps=1, repeats=3))]
+        for position, _ in batch
+    ]
     for order in (sampler, ours):
         assert len(order) == 12
         assert order[::3] == order[1::3] == order[2::3]
@@ -101,18 +112,18 @@ def test_workers_are_a_number_or_as_many_as_there_are_cores_to_spare(
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    assert spare_cores() == 16
+    assert default_num_workers() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert spare_cores() == 7
+    assert default_num_workers() == 7
 
 
 def test_a_bad_image_is_named_or_counted() -> None:
     batch = Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), ("x/bad.jpg: cut short", "y.png: empty"))
     with pytest.raises(DataError, match=r"x/bad\.jpg") as caught:
-        check_readable(batch, skip=False)
+        count_unreadable(batch, skip=False)
     assert "--skip-bad-images" in caught.value.hint
-    assert check_readable(batch, skip=True) == 2
-    assert check_readable(Batch(batch.images, batch.labels, ()), skip=False) == 0
+    assert count_unreadable(batch, skip=True) == 2
+    assert count_unreadable(Batch(batch.images, batch.labels, ()), skip=False) == 0
 
 
 def test_good_images_of_a_batch_survive_a_bad_one(tmp_path: Path) -> None:

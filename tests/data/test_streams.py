@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from tests.conftest import Vitcompress
 from tests.formats import packed, photographs, samples, write_shard, write_shards
-from vitcompress.data.calibration import calibration_batches, drawn
-from vitcompress.data.loaders import Batch, Stream, check_readable, evaluation_loader, training_loader
+from vitcompress.data.calibration import calibration_batches, draw_images
+from vitcompress.data.loaders import Batch, ShuffledBatches, count_unreadable, evaluation_loader, training_loader
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import StreamReader
@@ -69,7 +69,7 @@ def test_it_can_be_taken_up_at_any_batch(root: Path) -> None:
     whole = list(loader(everything(root)))
     views: Any = loader(everything(root)).dataset
     for start in (8, 3, 5):  # also backwards
-        batch = [views[key] for key in list(Stream(None, 4, seed=3, num_steps=9))[start]]
+        batch = [views[key] for key in list(ShuffledBatches(None, 4, seed=3, num_steps=9))[start]]
         assert torch.equal(torch.stack([sample.view for sample in batch]), whole[start].images)
 
 
@@ -128,10 +128,12 @@ def test_whole_shards_are_held_out(root: Path) -> None:
 
 def test_calibration_draws_other_images_after_the_first(root: Path) -> None:
     images, recipe = everything(root), DataRecipe(num_workers=0)
-    parts = [torch.cat(list(calibration_batches(drawn(images, 10, seed=1, after=n), CONFIG, recipe))) for n in (0, 10)]
+    parts = [
+        torch.cat(list(calibration_batches(draw_images(images, 10, seed=1, after=n), CONFIG, recipe))) for n in (0, 10)
+    ]
     assert [len(part) for part in parts] == [10, 10]
     assert len({view.numpy().tobytes() for part in parts for view in part}) == 20
-    again = torch.cat(list(calibration_batches(drawn(images, 10, seed=1), CONFIG, recipe)))
+    again = torch.cat(list(calibration_batches(draw_images(images, 10, seed=1), CONFIG, recipe)))
     assert torch.equal(again, parts[0])
 
 
@@ -160,7 +162,7 @@ def test_a_shard_that_is_cut_off_or_of_other_classes_is_counted_like_an_unreadab
     assert any("'9' (.cls) is not a class of the model" in text for text in batch.bad)
     assert any("b.tar.gz: the shard cannot be read" in text for text in batch.bad)
     with pytest.raises(DataError, match="Unreadable image"):
-        check_readable(batch, skip=False)
+        count_unreadable(batch, skip=False)
     assert len(batch.labels) >= 7 + 2
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import Vitcompress
 from tests.forked import Command
-from vitcompress.distill import checkpoints, run
+from vitcompress.distill import checkpoints
+from vitcompress.distill import state as run
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.errors import TrainingError
 from vitcompress.recipe import Interval, save_interval
@@ -263,12 +264,12 @@ def test_what_follows_a_long_training_may_be_terminated(
 def test_a_signal_at_the_very_end_of_a_training_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def train() -> None:
         with interrupts.deferring(ctrl_c=True) as asked:
-            interrupts._end(signal.SIGINT, None)
+            interrupts._receive(signal.SIGINT, None)
             assert asked()
             with pytest.raises(KeyboardInterrupt):  # the second Ctrl-C does not wait
-                interrupts._end(signal.SIGINT, None)
+                interrupts._receive(signal.SIGINT, None)
 
-    monkeypatch.setattr(interrupts, "_asked", [])
+    monkeypatch.setattr(interrupts, "_received", [])
     monkeypatch.setattr(interrupts, "_raised", False)
     with pytest.raises(KeyboardInterrupt):
         train()

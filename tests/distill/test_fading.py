@@ -8,7 +8,7 @@ import torch
 from tests.conftest import Vitcompress
 from tests.factories import ROWS, VARIANTS, build, compressed, images, row_images, tiny
 from vitcompress.distill.fading import fade_factor, fading
-from vitcompress.initialize.whole import start_mean
+from vitcompress.initialize.shared_matrices import start_mean
 
 
 def test_fading_falls_from_one_to_zero() -> None:

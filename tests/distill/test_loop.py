@@ -14,8 +14,8 @@ from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import ComparedModel, match_models
-from vitcompress.distill.run import DivergedError
 from vitcompress.distill.settings import TrainSettings
+from vitcompress.distill.state import DivergedError
 from vitcompress.recipe import DistillRecipe
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]

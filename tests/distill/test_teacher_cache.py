@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import Vitcompress
 from tests.distill.test_checkpoints import same_tensors
-from vitcompress.data.loaders import Share
+from vitcompress.data.loaders import ProcessShare
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.errors import RecipeError
 
@@ -89,15 +89,17 @@ def test_what_cannot_be_kept_is_refused_before_any_work(
     assert not (tmp_path / "said").exists()
 
 
-def cache(folder: Path, *, steps: int = 3, share: Share | None = None) -> TeacherCache:
+def cache(folder: Path, *, steps: int = 3, share: ProcessShare | None = None) -> TeacherCache:
     return TeacherCache(
-        folder, {"teacher.sha256": "abc"}, num_steps=steps, batch_size=8, num_classes=5, share=share or Share()
+        folder, {"teacher.sha256": "abc"}, num_steps=steps, batch_size=8, num_classes=5, share=share or ProcessShare()
     )
 
 
 def test_each_process_and_part_has_rows_of_its_own(tmp_path: Path) -> None:
     rows = [
-        cache(tmp_path / "said", share=Share(process, 2, 2)).rows(1, part) for process in range(2) for part in range(2)
+        cache(tmp_path / "said", share=ProcessShare(process, 2, 2)).rows(1, part)
+        for process in range(2)
+        for part in range(2)
     ]
     assert sorted(np.concatenate(rows).tolist()) == list(range(8, 16))
 

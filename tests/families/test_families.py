@@ -23,7 +23,7 @@ from vitcompress.errors import ModelError, PlanError
 from vitcompress.families import insertion
 from vitcompress.families.base import Family
 from vitcompress.families.find import FAMILIES, family_named, family_of
-from vitcompress.initialize.whole import STARTS
+from vitcompress.initialize.shared_matrices import STARTS
 from vitcompress.layers.mixed_attention import mixed_attention
 from vitcompress.layers.transforms import KeyPositions, TokenConvolution
 from vitcompress.measure.macs import macs_of, with_macs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.factories import ROWS, Row, build, images, row_images, tiny
 from vitcompress.families.find import family_of
-from vitcompress.initialize.align import align_group, aligned
+from vitcompress.initialize.align import align_group, align_model
 from vitcompress.initialize.factors import input_moments
 from vitcompress.initialize.start import start_student
 from vitcompress.plans.make import make_plan
@@ -78,21 +78,21 @@ def test_scrambling_a_block_changes_its_matrices_and_not_what_it_computes() -> N
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_a_turned_model_computes_the_same(row: Row) -> None:
     teacher, x = build(row), row_images(row)
-    turned = aligned(teacher, plan_of(teacher, share=2))
+    turned = align_model(teacher, plan_of(teacher, share=2))
     with torch.no_grad():
         torch.testing.assert_close(turned(x), teacher(x), rtol=1e-4, atol=1e-5)
 
 
 def test_what_shares_nothing_is_not_copied() -> None:
     teacher = tiny()
-    assert aligned(teacher, plan_of(teacher, share=1)) is teacher
-    assert aligned(teacher, plan_of(teacher, share=2, basis=3, matrices=False)) is teacher
+    assert align_model(teacher, plan_of(teacher, share=1)) is teacher
+    assert align_model(teacher, plan_of(teacher, share=2, basis=3, matrices=False)) is teacher
 
 
 @pytest.mark.parametrize("variant", ["qk-norm", "swiglu"])
 def test_what_has_no_such_freedom_stays_as_it_is(variant: str) -> None:
     teacher = tiny(variant)
-    turned = aligned(teacher, plan_of(teacher, share=2))
+    turned = align_model(teacher, plan_of(teacher, share=2))
     kept = "attn" if variant == "qk-norm" else "mlp"
     for name, parameter in turned.named_parameters():
         if f".{kept}." in name:
@@ -102,7 +102,7 @@ def test_what_has_no_such_freedom_stays_as_it_is(variant: str) -> None:
 @pytest.mark.parametrize("share", [2, 4])
 def test_blocks_that_are_alike_up_to_order_and_rotation_become_equal(share: int) -> None:
     teacher, _ = doubled()
-    turned = aligned(teacher, plan_of(teacher, share=share))
+    turned = align_model(teacher, plan_of(teacher, share=share))
     for first in range(0, 4, share):
         for index in range(first + 1, first + share):
             for name in (*MATRICES, "attn.qkv.bias", "mlp.fc1.bias"):
@@ -121,7 +121,7 @@ def test_blocks_that_are_alike_up_to_order_and_rotation_become_equal(share: int)
 def test_such_blocks_share_without_loss(recipe: dict[str, Any], method: str) -> None:
     teacher, x = doubled()
     plan = plan_of(teacher, share=4, **recipe)
-    source = aligned(teacher, plan)
+    source = align_model(teacher, plan)
     student = copy.deepcopy(source)
     apply_plan(student, plan)
     start_student(student.eval(), source, plan, lambda: x.split(4), method)

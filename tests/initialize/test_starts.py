@@ -15,11 +15,11 @@ from vitcompress.families.find import family_named
 from vitcompress.families.narrow import full_widths, narrow_block
 from vitcompress.families.vit import VIT
 from vitcompress.families.widths import Widths
+from vitcompress.initialize.blockwise import CHUNK_IMAGES
 from vitcompress.initialize.factors import input_moments, start_factors
 from vitcompress.initialize.narrow import choose_neurons, fit_layer, narrow_heads
 from vitcompress.initialize.regression import Moments, low_rank, regress, roots, with_ridge
 from vitcompress.initialize.start import start_student
-from vitcompress.initialize.walk import CHUNK_IMAGES
 from vitcompress.plans.make import layer_shapes, make_plan, plan_of
 from vitcompress.plans.model import Group, Plan
 from vitcompress.recipe import PlanRecipe

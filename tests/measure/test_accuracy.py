@@ -12,7 +12,7 @@ from vitcompress.artifact.read import read_manifest
 from vitcompress.data.loaders import Batch
 from vitcompress.errors import CheckpointError, DataError
 from vitcompress.measure.accuracy import Evaluator
-from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy
+from vitcompress.measure.results import MAX_CLASSES, MAX_CONFUSIONS, Accuracy
 from vitcompress.measure.tally import LogitTally, paired_interval
 from vitcompress.pipeline.evaluate import check_source
 from vitcompress.pretrained.resolve import Source
@@ -66,10 +66,10 @@ def test_of_many_classes_the_report_tells_of_those_that_changed_most() -> None:
             wrong = torch.eye(81)[[80] * label + [label] * 10][:10] if label < 10 else said
             tally.add(wrong, said, torch.full((10,), label))
     found = (teacher + student).result("x")
-    assert len(found.classes) == MOST_CLASSES
+    assert len(found.classes) == MAX_CLASSES
     assert [row.index for row in found.classes][:10] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
     assert [(row.label, row.student_images) for row in found.confusions] == [(n, n) for n in range(9, 0, -1)]
-    assert len(found.confusions) <= MOST_CONFUSIONS
+    assert len(found.confusions) <= MAX_CONFUSIONS
 
 
 def test_without_labels_there_is_agreement_and_no_accuracy() -> None:

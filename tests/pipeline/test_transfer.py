@@ -22,7 +22,7 @@ from vitcompress.artifact.read import read_manifest
 from vitcompress.artifact.write import write
 from vitcompress.errors import RecipeError
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
-from vitcompress.plans.make import make_plan, measured_on
+from vitcompress.plans.make import make_plan, with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import build_model, empty_model
 from vitcompress.pretrained.resolve import Source
@@ -93,7 +93,7 @@ def test_another_size_and_head_are_those_that_the_file_will_be_built_with(row: s
     assert shared_ids(student, plan)
     target = adapted_source(source, num_classes=3, img_size=BIGGER[row])
     rebuilt = empty_model(Source(**json.loads(json.dumps(vars(target)))))  # as a header gives it back
-    measured = measured_on(plan, rebuilt)
+    measured = with_sizes_on(plan, rebuilt)
     apply_plan(rebuilt, plan)
     shapes = {name: tuple(t.shape) for name, t in donor_tensors(rebuilt).items()}
     assert {name: tuple(t.shape) for name, t in donor_tensors(student).items()} == shapes

@@ -15,7 +15,7 @@ from vitcompress.families.narrow import narrow_block
 from vitcompress.families.vit import VIT
 from vitcompress.families.widths import Widths
 from vitcompress.layers.factored import FactoredLinear
-from vitcompress.plans.make import make_plan, measured_on
+from vitcompress.plans.make import make_plan, with_sizes_on
 from vitcompress.quantize.codecs import STORES, num_bytes
 from vitcompress.quantize.store import stored_tensors
 from vitcompress.recipe import PlanRecipe
@@ -46,7 +46,9 @@ def test_the_plan_counts_what_is_built(variant: str, kind: str, transforms: tupl
     apply_plan(student, plan)
     assert sum(p.numel() for p in student.parameters()) == plan.size.student_params
     for store in STORES:
-        assert num_bytes(stored_tensors(student, store)) == measured_on(plan, teacher, store).size.student_bytes, store
+        assert num_bytes(stored_tensors(student, store)) == with_sizes_on(plan, teacher, store).size.student_bytes, (
+            store
+        )
     assert plan.size.student_params < plan.size.teacher_params
     assert torch.isfinite(student(images(teacher))).all()
 

@@ -17,7 +17,7 @@ from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, VitcompressError
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config
-from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.recipe import ModelRecipe
 
@@ -29,7 +29,7 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 def test_the_built_in_model_brings_its_sizes_and_weights() -> None:
-    model = load_teacher(resolve(ModelRecipe("fashion_vit")))
+    model = load_pretrained(resolve(ModelRecipe("fashion_vit")))
     assert len(model.get_submodule("blocks")._modules) == 12
     assert model(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
     assert resolve(ModelRecipe("fashion_vit")).checkpoint == FASHION_VIT.checkpoint
@@ -60,14 +60,14 @@ def test_a_checkpoint_is_found_in_its_wrapping(wrapping: str, suffix: str, tmp_p
     weights = tiny().state_dict()
     path = tmp_path / f"w{suffix}"
     torch.save(WRAPPINGS[wrapping](weights), path)
-    assert same(load_teacher(resolve(ModelRecipe(ARCHITECTURE, path, ARGS))).state_dict(), weights)
+    assert same(load_pretrained(resolve(ModelRecipe(ARCHITECTURE, path, ARGS))).state_dict(), weights)
 
 
 def test_a_safetensors_checkpoint_is_found_with_its_prefix(tmp_path: Path) -> None:
     weights = tiny().state_dict()
     save_file(parallel(weights), tmp_path / "w.safetensors")
     recipe = ModelRecipe(ARCHITECTURE, tmp_path / "w.safetensors", ARGS)
-    assert same(load_teacher(resolve(recipe)).state_dict(), weights)
+    assert same(load_pretrained(resolve(recipe)).state_dict(), weights)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -75,7 +75,7 @@ def test_a_teacher_is_its_checkpoint(variant: str, tmp_path: Path) -> None:
     model = tiny(variant)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     name, args = VARIANTS[variant]
-    loaded = load_teacher(resolve(ModelRecipe(name, tmp_path / "w.safetensors", {**ARGS, **args})))
+    loaded = load_pretrained(resolve(ModelRecipe(name, tmp_path / "w.safetensors", {**ARGS, **args})))
     assert same(loaded.state_dict(), model.state_dict())
     assert not loaded.training
 
@@ -83,7 +83,7 @@ def test_a_teacher_is_its_checkpoint(variant: str, tmp_path: Path) -> None:
 def test_half_precision_weights_become_a_float32_teacher(tmp_path: Path) -> None:
     half = {name: t.half() for name, t in tiny().state_dict().items()}
     save_file(half, tmp_path / "w.safetensors")
-    loaded = load_teacher(resolve(ModelRecipe(ARCHITECTURE, tmp_path / "w.safetensors", ARGS))).state_dict()
+    loaded = load_pretrained(resolve(ModelRecipe(ARCHITECTURE, tmp_path / "w.safetensors", ARGS))).state_dict()
     assert same(loaded, {name: t.float() for name, t in half.items()})
 
 
@@ -95,7 +95,7 @@ def test_weights_of_another_publisher_are_translated(tmp_path: Path) -> None:
     checkpoint = {**published, "pos_embed": torch.cat([torch.zeros(1, 1, 24), published["pos_embed"]], dim=1)}
     torch.save(checkpoint, tmp_path / "w.pth")
     name, args = VARIANTS["registers"]
-    loaded = load_teacher(resolve(ModelRecipe(name, tmp_path / "w.pth", {**ARGS, **args}))).state_dict()
+    loaded = load_pretrained(resolve(ModelRecipe(name, tmp_path / "w.pth", {**ARGS, **args}))).state_dict()
     assert torch.equal(loaded["reg_token"], model.state_dict()["reg_token"])
 
 
@@ -109,7 +109,7 @@ def test_a_local_folder_brings_model_weights_and_data_config(file: str, tmp_path
     recipe = ModelRecipe(f"local-dir:{folder}")
     source = resolve(recipe)
     assert (source.name, source.architecture, source.model_args) == (recipe.model, ARCHITECTURE, ARGS)
-    model = load_teacher(source)
+    model = load_pretrained(source)
     assert same(model.state_dict(), weights)
     config = data_config(model, recipe)
     assert (config["mean"], config["std"]) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -119,14 +119,14 @@ def test_a_local_folder_brings_model_weights_and_data_config(file: str, tmp_path
 def test_a_planned_model_has_the_same_data_config_as_a_loaded_one(tmp_path: Path) -> None:
     recipe = ModelRecipe(f"local-dir:{save_as_timm_does(tmp_path / 'm', tiny().state_dict())}")
     source = resolve(recipe)
-    assert data_config(empty_model(source), recipe) == data_config(load_teacher(source), recipe)
+    assert data_config(empty_model(source), recipe) == data_config(load_pretrained(source), recipe)
 
 
 def test_a_checkpoint_wins_over_the_folders_own(tmp_path: Path) -> None:
     folder = save_as_timm_does(tmp_path / "m", tiny().state_dict())
     other = {name: t + 1 for name, t in tiny().state_dict().items()}
     save_file(other, tmp_path / "other.safetensors")
-    loaded = load_teacher(resolve(ModelRecipe(f"local-dir:{folder}", tmp_path / "other.safetensors")))
+    loaded = load_pretrained(resolve(ModelRecipe(f"local-dir:{folder}", tmp_path / "other.safetensors")))
     assert same(loaded.state_dict(), other)
 
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_wins_over_the_folders_own(tmp_path: Path) -> None:
 def test_weights_of_a_folder_that_do_not_fit_are_refused(change: Callable[[Weights], Weights], tmp_path: Path) -> None:
     folder = save_as_timm_does(tmp_path / "m", change(tiny().state_dict()))
     with pytest.raises(CheckpointError, match=str(folder)):
-        load_teacher(resolve(ModelRecipe(f"local-dir:{folder}")))
+        load_pretrained(resolve(ModelRecipe(f"local-dir:{folder}")))
 
 
 def test_a_file_too_small_for_its_model_is_refused_before_there_is_memory_for_it(tmp_path: Path) -> None:
@@ -150,13 +150,13 @@ def test_a_file_too_small_for_its_model_is_refused_before_there_is_memory_for_it
     wide = {"embed_dim": 65_536, "depth": 12, "num_heads": 1}
     source = Source("vit_tiny_patch16_224", "vit_tiny_patch16_224", wide, {}, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError, match=r"does not fit the model: it has [\d,]+ bytes"):
-        load_teacher(source)
+        load_pretrained(source)
 
 
 def test_a_teacher_is_never_left_with_a_random_head(tmp_path: Path) -> None:
     folder = save_as_timm_does(tmp_path / "m", tiny().state_dict())
     with pytest.raises(VitcompressError, match="head"):
-        load_teacher(resolve(ModelRecipe(f"local-dir:{folder}", None, {"num_classes": 7})))
+        load_pretrained(resolve(ModelRecipe(f"local-dir:{folder}", None, {"num_classes": 7})))
 
 
 def test_a_hub_model_comes_through_the_hub_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_a_hub_model_comes_through_the_hub_client(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
     recipe = ModelRecipe("hf-hub:someone/tiny@v2")
-    model = load_teacher(resolve(recipe))
+    model = load_pretrained(resolve(recipe))
     assert same(model.state_dict(), weights)
     assert data_config(model, recipe)["mean"] == (0.1, 0.2, 0.3)
     assert {(repo, revision) for repo, _, revision in asked} == {("someone/tiny", "v2")}
@@ -179,5 +179,5 @@ def test_a_hub_model_comes_through_the_hub_client(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("model", ["hf-hub:someone/tiny", "deit_tiny"])
 def test_without_a_network_the_hint_is_a_checkpoint(model: str, no_network: None) -> None:
     with pytest.raises(VitcompressError, match=model) as caught:
-        load_teacher(resolve(ModelRecipe(model)))
+        load_pretrained(resolve(ModelRecipe(model)))
     assert "--checkpoint" in caught.value.hint

@@ -20,7 +20,7 @@ from vitcompress.errors import CheckpointError, ModelError
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config
-from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import resolve
 from vitcompress.pretrained.transformers_config import to_timm_model
 from vitcompress.recipe import ModelRecipe, PlanRecipe
@@ -97,7 +97,7 @@ def test_a_folder_gives_the_same_logits(row: tuple[str, Mapping[str, Any], str, 
     for recipe in (ModelRecipe(f"local-dir:{tmp_path}"), ModelRecipe(row[3], checkpoint=tmp_path)):
         source = resolve(recipe)
         assert source.name == recipe.model or recipe.checkpoint
-        same(load_teacher(source), original)
+        same(load_pretrained(source), original)
 
 
 @every_row
@@ -107,7 +107,9 @@ def test_a_bare_file_fills_a_model_of_its_sizes(row: tuple[str, Mapping[str, Any
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((tmp_path / "folder" / "model.safetensors").read_bytes())
     same(
-        load_teacher(resolve(ModelRecipe(timm_model.architecture, checkpoint=bare, model_arg=timm_model.model_args))),
+        load_pretrained(
+            resolve(ModelRecipe(timm_model.architecture, checkpoint=bare, model_arg=timm_model.model_args))
+        ),
         original,
     )
 
@@ -119,7 +121,7 @@ def test_an_artifact_made_from_a_folder_loads_without_it(
     original = save(row, tmp_path / "folder")
     source = resolve(ModelRecipe(f"local-dir:{tmp_path / 'folder'}"))
     plan = make_plan(empty_model(source), PlanRecipe(share=1), name=source.name)
-    student = load_teacher(source)
+    student = load_pretrained(source)
     apply_plan(student, plan)
     config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     manifest = Manifest(
@@ -156,7 +158,7 @@ def test_dinov2_classifier_is_left_out_only_on_request(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="class token and the mean of the patches") as caught:
         resolve(ModelRecipe(f"local-dir:{tmp_path}"))
     assert "--model-arg num_classes=0" in caught.value.hint
-    model = load_teacher(resolve(ModelRecipe(f"local-dir:{tmp_path}", model_arg={"num_classes": 0})))
+    model = load_pretrained(resolve(ModelRecipe(f"local-dir:{tmp_path}", model_arg={"num_classes": 0})))
     same(model, original.dinov2)
 
 
@@ -191,7 +193,7 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     weights.pop("classifier.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"missing: head\.fc\.weight"):
-        load_teacher(resolve(ModelRecipe(f"local-dir:{tmp_path}")))
+        load_pretrained(resolve(ModelRecipe(f"local-dir:{tmp_path}")))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
         resolve(ModelRecipe(f"local-dir:{tmp_path}"))

@@ -21,7 +21,7 @@ from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.settings import TrainSettings
 from vitcompress.quantize import layers as quantized_layers
 from vitcompress.quantize.codecs import STORES, Codec, matrix_names
-from vitcompress.quantize.layers import StoredMatrix, quantising
+from vitcompress.quantize.layers import StoredMatrix, quantization_aware_training
 from vitcompress.quantize.store import fill, round_to, stored_tensors
 from vitcompress.recipe import DistillRecipe
 from vitcompress.surgery import apply_plan
@@ -157,7 +157,7 @@ def test_the_model_computes_as_stored_from_when_it_is_told_to(store: str) -> Non
         for name in matrix_names(student) & dict(rounded.named_parameters()).keys():
             rounded.get_parameter(name).copy_(codec_of(store).round_trip(rounded.get_parameter(name)))
     x = images(student)
-    with quantising(student, store, 0.25) as step:
+    with quantization_aware_training(student, store, 0.25) as step:
         for done, expected in ((0.0, copy.deepcopy(student)), (0.74, copy.deepcopy(student)), (0.75, rounded)):
             step(done)
             assert torch.equal(student(x), expected(x))
@@ -172,7 +172,7 @@ def test_attention_that_reads_the_weight_itself_gets_the_rounded_one(row: str, s
     with torch.no_grad():
         for name in matrix_names(rounded):
             rounded.get_parameter(name).copy_(codec_of(store).round_trip(rounded.get_parameter(name)))
-    with quantising(student, store, 1.0) as step:
+    with quantization_aware_training(student, store, 1.0) as step:
         step(0.0)
         assert torch.equal(student(x), rounded(x))
 
@@ -184,7 +184,7 @@ def test_gradients_pass_straight_through(store: str) -> None:
     fc1: Any = [student.get_submodule(f"blocks.{i}.mlp.fc1") for i in (0, 3)]
     a, b = (torch.randn(96, 24, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
     parameter = student.get_parameter("blocks.0.mlp.fc1.weight")
-    with quantising(student, store, 1.0) as step:
+    with quantization_aware_training(student, store, 1.0) as step:
         step(0.0)
         seen = fc1[0].weight
         assert not torch.equal(seen, parameter)
@@ -204,7 +204,7 @@ def test_a_shared_matrix_is_quantised_once_a_step(store: str, monkeypatch: pytes
     plain = STORES[store]
     told = {**STORES, store: type(plain)(plain.dtype, counted)}
     monkeypatch.setattr(quantized_layers, "STORES", told)
-    with quantising(student, store, 1.0) as step:
+    with quantization_aware_training(student, store, 1.0) as step:
         for number in (1, 2):
             step(0.0)
             student(images(student)), student(images(student))
@@ -217,13 +217,13 @@ def test_in_the_end_nothing_of_it_is_left(store: str) -> None:
     x = images(student)
     before, kinds = student(x), [type(m) for m in student.modules()]
     parameters = [(name, id(p)) for name, p in student.named_parameters()]
-    with quantising(student, store, 1.0) as step:
+    with quantization_aware_training(student, store, 1.0) as step:
         step(1.0)
         assert not torch.equal(student(x), before)
         assert [(name, id(p)) for name, p in student.named_parameters()] == parameters
     assert torch.equal(student(x), before)
     assert [type(m) for m in student.modules()] == kinds
-    with quantising(student, store, 0.0) as step, quantising(student, "source", 0.0):
+    with quantization_aware_training(student, store, 0.0) as step, quantization_aware_training(student, "source", 0.0):
         step(1.0)
         assert [type(m) for m in student.modules()] == kinds
 
@@ -238,7 +238,7 @@ def test_it_works_while_matrices_fade(store: str) -> None:
     x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
     weight = codec_of(store).round_trip(shared.weight.detach()) + (own.weight - shared.weight) / 2
     expected = nn.functional.linear(x, weight, (own.bias + shared.bias) / 2)
-    with fading(student, teacher, plan, 0.8) as fade, quantising(student, store, 1.0) as quantise:
+    with fading(student, teacher, plan, 0.8) as fade, quantization_aware_training(student, store, 1.0) as quantise:
         fade(0.4), quantise(0.4)
         torch.testing.assert_close(shared(x), expected)
 
@@ -256,7 +256,7 @@ def test_the_quantised_student_is_better_for_it(ema: float | None) -> None:
     for fraction in (0.0, 1.0):
         student, _ = compressed(teacher, share=1, transforms=())
         recipe = DistillRecipe(loss={"logits": 1.0, "hidden": 1.0}, lr=1e-4, ema=ema)
-        with quantising(student, "int4", fraction) as step:
+        with quantization_aware_training(student, "int4", fraction) as step:
             _distil(student, teacher, x, recipe, step)
         round_to(student, stored_tensors(student, "int4"), "int4")
         with torch.inference_mode():
@@ -276,7 +276,7 @@ def _distil(student: nn.Module, teacher: nn.Module, x: torch.Tensor, recipe: Dis
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains_so(variant: str) -> None:
     student, _ = compressed(tiny(variant), share=2)
-    with quantising(student, "int8", 0.5) as step:
+    with quantization_aware_training(student, "int8", 0.5) as step:
         step(0.5)
         student(images(student)).sum().backward()
     assert all(p.grad is not None for p in student.parameters())

@@ -54,7 +54,7 @@ def test_every_recipe_passes_a_dry_run_without_weights_or_images(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a dry run reads no weights")
 
-    monkeypatch.setattr("vitcompress.pretrained.load.load_teacher", fail)
+    monkeypatch.setattr("vitcompress.pretrained.load.load_pretrained", fail)
     monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
     monkeypatch.chdir(tmp_path)
     ended = vitcompress("compress", "--recipe", name, "--dry-run")

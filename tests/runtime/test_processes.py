@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import Vitcompress
 from tests.forked import Command
-from vitcompress.data.loaders import Share, Stream
+from vitcompress.data.loaders import ProcessShare, ShuffledBatches
 from vitcompress.errors import RecipeError
 from vitcompress.pipeline.checks import check_run
 from vitcompress.recipe import DataRecipe, ModelRecipe, Recipe, RunRecipe
@@ -263,9 +263,9 @@ def test_a_data_worker_outlives_signals_for_a_while_only() -> None:
 
 @pytest.mark.parametrize(("count", "accumulate", "batch"), [(1, 1, 5), (2, 1, 8), (3, 2, 12), (2, 3, 6)])
 def test_every_image_of_a_step_goes_to_one_part(count: int, accumulate: int, batch: int) -> None:
-    whole = list(Stream(20, batch, seed=3, num_steps=4))
+    whole = list(ShuffledBatches(20, batch, seed=3, num_steps=4))
     shares = [
-        list(Stream(20, batch, seed=3, num_steps=4, share=Share(process, count, accumulate)))
+        list(ShuffledBatches(20, batch, seed=3, num_steps=4, share=ProcessShare(process, count, accumulate)))
         for process in range(count)
     ]
     for step in range(4):
@@ -280,8 +280,8 @@ def test_every_image_of_a_step_goes_to_one_part(count: int, accumulate: int, bat
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("start", [1, 5, 11])
 def test_a_stream_that_starts_later_goes_on_the_same(start: int, repeats: int) -> None:
-    whole = list(Stream(7, 4, seed=1, num_steps=15, repeats=repeats))
-    assert list(Stream(7, 4, seed=1, num_steps=15, repeats=repeats, start=start)) == whole[start:]
+    whole = list(ShuffledBatches(7, 4, seed=1, num_steps=15, repeats=repeats))
+    assert list(ShuffledBatches(7, 4, seed=1, num_steps=15, repeats=repeats, start=start)) == whole[start:]
 
 
 # --- trackers

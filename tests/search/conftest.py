@@ -11,7 +11,7 @@ from torch import nn
 from tests.factories import tiny
 from tests.search.factories import ROOMY, search_of
 from vitcompress.recipe import KINDS
-from vitcompress.search.measure import Measured
+from vitcompress.search.measure import MeasuredOptions
 from vitcompress.search.model import Search
 
 
@@ -21,15 +21,15 @@ def roomy() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def measured(roomy: nn.Module) -> Measured:
+def measured(roomy: nn.Module) -> MeasuredOptions:
     return search_of(roomy).measure(KINDS)
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> None:
+def at_once(monkeypatch: pytest.MonkeyPatch, measured: MeasuredOptions) -> None:
     """Options need not be measured again."""
 
-    def again(self: Search, kinds: Sequence[str], later_work: float = 0.0) -> Measured:
-        return Measured(replace(measured.shapes, kinds=kinds), measured.singles, measured.runs)
+    def again(self: Search, kinds: Sequence[str], later_work: float = 0.0) -> MeasuredOptions:
+        return MeasuredOptions(replace(measured.shapes, kinds=kinds), measured.singles, measured.runs)
 
     monkeypatch.setattr(Search, "measure", again)

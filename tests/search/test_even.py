@@ -8,10 +8,12 @@ from vitcompress.families.widths import Widths
 from vitcompress.plans.make import plan_of
 from vitcompress.plans.model import Group
 from vitcompress.search.even import even_widths
-from vitcompress.search.measure import Measured
+from vitcompress.search.measure import MeasuredOptions
 
 
-def test_widths_are_brought_nearer_to_one_another_within_the_budget(roomy: nn.Module, measured: Measured) -> None:
+def test_widths_are_brought_nearer_to_one_another_within_the_budget(
+    roomy: nn.Module, measured: MeasuredOptions
+) -> None:
     shapes = measured.shapes
     uneven = [
         Group((block,), (), widths=Widths(hidden=30 + 120 * (number % 2))) for number, block in enumerate(shapes.blocks)
@@ -29,7 +31,7 @@ def test_widths_are_brought_nearer_to_one_another_within_the_budget(roomy: nn.Mo
     assert spreads[2] < 1.1
 
 
-def test_blocks_that_share_or_have_factors_are_not_made_even(roomy: nn.Module, measured: Measured) -> None:
+def test_blocks_that_share_or_have_factors_are_not_made_even(roomy: nn.Module, measured: MeasuredOptions) -> None:
     shapes = measured.shapes
     shared = Group(tuple(shapes.blocks[:2]), ("mlp.fc1.weight",))
     groups = [shared, *(Group((block,), ()) for block in shapes.blocks[2:])]

@@ -25,13 +25,13 @@ from vitcompress.artifact.tensorfile import TensorFile, open_tensors
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import ArtifactError, shorten
 from vitcompress.pretrained.build import empty_model
-from vitcompress.pretrained.data_config import input_of
+from vitcompress.pretrained.data_config import model_input_size
 from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import fill, layout
 from vitcompress.surgery import apply_plan
 
-MODULES = (  # the modules of timm that have models of our families
+TIMM_MODULES = (  # the modules of timm that have models of our families
     "beit", "deit", "eva", "swin_transformer", "swin_transformer_v2", "vision_transformer", "vision_transformer_hybrid",
     "vitamin",
 )  # fmt: skip
@@ -119,7 +119,7 @@ def check_known(path: Path, manifest: Manifest) -> None:
     """
     source = manifest.source
     architecture = split_model_name_tag(source["architecture"])[0]
-    if not is_model_in_modules(architecture, MODULES):
+    if not is_model_in_modules(architecture, TIMM_MODULES):
         raise ArtifactError(f"{path}: {architecture} is not a model of a supported family.")
     # The teacher is looked for under this name. A name with a colon is a place to download from; it
     # is not followed.
@@ -137,7 +137,7 @@ def _check_images(path: Path, model: nn.Module, input_size: tuple[int, int, int]
     Raises:
         ArtifactError: it does not.
     """
-    built = input_of(model, input_size)
+    built = model_input_size(model, input_size)
     any_size = not getattr(getattr(model, "patch_embed", None), "strict_img_size", True)
     fits = any_size and input_size[0] == built[0] and math.prod(input_size) <= _MAX_IMAGE_GROWTH * math.prod(built)
     if input_size != built and not fits:

@@ -10,7 +10,7 @@ from vitcompress.errors import RecipeError
 SUFFIX = ".safetensors"
 
 
-def check_apart(flag: str, target: Path, inputs: Mapping[str, Path | None]) -> None:
+def check_not_an_input(flag: str, target: Path, inputs: Mapping[str, Path | None]) -> None:
     """Check that an output file is not one of the inputs.
 
     Args:

@@ -17,7 +17,7 @@ from vitcompress.errors import RecipeError
 from vitcompress.recipe import DataRecipe
 
 
-def random_views(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
+def training_transform(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
     """Return timm's training transform.
 
     Args:

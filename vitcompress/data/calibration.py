@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcompress.data.loaders import check_readable, evaluation_loader
+from vitcompress.data.loaders import count_unreadable, evaluation_loader
 from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import StreamReader
 from vitcompress.errors import DataError
@@ -18,7 +18,7 @@ from vitcompress.recipe import DataRecipe
 BATCH_IMAGES = 32
 
 
-def drawn(images: ImageSet, count: int, *, seed: int, after: int = 0) -> ImageSet:
+def draw_images(images: ImageSet, count: int, *, seed: int, after: int = 0) -> ImageSet:
     """Draw some of the images in random order; of a stream, the first ones in shuffled shards.
 
     Args:
@@ -37,7 +37,7 @@ def calibration_batches(images: ImageSet, config: Mapping[str, Any], recipe: Dat
     """Yield the images as batches `[B, C, H, W]` of model inputs, B at most 32.
 
     Args:
-        images: images from `drawn`.
+        images: images from `draw_images`.
         config: timm's data config.
         recipe: batch size, workers, and whether to skip unreadable images.
 
@@ -47,7 +47,7 @@ def calibration_batches(images: ImageSet, config: Mapping[str, Any], recipe: Dat
     recipe = replace(recipe, batch_size=min(BATCH_IMAGES, recipe.batch_size))
     num_images = 0
     for batch in evaluation_loader(images, config, recipe):
-        check_readable(batch, skip=recipe.skip_bad_images)
+        count_unreadable(batch, skip=recipe.skip_bad_images)
         if len(batch.labels):
             num_images += len(batch.labels)
             yield batch.images

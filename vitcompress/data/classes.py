@@ -56,7 +56,7 @@ def class_indices(
     )
 
 
-def are_own(names: Sequence[str], num_classes: int, classes: Sequence[str]) -> bool:
+def are_model_classes(names: Sequence[str], num_classes: int, classes: Sequence[str]) -> bool:
     """Return whether all classes of images are classes of the model, by name or by number.
 
     Args:

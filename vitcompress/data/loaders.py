@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Share:
+class ProcessShare:
     """The part of each step's images that a process takes.
 
     Attributes:
@@ -73,17 +73,17 @@ class Share:
                 yield [*keys[part * half : (part + 1) * half], *keys[end - half : end]]
 
 
-def share_of(accelerator: Accelerator, *, accumulate: int = 1) -> Share:
+def process_share(accelerator: Accelerator, *, accumulate: int = 1) -> ProcessShare:
     """Return the share of this process.
 
     Args:
         accelerator: knows the number of the process.
         accumulate: number of batches that each process splits its part into.
     """
-    return Share(accelerator.process_index, accelerator.num_processes, accumulate)
+    return ProcessShare(accelerator.process_index, accelerator.num_processes, accumulate)
 
 
-class Stream(Sampler[list[Key]]):
+class ShuffledBatches(Sampler[list[Key]]):
     """Batches of `(position, draw)`: full batches of successive shuffled passes over the images.
 
     Args:
@@ -101,10 +101,10 @@ class Stream(Sampler[list[Key]]):
 
     def __init__(
         self, num_images: int | None, batch_size: int, *, seed: int, num_steps: int | None, repeats: int = 1,
-        start: int = 0, share: Share | None = None,
+        start: int = 0, share: ProcessShare | None = None,
     ) -> None:  # fmt: skip
         self.num_images, self.batch_size, self.seed, self.num_steps = num_images, batch_size, seed, num_steps
-        self.repeats, self.start, self.share = repeats, start, share or Share()
+        self.repeats, self.start, self.share = repeats, start, share or ProcessShare()
 
     def __iter__(self) -> Iterator[list[Key]]:
         draws = self._draws(self.start * self.batch_size)
@@ -127,7 +127,7 @@ class Stream(Sampler[list[Key]]):
 
 def training_loader(
     images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, *, seed: int, num_steps: int | None,
-    start: int = 0, share: Share | None = None,
+    start: int = 0, share: ProcessShare | None = None,
 ) -> DataLoader[Any]:  # fmt: skip
     """Return a loader of random views in shuffled batches, `recipe.batch_size` images per step.
 
@@ -145,14 +145,14 @@ def training_loader(
         images = images.streamed(replace(images.reader, seed=seed, block=block))
     views = Views(images, config, training=True, recipe=recipe, seed=seed)
     count = None if images.streams else len(images)
-    stream = Stream(
+    stream = ShuffledBatches(
         count, recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats, start=start, share=share
     )
     return DataLoader(views, batch_sampler=stream, collate_fn=collate, **_loader_options(recipe, images))
 
 
 def evaluation_loader(
-    images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, share: Share | None = None,
+    images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, share: ProcessShare | None = None,
     batch_size: int | None = None,
 ) -> DataLoader[Any]:  # fmt: skip
     """Return a loader of center crops in order, every image once.
@@ -166,7 +166,7 @@ def evaluation_loader(
     """
     batch_size = batch_size or recipe.batch_size
     views = Views(images, config, training=False, recipe=recipe, seed=0)
-    options, share = _loader_options(recipe, images), share or Share()
+    options, share = _loader_options(recipe, images), share or ProcessShare()
     if isinstance(images.reader, StreamReader):  # one worker reads it from front to back
         options["num_workers"] = min(1, options["num_workers"])
         return DataLoader(_OnePass(views, images.reader, batch_size, share), batch_size=None, **options)
@@ -180,7 +180,7 @@ def evaluation_loader(
 class _OnePass(IterableDataset[Batch]):
     """Batches of every image of a stream, in order; of P processes, each takes every P-th batch."""
 
-    def __init__(self, views: Views, reader: StreamReader, batch_size: int, share: Share) -> None:
+    def __init__(self, views: Views, reader: StreamReader, batch_size: int, share: ProcessShare) -> None:
         self.views, self.reader, self.batch_size, self.share = views, reader, batch_size, share
 
     def __iter__(self) -> Iterator[Batch]:
@@ -201,7 +201,7 @@ class _OnePass(IterableDataset[Batch]):
 
 def _loader_options(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
     """Return the options of a `DataLoader`; its workers prefetch two batches each."""
-    number = recipe.num_workers if isinstance(recipe.num_workers, int) else spare_cores()
+    number = recipe.num_workers if isinstance(recipe.num_workers, int) else default_num_workers()
     if isinstance(images.reader, StreamReader):  # workers and lanes are powers of two, so that no shard is read twice
         number = next(n for n in range(min(number, images.reader.num_lanes), -1, -1) if n == 0 or n & (n - 1) == 0)
     return {
@@ -211,7 +211,7 @@ def _loader_options(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def spare_cores() -> int:
+def default_num_workers() -> int:
     """Return the number of workers for --num-workers auto: one less than the cores, 1 to 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     return max(1, min(_MAX_WORKERS, cores // local_processes() - 1))
@@ -225,7 +225,7 @@ def collate(views: Sequence[View]) -> Batch:
     return Batch(images, torch.tensor([label for _, label in good], dtype=torch.int64), bad)
 
 
-def check_readable(batch: Batch, *, skip: bool) -> int:
+def count_unreadable(batch: Batch, *, skip: bool) -> int:
     """Return the number of unreadable images of a batch.
 
     Args:

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitcompress.data.augmentation import random_views, seeded
+from vitcompress.data.augmentation import seeded, training_transform
 from vitcompress.data.sets import ImageSet
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
@@ -67,7 +67,9 @@ class Views(Dataset[View]):
         if channels not in _MODES:
             raise DataError(f"The model takes {channels} channels, but images have 1 or 3.")
         self.mode = _MODES[channels]
-        self.transform = random_views(config, recipe) if training else create_transform(**config, is_training=False)
+        self.transform = (
+            training_transform(config, recipe) if training else create_transform(**config, is_training=False)
+        )
         # a training view is a crop that is scaled down, so JPEGs are decoded just large enough for
         # it
         size = max(config["input_size"][1:])

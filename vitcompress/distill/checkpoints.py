@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.artifact.atomic import replacing
 from vitcompress.distill.facts import describe_differences
-from vitcompress.distill.run import TrainState
+from vitcompress.distill.state import TrainState
 from vitcompress.errors import ArtifactError, RecipeError, TrainingError, first_line
 from vitcompress.recipe import Interval
 from vitcompress.runtime.processes import from_main
@@ -54,7 +54,7 @@ class Checkpoints:
         self.text = ""
 
     @classmethod
-    def of(cls, out: Path, every: Interval | None) -> Checkpoints | None:
+    def for_output(cls, out: Path, every: Interval | None) -> Checkpoints | None:
         """Return the checkpoints of the run that writes `out`; None without `every`."""
         return cls(out.with_name(f"{out.stem}.checkpoints"), every) if every else None
 
@@ -95,7 +95,7 @@ class Checkpoints:
         return max(self.folder.glob(_STATES), default=None)
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
+    def naming_state(self) -> Iterator[None]:
         """Name the folder of the state, if one was kept, when the context is interrupted."""
         try:
             yield
@@ -105,7 +105,7 @@ class Checkpoints:
             message = f"Its state is in {self.folder}: the same command with --resume continues from there."
             raise type(error)(message) from error
 
-    def resumed(self, facts: Mapping[str, Any], *, resume: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
+    def read_settled(self, facts: Mapping[str, Any], *, resume: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
         """Return what the interrupted run settled before training; None to start a new run.
 
         Args:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from vitcompress.plans.bounds import MAX_ENTRIES, Amount, Count, Number, Text
 
-MOST_POINTS = 200  # of the loss curve
+MAX_POINTS = 200  # of the loss curve
 _Point = Annotated[dict[Text, Number], Field(max_length=32)]
 
 

@@ -18,9 +18,9 @@ from vitcompress.distill.ema import copy_parameters, running_mean
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.objective import NO_STEP, Objective, weighted_losses
 from vitcompress.distill.optimizers import make_optimizers
-from vitcompress.distill.run import StepResult, TrainState
 from vitcompress.distill.schedule import lr_factor, set_lr
 from vitcompress.distill.settings import TrainSettings
+from vitcompress.distill.state import StepResult, TrainState
 from vitcompress.distill.student import compiling, training_student
 from vitcompress.errors import DataError
 from vitcompress.runtime.console import Ticker

@@ -20,7 +20,7 @@ from vitcompress.distill.matching import ComparedModel
 from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config
-from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import resolve
 from vitcompress.recipe import ModelRecipe, TeacherRecipe
 
@@ -77,7 +77,7 @@ def find_teacher(recipe: TeacherRecipe, *, checkpoint_flag: str = "--teacher-che
 
     def load() -> nn.Module:
         with _naming_teacher_flags(checkpoint_flag):
-            return load_teacher(source)
+            return load_pretrained(source)
 
     classes = label_names(source.pretrained_cfg)
     return Teacher(source.name, model, data_config(model, model_recipe), load, classes)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vitcompress.artifact.atomic import replacing
-from vitcompress.data.loaders import Share
+from vitcompress.data.loaders import ProcessShare
 from vitcompress.distill.facts import describe_differences
 from vitcompress.errors import ArtifactError, RecipeError
 
@@ -47,7 +47,14 @@ class TeacherCache:
     """
 
     def __init__(
-        self, folder: Path, facts: Mapping[str, Any], *, num_steps: int, batch_size: int, num_classes: int, share: Share
+        self,
+        folder: Path,
+        facts: Mapping[str, Any],
+        *,
+        num_steps: int,
+        batch_size: int,
+        num_classes: int,
+        share: ProcessShare,
     ) -> None:
         self.batch_size, self.share = batch_size, share
         rows = num_steps * batch_size

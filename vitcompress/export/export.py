@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitcompress.artifact.paths import check_apart
+from vitcompress.artifact.paths import check_not_an_input
 from vitcompress.errors import ExportError, VitcompressError, first_line, nearest
 from vitcompress.export.executorch import EXECUTORCH
 from vitcompress.export.format import Format, Written
@@ -100,7 +100,7 @@ def export(
     reporter, out = reporter or Reporter(quiet=True), Path(out)
     target = _check(to, out, push)
     if to != "hf":  # hf writes a folder, which cannot replace a file
-        check_apart("--out", out, {str(path): Path(path)})
+        check_not_an_input("--out", out, {str(path): Path(path)})
     artifact = LoadedArtifact.read(Path(path))
     target.check(artifact)
     probe = read_probe(artifact, data, num_images)

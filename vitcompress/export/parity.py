@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.data.loaders import check_readable, evaluation_loader
+from vitcompress.data.loaders import count_unreadable, evaluation_loader
 from vitcompress.data.open import open_to_evaluate
 from vitcompress.errors import ExportError
 from vitcompress.export.loaded import LoadedArtifact
@@ -83,7 +83,7 @@ def read_probe(artifact: LoadedArtifact, data: Path | None, num_images: int) -> 
     recipe = DataRecipe(batch_size=BATCH_SIZE, num_workers=0)
     batches = []
     for batch in evaluation_loader(chosen, artifact.manifest.data_config, recipe):
-        check_readable(batch, skip=False)
+        count_unreadable(batch, skip=False)
         batches.append(batch.images)
     if data is not None:
         return Probe(f"{count} images of {data}", _split(torch.cat(batches)))

@@ -28,8 +28,8 @@ def full_widths(block: Any, narrow_attention: Callable[[Any], nn.Module] | None)
     """
     mlp: Any = getattr(block, "mlp", None)
     attn: Any = getattr(block, "attn", None)
-    hidden = mlp.fc1.out_features if plain_mlp(mlp) else None
-    if narrow_attention is None or not plain_attention(attn):
+    hidden = mlp.fc1.out_features if is_plain_mlp(mlp) else None
+    if narrow_attention is None or not is_plain_attention(attn):
         return Widths(hidden)
     head_dim = attn.proj.in_features // attn.num_heads
     return Widths(hidden, head_dim, head_dim)
@@ -83,7 +83,7 @@ def narrow_block(block: Any, widths: Widths, narrow_attention: Callable[[Any], n
             block.attn = narrow_attention(block.attn)
 
 
-def plain_mlp(mlp: Any) -> bool:
+def is_plain_mlp(mlp: Any) -> bool:
     """Return whether `mlp` can lose hidden neurons.
 
     Its neurons must be independent of each other, and its layers must have biases, which absorb
@@ -92,7 +92,7 @@ def plain_mlp(mlp: Any) -> bool:
     return type(mlp) is Mlp and isinstance(mlp.norm, nn.Identity) and None not in (mlp.fc1.bias, mlp.fc2.bias)
 
 
-def plain_attention(attn: Any) -> bool:
+def is_plain_attention(attn: Any) -> bool:
     """Return whether `attn` can get narrower heads.
 
     It must be timm's `Attention` with linear projections and neither norms nor a gate. The type

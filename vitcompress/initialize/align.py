@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from vitcompress.families.narrow import plain_attention, plain_mlp
+from vitcompress.families.narrow import is_plain_attention, is_plain_mlp
 from vitcompress.plans.model import Group, Plan
 
 ROUNDS = 3
@@ -44,7 +44,7 @@ class AlignedGroup:
     input_maps: InputMaps = field(default_factory=dict)
 
 
-def aligned(teacher: nn.Module, plan: Plan) -> nn.Module:
+def align_model(teacher: nn.Module, plan: Plan) -> nn.Module:
     """Align the blocks that share matrices in a model that computes what the teacher does.
 
     Args:
@@ -90,8 +90,8 @@ def _alignable(model: nn.Module, group: Group) -> dict[str, tuple[str, Callable[
     if len(group.blocks) == 1:
         return {}
     kinds = {
-        "mlp": ("fc1", "fc2", plain_mlp, _align_neurons),
-        "attn": ("qkv", "proj", plain_attention, _align_heads),
+        "mlp": ("fc1", "fc2", is_plain_mlp, _align_neurons),
+        "attn": ("qkv", "proj", is_plain_attention, _align_heads),
     }
     return {
         part: (writes, align)

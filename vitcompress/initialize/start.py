@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import layers_called
 from vitcompress.initialize.align import AlignedGroup
+from vitcompress.initialize.blockwise import BlockFit, start_in_order
 from vitcompress.initialize.factors import fit_factors, start_factors
 from vitcompress.initialize.importance import TokenWeights
 from vitcompress.initialize.inputs import BlockInput, run_block
 from vitcompress.initialize.regression import Moments
-from vitcompress.initialize.walk import BlockFit, start_in_order
-from vitcompress.initialize.whole import STARTS, fit_whole, shared_layers
+from vitcompress.initialize.shared_matrices import STARTS, fit_whole, shared_layers
 from vitcompress.plans.model import Group, Plan
 
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vitcompress.data.loaders import Batch, check_readable, evaluation_loader, share_of
+from vitcompress.data.loaders import Batch, count_unreadable, evaluation_loader, process_share
 from vitcompress.data.sets import ImageSet
 from vitcompress.errors import DataError
 from vitcompress.families.outputs import has_classes
@@ -92,7 +92,7 @@ class Evaluator:
 
     def _batches(self) -> DataLoader[Any]:
         assert self.images is not None
-        share = share_of(self.accelerator) if self.accelerator else None
+        share = process_share(self.accelerator) if self.accelerator else None
         return evaluation_loader(self.images, self.config, self.recipe, share, self.batch_size)
 
     def _run(
@@ -102,7 +102,7 @@ class Evaluator:
         device = next(student.parameters()).device
         with torch.inference_mode():
             for batch in batches:
-                tally.skipped += check_readable(batch, skip=self.recipe.skip_bad_images)
+                tally.skipped += count_unreadable(batch, skip=self.recipe.skip_bad_images)
                 if len(batch.labels) == 0:
                     continue
                 images = batch.images.to(device, non_blocking=True)

@@ -12,8 +12,8 @@ from pydantic import ConfigDict, Field
 
 from vitcompress.plans.bounds import Count, Number, Percent, Points, Positive, PositiveCount, Text
 
-MOST_CLASSES = 20  # in a report: it is part of the file's header
-MOST_CONFUSIONS = 10
+MAX_CLASSES = 20  # in a report: it is part of the file's header
+MAX_CONFUSIONS = 10
 _Batch = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 _Latencies = Annotated[dict[_Batch, Positive], Field(max_length=64)]
 

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitcompress.measure.results import MOST_CLASSES, MOST_CONFUSIONS, Accuracy, ClassHits, Confusion
+from vitcompress.measure.results import MAX_CLASSES, MAX_CONFUSIONS, Accuracy, ClassHits, Confusion
 
 
 class Tally(Protocol):
@@ -120,7 +120,7 @@ class LogitTally:
             ClassHits(label, count, teacher[label, label] if self.has_teacher else None, student[label, label])
             for label, count in num_images.items()
         ]
-        changed = sorted(rows, key=lambda row: (-abs(_lost_share(row)), row.index))[:MOST_CLASSES]
+        changed = sorted(rows, key=lambda row: (-abs(_lost_share(row)), row.index))[:MAX_CLASSES]
         return tuple(sorted(changed, key=lambda row: (-_lost_share(row), row.index)))
 
     def _confusions(self) -> tuple[Confusion, ...]:
@@ -131,7 +131,7 @@ class LogitTally:
             for (label, predicted), count in student.items()
             if label != predicted and count > teacher[label, predicted]
         ]
-        return tuple(sorted(rows, key=_confusion_order)[:MOST_CONFUSIONS])
+        return tuple(sorted(rows, key=_confusion_order)[:MAX_CONFUSIONS])
 
 
 class FeatureTally:

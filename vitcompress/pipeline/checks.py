@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vitcompress.artifact.paths import SUFFIX, check_apart
+from vitcompress.artifact.paths import SUFFIX, check_not_an_input
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data.sets import NO_LENGTH_HINT, ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
@@ -19,7 +19,7 @@ from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faul
 from vitcompress.recipe import (
     BUILT_IN,
     KINDS,
-    STORES_IN_LOOP,
+    QUANTIZED_STORES,
     DistillRecipe,
     ModelRecipe,
     PlanRecipe,
@@ -82,10 +82,10 @@ def check_store(recipe: StoreRecipe, distill: DistillRecipe) -> None:
     Raises:
         RecipeError: it lacks one.
     """
-    if recipe.qat_fraction and recipe.kind not in STORES_IN_LOOP:
+    if recipe.qat_fraction and recipe.kind not in QUANTIZED_STORES:
         raise RecipeError(
             f"--qat-fraction {recipe.qat_fraction:g}: --store {recipe.kind} quantises nothing.",
-            hint=f"Give --store {' or '.join(STORES_IN_LOOP)}, or leave it out.",
+            hint=f"Give --store {' or '.join(QUANTIZED_STORES)}, or leave it out.",
         )
     if recipe.qat_fraction and distill.steps == 0:
         raise RecipeError(
@@ -111,7 +111,7 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
         raise RecipeError(f"--out {out}: the artifact is a {SUFFIX} file.", hint=hint)
     if out.is_dir():
         raise RecipeError(f"--out {out} is a folder.", hint="Name a file, like mini.safetensors.")
-    check_apart("--out", out, inputs)
+    check_not_an_input("--out", out, inputs)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -158,7 +158,7 @@ def check_states(out: Path, recipe: RunRecipe) -> None:
     Raises:
         VitcompressError: it holds something else.
     """
-    checkpoints = Checkpoints.of(out, save_interval(recipe.save_every))
+    checkpoints = Checkpoints.for_output(out, save_interval(recipe.save_every))
     if checkpoints:
         checkpoints.check()
 

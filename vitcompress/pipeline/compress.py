@@ -20,15 +20,15 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from vitcompress.artifact.digest import sha256_of
-from vitcompress.data.augmentation import random_views
-from vitcompress.data.calibration import calibration_batches, drawn
+from vitcompress.data.augmentation import training_transform
+from vitcompress.data.calibration import calibration_batches, draw_images
 from vitcompress.data.open import check_places
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.schedule import lr_for_start
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.outputs import has_classes
-from vitcompress.initialize.align import aligned
+from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.checks import check_checkpoint, check_recipe
@@ -95,7 +95,7 @@ def compress(
     checkpoints = run.checkpoints
     digests = {"model.sha256": source_sha256, **({"teacher.sha256": run.teacher.sha256()} if run.teacher else {})}
     facts = run.facts(**digests)
-    settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say) if checkpoints else None
+    settled = checkpoints.read_settled(facts, resume=recipe.run.resume, say=reporter.say) if checkpoints else None
     if settled is not None:
         run = _resumed(run, settled)
     elif recipe.target.is_given:
@@ -109,7 +109,7 @@ def compress(
     if settled is None:
         run = _with_lr(run, student, source, reporter)
         if checkpoints and recipe.distill.steps != 0 and run.accelerator.is_main_process:
-            checkpoints.begin(facts, _settled(run), dear=recipe.target.is_given)
+            checkpoints.begin(facts, _settled(run), eager=recipe.target.is_given)
     if turned is not source:
         source.cpu()  # until it is evaluated: `turned` takes its place
     tell_plan(reporter, run.source.name, run.plan)
@@ -154,7 +154,7 @@ def _start(run: Run, source: nn.Module, *, has_state: bool) -> tuple[nn.Module, 
         The student, and the source as the student was made from it: it computes what the source
         does, with heads and neurons in another order.
     """
-    turned = aligned(source, run.plan)
+    turned = align_model(source, run.plan)
     student = copy.deepcopy(turned)
     apply_plan(student, run.plan)
     if not has_state or run.recipe.distill.fade:  # what fades is the difference from the start
@@ -165,7 +165,7 @@ def _start(run: Run, source: nn.Module, *, has_state: bool) -> tuple[nn.Module, 
 def _calibration(run: Run, source: nn.Module) -> Iterator[Tensor]:
     """Yield batches of calibration images, on the source's device."""
     assert run.train is not None  # `prepare` made sure
-    images = drawn(run.train, run.recipe.start.calibration_images, seed=run.recipe.run.seed)
+    images = draw_images(run.train, run.recipe.start.calibration_images, seed=run.recipe.run.seed)
     device = next(source.parameters()).device
     return (batch.to(device) for batch in calibration_batches(images, run.config, run.recipe.data))
 
@@ -233,7 +233,7 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
     if resolved.plan and not recipe.target.is_given:
         faults.extend(unreachable_gates(resolved.plan.size, recipe.gates))
     if resolved.config:
-        faults.attempt(random_views, resolved.config, recipe.data)
+        faults.attempt(training_transform, resolved.config, recipe.data)
     faults.raise_as(RecipeError)
     assert resolved.matching is not None  # otherwise there was a fault
     return None if recipe.target.is_given else resolved.plan, resolved.matching.notes

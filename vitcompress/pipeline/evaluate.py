@@ -25,7 +25,7 @@ from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.pipeline.run import load_adapted
 from vitcompress.pretrained.build import empty_model
-from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.quantize.codecs import num_bytes
 from vitcompress.recipe import BUILT_IN, DataRecipe, DistillRecipe, ModelRecipe, RunRecipe, TeacherRecipe
@@ -94,7 +94,7 @@ def _reference(
         reporter.say(f"loading {name}")
         source = resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"])))
         check_source(source, manifest, file_bytes=path.stat().st_size)
-        reference = load_teacher(source)
+        reference = load_pretrained(source)
         if sha256_of(reference.state_dict()) != manifest.source_sha256:
             raise CheckpointError("these are other weights than the artifact was made from.")
     except VitcompressError as error:

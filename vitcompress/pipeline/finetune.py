@@ -55,7 +55,7 @@ from vitcompress.pipeline.run import (
     train,
 )
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
-from vitcompress.plans.make import measured_on
+from vitcompress.plans.make import with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import build_model, empty_model
 from vitcompress.pretrained.resolve import Source
@@ -126,9 +126,9 @@ def finetune(
     if checkpoints and recipe.distill.steps != 0:
         digests = {"teacher.sha256": sha256_of(teacher.state_dict())} if teacher is not None else {}
         facts = run.facts(**{"file.sha256": run.lineage[-1].sha256}, **digests)
-        settled = checkpoints.resumed(facts, resume=recipe.run.resume, say=reporter.say)
+        settled = checkpoints.read_settled(facts, resume=recipe.run.resume, say=reporter.say)
         if settled is None and run.accelerator.is_main_process:
-            checkpoints.begin(facts, {}, dear=False)
+            checkpoints.begin(facts, {}, eager=False)
     keeps_head = request.num_classes is None
     before = measure(run, student, None, reporter) if keeps_head and measurable_alone(run, student) else None
 
@@ -261,7 +261,7 @@ def _prepare(
     assert source is not None
     assert matching is not None
     empty = empty_model(source)
-    plan = with_macs(measured_on(parent.plan, empty, recipe.store.kind), empty, config["input_size"])
+    plan = with_macs(with_sizes_on(parent.plan, empty, recipe.store.kind), empty, config["input_size"])
     hint = "What the file shares stays shared; --store int8 and int4 need fewer bytes."
     faults.extend((message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates))
     faults.raise_as(RecipeError)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vitcompress.artifact.atomic import replacing
 from vitcompress.artifact.hub import locate
-from vitcompress.artifact.paths import check_apart, check_no_weights
+from vitcompress.artifact.paths import check_no_weights, check_not_an_input
 from vitcompress.artifact.read import read_manifest
 from vitcompress.recipe import DataRecipe
 from vitcompress.report.model import Result
@@ -66,7 +66,7 @@ def check_page(out: Path, files: Sequence[Path], checkpoint: Path | None = None)
     Raises:
         RecipeError: it would replace one.
     """
-    check_apart("--html", out, {**{str(file): locate(file) for file in files}, "--checkpoint": checkpoint})
+    check_not_an_input("--html", out, {**{str(file): locate(file) for file in files}, "--checkpoint": checkpoint})
     check_no_weights("--html", out)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitcompress.data.calibration import calibration_batches, drawn
-from vitcompress.distill.log import MOST_POINTS
+from vitcompress.data.calibration import calibration_batches, draw_images
+from vitcompress.distill.log import MAX_POINTS
 from vitcompress.families.find import family_of
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.macs import with_macs
@@ -24,7 +24,7 @@ from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config
-from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import resolve
 from vitcompress.quantize.store import stored_tensors
 from vitcompress.recipe import ModelRecipe, PlanRecipe, Recipe
@@ -111,7 +111,7 @@ def load_source(run: Run, reporter: Reporter) -> nn.Module:
     """Load the model that is compressed, onto the device."""
     reporter.say(f"loading {run.source.name}")  # from a hub it can take a while
     with run.accelerator.local_main_process_first():  # one process fetches, the others find the file
-        return load_teacher(run.source).to(run.accelerator.device)
+        return load_pretrained(run.source).to(run.accelerator.device)
 
 
 def search_plan(run: Run, source: nn.Module, reporter: Reporter) -> Run:
@@ -150,7 +150,7 @@ def _searching(run: Run, source: nn.Module, reporter: Reporter) -> Iterator[Sear
     """Yield the search for a plan, with the calibration images loaded."""
     assert run.train is not None  # `prepare` made sure
     recipe, device = run.recipe, next(source.parameters()).device
-    chosen = drawn(run.train, recipe.start.calibration_images, seed=recipe.run.seed)
+    chosen = draw_images(run.train, recipe.start.calibration_images, seed=recipe.run.seed)
     images = torch.cat(list(calibration_batches(chosen, run.config, recipe.data))).to(device)
     empty = empty_model(run.source)
 
@@ -183,8 +183,8 @@ def _drop(run: Run, student: nn.Module, source: nn.Module) -> float:
     """
     assert run.train is not None  # `prepare` made sure
     count, seed = run.recipe.start.calibration_images, run.recipe.run.seed
-    images = drawn(run.train, JUDGED_IMAGES, seed=seed, after=count)
-    images = images if len(images) else drawn(run.train, JUDGED_IMAGES, seed=seed)
+    images = draw_images(run.train, JUDGED_IMAGES, seed=seed, after=count)
+    images = images if len(images) else draw_images(run.train, JUDGED_IMAGES, seed=seed)
     accuracy = Evaluator(images, run.config, run.recipe.data)(student, source)
     assert accuracy is not None  # there are images
     if accuracy.top1_drop is not None:
@@ -207,6 +207,6 @@ def header_bound(run: Run, empty: nn.Module, student_plan: Plan, store: str) -> 
     entries = sum(len(name) + _TENSOR_ENTRY_BYTES for name in stored_tensors(student, store))
     plans = 2 * len(json.dumps(to_json(student_plan)))  # in the manifest, and its groups in the report
     names = 2 * len(json.dumps(run.classes))  # in the manifest and in timm's config
-    points = min(MOST_POINTS if run.num_steps is None else run.num_steps, MOST_POINTS)
+    points = min(MAX_POINTS if run.num_steps is None else run.num_steps, MAX_POINTS)
     losses = 1 + len(run.matching.losses)
     return _FIXED_BYTES + entries + plans + names + points * (_POINT_BYTES + losses * _LOSS_BYTES)

@@ -17,7 +17,7 @@ from torch import nn
 
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.manifest import Manifest
-from vitcompress.data.loaders import Batch, Share, share_of, training_loader
+from vitcompress.data.loaders import Batch, ProcessShare, process_share, training_loader
 from vitcompress.data.mixing import Mixing
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
@@ -25,8 +25,8 @@ from vitcompress.distill.facts import images_digest, run_facts
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import Matching
-from vitcompress.distill.run import DivergedError
 from vitcompress.distill.settings import TrainSettings
+from vitcompress.distill.state import DivergedError
 from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.families.find import family_named
@@ -38,7 +38,7 @@ from vitcompress.measure.results import Accuracy, Baseline
 from vitcompress.pipeline.write import Stored, described, notes_on, versions, write_result
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.resolve import Source
-from vitcompress.quantize.layers import quantising
+from vitcompress.quantize.layers import quantization_aware_training
 from vitcompress.recipe import DEFAULT_STEPS, Recipe, flag_of, save_interval
 from vitcompress.recipe.compose import to_dict
 from vitcompress.report.events import tell_result
@@ -102,7 +102,7 @@ class Run:
     @property
     def checkpoints(self) -> Checkpoints | None:
         """Where the state of the training is kept; None where it is not."""
-        return Checkpoints.of(self.out, save_interval(self.recipe.run.save_every))
+        return Checkpoints.for_output(self.out, save_interval(self.recipe.run.save_every))
 
     @property
     def evaluator(self) -> Evaluator:
@@ -179,7 +179,7 @@ def train(
     seconds, steps, images, recipe = training.seconds(), run.num_steps, run.train, run.recipe
     if steps == 0 or images is None:
         return TrainLog()
-    seed, share = recipe.run.seed, share_of(run.accelerator, accumulate=recipe.distill.accumulate)
+    seed, share = recipe.run.seed, process_share(run.accelerator, accumulate=recipe.distill.accumulate)
 
     def batches(start: int) -> Iterable[Batch]:
         return training_loader(images, run.config, recipe.data, seed=seed, num_steps=steps, start=start, share=share)
@@ -195,7 +195,7 @@ def train(
     cache = None if teacher is None else _teacher_cache(run, training.cached_as or teacher, num_classes, share)
     how = recipe.store
     with (
-        quantising(student, how.kind, how.qat_fraction) as quantise,
+        quantization_aware_training(student, how.kind, how.qat_fraction) as quantise,
         reporter.training(forecast=recipe.distill.max_minutes is None) as ticker,
         _labelled_divergence(run),
     ):
@@ -235,7 +235,7 @@ def _labelled_divergence(run: Run) -> Iterator[None]:
         raise
 
 
-def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: Share) -> TeacherCache | None:
+def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: ProcessShare) -> TeacherCache | None:
     """Return the cache of the teacher's outputs; None where the recipe has none."""
     recipe, steps, images = run.recipe, run.num_steps, run.train
     if recipe.run.cache_teacher is None or steps is None or images is None:
@@ -400,7 +400,7 @@ def conclude(
         DivergedError: the training diverged; the message names the file with the last good state.
     """
     out = run.out
-    with checkpoints.telling() if checkpoints else nullcontext():
+    with checkpoints.naming_state() if checkpoints else nullcontext():
         try:
             with tracking(run.accelerator, run.recipe, out):
                 log = learn()

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 import timm
 from timm.models import is_model_in_modules, split_model_name_tag
 
-from vitcompress.artifact.load import MODULES
+from vitcompress.artifact.load import TIMM_MODULES
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import ModelError, VitcompressError, nearest
 from vitcompress.families.find import family_of
@@ -95,7 +95,7 @@ def _named() -> dict[str, str]:
 def _pretrained() -> set[str]:
     """Return the pretrained models, without tags, in timm's modules of our families."""
     names = {split_model_name_tag(name)[0] for name in timm.list_pretrained()}
-    return {name for name in names if is_model_in_modules(name, MODULES)}
+    return {name for name in names if is_model_in_modules(name, TIMM_MODULES)}
 
 
 def _matching(pattern: str, every: set[str]) -> dict[str, str]:

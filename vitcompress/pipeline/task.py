@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vitcompress.artifact.manifest import Manifest
-from vitcompress.data.classes import are_own
+from vitcompress.data.classes import are_model_classes
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.losses import LOSSES
@@ -44,7 +44,7 @@ def images_to_learn(
         assert images is not None
     elif not images.streams and len(set(images.labels)) < 2:
         raise RecipeError(f"{images.name} has images of only one class.", hint="Give images of at least two classes.")
-    elif recipe.class_map is None and are_own(images.classes, num_classes, known):
+    elif recipe.class_map is None and are_model_classes(images.classes, num_classes, known):
         images, val = open_sets(recipe, bundle=bundle, num_classes=num_classes, seed=seed, classes=known)
         assert images is not None
         images = replace(images, classes=known)  # names, where folders may be named by numbers

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vitcompress.artifact.atomic import replacing
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.write import write
-from vitcompress.plans.make import weighed
+from vitcompress.plans.make import with_student_bytes
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.codecs import num_bytes
@@ -48,7 +48,7 @@ class Stored:
     def of(cls, student: nn.Module, plan: Plan, store: str) -> Stored:
         """Encode a student, which is not changed."""
         tensors = stored_tensors(student, store)
-        return cls(tensors, weighed(plan, num_bytes(tensors)), store)
+        return cls(tensors, with_student_bytes(plan, num_bytes(tensors)), store)
 
     def round(self, student: nn.Module) -> None:
         """Set the student's parameters, in place, to what the file gives back."""

@@ -74,7 +74,7 @@ def plan_of(
     return Plan(family.name, tuple(groups), transforms, token_kernel, size)
 
 
-def measured_on(plan: Plan, model: nn.Module, store: str = "source") -> Plan:
+def with_sizes_on(plan: Plan, model: nn.Module, store: str = "source") -> Plan:
     """Return `plan` with its sizes on `model`, which may have another head or image size.
 
     Args:
@@ -85,7 +85,7 @@ def measured_on(plan: Plan, model: nn.Module, store: str = "source") -> Plan:
     return plan_of(model, family_named(plan.family), plan.groups, plan.transforms, plan.token_kernel, store)
 
 
-def weighed(plan: Plan, student_bytes: int) -> Plan:
+def with_student_bytes(plan: Plan, student_bytes: int) -> Plan:
     """Return `plan` with the student's actual bytes instead of the computed ones.
 
     Args:

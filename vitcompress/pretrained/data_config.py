@@ -27,7 +27,7 @@ def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
         if (value := getattr(recipe, name)) is not None
     }
     config: dict[str, Any] = timm.data.resolve_model_data_config(model)
-    config["input_size"] = input_of(model, config["input_size"])
+    config["input_size"] = model_input_size(model, config["input_size"])
     channels = config["input_size"][0]
     for name in ("mean", "std"):
         values = tuple(overrides.get(name, config[name]))
@@ -39,7 +39,7 @@ def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
     return {**config, **overrides}
 
 
-def input_of(model: nn.Module, fallback: tuple[int, int, int]) -> tuple[int, int, int]:
+def model_input_size(model: nn.Module, fallback: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return the channels, rows and columns that `model` was built for.
 
     Args:

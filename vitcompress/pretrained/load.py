@@ -21,7 +21,7 @@ _MIN_CHECKED_NUMBERS = 1 << 28  # a gigabyte; for smaller models, all tensors th
 _FIT_HINT = "Name the model that the weights belong to, or set its sizes with --model-arg key=value."
 
 
-def load_teacher(source: Source) -> nn.Module:
+def load_pretrained(source: Source) -> nn.Module:
     """Return the model of `source` with its weights, in float32, on CPU, in eval mode.
 
     Raises:

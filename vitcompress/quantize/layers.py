@@ -84,7 +84,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 @contextmanager
-def quantising(student: nn.Module, store: str, fraction: float) -> Iterator[Callable[[float], None]]:
+def quantization_aware_training(student: nn.Module, store: str, fraction: float) -> Iterator[Callable[[float], None]]:
     """Make the last part of the training compute with rounded matrices, within a `with` block.
 
     Each matrix is rounded once per step, however many blocks share it. The optimizer keeps updating

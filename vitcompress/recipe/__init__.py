@@ -8,7 +8,7 @@ from vitcompress.recipe.stages import STAGES, FlagSpec, GateRecipe, Recipe, flag
 from vitcompress.recipe.student import (
     DEFAULT_SHARE,
     KINDS,
-    STORES_IN_LOOP,
+    QUANTIZED_STORES,
     TRANSFORMS,
     ModelRecipe,
     PlanRecipe,
@@ -37,8 +37,8 @@ __all__ = [
     "DEFAULT_STEPS",
     "KINDS",
     "LOSS_NAMES",
+    "QUANTIZED_STORES",
     "STAGES",
-    "STORES_IN_LOOP",
     "TRANSFORMS",
     "DataRecipe",
     "DistillRecipe",

@@ -15,7 +15,7 @@ DEFAULT_SHARE = 2
 TRANSFORMS = ("heads", "mlp")  # default where blocks share whole matrices
 StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]
 KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
-STORES_IN_LOOP = ("int8", "int4")  # stores that quantize; training can simulate them
+QUANTIZED_STORES = ("int8", "int4")  # stores that quantize; training can simulate them
 
 
 @dataclass(frozen=True, config=CONFIG)

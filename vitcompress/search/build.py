@@ -11,12 +11,12 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from vitcompress.families.find import family_of
-from vitcompress.initialize.align import aligned
+from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.plans.model import Plan
 from vitcompress.search.candidates import Candidate, find_candidates
 from vitcompress.search.even import even_widths
-from vitcompress.search.measure import Measured
+from vitcompress.search.measure import MeasuredOptions
 from vitcompress.search.model import Search
 from vitcompress.search.sensitivity import CHUNK_IMAGES, divergence
 from vitcompress.surgery import apply_plan
@@ -25,7 +25,7 @@ MAX_BUILT = 3
 
 
 def build_best(
-    measured: Measured,
+    measured: MeasuredOptions,
     search: Search,
     budget: int,
     tell: Callable[[float], None],
@@ -57,7 +57,7 @@ def build_best(
     return sorted(built, key=lambda candidate: candidate.cost) + candidates[MAX_BUILT:]
 
 
-def _even_plans(plan: Plan, measured: Measured, budget: int) -> Iterator[Plan]:
+def _even_plans(plan: Plan, measured: MeasuredOptions, budget: int) -> Iterator[Plan]:
     """Ever more even plans within a budget."""
     share = 0.5
     while even := even_widths(plan, measured.shapes, budget, share):
@@ -100,7 +100,7 @@ def build_student(plan: Plan, teacher: nn.Module, images: Tensor) -> nn.Module:
         teacher: in eval mode; not changed.
         images: for calibration, `[B, C, H, W]`.
     """
-    source = aligned(teacher, plan)
+    source = align_model(teacher, plan)
     student = copy.deepcopy(source)
     apply_plan(student, plan)
     start_student(student, source, plan, lambda: images.split(CHUNK_IMAGES), "calibrated")

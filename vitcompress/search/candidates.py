@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vitcompress.plans.make import plan_of
 from vitcompress.plans.model import Group, Plan
 from vitcompress.search.allocate import Choice, allocate
-from vitcompress.search.measure import Measured
+from vitcompress.search.measure import MeasuredOptions
 from vitcompress.search.options import merge
 
 CLOSE = 0.015
@@ -38,7 +38,9 @@ class Candidate:
     cost: float = math.nan
 
 
-def find_candidates(measured: Measured, budget: int, token_kernel: int, transforms: tuple[str, ...]) -> list[Candidate]:
+def find_candidates(
+    measured: MeasuredOptions, budget: int, token_kernel: int, transforms: tuple[str, ...]
+) -> list[Candidate]:
     """Find the cheapest plans within a budget, from all kinds together and from each kind alone.
 
     Args:
@@ -68,7 +70,7 @@ def find_candidates(measured: Measured, budget: int, token_kernel: int, transfor
     return sorted(candidates.values(), key=lambda candidate: candidate.predicted)
 
 
-def unchanged_plan(measured: Measured, token_kernel: int, transforms: tuple[str, ...]) -> Plan:
+def unchanged_plan(measured: MeasuredOptions, token_kernel: int, transforms: tuple[str, ...]) -> Plan:
     """Return the plan that leaves every block as it is and adds the transformations.
 
     Args:
@@ -81,7 +83,7 @@ def unchanged_plan(measured: Measured, token_kernel: int, transforms: tuple[str,
     return plan_of(shapes.model, shapes.family, groups, transforms, token_kernel)
 
 
-def smallest_plan(measured: Measured, token_kernel: int, transforms: tuple[str, ...]) -> Plan:
+def smallest_plan(measured: MeasuredOptions, token_kernel: int, transforms: tuple[str, ...]) -> Plan:
     """Return the plan with the fewest parameters that the options allow.
 
     Args:

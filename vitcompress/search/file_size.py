@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 
 from vitcompress.errors import PlanError
 from vitcompress.families.find import family_of
-from vitcompress.plans.make import measured_on
+from vitcompress.plans.make import with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.quantize.codecs import STORES, num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.search.build import best_work, build_best, part_of
 from vitcompress.search.candidates import find_candidates, smallest_plan, unchanged_plan
-from vitcompress.search.measure import Measured
+from vitcompress.search.measure import MeasuredOptions
 from vitcompress.search.model import Chosen, Search, choose
 from vitcompress.search.sensitivity import divergence
 
@@ -23,7 +23,7 @@ _COMPARED_STORES = ("source", "int8", "int4")
 _ALLOCATION_WORK = 2.0  # in options whose measurement takes as long; measured on ViTs of 6 and 12 blocks
 
 
-def reach_size(measured: Measured, search: Search, limit: int, tell: Callable[[float], None]) -> Chosen:
+def reach_size(measured: MeasuredOptions, search: Search, limit: int, tell: Callable[[float], None]) -> Chosen:
     """Find the best plan, and the best store, for a file of at most `limit` bytes.
 
     Args:
@@ -88,7 +88,7 @@ def check_rest(search: Search, limit: int) -> None:
 
 
 def _largest_budget(
-    measured: Measured, search: Search, store: str, limit: int, tell: Callable[[float], None]
+    measured: MeasuredOptions, search: Search, store: str, limit: int, tell: Callable[[float], None]
 ) -> tuple[int, float]:
     """The largest budget whose plan fits in `limit` bytes, and the plan's predicted cost.
 
@@ -114,7 +114,7 @@ def _largest_budget(
 
 def _file_bytes(plan: Plan, search: Search, store: str) -> int:
     """Upper bound of the bytes of a plan's file."""
-    return measured_on(plan, search.empty, store).size.student_bytes + search.header_bytes(plan, store)
+    return with_sizes_on(plan, search.empty, store).size.student_bytes + search.header_bytes(plan, store)
 
 
 def _storing_cost(store: str, search: Search) -> float:

@@ -22,7 +22,7 @@ MARKS = 24
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredOptions:
     """A teacher and the costs of its options.
 
     Attributes:
@@ -53,7 +53,9 @@ class Measured:
         yield from self.runs
 
 
-def measure_options(shapes: Shapes, fitted: Tensor, judged: Tensor, tell: Callable[[int, int], None]) -> Measured:
+def measure_options(
+    shapes: Shapes, fitted: Tensor, judged: Tensor, tell: Callable[[int, int], None]
+) -> MeasuredOptions:
     """Measure what every option costs.
 
     Args:
@@ -82,7 +84,7 @@ def measure_options(shapes: Shapes, fitted: Tensor, judged: Tensor, tell: Callab
         measured_runs.append(measure(option))
         # runs are in the order of their first blocks
         sensitivity.drop_moments(shapes.blocks[: shapes.blocks.index(option.group.donor)])
-    return Measured(shapes, singles, measured_runs)
+    return MeasuredOptions(shapes, singles, measured_runs)
 
 
 def shapes_of(teacher: nn.Module, kinds: Sequence[str], name: str) -> Shapes:
@@ -100,7 +102,7 @@ def shapes_of(teacher: nn.Module, kinds: Sequence[str], name: str) -> Shapes:
     return Shapes(teacher, family, family.block_names(teacher), kinds)
 
 
-def _single_choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice]:
+def _single_choices(measured: MeasuredOptions, kinds: Sequence[str]) -> Iterator[Choice]:
     """Choices for each block alone."""
     shapes = measured.shapes
     for number, block in enumerate(shapes.blocks):
@@ -118,7 +120,7 @@ def _single_choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice
         yield from _pair(shapes, number, attention, mlp)
 
 
-def _run_choices(measured: Measured, kinds: Sequence[str]) -> Iterator[Choice]:
+def _run_choices(measured: MeasuredOptions, kinds: Sequence[str]) -> Iterator[Choice]:
     """Choices for several consecutive blocks as one group."""
     shapes = measured.shapes
     by_run: dict[tuple[str, ...], list[Option]] = defaultdict(list)

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitcompress.plans.make import measured_on
+from vitcompress.plans.make import with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.search.candidates import Candidate
-from vitcompress.search.measure import Measured, measure_options, shapes_of
+from vitcompress.search.measure import MeasuredOptions, measure_options, shapes_of
 
 MIN_IMAGES = 32
 FITTED_TOKENS = 12_000  # enough for regressions on a few thousand neurons
@@ -34,7 +34,7 @@ class Chosen:
     plan: Plan
     store: str
     tried: tuple[Candidate, ...]
-    measured: Measured
+    measured: MeasuredOptions
 
     def reasons(self) -> tuple[str, ...]:
         """Describe the candidates, one line each, best first."""
@@ -98,7 +98,7 @@ class Search:
         """The teacher without weights, to count bytes; weights would be encoded at each count."""
         return copy.deepcopy(self.teacher).to("meta")
 
-    def measure(self, kinds: Sequence[str], later_work: float = 0.0) -> Measured:
+    def measure(self, kinds: Sequence[str], later_work: float = 0.0) -> MeasuredOptions:
         """Measure every option of some kinds.
 
         Args:
@@ -121,7 +121,7 @@ def _min_tokens(model: nn.Module, images: Tensor) -> int:
     return max(1, (images.shape[-2] // reduction) * (images.shape[-1] // reduction))
 
 
-def choose(tried: Sequence[Candidate], search: Search, store: str, measured: Measured) -> Chosen:
+def choose(tried: Sequence[Candidate], search: Search, store: str, measured: MeasuredOptions) -> Chosen:
     """Choose the first of the candidates, and count the bytes that each takes in its store.
 
     Args:
@@ -130,5 +130,5 @@ def choose(tried: Sequence[Candidate], search: Search, store: str, measured: Mea
         store: how the file holds the weights, a key of `STORES`.
         measured: the options and their costs.
     """
-    stored = tuple(replace(c, plan=measured_on(c.plan, search.empty, store)) for c in tried)
+    stored = tuple(replace(c, plan=with_sizes_on(c.plan, search.empty, store)) for c in tried)
     return Chosen(stored[0].plan, store, stored, measured)

@@ -18,7 +18,7 @@ from vitcompress.recipe import TargetRecipe
 from vitcompress.search.build import MAX_BUILT, best_work, build_best, build_student, build_work, part_of
 from vitcompress.search.candidates import smallest_plan
 from vitcompress.search.file_size import budgets_work, check_rest, reach_size
-from vitcompress.search.measure import Measured
+from vitcompress.search.measure import MeasuredOptions
 from vitcompress.search.model import Chosen, Search, choose
 
 DROP_ROUNDS = 7
@@ -60,7 +60,7 @@ def _later_work(target: TargetRecipe, search: Search) -> float:
     return best_work(search)
 
 
-def _reach_ratio(measured: Measured, search: Search, ratio: float, tell: Callable[[float], None]) -> Chosen:
+def _reach_ratio(measured: MeasuredOptions, search: Search, ratio: float, tell: Callable[[float], None]) -> Chosen:
     """The best plan with `ratio` times fewer parameters."""
     params = sum(p.numel() for p in search.teacher.parameters())
     tried = build_best(measured, search, math.floor(params / ratio), tell)
@@ -74,7 +74,7 @@ def _reach_ratio(measured: Measured, search: Search, ratio: float, tell: Callabl
     return choose(tried, search, search.store or "source", measured)
 
 
-def _reach_drop(measured: Measured, search: Search, limit: float, tell: Callable[[float], None]) -> Chosen:
+def _reach_drop(measured: MeasuredOptions, search: Search, limit: float, tell: Callable[[float], None]) -> Chosen:
     """The smallest plan whose start is at most `limit` points worse than the teacher."""
     params = sum(p.numel() for p in search.teacher.parameters())
     smallest = smallest_plan(measured, search.token_kernel, search.transforms)

@@ -32,8 +32,8 @@ from vitcompress.data.mixing import Mixing
 from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import ComparedModel, match_models
-from vitcompress.distill.run import DivergedError
 from vitcompress.distill.settings import TrainSettings
+from vitcompress.distill.state import DivergedError
 from vitcompress.families.find import family_of
 from vitcompress.measure.macs import macs_of
 from vitcompress.recipe import DistillRecipe

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitcompress.data.augmentation import seeded
 from vitcompress.errors import PlanError
 from vitcompress.families.find import family_of
-from vitcompress.initialize.align import aligned
+from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.layers.transforms import HeadMix
 from vitcompress.plans.make import make_plan
@@ -118,7 +118,7 @@ def started(case: Case, plan: Plan, start: str = "calibrated", *, turned: bool =
         start: of whole shared matrices.
         turned: blocks that share are turned towards one another first.
     """
-    source = aligned(case.teacher, plan) if turned else case.teacher
+    source = align_model(case.teacher, plan) if turned else case.teacher
     student = copy.deepcopy(source)
     apply_plan(student, plan)
     start_student(student.eval(), source, plan, lambda: case.calibration.split(32), start)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.data.classes import known_classes
-from vitcompress.data.loaders import Batch, Stream, collate
+from vitcompress.data.loaders import Batch, ShuffledBatches, collate
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet, hold_out
 from vitcompress.data.views import Views
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.pretrained.data_config import data_config
-from vitcompress.pretrained.load import load_teacher
+from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import resolve
 from vitcompress.recipe import DataRecipe, ModelRecipe
 
@@ -120,7 +120,7 @@ def load(subject: Subject) -> tuple[nn.Module, Sets]:
     """The teacher of a subject, and its images."""
     named = ModelRecipe(subject.model, subject.checkpoint)
     source = resolve(named)
-    teacher = load_teacher(source)
+    teacher = load_pretrained(source)
     config, num_classes = data_config(teacher, named), int(teacher.num_classes)  # type: ignore[arg-type]
     images, test = open_sets(
         DataRecipe(data=str(subject.data) if subject.data else None), bundle=bundle_of(source.name),
@@ -179,7 +179,7 @@ class Batches:
     num_steps: int
 
     def __iter__(self) -> Iterator[Batch]:
-        order = Stream(len(self.sets.pixels), self.batch_size, seed=self.seed, num_steps=self.num_steps)
+        order = ShuffledBatches(len(self.sets.pixels), self.batch_size, seed=self.seed, num_steps=self.num_steps)
         for number, keys in enumerate(order):
             chosen = torch.tensor([position for position, _ in keys])
             generator = torch.Generator().manual_seed(1_000_000 * self.seed + number)

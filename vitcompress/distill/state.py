@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.distill.log import MOST_POINTS, TrainLog
+from vitcompress.distill.log import MAX_POINTS, TrainLog
 from vitcompress.errors import TrainingError
 from vitcompress.recipe import DistillRecipe
 
@@ -134,7 +134,7 @@ class TrainState:
     def _add_point(self, lr: float) -> None:
         self.curve.append({"step": self.steps, "lr": lr, **{k: v / self.since for k, v in self.sums.items()}})
         self.sums, self.since = {}, 0
-        if len(self.curve) == MOST_POINTS:  # drop every second point, and add new ones half as often
+        if len(self.curve) == MAX_POINTS:  # drop every second point, and add new ones half as often
             self.curve, self.every = self.curve[1::2], 2 * self.every
 
     def check_finite(self, finite: bool) -> None:

@@ -3,7 +3,7 @@
 import torch
 
 from tests.factories import compressed, images, tiny
-from vitcompress.initialize.whole import STARTS, start_calibrated, start_first, start_mean
+from vitcompress.initialize.shared_matrices import STARTS, start_calibrated, start_first, start_mean
 
 
 def test_first_leaves_the_donors_weights() -> None:
