@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.factories import ARGS, VARIANTS, tiny
+from tests.factories import ARGS, ROWS, VARIANTS, tiny
 from vitcompress.cli.app import main
 from vitcompress.measure.latency import measure_speed
 
@@ -51,6 +51,32 @@ def draw_image(path: Path, seed: int, *, size: tuple[int, int] = (40, 36)) -> Pa
 
 def listing(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# Of the models that the tests of every family run over, those that `make test` takes: one of each kind of block.
+FAST_ROWS = {
+    "vit",
+    "deit distilled",
+    "siglip",
+    "headless tokens",
+    "swin",
+    "swin v2",
+    "beit",
+    "eva02",
+    "dinov3 swiglu",
+    "pe core",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the other rows of `tests.factories.ROWS` to the thorough tests."""
+    thorough = {id(row): name for name, row in ROWS.items() if name not in FAST_ROWS}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        row = callspec.params.get("row") if callspec else None
+        if id(row) in thorough or (isinstance(row, str) and row in ROWS and row not in FAST_ROWS):
+            item.add_marker("thorough")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import pytest
 from accelerate import Accelerator
 
 from tests.conftest import Vitcompress
-from vitcompress.cli import app as cli
 from vitcompress.pipeline.budget import seconds_to_train
 
 
@@ -19,7 +18,7 @@ def test_the_minutes_count_from_the_start_of_the_command_and_evaluation_is_in_th
     teacher: Sequence[str], images: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, minutes, before = tmp_path / "a.safetensors", 0.5, 5.0
-    monkeypatch.setattr(cli, "STARTED", time.time() - before)
+    monkeypatch.setattr("vitcompress.cli.compress.STARTED", time.time() - before)
     start = time.perf_counter()
     words = ["--data", images, "--share", 2, "--batch-size", 4, "--num-workers", 0, "--device", "cpu"]
     assert vitcompress("compress", *teacher, *words, "--max-minutes", minutes, "--out", out).code == 0

@@ -66,6 +66,6 @@ def test_what_cannot_be_compressed_is_named() -> None:
 def test_no_such_name(vitcompress: Vitcompress) -> None:
     ended = vitcompress("models", "resnet18", "--quiet")
     assert (ended.code, ended.out) == (2, "")
-    assert "No model is called like 'resnet18'" in ended.err
+    assert "No model name matches 'resnet18'" in ended.err
     with pytest.raises(ModelError, match="did you mean deit_tiny"):
         survey("diet_tiny")

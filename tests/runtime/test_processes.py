@@ -49,7 +49,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def words(teacher: Sequence[str], labelled: Path) -> list[object]:
     flags: list[object] = ["--data", labelled, "--share", 2, "--batch-size", 4, "--steps", 5, "--lr", 1e-3]
-    return ["compress", *teacher, *flags, "--device", "cpu", "--num-workers", 0]
+    return ["compress", *teacher, *flags, "--device", "cpu", "--precision", "fp32", "--num-workers", 0]
 
 
 def apart(a: Path, b: Path) -> float:
@@ -143,14 +143,14 @@ def test_a_process_that_dies_ends_the_run_with_an_error(words: list[object], tmp
     ended = command.ended(100)
     assert time.monotonic() - start < 60
     assert ended.returncode == 2
-    assert "was ended by SIGKILL, and the others with it" in ended.stderr
+    assert "was killed by SIGKILL, and the others with it" in ended.stderr
     assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_a_fault_is_told_once_and_before_any_process_starts(words: list[object], tmp_path: Path) -> None:
     ended = Command(*words, "--num-processes", 3, "--out", tmp_path / "a.safetensors").ended()
     assert ended.returncode == 2
-    assert ended.stderr.count("--batch-size 4 cannot be cut into 3 processes.") == 1
+    assert ended.stderr.count("--batch-size 4 cannot be divided into 3 processes.") == 1
     assert "Try 3." in ended.stderr
 
 
@@ -187,7 +187,7 @@ def test_accelerate_can_launch_it(words: list[object], tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_what_would_untie_parameters_is_refused(kind: DistributedType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: kind))
-    with pytest.raises(RecipeError, match="cuts parameters apart"):
+    with pytest.raises(RecipeError, match="shards parameters"):
         processes.join(RunRecipe(device="cpu"))
 
 
@@ -221,11 +221,11 @@ def test_what_was_launched_starts_nothing(gpus: None, monkeypatch: pytest.Monkey
 def test_a_batch_need_be_cut_only_for_processes_that_there_are(gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(ModelRecipe("x"), data=DataRecipe(batch_size=6))
     check_run(recipe)
-    with pytest.raises(RecipeError, match="cannot be cut into 4 processes"):
+    with pytest.raises(RecipeError, match="cannot be divided into 4 processes"):
         check_run(recipe, starts=True)
     monkeypatch.setenv("WORLD_SIZE", "4")
     check_run(recipe, trains=False)
-    with pytest.raises(RecipeError, match="cannot be cut into 4 processes"):
+    with pytest.raises(RecipeError, match="cannot be divided into 4 processes"):
         check_run(recipe)
 
 

@@ -105,7 +105,9 @@ class Checkpoints:
             message = f"Its state is in {self.folder}: the same command with --resume continues from there."
             raise type(error)(message) from error
 
-    def read_settled(self, facts: Mapping[str, Any], *, resume: bool, say: Callable[[str], None]) -> dict[str, Any] | None:
+    def read_settled(
+        self, facts: Mapping[str, Any], *, resume: bool, say: Callable[[str], None]
+    ) -> dict[str, Any] | None:
         """Return what the interrupted run settled before training; None to start a new run.
 
         Args:
