@@ -1,4 +1,4 @@
-"""What of the site is no page in docs/?  Home, and the references of commands and Python, made from the code."""
+"""Make the pages that docs/ does not hold: home, and the commands and Python from the code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def github_slug(text: str, separator: str) -> str:
 
 
 def home() -> str:
-    """The README, its links as seen from docs/; what lies elsewhere in the repository is named, not linked."""
+    """Return the README with links as seen from docs/; other files are named, not linked."""
     text = README.read_text(encoding="utf-8").replace("](docs/", "](")
     return re.sub(r"\[([^]]+)\]\((?:vitcompress|tests)/([^)]+)\)", r"\1", text)
 

@@ -1,4 +1,4 @@
-"""A model and images small enough to compress in a second, and a way to call the command line without a new process."""
+"""Small models and images, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -53,35 +53,32 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-# Of the models that the tests of every family run over, those that `make test` takes: one of each kind of block.
+# Of the models that the tests of every family run over, those that `make test` takes.
 FAST_ROWS = {
-    "vit",
-    "deit distilled",
-    "siglip",
-    "headless tokens",
-    "swin",
-    "swin v2",
-    "beit",
-    "eva02",
-    "dinov3 swiglu",
-    "pe core",
-}
+    "vit", "deit distilled", "siglip", "headless tokens", "swin", "swin v2", "beit", "eva02",
+    "dinov3 swiglu", "pe core",
+}  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the other rows of `tests.factories.ROWS` to the thorough tests."""
-    thorough = {id(row): name for name, row in ROWS.items() if name not in FAST_ROWS}
+    """Mark as thorough most models of `ROWS`, and all cases of a broad test but the first."""
+    started: set[Any] = set()
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        row = callspec.params.get("row") if callspec else None
-        if id(row) in thorough or (isinstance(row, str) and row in ROWS and row not in FAST_ROWS):
+        row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
+        name = row if isinstance(row, str) else next((name for name, known in ROWS.items() if known is row), None)
+        if name in ROWS and name not in FAST_ROWS:
             item.add_marker("thorough")
+        elif item.get_closest_marker("broad"):
+            function = getattr(item, "function", None)
+            if function in started:
+                item.add_marker("thorough")
+            started.add(function)
 
 
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latencies by three pairs of forward passes instead of fifty: no test asks how long they take."""
+    """Time latencies with three pairs of forward passes instead of fifty."""
     defaults = measure_speed.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "budget_seconds", 0.0)

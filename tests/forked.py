@@ -1,4 +1,4 @@
-"""The command line in a process of its own that need not import torch anew: it is forked off one that has."""
+"""Run the command line in a process forked off one that has imported torch."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def packed(path: Path) -> Path:
 
 
 def sparse_member(name: str, size: int) -> bytes:
-    """A member of a tar file, of 1 kB, that claims `size` bytes: GNU's sparse files, which are mostly holes."""
+    """Return a tar member of 1 kB that claims `size` bytes, as GNU's sparse files do."""
     info = tarfile.TarInfo(name)
     info.size = 512
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))

@@ -1,6 +1,7 @@
-"""Which versions does `make check-oldest` test with?  pyproject.toml's lower bounds of torch and timm, for pip.
+"""Print pip constraints for `make check-oldest`: the oldest torch and timm that are supported.
 
-Of the other dependencies pip takes what goes with them: their bounds are older than some test tools allow.
+Of the other dependencies pip takes what goes with them: their bounds are older than some test tools
+allow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The comparison of methods: what fits a budget, what is chosen, what is run again, and what is shown."""
+"""The comparison of methods: budgets, choices, repeated runs and tables."""
 
 from __future__ import annotations
 

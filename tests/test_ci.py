@@ -1,4 +1,4 @@
-"""The script of docs/how-to/ci.md runs for real on the built-in model; its workflows are well formed."""
+"""The script of docs/how-to/ci.md runs, and its workflows are well formed."""
 
 import json
 import os

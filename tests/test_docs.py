@@ -58,7 +58,7 @@ def test_the_reference_has_every_command_and_the_pages_no_other() -> None:
 def test_the_pyramid_of_the_detection_page_is_that_of_the_students_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page's Python runs on a compressed Swin; its maps are what the stages themselves put out."""
+    """The page's Python runs on a compressed Swin and gives the outputs of its stages."""
     torch.manual_seed(0)
     args = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 4, 2], "num_heads": [2, 4, 8]}
     args |= {"window_size": 4, "num_classes": 5}

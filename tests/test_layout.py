@@ -1,4 +1,4 @@
-"""The layout of docs/explanation.md holds: values go one way through the packages, and none reaches back."""
+"""Packages import only earlier ones, in the order of docs/explanation.md."""
 
 import ast
 import re
