@@ -51,7 +51,7 @@ def test_the_wheel_is_small_and_whole(wheel: Path) -> None:
 
 @pytest.mark.slow
 def test_it_runs_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
-    """Dependencies come from this environment, because they are large; the package is the wheel's."""
+    """Dependencies come from this environment, since they are large; the package is the wheel's."""
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
