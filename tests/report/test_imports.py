@@ -19,8 +19,7 @@ from vitcompress.distill.log import TrainLog
 from vitcompress.plans.model import Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report import compare, diff, gates, terminal
-from vitcompress.report.model import Report, Result, to_json
-from vitcompress.report.reading import from_json
+from vitcompress.report.model import Report, Result, from_json, to_json
 
 console = Console(file=io.StringIO())
 size = Size(2, 1, 2.0, 8, 4, 2.0)
