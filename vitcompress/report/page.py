@@ -12,7 +12,6 @@ from markupsafe import Markup
 from vitcompress.recipe import GateRecipe, flag_of
 from vitcompress.report.curves import curve_columns, curve_rows, describe_curves, draw_curves
 from vitcompress.report.gates import missed_gates
-from vitcompress.report.inline import inline_svg
 from vitcompress.report.model import Report, Result
 from vitcompress.report.picture import Point, alt_text, draw_sizes, points_of
 from vitcompress.report.private import shareable, without_places
@@ -29,6 +28,7 @@ from vitcompress.report.rows import (
     speed_rows,
 )
 from vitcompress.report.sharing import boxes, describe_boxes, describe_sharing, group_rows
+from vitcompress.report.svg import inline_svg
 
 if TYPE_CHECKING:
     from vitcompress.measure.examples import Examples
