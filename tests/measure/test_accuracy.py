@@ -115,8 +115,8 @@ def test_a_source_of_another_kind_or_far_too_large_is_refused_before_it_is_built
     own = Source(**manifest.source)
     check_source(own, manifest, file_bytes=mini.stat().st_size)
     for other, message in (
-        (replace(own, architecture="deit_tiny_patch16_224"), "is said to be a deit_tiny_patch16_224"),
-        (replace(own, model_args={"embed_dim": 8192, "depth": 12, "num_heads": 1}), "is said to have"),
+        (replace(own, architecture="deit_tiny_patch16_224"), "its source is a deit_tiny_patch16_224"),
+        (replace(own, model_args={"embed_dim": 8192, "depth": 12, "num_heads": 1}), "its source has"),
     ):
         with pytest.raises(CheckpointError, match=message):
             check_source(other, manifest, file_bytes=mini.stat().st_size)

@@ -19,7 +19,7 @@ from PIL import Image
 from vitcompress.data.readers import EXTENSIONS, decode
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.data.streams import StreamReader, read_shard
-from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_remote, read_member
+from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_image, is_remote, read_member
 from vitcompress.errors import DataError, shorten
 from vitcompress.runtime.extras import require_extra
 
@@ -173,7 +173,7 @@ def _members(
     try:
         with tarfile.open(url, "r:", tarinfo=Member) as tar:
             for key, extension, member in find_members(tar, image_key, label_key, others):
-                if extension == image_key if image_key else f".{extension}" in EXTENSIONS:
+                if is_image(extension, image_key):
                     images.setdefault(key, (member.name, member))
                 else:
                     labels[key] = read_member(tar, member).decode("utf-8", "replace").strip()

@@ -84,8 +84,7 @@ class Views(Dataset[View]):
             index = self._index(position + offset)
             try:
                 image = self.images.reader.open(index, self.min_side)
-                label = self.images.labels[index] if self.images.labels is not None else -1
-                return View(self.view(image, draw), label, tuple(bad))
+                return View(self.view(image, draw), self.images.label(index), tuple(bad))
             except UNREADABLE as error:
                 bad.append(f"{self.images.reader.where(index)}: {error}")
         return View(None, -1, tuple(bad))
