@@ -1,6 +1,6 @@
 """timm's random crops, flips and augmentation of images, and mixup and CutMix of batches.
 
-Seeds decide all of it.
+A seed decides every random choice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Image sets: a reader, the images of it that belong to the set, their labels and classes."""
+"""Sets of images: the images of a reader that belong to a set, their labels and classes."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ def print_compared(results: Sequence[Result], names: Sequence[str], console: Con
     """Print several files side by side.
 
     Args:
-        results: the files.
+        results: files to compare.
         names: column heads, one for each file.
-        console: to print on.
+        console: console to print on.
     """
     print_table(["", *names], compared_rows(results), console)
     print_lines(cautions(results), console)

@@ -28,9 +28,9 @@ class Parent:
     """A file that the result was made from.
 
     Attributes:
-        name: of the file.
-        sha256: of its bytes, as `sha256sum` prints it.
-        command: that made it.
+        name: name of the file.
+        sha256: hash of its bytes, as `sha256sum` prints it.
+        command: command that made the file.
     """
 
     name: Text
@@ -43,25 +43,25 @@ class Report:
     """What went in, what came out, and how it was made.
 
     Attributes:
-        schema_version: of this structure; a change that breaks readers raises it.
+        schema_version: version of this structure; a change that breaks readers increases it.
         model: name of the source.
-        family: of the source.
+        family: family of the source.
         groups: number of blocks that share one set of weights, in order.
-        transforms: what each block has of its own.
+        transforms: transformations added to each block.
         size: parameters, bytes and multiply-accumulates.
         accuracy: None if there were no images to measure on.
         speed: latency; None if it was not measured.
-        train: what training did.
+        train: counters and loss curve of the training.
         data: name of the training images; None if there were none.
-        versions: of the packages.
-        command: that made the result; empty if it was made from Python.
-        notes: what the numbers do not say.
+        versions: versions of the packages.
+        command: command that made the result; empty if it was made from Python.
+        notes: remarks on the numbers.
         before: accuracy before fine-tuning; None without fine-tuning, or if not measured.
         lineage: the files that the result was made from, oldest first.
-        store: how the file holds the student.
+        store: number format of the file.
         baselines: the whole teacher in fewer bits, on the same images; empty if not measured.
         made_of: the groups in full, with ranks and widths of their layers; empty in older reports.
-        why: what a search chose the plan from, one line each, best first; empty without one.
+        why: plans that a search chose from, one line each, best first; empty without a search.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # also for the dataclasses in it
@@ -92,10 +92,10 @@ class Result:
     """A file to show.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         file_bytes: size of the file on disk.
-        report: in the file.
-        recipe: in the file, as plain JSON values; they are not checked.
+        report: report in the file.
+        recipe: recipe in the file, as plain JSON values; they are not checked.
         classes: names of the model's classes, in order; empty if they are not known.
     """
 

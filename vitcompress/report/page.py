@@ -119,8 +119,8 @@ def class_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the classes whose accuracy changed most; those with few images are left out.
 
     Args:
-        report: to show.
-        names: of the classes, in order.
+        report: report to show.
+        names: names of the classes, in order.
 
     Returns:
         Rows of name, images, accuracy of teacher and student, and change; empty without labels.
