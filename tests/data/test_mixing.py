@@ -3,8 +3,7 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from vitcompress.data.augmentation import seeded
-from vitcompress.data.mixing import Mixing
+from vitcompress.data.augmentation import Mixing, seeded
 from vitcompress.errors import RecipeError
 from vitcompress.recipe.compose import build
 

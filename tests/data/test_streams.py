@@ -101,7 +101,7 @@ def test_labels_come_with_the_images(root: Path) -> None:
         assert set(batch.labels.tolist()) <= set(range(5))
     assert images.labels is not None
     index = next(n for n in range(50) if images.reader.where(n).endswith("000008.jpg"))
-    assert images.labels[index] == 8 % 5
+    assert images.label(index) == 8 % 5
 
 
 def test_repeated_augmentation_repeats_images_of_a_stream(root: Path) -> None:

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.factories import compressed, images, tiny
+from vitcompress.data.augmentation import Mixing
 from vitcompress.data.loaders import Batch
-from vitcompress.data.mixing import Mixing
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.losses import LOSSES

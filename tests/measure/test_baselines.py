@@ -18,8 +18,7 @@ from vitcompress.measure.baselines import BASELINES
 from vitcompress.pipeline import plan as pipeline
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.report.markdown import to_markdown
-from vitcompress.report.model import Report, to_json
-from vitcompress.report.reading import from_json
+from vitcompress.report.model import Report, from_json, to_json
 from vitcompress.report.terminal import print_plan
 
 CONVERT = ("--steps", 0, "--num-workers", 0, "--device", "cpu", "--quiet")

@@ -29,8 +29,7 @@ from vitcompress.pretrained.resolve import Source
 from vitcompress.quantize.store import donor_tensors, fill
 from vitcompress.recipe import PlanRecipe
 from vitcompress.recipe.compose import build
-from vitcompress.report.model import Parent, Report
-from vitcompress.report.reading import from_json
+from vitcompress.report.model import Parent, Report, from_json
 from vitcompress.runtime.console import JsonLog, Reporter
 from vitcompress.surgery import apply_plan
 

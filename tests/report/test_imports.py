@@ -6,9 +6,9 @@ import sys
 import pytest
 
 SLOW = {"torch", "timm", "torchvision", "accelerate", "matplotlib", "jinja2", "numpy", "PIL"}
-TIMM_MODULES = [
+LIGHT_MODULES = [
     *(f"report.{name}" for name in (
-        "compare", "diff", "gates", "markdown", "model", "picture", "private", "reading", "remarks", "rows", "sharing",
+        "compare", "diff", "gates", "markdown", "model", "picture", "private", "remarks", "rows", "sharing",
         "terminal",
     )), "measure.results", "distill.log", "plans.model",
 ]  # fmt: skip
@@ -19,8 +19,7 @@ from vitcompress.distill.log import TrainLog
 from vitcompress.plans.model import Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report import compare, diff, gates, terminal
-from vitcompress.report.model import Report, Result, to_json
-from vitcompress.report.reading import from_json
+from vitcompress.report.model import Report, Result, from_json, to_json
 
 console = Console(file=io.StringIO())
 size = Size(2, 1, 2.0, 8, 4, 2.0)
@@ -35,7 +34,7 @@ gates.missed_gates(report, GateRecipe(max_drop=1.0), file_bytes=1)
 
 
 @pytest.mark.parametrize(
-    "code", ["\n".join(f"import vitcompress.{name}" for name in TIMM_MODULES), USE], ids=["all", "use"]
+    "code", ["\n".join(f"import vitcompress.{name}" for name in LIGHT_MODULES), USE], ids=["all", "use"]
 )
 def test_nothing_slow_is_imported(code: str) -> None:
     print_modules = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"

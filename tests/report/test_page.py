@@ -25,10 +25,9 @@ from vitcompress.plans.model import Group
 from vitcompress.recipe.compose import build, from_dict, to_dict
 from vitcompress.report.compare import compared_html
 from vitcompress.report.markdown import to_markdown
-from vitcompress.report.model import Result, to_json
+from vitcompress.report.model import Result, from_json, to_json
 from vitcompress.report.page import gate_rows, recipe_text, to_html
 from vitcompress.report.private import without_places
-from vitcompress.report.reading import from_json
 from vitcompress.report.sharing import describe_boxes
 
 EVIL = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}|`"

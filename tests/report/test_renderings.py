@@ -11,8 +11,7 @@ from vitcompress.families.widths import Widths
 from vitcompress.measure.results import Baseline
 from vitcompress.plans.model import Group
 from vitcompress.report.markdown import to_markdown
-from vitcompress.report.model import to_json
-from vitcompress.report.reading import from_json
+from vitcompress.report.model import from_json, to_json
 from vitcompress.report.rows import size_rows
 
 

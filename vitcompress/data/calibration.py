@@ -28,7 +28,7 @@ def draw_images(images: ImageSet, count: int, *, seed: int, after: int = 0) -> I
         after: number of images to skip in this order, because they were drawn before.
     """
     if isinstance(images.reader, StreamReader):
-        return images.streamed(images.reader.draw(count, after=after, seed=seed))
+        return replace(images, reader=images.reader.draw(count, after=after, seed=seed))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     return images.subset(order[after : after + count], images.name)
 

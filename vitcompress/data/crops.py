@@ -1,7 +1,7 @@
 """Endless random crops of a few built-in photographs, to train on without images.
 
-A student that only imitates its teacher needs no pictures of the classes; crops of a busy
-photograph get it far.
+A student that only imitates its teacher does not need images of the classes: it learns well from
+crops of a photograph with many details.
 
 Source: Asano and Saeed 2023, arXiv:2112.00725, distillation from a single image; with crops of any
 size and place, as there.

@@ -142,7 +142,7 @@ def training_loader(
     """
     if isinstance(images.reader, StreamReader):  # each batch comes from one lane
         block = max(1, recipe.batch_size // recipe.repeats)
-        images = images.streamed(replace(images.reader, seed=seed, block=block))
+        images = replace(images, reader=replace(images.reader, seed=seed, block=block))
     views = Views(images, config, training=True, recipe=recipe, seed=seed)
     count = None if images.streams else len(images)
     stream = ShuffledBatches(

@@ -1,4 +1,4 @@
-"""Image sets: a reader, the images of it that belong to the set, their labels and classes."""
+"""Sets of images: the images of a reader that belong to a set, their labels and classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from vitcompress.data.classes import class_indices, names_in_order
 from vitcompress.data.readers import Reader
-from vitcompress.data.streams import StreamLabels, StreamReader
+from vitcompress.data.streams import StreamReader
 from vitcompress.errors import DataError
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "valid", "test")
@@ -25,7 +25,8 @@ class ImageSet:
     Attributes:
         name: name of the set in reports.
         reader: opens the images.
-        labels: class index of each image of `reader`, among the model's classes; None if unlabeled.
+        labels: class index of each image of `reader`, among the model's classes; None if unlabeled;
+            empty for a stream, whose labels are read with its images.
         indices: positions in `reader` of the images of the set; empty for a stream.
         classes: names of the model's classes, in order; empty if the images do not name them all.
         note: remark for every report on these images; empty if there is none.
@@ -53,9 +54,11 @@ class ImageSet:
         """Whether the images come one after another and cannot be counted or chosen."""
         return isinstance(self.reader, StreamReader)
 
-    def streamed(self, reader: StreamReader) -> ImageSet:
-        """Return the same set, read by another stream reader."""
-        return replace(self, reader=reader, labels=None if self.labels is None else StreamLabels(reader))
+    def label(self, index: int) -> int:
+        """Return the class index of image `index` of `reader`; -1 if unlabeled."""
+        if isinstance(self.reader, StreamReader):
+            return self.reader.label(index)
+        return -1 if self.labels is None else self.labels[index]
 
     def subset(self, positions: Sequence[int], name: str) -> ImageSet:
         """Return the images at `positions` of the set, under another name."""
@@ -128,7 +131,7 @@ def _labelled_stream(
     count = len(names) if num_classes is None else num_classes
     index_of = {**{str(number): number for number in range(count)}, **index_of}
     reader = replace(reader, index_of=index_of)
-    return ImageSet(name, reader, StreamLabels(reader), (), tuple(names), endless=True)
+    return ImageSet(name, reader, (), (), tuple(names), endless=True)
 
 
 def hold_out(images: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -164,5 +167,5 @@ def _hold_out_shards(images: ImageSet, reader: StreamReader, *, seed: int) -> tu
         tuple(url for number, url in enumerate(shards) if (number in numbers) is out) for out in (False, True)
     )
     name = f"{images.name} ({count} shard(s) held out of training)"
-    held_out = images.streamed(replace(reader, urls=held, limit=MAX_HELD_OUT))
-    return images.streamed(replace(reader, urls=kept)), replace(held_out, name=name)
+    held_out = replace(images, name=name, reader=replace(reader, urls=held, limit=MAX_HELD_OUT))
+    return replace(images, reader=replace(reader, urls=kept)), held_out

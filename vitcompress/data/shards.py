@@ -19,7 +19,7 @@ from PIL import Image
 from vitcompress.data.readers import EXTENSIONS, decode
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.data.streams import StreamReader, read_shard
-from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_remote, read_member
+from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_image, is_remote, read_member
 from vitcompress.errors import DataError, shorten
 from vitcompress.runtime.extras import require_extra
 
@@ -134,54 +134,42 @@ def _stream(urls: tuple[str, ...], where: str, image_key: str, label_key: str) -
 
 def _indexed(urls: tuple[str, ...], where: str, image_key: str, label_key: str) -> RawImageSet:
     """Index shards by one walk over the headers of their members."""
-    shard: list[int] = []
-    places: list[tuple[int, int]] = []
-    names: list[str] = []
-    targets: list[str | None] = []
     others: Counter[str] = Counter()
-    for number, url in enumerate(urls):
-        for name, member, target in _members(url, image_key, label_key, others):
-            shard.append(number)
-            places.append((member.offset_data, member.size))
-            names.append(name)
-            targets.append(target)
-    if not names:
+    rows = [(number, *row) for number, url in enumerate(urls) for row in _members(url, image_key, label_key, others)]
+    if not rows:
         contents = f"; it has .{', .'.join(sorted(others))}" if others else " and no other files"
         raise DataError(f"{where} has no images in it{contents}.", hint=_hint_looked_for(image_key))
-    offset, size = np.array(places, dtype=np.int64).T
-    reader = TarReader(urls, np.array(shard, dtype=np.int32), offset, size, tuple(names))
+    numbers, offsets, sizes, names, targets = zip(*rows, strict=True)
+    reader = TarReader(urls, np.array(numbers, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64), names)
     labels = [target for target in targets if target is not None]
     if not labels:
         return RawImageSet(where, reader)
     if len(labels) < len(targets):
-        unlabeled = names[targets.index(None)]
         raise DataError(
             f"{where}: {len(targets) - len(labels)} of {len(targets)} images have no .{label_key}, "
-            f"for example {unlabeled}."
+            f"for example {names[targets.index(None)]}."
         )
     classes = tuple(sorted(set(labels)))
     position = {name: number for number, name in enumerate(classes)}
     return RawImageSet(where, reader, tuple(position[target] for target in labels), classes)
 
 
-def _members(
-    url: str, image_key: str, label_key: str, others: Counter[str]
-) -> list[tuple[str, tarfile.TarInfo, str | None]]:
-    """Return the images of a shard and their labels; count other extensions in `others`."""
-    images: dict[str, tuple[str, tarfile.TarInfo]] = {}
+def _members(url: str, image_key: str, label_key: str, others: Counter[str]) -> list[tuple[int, int, str, str | None]]:
+    """Return offset, size, name and label of each image; count other extensions in `others`."""
+    images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, str] = {}
     try:
         with tarfile.open(url, "r:", tarinfo=Member) as tar:
             for key, extension, member in find_members(tar, image_key, label_key, others):
-                if extension == image_key if image_key else f".{extension}" in EXTENSIONS:
-                    images.setdefault(key, (member.name, member))
+                if is_image(extension, image_key):
+                    images.setdefault(key, member)
                 else:
                     labels[key] = read_member(tar, member).decode("utf-8", "replace").strip()
     except BROKEN as error:
         raise DataError(
             f"{url} is not a complete, uncompressed tar file: {error}.", hint="Compressed shards must be named .tar.gz."
         ) from error
-    return [(name, member, labels.get(key)) for key, (name, member) in images.items()]
+    return [(image.offset_data, image.size, image.name, labels.get(key)) for key, image in images.items()]
 
 
 def _hint_looked_for(image_key: str) -> str:

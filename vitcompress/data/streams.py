@@ -14,14 +14,15 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
-from typing import IO, Any, NamedTuple, overload
+from itertools import count, groupby, islice
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vitcompress.data.readers import EXTENSIONS, decode
-from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_remote, read_member
+from vitcompress.data.readers import decode
+from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_image, is_remote, read_member
 
 MAX_LANES = 8  # a power of two, like most numbers of workers and processes
 BUFFER = 256  # undecoded samples in the shuffle buffer of a lane
@@ -174,25 +175,6 @@ class _Lane:
         return self.last
 
 
-class StreamLabels(Sequence[int]):
-    """The labels of a stream, each read with its image."""
-
-    def __init__(self, reader: StreamReader) -> None:
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[int]: ...
-    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
-        if isinstance(index, slice):
-            raise TypeError("a stream has no slices")
-        return self.reader.label(index)
-
-
 def read_shard(url: str, image_key: str, label_key: str) -> Iterator[ShardSample]:
     """Yield the images of a shard in order; if it breaks off, a last sample says why.
 
@@ -202,32 +184,22 @@ def read_shard(url: str, image_key: str, label_key: str) -> Iterator[ShardSample
         label_key: extension of the labels.
     """
     from webdataset.gopen import gopen
-    from webdataset.tariterators import group_by_keys
 
     try:
-        with gopen(url) if is_remote(url) else open(url, "rb") as stream:  # gopen runs commands
-            for sample in group_by_keys(_files(url, stream, image_key, label_key)):
-                key = image_key_of(sample, image_key)
-                if key is not None:
-                    yield ShardSample(f"{url}:{sample['__key__']}.{key}", sample[key], target_of(sample, label_key))
+        with (
+            gopen(url) if is_remote(url) else open(url, "rb") as stream,  # gopen runs commands
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar,
+        ):
+            members = find_members(tar, image_key, label_key)
+            for key, files in groupby(members, key=itemgetter(0)):  # the files of a sample are neighbors
+                contents: dict[str, bytes] = {}
+                for _, extension, member in files:
+                    if extension in contents:
+                        raise ValueError(f"{member.name}: duplicate file name in tar file")
+                    contents[extension] = read_member(tar, member)
+                image = next((extension for extension in contents if is_image(extension, image_key)), None)
+                if image is not None:
+                    target = contents[label_key].decode("utf-8", "replace").strip() if label_key in contents else None
+                    yield ShardSample(f"{url}:{key}.{image}", contents[image], target)
     except _BROKEN as error:
         yield ShardSample(url, b"", None, f"the shard cannot be read: {error}")
-
-
-def _files(url: str, stream: IO[bytes], image_key: str, label_key: str) -> Iterator[dict[str, Any]]:
-    """Yield the images and labels of a shard, in the form that webdataset groups into samples."""
-    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
-        for _, _, member in find_members(tar, image_key, label_key):
-            yield {"fname": member.name, "data": read_member(tar, member), "__url__": url}
-
-
-def image_key_of(sample: Mapping[str, object], image_key: str) -> str | None:
-    """Return the extension of a sample's image; None if it has no image."""
-    if image_key:
-        return image_key if image_key in sample else None
-    return next((key for key in sample if f".{key}" in EXTENSIONS), None)
-
-
-def target_of(sample: Mapping[str, bytes], label_key: str) -> str | None:
-    """Return the label of a sample as text; None if it has no label."""
-    return sample[label_key].decode("utf-8", "replace").strip() if label_key in sample else None

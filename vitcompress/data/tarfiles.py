@@ -27,6 +27,11 @@ def is_remote(url: str) -> bool:
     return _REMOTE.match(url) is not None
 
 
+def is_image(extension: str, image_key: str) -> bool:
+    """Return whether files of an extension are images: those of `image_key`, or all known ones."""
+    return extension == image_key if image_key else f".{extension}" in EXTENSIONS
+
+
 class Member(tarfile.TarInfo):
     """A member of a tar file whose header claims no size that would fill the memory."""
 
@@ -66,9 +71,9 @@ def find_members(
         match = _KEY.fullmatch(member.name)
         if member.isreg() and match is not None and not _METADATA.match(member.name):
             key, extension = match[1], match[2].lower()
-            is_image = extension == image_key if image_key else f".{extension}" in EXTENSIONS
-            if is_image or extension == label_key:
-                _check_size(member, MAX_IMAGE_BYTES if is_image else MAX_LABEL_BYTES)
+            image = is_image(extension, image_key)
+            if image or extension == label_key:
+                _check_size(member, MAX_IMAGE_BYTES if image else MAX_LABEL_BYTES)
                 yield key, extension, member
             elif others is not None:
                 others[extension] += 1

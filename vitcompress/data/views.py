@@ -70,8 +70,7 @@ class Views(Dataset[View]):
         self.transform = (
             training_transform(config, recipe) if training else create_transform(**config, is_training=False)
         )
-        # a training view is a crop that is scaled down, so JPEGs are decoded just large enough for
-        # it
+        # a training view is a crop that is scaled down, so JPEGs are decoded just large enough
         size = max(config["input_size"][1:])
         self.resized_side = size / config.get("crop_pct", 1.0)
         self.min_side = math.ceil(size / (math.sqrt(recipe.crop_min) * _MIN_ASPECT)) if training else 0
@@ -84,8 +83,7 @@ class Views(Dataset[View]):
             index = self._index(position + offset)
             try:
                 image = self.images.reader.open(index, self.min_side)
-                label = self.images.labels[index] if self.images.labels is not None else -1
-                return View(self.view(image, draw), label, tuple(bad))
+                return View(self.view(image, draw), self.images.label(index), tuple(bad))
             except UNREADABLE as error:
                 bad.append(f"{self.images.reader.where(index)}: {error}")
         return View(None, -1, tuple(bad))

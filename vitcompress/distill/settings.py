@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from vitcompress.data.mixing import Mixing
+from vitcompress.data.augmentation import Mixing
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.matching import Matching
 from vitcompress.distill.teacher_cache import TeacherCache

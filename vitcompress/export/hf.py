@@ -28,8 +28,8 @@ from vitcompress.errors import VitcompressError, first_line, shorten
 from vitcompress.export.format import Format, Written
 from vitcompress.export.hf_card import licence_of, model_card
 from vitcompress.export.loaded import LoadedArtifact
+from vitcompress.report.model import from_json
 from vitcompress.report.picture import to_svg
-from vitcompress.report.reading import from_json
 
 CONFIG, CARD, PICTURE = "config.json", "README.md", "report.svg"
 FILES = frozenset({WEIGHTS, CONFIG, CARD, PICTURE})

@@ -13,8 +13,7 @@ from vitcompress.bundled import FASHION_VIT
 from vitcompress.export.loaded import LoadedArtifact
 from vitcompress.families.outputs import has_classes
 from vitcompress.report.markdown import to_markdown
-from vitcompress.report.model import Report
-from vitcompress.report.reading import from_json
+from vitcompress.report.model import Report, from_json
 from vitcompress.report.render import cell
 
 _TEMPLATES = Environment(

@@ -32,12 +32,12 @@ class Evaluator:
     """Evaluates models on a set of images.
 
     Attributes:
-        images: to evaluate on; None if there are none.
+        images: images to evaluate on; None if there are none.
         config: timm's data config.
         recipe: batch size, workers, and what to do with unreadable images.
-        accelerator: knows the processes, each of which evaluates a part; None for one process that
-            only evaluates.
-        accumulate: parts in which each process takes its images of a training step.
+        accelerator: distributes the batches over the processes; None for a single process that does
+            not train.
+        accumulate: number of parts in which a process takes its images of a training step.
     """
 
     images: ImageSet | None
@@ -60,11 +60,11 @@ class Evaluator:
         """Evaluate a student; the outputs of a student without classes are compared as features.
 
         Args:
-            student: in eval mode.
-            teacher: in eval mode, on the same device; None to evaluate the student alone.
-            tell: called with the share of this process's batches that is done, 0–1; not called for
+            student: student in eval mode.
+            teacher: teacher in eval mode, on the same device; None to evaluate the student alone.
+            tell: receives the fraction of this process's batches that is done, 0–1; not called for
                 streams of unknown length.
-            watch: called with each batch of this process: images, logits of student and teacher,
+            watch: receives each batch of this process: images, logits of student and teacher,
                 labels.
 
         Returns:
@@ -113,7 +113,7 @@ class Evaluator:
 
 
 def _progress(batches: Iterable[Batch], tell: Tell | None) -> Iterator[Batch]:
-    """Yield the batches, and tell the share that is done after each."""
+    """Yield the batches, and report the fraction that is done after each."""
     total = operator.length_hint(batches, 0)
     for number, batch in enumerate(batches, 1):
         yield batch

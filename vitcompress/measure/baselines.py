@@ -1,4 +1,4 @@
-"""Measure the whole teacher in fewer bits, which costs no training, on the student's images."""
+"""Measure the teacher in fewer bits, without sharing or training, on the student's images."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def measure_baselines(
     """Evaluate the teacher in fewer bits, stored by the same functions as the student.
 
     Args:
-        teacher: in eval mode, on the accelerator's device; not changed; one copy at a time is held.
-        evaluator: with the images that the student was evaluated on.
-        accuracy: of student and teacher on these images.
-        reporter: told the progress.
+        teacher: teacher in eval mode, on the accelerator's device; not changed. One copy at a time
+            is in memory.
+        evaluator: evaluator with the images that the student was evaluated on.
+        accuracy: accuracy of student and teacher on these images.
+        reporter: shows the progress.
     """
     baselines = []
     for store in BASELINES:

@@ -29,10 +29,10 @@ def measure_speed(
     """Measure the median time of one forward pass at batch 1 and 32.
 
     Args:
-        student: in eval mode, on `device`.
-        teacher: in eval mode, on `device`.
+        student: student in eval mode, on `device`.
+        teacher: teacher in eval mode, on `device`.
         input_size: (channels, height, width).
-        device: of the models.
+        device: device of the models.
         budget_seconds: time to spend per batch size; at least three pairs of passes are timed.
     """
     student_ms, teacher_ms = {}, {}

@@ -1,6 +1,6 @@
 """What is measured, as data: accuracy, latency and baselines.
 
-The bounds of the fields are checked when a report is read from a file.
+The bounds of the fields are checked when a report is read from a file, by the settings of `Report`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from vitcompress.plans.bounds import Count, Number, Percent, Points, Positive, PositiveCount, Text
 
@@ -29,8 +29,6 @@ class ClassHits:
         student_hits: images that the student classifies correctly.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
     index: Count
     num_images: PositiveCount
     teacher_hits: Count | None
@@ -47,8 +45,6 @@ class Confusion:
         teacher_images: images that the teacher confuses; None without a teacher.
         student_images: images that the student confuses.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     label: Count
     predicted: Count
@@ -77,8 +73,6 @@ class Accuracy:
         confusions: the student's most frequent added mistakes, at most 10; empty without labels.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
     data: Text
     num_images: PositiveCount
     num_skipped: Count
@@ -106,8 +100,6 @@ class Speed:
         device: name of the device.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
     teacher_ms: _Latencies
     student_ms: _Latencies
     threads: Count
@@ -128,8 +120,6 @@ class Baseline:
         feature_cosine: mean cosine similarity with the teacher's features, −1 to 1; None with
             classes.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: Text
     params: PositiveCount

@@ -36,25 +36,24 @@ class LogitTally:
     """Sums over images, of models with classes."""
 
     def __init__(self) -> None:
-        self.count = self.skipped = self.agree = 0
+        self.count = self.skipped = 0
+        self.kl = 0.0
+        # images by what is right or the same: teacher1, student5, agree, only_teacher, …; a missing
+        # key was not measured
         self.hits: Counter[str] = Counter()
         # how many images of a label get a prediction, by (label, prediction)
         self.predictions: dict[str, Counter[tuple[int, int]]] = {"student": Counter(), "teacher": Counter()}
-        self.only_teacher = self.only_student = 0
-        self.kl = 0.0
-        self.has_labels = self.has_teacher = False
 
     def __add__(self, other: LogitTally) -> LogitTally:
         """Return the sums over the images of both."""
         total = LogitTally()
         for tally in (self, other):
+            total.count += tally.count
+            total.skipped += tally.skipped
+            total.kl += tally.kl
             total.hits.update(tally.hits)  # not +, which leaves out zeros
             for name, counts in tally.predictions.items():
                 total.predictions[name].update(counts)
-            total.has_labels |= tally.has_labels
-            total.has_teacher |= tally.has_teacher
-            for name in ("count", "skipped", "agree", "only_teacher", "only_student", "kl"):
-                setattr(total, name, getattr(total, name) + getattr(tally, name))
         return total
 
     def add(self, student: Tensor, teacher: Tensor | None, labels: Tensor) -> None:
@@ -66,23 +65,22 @@ class LogitTally:
             labels: `[B]`; -1 without labels.
         """
         self.count += len(labels)
-        self.has_labels = bool((labels >= 0).all())
-        self.has_teacher = teacher is not None
         correct = {}
-        for name, logits in (("student", student), ("teacher", teacher)):
-            if logits is not None and self.has_labels:
-                top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-                correct[name] = top[:, 0]
-                self.predictions[name].update(zip(labels.tolist(), logits.argmax(1).tolist(), strict=True))
-                self.hits[f"{name}1"] += int(top[:, 0].sum())
-                self.hits[f"{name}5"] += int(top.sum())
+        if (labels >= 0).all():
+            for name, logits in (("student", student), ("teacher", teacher)):
+                if logits is not None:
+                    top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+                    correct[name] = top[:, 0]
+                    self.predictions[name].update(zip(labels.tolist(), logits.argmax(1).tolist(), strict=True))
+                    self.hits[f"{name}1"] += int(top[:, 0].sum())
+                    self.hits[f"{name}5"] += int(top.sum())
         if teacher is not None:
-            self.agree += int((student.argmax(1) == teacher.argmax(1)).sum())
+            self.hits["agree"] += int((student.argmax(1) == teacher.argmax(1)).sum())
             log_p, log_q = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
             self.kl += float(F.kl_div(log_q, log_p, reduction="sum", log_target=True))
         if len(correct) == 2:
-            self.only_teacher += int((correct["teacher"] & ~correct["student"]).sum())
-            self.only_student += int((correct["student"] & ~correct["teacher"]).sum())
+            self.hits["only_teacher"] += int((correct["teacher"] & ~correct["student"]).sum())
+            self.hits["only_student"] += int((correct["student"] & ~correct["teacher"]).sum())
 
     def result(self, name: str) -> Accuracy:
         """Return the accuracy on the images, which are called `name`."""
@@ -91,9 +89,10 @@ class LogitTally:
             return round(100 * self.hits[key] / self.count, 4) if key in self.hits else None
 
         drop = interval = None
-        if self.has_labels and self.has_teacher:
-            drop = round(100 * (self.only_teacher - self.only_student) / self.count, 4)
-            interval = paired_interval(self.only_teacher, self.only_student, self.count)
+        if "only_teacher" in self.hits:
+            only_teacher, only_student = self.hits["only_teacher"], self.hits["only_student"]
+            drop = round(100 * (only_teacher - only_student) / self.count, 4)
+            interval = paired_interval(only_teacher, only_student, self.count)
         return Accuracy(
             data=name,
             num_images=self.count,
@@ -104,10 +103,10 @@ class LogitTally:
             student_top5=percent("student5"),
             top1_drop=drop,
             top1_drop_ci95=interval,
-            agreement=round(100 * self.agree / self.count, 4) if self.has_teacher else None,
-            kl=round(self.kl / self.count, 6) if self.has_teacher else None,
-            classes=self._classes() if self.has_labels else (),
-            confusions=self._confusions() if self.has_labels else (),
+            agreement=percent("agree"),
+            kl=round(self.kl / self.count, 6) if "agree" in self.hits else None,
+            classes=self._classes(),
+            confusions=self._confusions(),
         )
 
     def _classes(self) -> tuple[ClassHits, ...]:
@@ -117,7 +116,7 @@ class LogitTally:
         for (label, _), count in student.items():
             num_images[label] += count
         rows = [
-            ClassHits(label, count, teacher[label, label] if self.has_teacher else None, student[label, label])
+            ClassHits(label, count, teacher[label, label] if teacher else None, student[label, label])
             for label, count in num_images.items()
         ]
         changed = sorted(rows, key=lambda row: (-abs(_lost_share(row)), row.index))[:MAX_CLASSES]
@@ -127,7 +126,7 @@ class LogitTally:
         """Return the mistakes that the student makes more often than its teacher, most first."""
         teacher, student = self.predictions["teacher"], self.predictions["student"]
         rows = [
-            Confusion(label, predicted, teacher[label, predicted] if self.has_teacher else None, count)
+            Confusion(label, predicted, teacher[label, predicted] if teacher else None, count)
             for (label, predicted), count in student.items()
             if label != predicted and count > teacher[label, predicted]
         ]

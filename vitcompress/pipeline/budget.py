@@ -98,7 +98,7 @@ def finishing_seconds(student: nn.Module, teacher: nn.Module | None, evaluator: 
 
 def _first(images: ImageSet, count: int) -> ImageSet:
     if isinstance(images.reader, StreamReader):
-        return images.streamed(replace(images.reader, limit=count))
+        return replace(images, reader=replace(images.reader, limit=count))
     return images.subset(range(min(count, len(images))), images.name)
 
 

@@ -11,8 +11,7 @@ from vitcompress.artifact.hub import locate
 from vitcompress.artifact.paths import check_no_weights, check_not_an_input
 from vitcompress.artifact.read import read_manifest
 from vitcompress.recipe import DataRecipe
-from vitcompress.report.model import Result
-from vitcompress.report.reading import from_json
+from vitcompress.report.model import Result, from_json
 from vitcompress.runtime.console import Reporter
 
 if TYPE_CHECKING:

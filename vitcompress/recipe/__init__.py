@@ -4,56 +4,28 @@ A field is declared once, here. Its default, bounds and help serve the Python AP
 flag, the YAML key and the reference. `vitcompress.cli.app` makes the flags from these classes.
 """
 
-from vitcompress.recipe.stages import STAGES, FlagSpec, GateRecipe, Recipe, flag_specs
-from vitcompress.recipe.student import (
-    DEFAULT_SHARE,
-    KINDS,
-    QUANTIZED_STORES,
-    TRANSFORMS,
-    ModelRecipe,
-    PlanRecipe,
-    StartRecipe,
-    StoreRecipe,
-    TargetRecipe,
-)
-from vitcompress.recipe.training import (
-    BUILT_IN,
-    DEFAULT_LR,
-    DEFAULT_STEPS,
-    LOSS_NAMES,
-    DataRecipe,
-    DistillRecipe,
-    Interval,
-    RunRecipe,
-    TeacherRecipe,
-    save_interval,
-)
-from vitcompress.recipe.values import flag_of
-
-__all__ = [
-    "BUILT_IN",
-    "DEFAULT_LR",
-    "DEFAULT_SHARE",
-    "DEFAULT_STEPS",
-    "KINDS",
-    "LOSS_NAMES",
-    "QUANTIZED_STORES",
-    "STAGES",
-    "TRANSFORMS",
-    "DataRecipe",
-    "DistillRecipe",
-    "FlagSpec",
-    "GateRecipe",
-    "Interval",
-    "ModelRecipe",
-    "PlanRecipe",
-    "Recipe",
-    "RunRecipe",
-    "StartRecipe",
-    "StoreRecipe",
-    "TargetRecipe",
-    "TeacherRecipe",
-    "flag_of",
-    "flag_specs",
-    "save_interval",
-]
+from vitcompress.recipe.stages import STAGES as STAGES
+from vitcompress.recipe.stages import FlagSpec as FlagSpec
+from vitcompress.recipe.stages import GateRecipe as GateRecipe
+from vitcompress.recipe.stages import Recipe as Recipe
+from vitcompress.recipe.stages import flag_specs as flag_specs
+from vitcompress.recipe.student import DEFAULT_SHARE as DEFAULT_SHARE
+from vitcompress.recipe.student import KINDS as KINDS
+from vitcompress.recipe.student import QUANTIZED_STORES as QUANTIZED_STORES
+from vitcompress.recipe.student import TRANSFORMS as TRANSFORMS
+from vitcompress.recipe.student import ModelRecipe as ModelRecipe
+from vitcompress.recipe.student import PlanRecipe as PlanRecipe
+from vitcompress.recipe.student import StartRecipe as StartRecipe
+from vitcompress.recipe.student import StoreRecipe as StoreRecipe
+from vitcompress.recipe.student import TargetRecipe as TargetRecipe
+from vitcompress.recipe.training import BUILT_IN as BUILT_IN
+from vitcompress.recipe.training import DEFAULT_LR as DEFAULT_LR
+from vitcompress.recipe.training import DEFAULT_STEPS as DEFAULT_STEPS
+from vitcompress.recipe.training import LOSS_NAMES as LOSS_NAMES
+from vitcompress.recipe.training import DataRecipe as DataRecipe
+from vitcompress.recipe.training import DistillRecipe as DistillRecipe
+from vitcompress.recipe.training import Interval as Interval
+from vitcompress.recipe.training import RunRecipe as RunRecipe
+from vitcompress.recipe.training import TeacherRecipe as TeacherRecipe
+from vitcompress.recipe.training import save_interval as save_interval
+from vitcompress.recipe.values import flag_of as flag_of

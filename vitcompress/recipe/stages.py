@@ -13,22 +13,18 @@ from pydantic.fields import FieldInfo
 
 from vitcompress.recipe.student import ModelRecipe, PlanRecipe, StartRecipe, StoreRecipe, TargetRecipe
 from vitcompress.recipe.training import DataRecipe, DistillRecipe, RunRecipe, TeacherRecipe
-from vitcompress.recipe.values import CONFIG, Bytes, flag_of
+from vitcompress.recipe.values import CONFIG, Bytes, flag_of, option
 
 
 @dataclass(frozen=True, config=CONFIG)
 class GateRecipe:
     """Requirements of the result; a missed one makes the command exit with code 3."""
 
-    max_drop: Annotated[float | None, Field(description="Largest allowed drop of top-1, in points.")] = None
-    min_ratio: Annotated[
-        float | None, Field(gt=0, description="Smallest allowed ratio of parameters, source to student.")
-    ] = None
-    max_size: Annotated[
-        Annotated[int, Field(gt=0)] | None,
-        Bytes,
-        Field(description="Largest allowed file size, like 40MB or 38MiB."),
-    ] = None
+    max_drop: float | None = option(None, "Largest allowed drop of top-1, in points.")
+    min_ratio: float | None = option(None, "Smallest allowed ratio of parameters, source to student.", gt=0)
+    max_size: Annotated[Annotated[int, Field(gt=0)] | None, Bytes] = option(
+        None, "Largest allowed file size, like 40MB or 38MiB."
+    )
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -58,7 +54,7 @@ class FlagSpec:
         stage: name of the stage.
         name: name of the field.
         cli_type: type that the command line collects; the recipe checks and converts the value.
-        metavar: what stands for the value in the help, like the choices; empty for the type's name.
+        metavar: placeholder of the value in the help, like its choices; empty for the type's name.
         shown_default: the default as typed on the command line; empty if the help text says it.
         help: the help text.
     """
@@ -72,42 +68,39 @@ class FlagSpec:
 
 
 def flag_specs(*stages: str) -> Iterator[FlagSpec]:
-    """Flags of all fields of the named stages, in order of declaration."""
+    """Yield the flags of all fields of the named stages, in order of declaration."""
     for stage in stages:
-        hints = get_type_hints(STAGES[stage], include_extras=True)
-        for field in dataclasses.fields(STAGES[stage]):
-            kind, *metadata = get_args(hints[field.name])
-            help_text = next(m.description for m in metadata if getattr(m, "description", None))
-            parsed = any(isinstance(m, BeforeValidator) for m in metadata)
-            cli_type = _cli_type(kind, parsed=parsed)
-            yield FlagSpec(stage, field.name, cli_type, _metavar(kind), _shown_default(field), help_text)
+        for name, field in STAGES[stage].__pydantic_fields__.items():
+            metavar, default = _metavar(field.annotation), _shown_default(name, field)
+            yield FlagSpec(stage, name, _cli_type(field), metavar, default, field.description)
 
 
-def _cli_type(kind: Any, *, parsed: bool) -> Any:
+def _cli_type(field: FieldInfo) -> Any:
     """Return the type that the command line collects; text if the recipe parses the field."""
-    plain = next((k for k in get_args(kind) if k is not type(None)), kind) if type(None) in get_args(kind) else kind
-    if get_origin(plain) is dict:
+    kinds = get_args(field.annotation)
+    kind = next(k for k in kinds if k is not type(None)) if type(None) in kinds else field.annotation
+    if get_origin(kind) is dict:
         return list[str]
-    return plain if plain in (bool, int, float, Path) and not parsed else str
+    is_parsed = any(isinstance(parser, BeforeValidator) for parser in field.metadata)
+    return kind if kind in (bool, int, float, Path) and not is_parsed else str
 
 
 def _metavar(kind: Any) -> str:
     """Return the choices of a field, or the form of a pair; empty for other types."""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
-    if get_origin(kind) is dict or any(get_origin(inner) is dict for inner in get_args(kind)):
+    if get_origin(kind) is dict:
         return "KEY=VALUE"
-    separator = "," if get_origin(kind) is tuple else "|"
-    choices = [_metavar(inner) for inner in get_args(kind)]
-    return next((choice.replace("|", separator) for choice in choices if choice), "")
+    if get_origin(kind) is tuple:
+        return _metavar(get_args(kind)[0]).replace("|", ",")
+    choices = [_metavar(inner) for inner in get_args(kind) if inner is not type(None)]
+    return "|".join(choice or "N" for choice in choices) if any(choices) else ""
 
 
-def _shown_default(field: Any) -> str:
-    default = field.default_factory() if callable(field.default_factory) else field.default
+def _shown_default(name: str, field: FieldInfo) -> str:
+    default = field.default
     if default is True:
-        return flag_of(field.name).replace("--no-", "--")
-    if default in (None, False, {}) or default is dataclasses.MISSING or isinstance(default, FieldInfo):
+        return flag_of(name).replace("--no-", "--")
+    if field.is_required() or default in (None, False, {}):
         return ""
-    if isinstance(default, dict):
-        return " ".join(f"{key}={value:g}" for key, value in default.items())
     return ",".join(default) if isinstance(default, tuple) else str(default)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from vitcompress.recipe.values import CONFIG, Bytes, Pairs, Words, flag_of
+from vitcompress.recipe.values import CONFIG, Bytes, Pairs, Words, flag_of, option
 
 DEFAULT_SHARE = 2
 TRANSFORMS = ("heads", "mlp")  # default where blocks share whole matrices
@@ -26,92 +25,57 @@ class ModelRecipe:
         str,
         Field(description="timm model name, short name (deit_base), hf-hub:…, local-dir:… or fashion_vit (built in)."),
     ]
-    checkpoint: Annotated[
-        Path | None,
-        Field(
-            description="Weights: .safetensors, .pth, .pt or .bin (code in it never runs), or a transformers folder."
-        ),
-    ] = None
-    model_arg: Annotated[
-        dict[str, Any],
-        Pairs,
-        Field(description="key=value argument of timm's model constructor, like img_size=384; repeatable."),
-    ] = dataclasses.field(default_factory=dict)
-    mean: Annotated[
-        tuple[float, ...] | None,
-        Words,
-        Field(description="Channel means of the normalization, like 0.5,0.5,0.5. Default: the model's."),
-    ] = None
-    std: Annotated[
-        tuple[Annotated[float, Field(ge=1e-6)], ...] | None,
-        Words,
-        Field(description="Channel standard deviations of the normalization, like 0.5,0.5,0.5. Default: the model's."),
-    ] = None
-    interpolation: Annotated[
-        Literal["bicubic", "bilinear", "nearest"] | None,
-        Field(description="Interpolation for resizing images. Default: the model's."),
-    ] = None
-    crop_pct: Annotated[
-        float | None,
-        Field(
-            ge=0.1, le=1, description="Fraction of the resized image that the center crop keeps. Default: the model's."
-        ),
-    ] = None
+    checkpoint: Path | None = option(
+        None, "Weights: .safetensors, .pth, .pt or .bin (code in it never runs), or a transformers folder."
+    )
+    model_arg: Annotated[dict[str, Any], Pairs] = option(
+        {}, "key=value argument of timm's model constructor, like img_size=384; repeatable."
+    )
+    mean: Annotated[tuple[float, ...] | None, Words] = option(
+        None, "Channel means of the normalization, like 0.5,0.5,0.5. Default: the model's."
+    )
+    std: Annotated[tuple[Annotated[float, Field(ge=1e-6)], ...] | None, Words] = option(
+        None, "Channel standard deviations of the normalization, like 0.5,0.5,0.5. Default: the model's."
+    )
+    interpolation: Literal["bicubic", "bilinear", "nearest"] | None = option(
+        None, "Interpolation for resizing images. Default: the model's."
+    )
+    crop_pct: float | None = option(
+        None, "Fraction of the resized image that the center crop keeps. Default: the model's.", ge=0.1, le=1
+    )
 
 
 @dataclass(frozen=True, config=CONFIG)
 class PlanRecipe:
     """Which blocks share weights, and what each block keeps for itself."""
 
-    share: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description=f"Number of consecutive blocks that share weights. Default: {DEFAULT_SHARE}, if no --groups.",
-        ),
-    ] = None
-    groups: Annotated[
-        str | None,
-        Field(description="Blocks that share weights, like 0-3,4-7,8-11 (numbered from 0); instead of --share."),
-    ] = None
-    pattern: Annotated[
-        Literal["sequence", "cycle"],
-        Field(description="How --share groups blocks: neighbors (sequence, 0 0 1 1) or in turn (cycle, 0 1 0 1)."),
-    ] = "sequence"
-    matrices: Annotated[
-        bool,
-        Field(description="Share whole matrices in a group. --no-matrices: only factors (--adapter-rank, --basis)."),
-    ] = True
-    adapter_rank: Annotated[
-        int | None,
-        Field(ge=1, description="Rank of a low-rank residual that each block adds to the matrices it shares."),
-    ] = None
-    basis: Annotated[
-        int | None,
-        Field(
-            ge=1,
-            description="Like --adapter-rank, but the group shares the factor on the residual stream's side.",
-        ),
-    ] = None
-    width: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="Fraction of each block's hidden neurons and head channels to keep."),
-    ] = None
-    share_biases: Annotated[bool, Field(description="Share the biases of shared layers too, as MiniViT does.")] = False
-    share_tables: Annotated[bool, Field(description="Share relative position bias tables too, as MiniViT does.")] = (
-        False
+    share: int | None = option(
+        None, f"Number of consecutive blocks that share weights. Default: {DEFAULT_SHARE}, if no --groups.", ge=1
     )
-    transforms: Annotated[
-        tuple[Literal["heads", "mlp", "rpe"], ...] | None,
-        Words,
-        Field(
-            description="Transformations added to each block, comma-separated: heads, mlp, rpe (plain ViTs only), "
-            f"or none. Default: {','.join(TRANSFORMS)} where blocks share whole matrices, else none."
-        ),
-    ] = None
-    token_kernel: Annotated[
-        int, Field(ge=1, description="Kernel size k of the k×k token convolution (the mlp transformation); odd.")
-    ] = 3
+    groups: str | None = option(
+        None, "Blocks that share weights, like 0-3,4-7,8-11 (numbered from 0); instead of --share."
+    )
+    pattern: Literal["sequence", "cycle"] = option(
+        "sequence", "How --share groups blocks: neighbors (sequence, 0 0 1 1) or in turn (cycle, 0 1 0 1)."
+    )
+    matrices: bool = option(
+        True, "Share whole matrices in a group. --no-matrices: only factors (--adapter-rank, --basis)."
+    )
+    adapter_rank: int | None = option(
+        None, "Rank of a low-rank residual that each block adds to the matrices it shares.", ge=1
+    )
+    basis: int | None = option(
+        None, "Like --adapter-rank, but the group shares the factor on the residual stream's side.", ge=1
+    )
+    width: float | None = option(None, "Fraction of each block's hidden neurons and head channels to keep.", gt=0, lt=1)
+    share_biases: bool = option(False, "Share the biases of shared layers too, as MiniViT does.")
+    share_tables: bool = option(False, "Share relative position bias tables too, as MiniViT does.")
+    transforms: Annotated[tuple[Literal["heads", "mlp", "rpe"], ...] | None, Words] = option(
+        None,
+        "Transformations added to each block, comma-separated: heads, mlp, rpe (plain ViTs only), "
+        f"or none. Default: {','.join(TRANSFORMS)} where blocks share whole matrices, else none.",
+    )
+    token_kernel: int = option(3, "Kernel size k of the k×k token convolution (the mlp transformation); odd.", ge=1)
 
     def __post_init__(self) -> None:
         if self.share is not None and self.groups is not None:
@@ -134,23 +98,18 @@ class PlanRecipe:
 class TargetRecipe:
     """What to search a plan for, instead of giving one."""
 
-    target_ratio: Annotated[
-        float | None, Field(gt=1, description="Find the best plan with at least this many times fewer parameters.")
-    ] = None
-    target_size: Annotated[
-        Annotated[int, Field(gt=0)] | None,
-        Bytes,
-        Field(description="Find the best plan and store for a file of at most this size, like 20MB."),
-    ] = None
-    target_drop: Annotated[
-        float | None,
-        Field(gt=0, description="Find the smallest plan that loses at most this many points before training."),
-    ] = None
-    kinds: Annotated[
-        tuple[Literal["narrow", "low_rank", "share", "adapter", "basis"], ...],
-        Words,
-        Field(min_length=1, description="Kinds of compression that the search may use, comma-separated."),
-    ] = KINDS  # type: ignore[assignment]
+    target_ratio: float | None = option(
+        None, "Find the best plan with at least this many times fewer parameters.", gt=1
+    )
+    target_size: Annotated[Annotated[int, Field(gt=0)] | None, Bytes] = option(
+        None, "Find the best plan and store for a file of at most this size, like 20MB."
+    )
+    target_drop: float | None = option(
+        None, "Find the smallest plan that loses at most this many points before training.", gt=0
+    )
+    kinds: Annotated[tuple[Literal["narrow", "low_rank", "share", "adapter", "basis"], ...], Words] = option(
+        KINDS, "Kinds of compression that the search may use, comma-separated.", min_length=1
+    )
 
     def __post_init__(self) -> None:
         given = [name for name in ("target_ratio", "target_size", "target_drop") if getattr(self, name) is not None]
@@ -167,39 +126,25 @@ class TargetRecipe:
 class StartRecipe:
     """The weights that groups start from."""
 
-    start: Annotated[
-        Literal["first", "mean", "calibrated"],
-        Field(
-            description="Initial weights of a group: of its first block, their mean, or a least-squares fit to images."
-        ),
-    ] = "calibrated"
-    calibration_images: Annotated[
-        int, Field(ge=1, description="Number of images for calibrated starts and for the search.")
-    ] = 512
+    start: Literal["first", "mean", "calibrated"] = option(
+        "calibrated", "Initial weights of a group: of its first block, their mean, or a least-squares fit to images."
+    )
+    calibration_images: int = option(512, "Number of images for calibrated starts and for the search.", ge=1)
 
 
 @dataclass(frozen=True, config=CONFIG)
 class StoreRecipe:
     """How the file stores the weights."""
 
-    store: Annotated[
-        StoreName | None,
-        Field(
-            description="Number format of the file. Default: source (float32, as the model computes); "
-            "with --target-size, the search chooses."
-        ),
-    ] = None
-    qat_fraction: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="Final fraction of the training that computes with int8 or int4 weights.",
-        ),
-    ] = 0.0
-    baselines: Annotated[
-        bool, Field(description="Also measure the source model in fp16, int8 and int4, for comparison.")
-    ] = True
+    store: StoreName | None = option(
+        None,
+        "Number format of the file. Default: source (float32, as the model computes); "
+        "with --target-size, the search chooses.",
+    )
+    qat_fraction: float = option(
+        0.0, "Final fraction of the training that computes with int8 or int4 weights.", ge=0, le=1
+    )
+    baselines: bool = option(True, "Also measure the source model in fp16, int8 and int4, for comparison.")
 
     @property
     def kind(self) -> str:

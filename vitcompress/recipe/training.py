@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from vitcompress.errors import nearest
-from vitcompress.recipe.values import CONFIG, AnyPath, Pairs, Workers
+from vitcompress.recipe.values import CONFIG, AnyPath, Pairs, Workers, option
 
 BUILT_IN = "built-in"
 DEFAULT_STEPS = 500
@@ -23,55 +23,33 @@ LOSS_NAMES = ("logits", "hidden", "attention", "hidden_relation", "features", "l
 class DataRecipe:
     """Images, labels and augmentation."""
 
-    data: Annotated[
-        str | None,
-        AnyPath,
-        Field(
-            description="Training images: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in. "
-            f"Default: {BUILT_IN}, if images are needed."
-        ),
-    ] = None
-    val_data: Annotated[
-        str | None,
-        AnyPath,
-        Field(
-            description="Images to evaluate on. Default: the validation split of --data, else a tenth held out of it."
-        ),
-    ] = None
-    image_key: Annotated[
-        str | None, Field(description="Column (hfds) or file extension (wds) of the images. Default: detected.")
-    ] = None
-    label_key: Annotated[
-        str | None,
-        Field(description="Column (hfds) or file extension (wds) of the labels. Default: label (hfds), cls (wds)."),
-    ] = None
-    class_map: Annotated[
-        Path | None, Field(description="Text file with one class name per line, in the order of the model's classes.")
-    ] = None
-    skip_bad_images: Annotated[bool, Field(description="Skip and count unreadable images instead of stopping.")] = False
-    batch_size: Annotated[int, Field(ge=1, description="Images per training step, over all processes.")] = 128
-    num_workers: Annotated[
-        int | Literal["auto"],
-        Workers,
-        Field(description="Processes that decode images; auto: one less than the CPU cores, at most 16."),
-    ] = "auto"
-    crop_min: Annotated[
-        float, Field(gt=0, le=1, description="Smallest fraction of the image that a random training crop covers.")
-    ] = 0.6
-    hflip: Annotated[float, Field(ge=0, le=1, description="Probability of flipping a training image horizontally.")] = (
-        0.5
+    data: Annotated[str | None, AnyPath] = option(
+        None,
+        "Training images: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in. "
+        f"Default: {BUILT_IN}, if images are needed.",
     )
-    auto_augment: Annotated[
-        str | None, Field(description="timm augmentation policy for training images, like rand-m9-mstd0.5-inc1.")
-    ] = None
-    erase: Annotated[
-        float, Field(ge=0, le=1, description="Probability of erasing a random rectangle of a training image.")
-    ] = 0.0
-    repeats: Annotated[
-        int, Field(ge=1, description="Number of successive views of each training image (repeated augmentation).")
-    ] = 1
-    mixup: Annotated[float, Field(ge=0, description="Mixup alpha; 0 turns mixup off.")] = 0.0
-    cutmix: Annotated[float, Field(ge=0, description="CutMix alpha; 0 turns CutMix off.")] = 0.0
+    val_data: Annotated[str | None, AnyPath] = option(
+        None, "Images to evaluate on. Default: the validation split of --data, else a tenth held out of it."
+    )
+    image_key: str | None = option(None, "Column (hfds) or file extension (wds) of the images. Default: detected.")
+    label_key: str | None = option(
+        None, "Column (hfds) or file extension (wds) of the labels. Default: label (hfds), cls (wds)."
+    )
+    class_map: Path | None = option(
+        None, "Text file with one class name per line, in the order of the model's classes."
+    )
+    skip_bad_images: bool = option(False, "Skip and count unreadable images instead of stopping.")
+    batch_size: int = option(128, "Images per training step, over all processes.", ge=1)
+    num_workers: Annotated[int | Literal["auto"], Workers] = option(
+        "auto", "Processes that decode images; auto: one less than the CPU cores, at most 16."
+    )
+    crop_min: float = option(0.6, "Smallest fraction of the image that a random training crop covers.", gt=0, le=1)
+    hflip: float = option(0.5, "Probability of flipping a training image horizontally.", ge=0, le=1)
+    auto_augment: str | None = option(None, "timm augmentation policy for training images, like rand-m9-mstd0.5-inc1.")
+    erase: float = option(0.0, "Probability of erasing a random rectangle of a training image.", ge=0, le=1)
+    repeats: int = option(1, "Number of successive views of each training image (repeated augmentation).", ge=1)
+    mixup: float = option(0.0, "Mixup alpha; 0 turns mixup off.", ge=0)
+    cutmix: float = option(0.0, "CutMix alpha; 0 turns CutMix off.", ge=0)
 
     def __post_init__(self) -> None:
         if (self.mixup or self.cutmix) and self.batch_size % 2:
@@ -84,14 +62,13 @@ class DataRecipe:
 class TeacherRecipe:
     """The teacher, if it is not the source."""
 
-    teacher: Annotated[
-        str | None,
-        Field(description="Model to learn from: a name like MODEL, or a vitcompress file. Default: the source model."),
-    ] = None
-    teacher_checkpoint: Annotated[Path | None, Field(description="Weights of the teacher, like --checkpoint.")] = None
-    teacher_arg: Annotated[
-        dict[str, Any], Pairs, Field(description="key=value argument of the teacher's constructor; repeatable.")
-    ] = dataclasses.field(default_factory=dict)
+    teacher: str | None = option(
+        None, "Model to learn from: a name like MODEL, or a vitcompress file. Default: the source model."
+    )
+    teacher_checkpoint: Path | None = option(None, "Weights of the teacher, like --checkpoint.")
+    teacher_arg: Annotated[dict[str, Any], Pairs] = option(
+        {}, "key=value argument of the teacher's constructor; repeatable."
+    )
 
     def __post_init__(self) -> None:
         if self.teacher is None and (self.teacher_checkpoint is not None or self.teacher_arg):
@@ -103,92 +80,55 @@ class TeacherRecipe:
 class DistillRecipe:
     """Length, optimizer and losses of the training."""
 
-    steps: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            description=f"Training steps; 0 trains nothing. Default: {DEFAULT_STEPS}, if no length is given.",
-        ),
-    ] = None
-    epochs: Annotated[float | None, Field(gt=0, description="Passes over the training images, instead of --steps.")] = (
-        None
+    steps: int | None = option(
+        None, f"Training steps; 0 trains nothing. Default: {DEFAULT_STEPS}, if no length is given.", ge=0
     )
-    max_minutes: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            description="Minutes for the whole command, including evaluation and writing, instead of --steps.",
-        ),
-    ] = None
-    optimizer: Annotated[
-        Literal["adamw", "muon"],
-        Field(description="muon: Muon for the blocks' matrices, AdamW for the rest; for long runs, far starts."),
-    ] = "adamw"
-    lr: Annotated[
-        float | None,
-        Field(
-            gt=0, description="Peak learning rate of AdamW. Default: depends on how far the start is from the source."
-        ),
-    ] = None
-    matrix_lr: Annotated[float, Field(gt=0, description="Peak learning rate of Muon.")] = 0.02
-    weight_decay: Annotated[
-        float, Field(ge=0, description="Weight decay of matrices; vectors and transformations have none.")
-    ] = 0.05
-    fade: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=0.9,
-            description="Fraction of the training over which each block's own matrices fade into the shared ones.",
-        ),
-    ] = 0.0
-    warmup: Annotated[float, Field(ge=0, lt=1, description="Fraction of the training for learning rate warmup.")] = 0.1
-    clip_norm: Annotated[float, Field(gt=0, description="Maximum gradient norm.")] = 1.0
-    accumulate: Annotated[
-        int,
-        Field(ge=1, description="Gradient accumulation: parts that each step's images are split into, to save memory."),
-    ] = 1
-    loss: Annotated[
-        dict[str, Annotated[float, Field(ge=0)]] | None,
-        Pairs,
-        Field(
-            description="Weight of a loss as name=weight; repeatable. Losses: " + ", ".join(LOSS_NAMES) + ". "
-            "Default: depends on model and command; to compress a classifier, logits=1 hidden=1 attention=1 "
-            "hidden_relation=0.1."
-        ),
-    ] = None
-    temperature: Annotated[float, Field(gt=0, description="Temperature of the logits loss.")] = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="Label smoothing of the labels loss.")] = 0.0
-    layers: Annotated[
-        str | None,
-        Field(
-            description="Blocks to compare, as student:teacher, like 1:3,3:9 (numbered from 0; 1 means 1:1). "
-            "Default: every block of the student, with blocks of the teacher at even distances."
-        ),
-    ] = None
-    relation_heads: Annotated[
-        int,
-        Field(
-            ge=1, description="Number of parts that channels are split into for attention relations; MiniViT uses 1."
-        ),
-    ] = 1
-    max_relation_tokens: Annotated[
-        int, Field(ge=2, description="Maximum number of tokens in relation losses, sampled anew at each step.")
-    ] = 128
-    ema: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            lt=1,
-            description="Decay of a moving average of the weights, which replaces them at the end.",
-        ),
-    ] = None
-    drop_path: Annotated[
-        float, Field(ge=0, lt=1, description="Stochastic depth: drop rate of the last block; earlier blocks drop less.")
-    ] = 0.0
-    grad_checkpointing: Annotated[
-        bool, Field(description="Recompute blocks in the backward pass: less memory, more time.")
-    ] = False
+    epochs: float | None = option(None, "Passes over the training images, instead of --steps.", gt=0)
+    max_minutes: float | None = option(
+        None, "Minutes for the whole command, including evaluation and writing, instead of --steps.", gt=0
+    )
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "muon: Muon for the blocks' matrices, AdamW for the rest; for long runs, far starts."
+    )
+    lr: float | None = option(
+        None, "Peak learning rate of AdamW. Default: depends on how far the start is from the source.", gt=0
+    )
+    matrix_lr: float = option(0.02, "Peak learning rate of Muon.", gt=0)
+    weight_decay: float = option(0.05, "Weight decay of matrices; vectors and transformations have none.", ge=0)
+    fade: float = option(
+        0.0, "Fraction of the training over which each block's own matrices fade into the shared ones.", ge=0, le=0.9
+    )
+    warmup: float = option(0.1, "Fraction of the training for learning rate warmup.", ge=0, lt=1)
+    clip_norm: float = option(1.0, "Maximum gradient norm.", gt=0)
+    accumulate: int = option(
+        1, "Gradient accumulation: parts that each step's images are split into, to save memory.", ge=1
+    )
+    loss: Annotated[dict[str, Annotated[float, Field(ge=0)]] | None, Pairs] = option(
+        None,
+        "Weight of a loss as name=weight; repeatable. Losses: " + ", ".join(LOSS_NAMES) + ". "
+        "Default: depends on model and command; to compress a classifier, logits=1 hidden=1 attention=1 "
+        "hidden_relation=0.1.",
+    )
+    temperature: float = option(1.0, "Temperature of the logits loss.", gt=0)
+    label_smoothing: float = option(0.0, "Label smoothing of the labels loss.", ge=0, lt=1)
+    layers: str | None = option(
+        None,
+        "Blocks to compare, as student:teacher, like 1:3,3:9 (numbered from 0; 1 means 1:1). "
+        "Default: every block of the student, with blocks of the teacher at even distances.",
+    )
+    relation_heads: int = option(
+        1, "Number of parts that channels are split into for attention relations; MiniViT uses 1.", ge=1
+    )
+    max_relation_tokens: int = option(
+        128, "Maximum number of tokens in relation losses, sampled anew at each step.", ge=2
+    )
+    ema: float | None = option(
+        None, "Decay of a moving average of the weights, which replaces them at the end.", gt=0, lt=1
+    )
+    drop_path: float = option(
+        0.0, "Stochastic depth: drop rate of the last block; earlier blocks drop less.", ge=0, lt=1
+    )
+    grad_checkpointing: bool = option(False, "Recompute blocks in the backward pass: less memory, more time.")
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.steps, self.epochs, self.max_minutes)) > 1:
@@ -214,34 +154,23 @@ class DistillRecipe:
 class RunRecipe:
     """Seed, device, precision, and saved states."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="Seed of data order, augmentation and drop path.")] = 0
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        Field(description="Device to train on; auto: a CUDA GPU if there is one, else the CPU."),
-    ] = "auto"
-    num_processes: Annotated[
-        int | None, Field(ge=1, description="Training processes on this machine. Default: one per GPU, else one.")
-    ] = None
-    precision: Annotated[
-        Literal["auto", "fp32", "tf32", "bf16"],
-        Field(description="Precision of training; auto: bf16 where the device computes in it, else fp32."),
-    ] = "auto"
-    compile: Annotated[
-        bool, Field(description="Compile the blocks with torch.compile: slower start, faster steps.")
-    ] = False
-    save_every: Annotated[
-        str, Field(description="How often to save the training state: steps (500), minutes (10m) or none.")
-    ] = "10m"
-    resume: Annotated[
-        bool, Field(description="Continue from the last saved state of an interrupted run of the same recipe.")
-    ] = False
-    cache_teacher: Annotated[
-        Path | None,
-        Field(description="Cache the teacher's logits here for later runs on the same views (logits loss only)."),
-    ] = None
-    log_with: Annotated[
-        Literal["tensorboard", "wandb"] | None, Field(description="Log loss curves to this tracker.")
-    ] = None
+    seed: int = option(0, "Seed of data order, augmentation and drop path.", ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "Device to train on; auto: a CUDA GPU if there is one, else the CPU."
+    )
+    num_processes: int | None = option(
+        None, "Training processes on this machine. Default: one per GPU, else one.", ge=1
+    )
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = option(
+        "auto", "Precision of training; auto: bf16 where the device computes in it, else fp32."
+    )
+    compile: bool = option(False, "Compile the blocks with torch.compile: slower start, faster steps.")
+    save_every: str = option("10m", "How often to save the training state: steps (500), minutes (10m) or none.")
+    resume: bool = option(False, "Continue from the last saved state of an interrupted run of the same recipe.")
+    cache_teacher: Path | None = option(
+        None, "Cache the teacher's logits here for later runs on the same views (logits loss only)."
+    )
+    log_with: Literal["tensorboard", "wandb"] | None = option(None, "Log loss curves to this tracker.")
 
     def __post_init__(self) -> None:
         save_interval(self.save_every)

@@ -1,4 +1,4 @@
-"""Parsers of typed values: lists, pairs and sizes, from flags and from YAML alike."""
+"""Declare options, and parse their values (lists, pairs, sizes) from flags and from YAML alike."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 
 _MIN_BYTES = 1000
 _FLAGS = {"model": "MODEL", "matrices": "--no-matrices"}
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
+
+
+def option(default: Any, description: str, **bounds: Any) -> Any:
+    """Return a field of a recipe: its default, its help text, and pydantic's bounds."""
+    return Field(default, description=description, **bounds)
 
 
 def flag_of(name: str) -> str:

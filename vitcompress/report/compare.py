@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
 from vitcompress.report.model import Report, Result
 from vitcompress.report.picture import Point, points_of
-from vitcompress.report.private import shareable, without_places
+from vitcompress.report.private import shareable
 from vitcompress.report.rows import megabytes, report_accuracy_rows, size_rows, speed_rows
 from vitcompress.report.sharing import describe_sharing
 from vitcompress.report.terminal import print_lines, print_table
@@ -18,9 +19,9 @@ def print_compared(results: Sequence[Result], names: Sequence[str], console: Con
     """Print several files side by side.
 
     Args:
-        results: the files.
+        results: files to compare.
         names: column heads, one for each file.
-        console: to print on.
+        console: console to print on.
     """
     print_table(["", *names], compared_rows(results), console)
     print_lines(cautions(results), console)
@@ -31,7 +32,7 @@ def compared_html(results: Sequence[Result]) -> str:
     from vitcompress.report.page import size_plot  # imports yaml, which the terminal does not need
     from vitcompress.report.render import render
 
-    results = [Result(r.name, r.file_bytes, shareable(r.report), without_places(r.recipe)) for r in results]
+    results = [replace(result, report=shareable(result.report)) for result in results]
     names = _distinct([result.name for result in results])
     points = [
         Point(name, result.report.size.student_bytes, result.report.accuracy.student_top1, "student")

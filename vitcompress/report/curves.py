@@ -1,13 +1,14 @@
-"""Show the losses of a training: a drawing as SVG, a table, and a sentence.
-
-matplotlib is imported when something is drawn, not before.
-"""
+"""Show the losses of a training: a drawing as SVG, a table, and a sentence."""
 
 from __future__ import annotations
 
-import io
+from typing import TYPE_CHECKING
 
 from vitcompress.distill.log import TrainLog
+from vitcompress.report.svg import draw_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#a66f00", "#56b4e9")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
@@ -43,30 +44,23 @@ def draw_curves(train: TrainLog) -> str:
     Returns:
         SVG; the same for the same points and the same matplotlib.
     """
-    import matplotlib.style
-    from matplotlib.figure import Figure
+    names = _loss_names(train)
 
-    svg, names = io.StringIO(), _loss_names(train)
-    values = [point[name] for point in train.loss_curve for name in names if name in point]
-    with matplotlib.style.context(["default", {"svg.hashsalt": "vitcompress"}]):
-        figure = Figure(figsize=(4.4, 3.2), dpi=72, layout="constrained")
-        axes = figure.add_subplot()
+    def plot(axes: Axes) -> None:
         for number, name in enumerate(names):
             points = [(point["step"], point[name]) for point in train.loss_curve if name in point and "step" in point]
             steps, losses = zip(*points, strict=True) if points else ((), ())
             colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
             axes.plot(steps, losses, color=colour, linestyle=dash, linewidth=1.8, label=_label(name))
+        values = [point[name] for point in train.loss_curve for name in names if name in point]
         if min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.set_ylabel("weighted loss")
-        axes.grid(color="#e0e0e0", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
         for text in axes.legend(frameon=False, fontsize=9).get_texts():
             text.set_parse_math(False)
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return svg.getvalue()
+
+    return draw_svg((4.4, 3.2), plot)
 
 
 def describe_curves(train: TrainLog) -> str:

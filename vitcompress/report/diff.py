@@ -21,7 +21,7 @@ class Difference(NamedTuple):
 
     Attributes:
         part: `plan`, `recipe`, `numbers` or `made with`.
-        name: of the field.
+        name: name of the field.
         first: value in the first file; None if it has none.
         second: value in the second file; None if it has none.
     """
@@ -54,8 +54,8 @@ def print_differences(rows: Sequence[Difference], names: tuple[str, str], consol
 
     Args:
         rows: from `differences`.
-        names: of the two files.
-        console: to print on.
+        names: names of the two files.
+        console: console to print on.
     """
     rows = _merge(rows)
     for part in dict.fromkeys(row.part for row in rows):

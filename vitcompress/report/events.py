@@ -13,9 +13,9 @@ def tell_plan(reporter: Reporter, name: str, plan: Plan) -> None:
     """Log a plan.
 
     Args:
-        reporter: whose log to write to.
-        name: of the model.
-        plan: for the student.
+        reporter: owner of the log.
+        name: name of the model.
+        plan: plan of the student.
     """
     reporter.tell("plan", model=name, groups=[len(group.blocks) for group in plan.groups], size=to_json(plan.size))
 
@@ -24,8 +24,8 @@ def tell_result(reporter: Reporter, report: Report, out: Path) -> None:
     """Log what was measured and which file was written.
 
     Args:
-        reporter: whose log to write to; only the main process has a log.
-        report: of the result.
+        reporter: owner of the log; only the main process has one.
+        report: report of the result.
         out: path of the artifact.
     """
     if reporter.log is None:

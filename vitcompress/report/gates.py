@@ -10,11 +10,11 @@ from vitcompress.report.model import Report
 
 
 def unreachable_gates(size: Size, gates: GateRecipe) -> list[tuple[str, str]]:
-    """Return the gates that a plan misses whatever is trained, as `(message, hint)` pairs.
+    """Return the gates that a plan misses however it is trained, as `(message, hint)` pairs.
 
     Args:
-        size: of the plan.
-        gates: that the result must meet.
+        size: size of the plan.
+        gates: gates that the result must meet.
     """
     faults = []
     if gates.min_ratio is not None and size.params_ratio < gates.min_ratio:
@@ -32,8 +32,8 @@ def missed_gates(report: Report, gates: GateRecipe, *, file_bytes: int) -> list[
     What was not measured, or is NaN, misses its gate.
 
     Args:
-        report: of the result.
-        gates: that the result must meet.
+        report: report of the result.
+        gates: gates that the result must meet.
         file_bytes: size of the file on disk.
     """
     missed = []

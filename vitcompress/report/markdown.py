@@ -17,7 +17,7 @@ def to_markdown(report: Report, *, picture: str | None = None) -> str:
     """Return a report as a Markdown page.
 
     Args:
-        report: to lay out.
+        report: report to write.
         picture: name of the file beside the page that `to_svg` was written to; None without one.
     """
     plan = plan_remarks(report.made_of, report.why)

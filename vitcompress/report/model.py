@@ -1,18 +1,20 @@
-"""The report as data, and as JSON.
+"""The report as data, written as JSON and read from it.
 
-The bounds of the fields are checked when a report is read from a file, not when one is built.
+Anybody can write a file, so the bounds of the fields are checked when a report is read from JSON;
+they are not checked when a report is built.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from vitcompress.distill.log import TrainLog
+from vitcompress.errors import ArtifactError
 from vitcompress.measure.results import Accuracy, Baseline, Speed
 from vitcompress.plans.bounds import MAX_BLOCKS, MAX_ENTRIES, Text, Texts
 from vitcompress.plans.model import Group, Size
@@ -26,12 +28,10 @@ class Parent:
     """A file that the result was made from.
 
     Attributes:
-        name: of the file.
-        sha256: of its bytes, as `sha256sum` prints it.
-        command: that made it.
+        name: name of the file.
+        sha256: hash of its bytes, as `sha256sum` prints it.
+        command: command that made the file.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: Text
     sha256: Text
@@ -43,28 +43,28 @@ class Report:
     """What went in, what came out, and how it was made.
 
     Attributes:
-        schema_version: of this structure; a change that breaks readers raises it.
+        schema_version: version of this structure; a change that breaks readers increases it.
         model: name of the source.
-        family: of the source.
+        family: family of the source.
         groups: number of blocks that share one set of weights, in order.
-        transforms: what each block has of its own.
+        transforms: transformations added to each block.
         size: parameters, bytes and multiply-accumulates.
         accuracy: None if there were no images to measure on.
         speed: latency; None if it was not measured.
-        train: what training did.
+        train: counters and loss curve of the training.
         data: name of the training images; None if there were none.
-        versions: of the packages.
-        command: that made the result; empty if it was made from Python.
-        notes: what the numbers do not say.
+        versions: versions of the packages.
+        command: command that made the result; empty if it was made from Python.
+        notes: remarks on the numbers.
         before: accuracy before fine-tuning; None without fine-tuning, or if not measured.
         lineage: the files that the result was made from, oldest first.
-        store: how the file holds the student.
+        store: number format of the file.
         baselines: the whole teacher in fewer bits, on the same images; empty if not measured.
         made_of: the groups in full, with ranks and widths of their layers; empty in older reports.
-        why: what a search chose the plan from, one line each, best first; empty without one.
+        why: plans that a search chose from, one line each, best first; empty without a search.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid")  # also for the dataclasses in it
 
     schema_version: int
     model: Text
@@ -92,10 +92,10 @@ class Result:
     """A file to show.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         file_bytes: size of the file on disk.
-        report: in the file.
-        recipe: in the file, as plain JSON values; they are not checked.
+        report: report in the file.
+        recipe: recipe in the file, as plain JSON values; they are not checked.
         classes: names of the model's classes, in order; empty if they are not known.
     """
 
@@ -108,7 +108,7 @@ class Result:
 
 @functools.cache
 def adapter(kind: type) -> TypeAdapter[Any]:
-    """Return what validates and serializes the values of a type."""
+    """Return pydantic's reader and writer of a type."""
     return TypeAdapter(kind)
 
 
@@ -117,3 +117,40 @@ def to_json(value: Any) -> dict[str, Any]:
     kind: Any = type(value)
     tree: dict[str, Any] = adapter(kind).dump_python(value, mode="json")
     return tree
+
+
+def from_json(tree: Mapping[str, Any]) -> Report:
+    """Return the report that `to_json` wrote.
+
+    Args:
+        tree: plain JSON values.
+
+    Raises:
+        ArtifactError: another schema, or a field with an implausible value.
+    """
+    if tree.get("schema_version") != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"The report has schema {tree.get('schema_version')}; this vitcompress reads schema {SCHEMA_VERSION}.",
+            hint="pip install --upgrade vitcompress",
+        )
+    try:
+        report: Report = adapter(Report).validate_python(dict(tree))
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        field = ".".join(str(name)[:80] for name in first["loc"])
+        raise ArtifactError(f"Implausible report: {field}: {first['msg']}.") from error
+    for fault in _contradictions(report):
+        raise ArtifactError(f"Implausible report: {fault}.")
+    return report
+
+
+def _contradictions(report: Report) -> Iterator[str]:
+    """Find fields that do not fit together."""
+    if sum(report.groups) > MAX_BLOCKS:
+        yield f"groups: more than {MAX_BLOCKS} blocks"
+    if report.speed and report.speed.teacher_ms.keys() != report.speed.student_ms.keys():
+        yield "speed: teacher_ms and student_ms have different batch sizes"
+    for accuracy in filter(None, (report.accuracy, report.before)):
+        for row in accuracy.classes:
+            if max(row.teacher_hits or 0, row.student_hits) > row.num_images:
+                yield f"accuracy.classes: class {row.index} has more hits than images"

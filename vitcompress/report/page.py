@@ -12,7 +12,6 @@ from markupsafe import Markup
 from vitcompress.recipe import GateRecipe, flag_of
 from vitcompress.report.curves import curve_columns, curve_rows, describe_curves, draw_curves
 from vitcompress.report.gates import missed_gates
-from vitcompress.report.inline import inline_svg
 from vitcompress.report.model import Report, Result
 from vitcompress.report.picture import Point, alt_text, draw_sizes, points_of
 from vitcompress.report.private import shareable, without_places
@@ -29,6 +28,7 @@ from vitcompress.report.rows import (
     speed_rows,
 )
 from vitcompress.report.sharing import boxes, describe_boxes, describe_sharing, group_rows
+from vitcompress.report.svg import inline_svg
 
 if TYPE_CHECKING:
     from vitcompress.measure.examples import Examples
@@ -119,8 +119,8 @@ def class_rows(report: Report, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the classes whose accuracy changed most; those with few images are left out.
 
     Args:
-        report: to show.
-        names: of the classes, in order.
+        report: report to show.
+        names: names of the classes, in order.
 
     Returns:
         Rows of name, images, accuracy of teacher and student, and change; empty without labels.

@@ -1,17 +1,13 @@
-"""Draw size against top-1 as SVG, one point for each model.
-
-matplotlib is imported when something is drawn, not before.
-"""
+"""Draw size against top-1 as SVG, one point for each model."""
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vitcompress.report.model import Report
+from vitcompress.report.svg import draw_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,17 +78,11 @@ def draw_sizes(points: Sequence[Point], title: str, size: tuple[float, float] = 
     Returns:
         SVG; the same for the same points and the same matplotlib.
     """
-    import matplotlib.style
-    from matplotlib.figure import Figure
-
-    svg, (width, height) = io.StringIO(), size
+    width, height = size
     columns = 2 if width > 6 and len(points) > 2 else 1
     height += _LEGEND_LINE * math.ceil(len(points) / columns)
-    # a user's matplotlibrc must not change the picture, nor may random ids or the date
-    with matplotlib.style.context(["default", {"svg.hashsalt": "vitcompress"}]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in other scripts are shown as boxes
-        figure = Figure(figsize=(width, height), dpi=72, layout="constrained")
-        axes = figure.add_subplot()
+
+    def plot(axes: Axes) -> None:
         axes.set_title(title, parse_math=False, fontsize=11)
         _lay_out(axes, points)
         for number, point in enumerate(points):
@@ -101,16 +91,16 @@ def draw_sizes(points: Sequence[Point], title: str, size: tuple[float, float] = 
                 markersize=9, markeredgecolor="white", label=str(number),
                 zorder=3 if point.kind == "baseline" else 4,  # teachers and students are in front
             )  # fmt: skip
-        legend = figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        legend = axes.figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
         for text, point in zip(legend.get_texts(), points, strict=True):  # labels like _name would be left out
             text.set_parse_math(False)
             text.set_text(f"{_shorten(point.name)}, {_numbers(point)}")
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return svg.getvalue()
+
+    return draw_svg((width, height), plot)
 
 
 def _lay_out(axes: Axes, points: Sequence[Point]) -> None:
-    """Set limits, ticks, labels and a light grid, in place."""
+    """Set limits, ticks and labels, in place."""
     sizes = [_megabytes(point) for point in points]
     tops = [point.top1 or 0.0 for point in points]
     left, right = min(sizes), max(sizes)
@@ -127,9 +117,6 @@ def _lay_out(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_ylim(min(tops) - room, max(tops) + room)
     axes.set_xlabel("size of the tensors (MB, logarithmic)")
     axes.set_ylabel("top-1 (%)")
-    axes.grid(color="#e0e0e0", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _megabytes(point: Point) -> float:

@@ -30,8 +30,8 @@ def plan_remarks(groups: Sequence[Group], why: Sequence[str]) -> list[str]:
     """Return the sentences on narrow and factored layers, and on why a search chose the plan.
 
     Args:
-        groups: of the plan.
-        why: of the plan: the choice and its alternatives, best first.
+        groups: groups of the plan.
+        why: the chosen plan and its alternatives, best first.
     """
     choices = [f"{'Chosen' if number == 0 else 'Alternative'}: {line}." for number, line in enumerate(why)]
     return [*_layer_remarks(groups), *choices]

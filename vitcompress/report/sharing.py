@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count, islice, product
+from string import ascii_uppercase
 from typing import NamedTuple
 
 from vitcompress.plans.model import Group
@@ -64,32 +66,19 @@ def shared_names(group: Group) -> list[str]:
     return [*group.shared, *(f"{layer} (basis)" for layer in group.bases)]
 
 
-def groups_of(report: Report) -> tuple[Group, ...]:
-    """Return the groups of a report; consecutive blocks if an older report has only sizes."""
-    if report.made_of:
-        return report.made_of
-    groups, first = [], 0
-    for size in report.groups:
-        groups.append(Group(tuple(f"blocks.{number}" for number in range(first, first + size)), ()))
-        first += size
-    return tuple(groups)
-
-
 def group_rows(report: Report) -> list[tuple[str, str, str, str]]:
     """Return a row for each group: name, blocks, what they share, widths and ranks."""
-    groups = groups_of(report)
     return [
         (name or "–", _short_blocks(group), ", ".join(shared_names(group)) if name else "", describe_layers(group))
-        for name, group in zip(_group_names(groups), groups, strict=True)
+        for name, group in _named_groups(report)
     ]
 
 
 def boxes(report: Report) -> list[list[Box]]:
     """Return a box for each block in the order in which they run, a list for each stage."""
-    groups = groups_of(report)
-    names = _group_names(groups)
-    colours = {name: number % _NUM_COLOURS for number, name in enumerate(filter(None, names))}
-    homes = {block: (name, group) for name, group in zip(names, groups, strict=True) for block in group.blocks}
+    groups = _named_groups(report)
+    colours = {name: number % _NUM_COLOURS for number, name in enumerate(name for name, _ in groups if name)}
+    homes = {block: (name, group) for name, group in groups for block in group.blocks}
     stages: dict[str, list[Box]] = {}
     for block in sorted(homes, key=_block_numbers):
         name, group = homes[block]
@@ -100,36 +89,29 @@ def boxes(report: Report) -> list[list[Box]]:
 
 def describe_boxes(report: Report) -> str:
     """Describe the map in a sentence."""
-    groups = groups_of(report)
-    parts = [
-        f"group {name}: {_short_blocks(group)}"
-        for name, group in zip(_group_names(groups), groups, strict=True)
-        if name
-    ]
+    parts = [f"group {name}: {_short_blocks(group)}" for name, group in _named_groups(report) if name]
     return f"Blocks that share one set of weights: {'; '.join(parts)}." if parts else "No block shares with another."
+
+
+def _named_groups(report: Report) -> list[tuple[str, Group]]:
+    """Return the groups, named A, B, …, Z, AA, …; a group of one block has an empty name.
+
+    An older report has only the sizes of its groups: they are groups of consecutive blocks.
+    """
+    blocks = (f"blocks.{number}" for number in count())
+    groups = report.made_of or [Group(tuple(islice(blocks, size)), ()) for size in report.groups]
+    names = _letters()
+    return [(next(names) if len(group.blocks) > 1 else "", group) for group in groups]
+
+
+def _letters() -> Iterator[str]:
+    """Yield A, B, …, Z, AA, AB, …"""
+    for length in count(1):
+        yield from map("".join, product(ascii_uppercase, repeat=length))
 
 
 def _short_blocks(group: Group) -> str:
     return ", ".join(block.removeprefix("blocks.") for block in group.blocks)
-
-
-def _group_names(groups: Sequence[Group]) -> list[str]:
-    """Name each group A, B, …, Z, AA, …; a group of one block has an empty name."""
-    names: list[str] = []
-    number = 0
-    for group in groups:
-        names.append(_letters(number) if len(group.blocks) > 1 else "")
-        number += len(group.blocks) > 1
-    return names
-
-
-def _letters(number: int) -> str:
-    """Return A, B, …, Z, AA, AB, … for 0, 1, …"""
-    letters = ""
-    while number >= 0:
-        number, rest = divmod(number, 26)
-        letters, number = chr(ord("A") + rest) + letters, number - 1
-    return letters
 
 
 def _block_numbers(block: str) -> tuple[int, ...]:

@@ -30,9 +30,9 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     """Print the groups of a plan and the sizes before and after.
 
     Args:
-        plan: to print.
-        name: of the model.
-        console: to print on.
+        plan: plan to print.
+        name: name of the model.
+        console: console to print on.
     """
     _print_title(name, [len(group.blocks) for group in plan.groups], plan.groups, console)
     columns = ["group", "donor", "blocks", "made of"]
@@ -61,9 +61,9 @@ def print_options(options: Sequence[Mapping[str, Any]], name: str, console: Cons
     """Print what each option of a search would cost, a row for each run of blocks, part and kind.
 
     Args:
-        options: from `pipeline.sensitivities`.
-        name: of the model.
-        console: to print on.
+        options: options from `pipeline.sensitivities`.
+        name: name of the model.
+        console: console to print on.
     """
     lines: dict[tuple[str, str, str], list[str]] = {}
     for option in options:
@@ -89,8 +89,8 @@ def print_table(
 
     Args:
         columns: heads of the columns.
-        rows: of cells.
-        console: to print on.
+        rows: rows of cells.
+        console: console to print on.
         align_right: align all columns but the first on the right.
     """
     table = Table(escape(columns[0]))

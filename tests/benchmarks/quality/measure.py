@@ -28,7 +28,7 @@ from tests.benchmarks.quality.methods import (
 )
 from tests.benchmarks.quality.record import Key, Record, Results
 from tests.benchmarks.quality.subjects import Batches, Labelled, Sets, Subject, logits_of
-from vitcompress.data.mixing import Mixing
+from vitcompress.data.augmentation import Mixing
 from vitcompress.distill.fading import fading
 from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import ComparedModel, match_models

@@ -1,9 +1,19 @@
-"""Put matplotlib's drawings into an HTML page, in its colours, with title and description."""
+"""Draw with matplotlib, and put drawings into an HTML page, in the page's colours.
+
+matplotlib is imported when something is drawn, not before.
+"""
 
 from __future__ import annotations
 
+import io
 import re
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _SVG_LINK = "{http://www.w3.org/1999/xlink}href"
 _CSS_COLOURS = {  # colours of the drawings, and their names in style.css.j2
@@ -18,6 +28,33 @@ _CSS_COLOURS = {  # colours of the drawings, and their names in style.css.j2
     "#56b4e9": "var(--sixth)",
 }
 _COLOUR = re.compile("|".join(_CSS_COLOURS))
+
+
+def draw_svg(size: tuple[float, float], plot: Callable[[Axes], None]) -> str:
+    """Draw on axes with a light grid.
+
+    Args:
+        size: width and height in inches, at 72 dots per inch.
+        plot: draws on the axes, in place.
+
+    Returns:
+        SVG; the same for the same plot and the same matplotlib.
+    """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    svg = io.StringIO()
+    # a user's matplotlibrc must not change the drawing, nor may random ids or the date
+    with matplotlib.style.context(["default", {"svg.hashsalt": "vitcompress"}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in other scripts are shown as boxes
+        figure = Figure(figsize=size, dpi=72, layout="constrained")
+        axes = figure.add_subplot()
+        plot(axes)
+        axes.grid(color="#e0e0e0", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return svg.getvalue()
 
 
 def inline_svg(svg: str, key: str, title: str, description: str) -> str:

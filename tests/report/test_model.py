@@ -11,8 +11,7 @@ import pytest
 from tests.report.samples import ACCURACY, FULL, REPORT, shown
 from vitcompress.errors import ArtifactError
 from vitcompress.report.markdown import to_markdown
-from vitcompress.report.model import to_json
-from vitcompress.report.reading import from_json
+from vitcompress.report.model import from_json, to_json
 
 
 def test_json_is_the_report() -> None:
