@@ -26,9 +26,9 @@ from vitcompress.quantize.codecs import (
     pack,
     unpack,
 )
-from vitcompress.quantize.names import STORE_NAMES
 from vitcompress.quantize.store import stored_tensors
 from vitcompress.recipe import QUANTIZED_STORES, PlanRecipe, StoreRecipe
+from vitcompress.recipe.student import StoreName
 from vitcompress.surgery import apply_plan
 
 SHAPES = [(3, 8), (5, 32), (4, 48), (2, 33), (6, 3, 4, 5), (7, 147)]
@@ -47,7 +47,7 @@ def round_trip(weight: Tensor, store: str) -> Tensor:
 
 def test_the_recipe_offers_every_store() -> None:
     kind, *_ = get_args(get_type_hints(StoreRecipe, include_extras=True)["store"])
-    assert get_args(get_args(kind)[0]) == STORE_NAMES == tuple(STORES)
+    assert get_args(get_args(kind)[0]) == get_args(StoreName) == tuple(STORES)
     assert list(QUANTIZED_STORES) == QUANTISED
     assert StoreRecipe().store is None  # --target-size may choose
     assert StoreRecipe().kind == "source"

@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from vitcompress.artifact.tensorfile import first_fault, strict_json
 from vitcompress.errors import ArtifactError
+from vitcompress.plans.bounds import MAX_BLOCKS
 from vitcompress.plans.model import Plan
-from vitcompress.quantize.names import StoreName
+from vitcompress.recipe.student import StoreName
 
 FORMAT_VERSION = 2  # version 1, which is still read, has no `store`: its tensors are as the model holds them
 
-_MAX_BLOCKS = 512  # timm's deepest model has 60; each takes milliseconds to build, whatever its width
 # channels, pixels, tokens, ranks: tensors on the meta device cost nothing whatever their size, but
 # loops over them do
 _MAX_NUMBER = 1 << 16
@@ -93,7 +93,7 @@ def to_tree(manifest: Manifest) -> dict[str, Any]:
 
 
 def _printable(value: Any) -> Any:
-    """Replace unprintable characters by `?`, such as escapes and bytes that are not UTF-8."""
+    """Replace unprintable characters, such as escapes and bytes that are not UTF-8, by `?`."""
     if isinstance(value, str):
         return _CONTROL.sub("?", value)
     if isinstance(value, Mapping):
@@ -128,9 +128,9 @@ def parse_header(path: Path, text: str) -> Header:
     except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: its header is not valid: {first_fault(error)}.") from error
     sha256 = tree.pop("sha256")
+    config = fields.data_config.model_dump(exclude={"crop_mode"} - fields.data_config.model_fields_set)
     values = {key: value for key, value in tree.items() if key != "format_version"}
     values |= {name: tuple(tree.get(name, ())) for name in ("classes", "lineage")}  # older files have neither
-    config = fields.data_config.model_dump(exclude={"crop_mode"} - fields.data_config.model_fields_set)
     return Header(Manifest(**{**values, "plan": fields.plan, "data_config": config}), tree, sha256)
 
 
@@ -200,8 +200,8 @@ def _check_bounds(fields: _Fields) -> None:
     args, cfg, plan = fields.source.model_args, fields.source.pretrained_cfg, fields.plan
     num_blocks = sum(len(group.blocks) for group in plan.groups)
     _check_unique(plan)
-    if not 1 <= num_blocks <= _MAX_BLOCKS:
-        raise ValueError(f"its plan has {num_blocks} blocks; the limit is {_MAX_BLOCKS}")
+    if not 1 <= num_blocks <= MAX_BLOCKS:
+        raise ValueError(f"its plan has {num_blocks} blocks; the limit is {MAX_BLOCKS}")
     for name in ("depth", "depths"):
         depth = sum(_numbers_in(args.get(name)))
         if depth > num_blocks:
