@@ -120,7 +120,7 @@ def compare_outputs(
     """
     with torch.inference_mode():
         expected = torch.cat([student(images) for images in batches])
-    outputs = torch.cat([run(images) for images in batches]).to(expected.dtype)
+        outputs = torch.cat([run(images) for images in batches]).to(expected.dtype)
     if outputs.shape != expected.shape:
         raise ExportError(f"outputs have shape {tuple(outputs.shape)}, the artifact's {tuple(expected.shape)}")
     largest, difference = float(expected.abs().max()), float((outputs - expected).abs().max())
