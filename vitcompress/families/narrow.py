@@ -9,7 +9,7 @@ The scale of the logits stays the teacher's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,18 +66,20 @@ def narrow_block(block: Any, widths: Widths, narrow_attention: Callable[[Any], n
         narrow_attention: `Family.narrow_attention`.
     """
     for name, shape in narrowed_shapes(block, widths).items():
-        owner_path, _, leaf = name.rpartition(".")
-        owner = block.get_submodule(owner_path)
-        old = getattr(owner, leaf)
-        rows = _first_rows(block, widths) if name == "attn.qkv" else torch.arange(shape[0])
-        columns = _first_channels(block, shape[1]) if name == "attn.proj" else torch.arange(shape[1])
+        old = block.get_submodule(name)
+        rows, columns = (torch.arange(size, device=old.weight.device) for size in shape)
+        if name == "attn.qkv":
+            head_dim = old.out_features // (3 * block.attn.num_heads)
+            rows = _first_channels(block.attn, head_dim, [widths.qk or head_dim] * 2 + [widths.v or head_dim])
+        elif name == "attn.proj":
+            head_dim = old.in_features // block.attn.num_heads
+            columns = _first_channels(block.attn, head_dim, [widths.v or head_dim])
         new = nn.Linear(shape[1], shape[0], bias=old.bias is not None, device=old.weight.device, dtype=old.weight.dtype)
         with torch.no_grad():
-            rows, columns = rows.to(old.weight.device), columns.to(old.weight.device)
             new.weight.copy_(old.weight[rows][:, columns])
             if old.bias is not None:
                 new.bias.copy_(old.bias[rows])
-        setattr(owner, leaf, new)
+        block.set_submodule(name, new)
         if name == "attn.proj":
             assert narrow_attention is not None
             block.attn = narrow_attention(block.attn)
@@ -107,19 +109,15 @@ def is_plain_attention(attn: Any) -> bool:
     return isinstance(qkv, nn.Linear) and qkv.bias is not None and getattr(proj, "bias", None) is not None
 
 
-def _first_rows(block: Any, widths: Widths) -> Tensor:
-    """Return the rows of `qkv` that stay: the first channels of each head of q, k and v."""
-    num_heads = block.attn.num_heads
-    head_dim = block.attn.qkv.out_features // (3 * num_heads)
-    counts = [widths.qk or head_dim, widths.qk or head_dim, widths.v or head_dim]
+def _first_channels(attn: Any, head_dim: int, counts: Sequence[int]) -> Tensor:
+    """Return the indices of the channels that stay: the first ones of each head.
+
+    Args:
+        attn: timm's attention.
+        head_dim: channels per head of the teacher.
+        counts: channels per head that stay, for each part that lies side by side, like q, k and v.
+    """
     return torch.cat([
-        torch.arange(count) + (part * num_heads + head) * head_dim
-        for part, count in enumerate(counts) for head in range(num_heads)
+        torch.arange(count, device=attn.proj.weight.device) + (part * attn.num_heads + head) * head_dim
+        for part, count in enumerate(counts) for head in range(attn.num_heads)
     ])  # fmt: skip
-
-
-def _first_channels(block: Any, count: int) -> Tensor:
-    """Return the columns of `proj` that stay, `count` in all: the first channels of each head."""
-    num_heads = block.attn.num_heads
-    head_dim = block.attn.proj.in_features // num_heads
-    return torch.cat([torch.arange(count // num_heads) + head * head_dim for head in range(num_heads)])
