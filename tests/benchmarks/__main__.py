@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks` runs every benchmark, `… NAME` some of them, `… --list` none; some have options."""
+"""Run all benchmarks (`python -m tests.benchmarks`) or those named; `--list` shows their names."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_every_benchmark_says_what_it_measures_and_can_be_run(name: str, capsys:
 
 
 def test_ratios_are_of_pairs_and_the_first_pass_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that runs as the works say: 30 against 10 seconds, then 20 against 10, then 100 against 20."""
+    """A clock that follows the works: 30 against 10 seconds, then 20 against 10, 100 against 20."""
     now = [0.0]
     ours, floor = iter([999.0, 30.0, 20.0, 100.0]), iter([999.0, 10.0, 10.0, 20.0])
 

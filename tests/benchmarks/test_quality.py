@@ -1,4 +1,4 @@
-"""The comparison of methods: what fits a budget, what is chosen, what is run again, and what is shown."""
+"""The comparison of methods: what fits a budget, is chosen, is run again, and is shown."""
 
 from __future__ import annotations
 

@@ -121,8 +121,8 @@ def check_known(path: Path, manifest: Manifest) -> None:
     architecture = split_model_name_tag(source["architecture"])[0]
     if not is_model_in_modules(architecture, TIMM_MODULES):
         raise ArtifactError(f"{path}: {architecture} is not a model of a supported family.")
-    # The teacher is looked for under this name. A name with a colon is a place to download from; it
-    # is not followed.
+    # The source is looked up by this name. A name with a colon is a place to download from, and is
+    # not followed.
     name = source["name"]
     if ":" not in name and name != FASHION_VIT.name and not is_model(split_model_name_tag(name)[0]):
         raise ArtifactError(f"{path}: its source is not one of timm's models.")

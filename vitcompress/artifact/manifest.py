@@ -206,7 +206,9 @@ def _check_bounds(fields: _Fields) -> None:
         depth = sum(_numbers_in(args.get(name)))
         if depth > num_blocks:
             raise ValueError(f"{name} is {_shown(depth)}, but its plan has {num_blocks} blocks")
-    _check_channels(fields.data_config)
+    config = fields.data_config
+    if {len(config.mean), len(config.std)} != {config.input_size[0]}:
+        raise ValueError(f"mean and std do not have {config.input_size[0]} channels")
     built = {name: cfg.get(name) for name in ("input_size", "num_classes")}  # no other field of it is used to build
     sizes = {
         "token_kernel": plan.token_kernel,
@@ -231,17 +233,6 @@ def _check_unique(plan: Plan) -> None:
     for field, names in lists.items():
         if len(set(names)) < len(names):
             raise ValueError(f"plan.{field} has a name twice")
-
-
-def _check_channels(config: _DataConfig) -> None:
-    """Check that mean and standard deviation have one value per channel.
-
-    Raises:
-        ValueError: they do not.
-    """
-    channels = config.input_size[0]
-    if {len(config.mean), len(config.std)} != {channels}:
-        raise ValueError(f"mean and std do not have {channels} channels")
 
 
 def _numbers_in(value: Any) -> list[float]:

@@ -1,10 +1,10 @@
 """Make blocks narrower: fewer hidden neurons in the MLP, fewer channels in the attention heads.
 
-    MLP      fc1 [hidden, C]              fc2 [C, hidden]     hidden ≤ the teacher's
-    heads    q, k [H·qk, C], v [H·v, C]   proj [C, H·v]       qk, v ≤ the teacher's
+    MLP      fc1 [hidden, C]              fc2 [C, hidden]     hidden ≤ the source's
+    heads    q, k [H·qk, C], v [H·v, C]   proj [C, H·v]       qk, v ≤ the source's
 
 Queries only meet keys, and values only meet the projection, so each pair can have its own width.
-The scale of the logits stays the teacher's.
+The scale of the logits stays the source's.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def narrowed_shapes(block: Any, widths: Widths) -> dict[str, tuple[int, int]]:
     """Return the new shapes `[out, in]` of the layers that `widths` changes, by name.
 
     Args:
-        block: a block of the teacher.
-        widths: at most the block's own.
+        block: a block of the source.
+        widths: at most those of the block.
     """
     shapes: dict[str, tuple[int, int]] = {}
     if widths.hidden is not None:
@@ -62,7 +62,7 @@ def narrow_block(block: Any, widths: Widths, narrow_attention: Callable[[Any], n
 
     Args:
         block: a block of a timm model, on any device, including meta.
-        widths: at most the block's own.
+        widths: at most those of the block.
         narrow_attention: `Family.narrow_attention`.
     """
     for name, shape in narrowed_shapes(block, widths).items():
@@ -114,8 +114,8 @@ def _first_channels(attn: Any, head_dim: int, counts: Sequence[int]) -> Tensor:
 
     Args:
         attn: timm's attention.
-        head_dim: channels per head of the teacher.
-        counts: channels per head that stay, for each part that lies side by side, like q, k and v.
+        head_dim: channels per head of the source.
+        counts: channels per head that stay, for each of the parts side by side, such as q, k and v.
     """
     return torch.cat([
         torch.arange(count, device=attn.proj.weight.device) + (part * attn.num_heads + head) * head_dim

@@ -28,8 +28,8 @@ from vitcompress.layers.transforms import KeyPositions
 class NarrowAttention(Attention):  # type: ignore[misc]
     """timm's `Attention` with fewer channels per head.
 
-    Queries and keys have one width, values another. The scale of the logits stays the teacher's,
-    because narrow queries and keys approximate the teacher's products.
+    Queries and keys have one width, values another. The scale of the logits stays the source's,
+    because narrow queries and keys approximate the source's products.
 
     Args:
         attn: timm's attention, which is taken over; `qkv` and `proj` are narrow already, and it has
