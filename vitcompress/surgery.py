@@ -85,7 +85,7 @@ def apply_groups(model: nn.Module, groups: Iterable[Group], family: Family) -> N
         for name in group.blocks:
             narrow_block(model.get_submodule(name), group.widths, family.narrow_attention)
         tie_group(model, group)
-        factorise_group(model, group, family)
+        factorize_group(model, group, family)
 
 
 def tie_group(model: nn.Module, group: Group) -> None:
@@ -114,7 +114,7 @@ def tie_group(model: nn.Module, group: Group) -> None:
             setattr(owner, leaf, new)
 
 
-def factorise_group(model: nn.Module, group: Group, family: Family) -> None:
+def factorize_group(model: nn.Module, group: Group, family: Family) -> None:
     """Give every block of `group` its factors, initialized to zero, in place.
 
     Args:

@@ -23,7 +23,7 @@ from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import check_digest, read_header
 from vitcompress.artifact.tensorfile import TensorFile, open_tensors
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.errors import ArtifactError, shorten
+from vitcompress.errors import ArtifactError, first_line, shorten
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import model_input_size
 from vitcompress.pretrained.resolve import Source
@@ -98,8 +98,7 @@ def empty_student(path: Path, manifest: Manifest) -> nn.Module:
         with torch.device("meta"):
             apply_plan(model, manifest.plan)
     except Exception as error:  # timm's constructors raise anything for arguments that make no sense
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ArtifactError(f"{path}: its plan does not fit its model: {reason}") from error
+        raise ArtifactError(f"{path}: its plan does not fit its model: {first_line(error)}") from error
     table_bytes = num_bytes({str(id(t)): t for t in model.buffers()})
     if table_bytes > _MAX_TABLE_BYTES + path.stat().st_size:
         raise ArtifactError(f"{path}: its model would compute {table_bytes:,} bytes of tables for its image size.")

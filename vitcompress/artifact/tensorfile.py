@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vitcompress.artifact.digest import memory_of
-from vitcompress.errors import ArtifactError, printable
+from vitcompress.errors import ArtifactError, first_line, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,8 +142,7 @@ def first_fault(error: BaseException) -> str:
         fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part)[:80] for part in fault["loc"][:6])
         return _ascii(f"{where}: {fault['msg'][:200]}".removeprefix(": "))
-    text = str(error).strip() or type(error).__name__
-    return _ascii(text.splitlines()[0][:200].rstrip("."))
+    return _ascii(first_line(error)[:200].rstrip("."))
 
 
 def _ascii(text: str) -> str:

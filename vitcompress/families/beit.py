@@ -62,5 +62,3 @@ BEIT = Family(
     },
     convert=checkpoint_filter_fn,
 )
-
-__all__ = ["BEIT", "MixedBeitAttention"]

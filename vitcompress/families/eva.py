@@ -87,5 +87,3 @@ EVA = Family(
     },
     convert=checkpoint_filter_fn,
 )
-
-__all__ = ["EVA", "MixedRopeAttention"]

@@ -73,5 +73,3 @@ SWIN = Family(
     },
     convert=checkpoint_filter_fn,
 )
-
-__all__ = ["SWIN", "MixedWindowAttention", "mask_per_window"]

@@ -70,5 +70,3 @@ SWIN_V2 = Family(
     },
     convert=checkpoint_filter_fn,
 )
-
-__all__ = ["SWIN_V2", "MixedWindowAttentionV2"]

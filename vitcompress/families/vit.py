@@ -93,5 +93,3 @@ VIT = Family(
     convert=checkpoint_filter_fn,
     narrow_attention=NarrowAttention,
 )
-
-__all__ = ["VIT", "MixedAttention", "NarrowAttention"]

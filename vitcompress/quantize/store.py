@@ -57,11 +57,10 @@ def layout(model: nn.Module, store: str) -> Layout:
         model: the model of the file; may be on the meta device.
         store: a key of `STORES`.
     """
-    meta = {name: t.to("meta") for name, t in stored_tensors(model, store).items()}
-    loose = {STORES[store].dtype} & {torch.float16}  # tensors that overflow float16 are stored as float32
+    half = STORES[store].dtype == torch.float16  # tensors that overflow float16 are stored as float32
     return {
-        name: (frozenset({t.dtype, *([torch.float32] if t.dtype in loose else [])}), tuple(t.shape))
-        for name, t in meta.items()
+        name: (frozenset({t.dtype, torch.float32} if half and t.dtype == torch.float16 else {t.dtype}), tuple(t.shape))
+        for name, t in stored_tensors(model, store).items()
     }
 
 
