@@ -36,8 +36,8 @@ TIMM_MODULES = (  # the modules of timm that have models of our families
     "vitamin",
 )  # fmt: skip
 _CONFIG_FIELDS = frozenset(field.name for field in dataclasses.fields(PretrainedCfg))
-# Images may have this many times the numbers of those that a model of flexible image size was built
-# for.
+# A model of flexible image size accepts images with up to this many times the numbers of those that
+# it was built for.
 _MAX_IMAGE_GROWTH = 16
 # Tables that no file holds (window masks, rotary positions) grow with the image: at most this much
 # beyond the file's size.

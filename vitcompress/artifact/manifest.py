@@ -50,7 +50,7 @@ class Manifest:
         data_config: timm's data config of the student; tuples where timm has them.
         recipe: the resolved recipe.
         report: the report, as JSON values of `Report`.
-        versions: versions of the packages that made the file.
+        versions: versions of the packages that wrote the file.
         classes: names of the classes, in order; empty if unknown.
         lineage: files that this one was made from, oldest first, each with `name`, `sha256` and
             `command`.

@@ -62,7 +62,7 @@ def limit_of(artifact: LoadedArtifact, tensor_bytes: int) -> int:
     """Return the maximum size of a file with a graph, in bytes.
 
     Args:
-        artifact: the artifact; its number of blocks counts.
+        artifact: the artifact, for its number of blocks.
         tensor_bytes: size of the numbers that belong in the file, each shared one once.
     """
     num_blocks = sum(len(group.blocks) for group in artifact.manifest.plan.groups)

@@ -40,9 +40,9 @@ def round_to(model: nn.Module, stored: Mapping[str, Tensor], store: str) -> None
     """Round the model's parameters to the stored ones, in place.
 
     Args:
-        model: the model that `stored` was made from.
+        model: the model whose tensors were stored.
         stored: tensors from `stored_tensors`.
-        store: the store that they were made with.
+        store: their store, a key of `STORES`.
     """
     like = dict(model.named_parameters())
     with torch.no_grad():
