@@ -1,4 +1,3 @@
-import pkgutil
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -6,12 +5,9 @@ from importlib import import_module
 import pytest
 import torch
 
-from tests import benchmarks
 from tests.benchmarks import speed
-from tests.benchmarks.__main__ import main
+from tests.benchmarks.__main__ import NAMES, main
 from tests.benchmarks.relation_memory import PeakBytes
-
-NAMES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__"]
 
 
 def test_the_peak_counts_what_is_alive_at_once() -> None:
@@ -36,7 +32,7 @@ def test_every_benchmark_says_what_it_measures_and_can_be_run(name: str, capsys:
 
 
 def test_ratios_are_of_pairs_and_the_first_pass_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patch the clock: 30 against 10 seconds, then 20 against 10, then 100 against 20."""
+    """A clock that follows the works: 30 against 10 seconds, then 20 against 10, 100 against 20."""
     now = [0.0]
     ours, floor = iter([999.0, 30.0, 20.0, 100.0]), iter([999.0, 10.0, 10.0, 20.0])
 
@@ -45,9 +41,9 @@ def test_ratios_are_of_pairs_and_the_first_pass_does_not_count(monkeypatch: pyte
 
     for clock in ("perf_counter", "process_time"):
         monkeypatch.setattr(time, clock, lambda: now[0])
-    found = speed.compare_times(lambda: work(ours), lambda: work(floor), pairs=3)
-    assert (found.median, found.quartiles, found.cpu) == (3.0, (2.5, 4.0), 3.0)
-    assert str(found) == "3.00 (2.50–4.00) | 3.00"
+    ratios = speed.compare_times(lambda: work(ours), lambda: work(floor), pairs=3)
+    assert (ratios.median, ratios.quartiles, ratios.cpu) == (3.0, (2.5, 4.0), 3.0)
+    assert str(ratios) == "3.00 (2.50–4.00) | 3.00"
 
 
 def test_a_benchmark_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The comparison of methods: budgets, choices, repeated runs and tables."""
+"""The comparison of methods: what fits a budget, is chosen, is run again, and is shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn a teacher into a student: narrow, tie and factorize blocks, then insert transformations."""
+"""Turn a source into a student: narrow, tie and factorize blocks, then insert transformations."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from vitcompress.plans.model import Group, Plan
 def apply_plan(model: nn.Module, plan: Plan) -> None:
     """Make `model` the student that `plan` describes, in place.
 
-    Compression runs it on a copy of the teacher, loading an artifact runs it on an empty model:
-    both get the same student.
+    Compression applies it to a copy of the source, loading an artifact to an empty model: both get
+    the same student.
 
     Args:
         model: a model of the plan's architecture, without sharing, on any device, including meta.
@@ -77,7 +77,7 @@ def apply_groups(model: nn.Module, groups: Iterable[Group], family: Family) -> N
     """Narrow, tie and factorize the blocks of some groups, in place.
 
     Args:
-        model: a model whose blocks in these groups are the teacher's.
+        model: a model whose blocks in these groups are the source's.
         groups: groups of the model's blocks.
         family: family of the model.
     """
@@ -85,14 +85,14 @@ def apply_groups(model: nn.Module, groups: Iterable[Group], family: Family) -> N
         for name in group.blocks:
             narrow_block(model.get_submodule(name), group.widths, family.narrow_attention)
         tie_group(model, group)
-        factorise_group(model, group, family)
+        factorize_group(model, group, family)
 
 
 def tie_group(model: nn.Module, group: Group) -> None:
     """Make every block of `group` use the donor's shared parameters, in place.
 
     Args:
-        model: a copy of the teacher.
+        model: a copy of the source.
         group: blocks of one stage; `group.donor` is the first.
 
     Raises:
@@ -114,7 +114,7 @@ def tie_group(model: nn.Module, group: Group) -> None:
             setattr(owner, leaf, new)
 
 
-def factorise_group(model: nn.Module, group: Group, family: Family) -> None:
+def factorize_group(model: nn.Module, group: Group, family: Family) -> None:
     """Give every block of `group` its factors, initialized to zero, in place.
 
     Args:

@@ -25,7 +25,7 @@ from torch import nn
 import vitcompress
 from tests.factories import compressed, images
 from vitcompress.artifact import tensorfile
-from vitcompress.artifact.digest import Digest
+from vitcompress.artifact.digest import tensor_label
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
 from vitcompress.artifact.tensorfile import strict_json
@@ -238,15 +238,15 @@ def _json(tree: Any) -> str:
 def _seal(manifest: dict[str, Any], tensors: dict[str, Any], data: bytes) -> None:
     """Set the digest in `manifest` that fits the damaged file, if it can be computed."""
     manifest.pop("sha256", None)
-    digest = Digest()
+    digest = hashlib.sha256()
     try:
         tree = json.loads(_json(manifest))
         for name in sorted(tensors):
             place = tensors[name]
             start, end = place["data_offsets"]
-            digest.begin(name, f"torch.{tensorfile._DTYPES[place['dtype']][0]}", place["shape"])
-            digest.add(memoryview(data[start:end]))
-        content = f"{json.dumps(tree, sort_keys=True)}{digest.hex()}".encode()
+            digest.update(tensor_label(name, f"torch.{tensorfile._DTYPES[place['dtype']][0]}", place["shape"]))
+            digest.update(data[start:end])
+        content = f"{json.dumps(tree, sort_keys=True)}{digest.hexdigest()}".encode()
     except (LookupError, TypeError, ValueError, RecursionError, AttributeError):
         content = b""
     manifest["sha256"] = hashlib.sha256(content).hexdigest()

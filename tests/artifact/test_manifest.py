@@ -6,7 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -17,8 +17,6 @@ from tests.factories import images as noise
 from vitcompress.artifact.read import read_manifest
 from vitcompress.artifact.write import write
 from vitcompress.errors import ArtifactError
-from vitcompress.quantize.codecs import STORES
-from vitcompress.quantize.names import StoreName
 
 READ = """
 import sys
@@ -35,10 +33,6 @@ def test_reading_a_manifest_imports_no_torch(tmp_path: Path) -> None:
     write_student(tmp_path / "m.safetensors", share=2)
     words = [sys.executable, "-c", READ, str(tmp_path / "m.safetensors")]
     assert subprocess.run(words, check=True, capture_output=True, text=True).stdout.split() == []
-
-
-def test_the_names_of_stores_are_those_of_the_codecs() -> None:
-    assert get_args(StoreName) == tuple(STORES)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""What is measured rather than asserted: a module's docstring says what, its `run()` gives the table in Markdown."""
+"""Benchmarks: a module's docstring says what it measures; `run()` returns a Markdown table."""

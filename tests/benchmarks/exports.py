@@ -1,7 +1,8 @@
 """How large are exports, how near to the artifact, and how fast, next to plain timm?
 
-DeiT-Tiny, where its weights are; else random ones. Its transformations are moved from where they start, as training
-does: at the identity they cost nothing. Processor times alternate in one process on one thread.
+DeiT-Tiny, where its weights are; else random ones. Its transformations are moved from where they
+start, as training does: at the identity they cost nothing. Processor times alternate in one process
+on one thread.
 """
 
 from __future__ import annotations

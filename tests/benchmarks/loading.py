@@ -1,9 +1,9 @@
-"""How long does an artifact take to load, and how much memory does it hold, next to timm and safetensors alone?
+"""How long does an artifact take to load, and how much memory does it need? Against bare timm.
 
-Against what loads nothing but the same bytes and checks none of them: timm's `create_model` and safetensors'
-`load_file`. Times alternate in one process, after a round that does not count. Memory is that of a fresh process for
-each, after its imports: what its resident set grew by, and by how much at its peak. DeiT-Base has random weights;
-DeiT-Tiny is there where its weights are.
+Against what loads nothing but the same bytes and checks none of them: timm's `create_model` and
+safetensors' `load_file`. Times alternate in one process, after a round that does not count. Memory
+is that of a fresh process for each, after its imports: what its resident set grew by, and by how
+much at its peak. DeiT-Base has random weights; DeiT-Tiny is there where its weights are.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def ours(path: Path, architecture: str) -> object:
 
 
 def plain(path: Path, architecture: str) -> object:
-    """A model of timm's with random weights, and the artifact's tensors, neither put into the other nor checked."""
+    """Return timm's model with random weights and the artifact's tensors, not combined."""
     return timm.create_model(architecture), load_file(path)
 
 

@@ -1,7 +1,8 @@
 """Which losses of weight distillation help, at equal images?
 
-Every combination of the three token losses on top of the logits, on the built-in model with all blocks sharing one set
-of matrices, by its own recipe but for the steps, over three seeds. Two runs at a time, one thread each.
+Every combination of the three token losses on top of the logits, on the built-in model with all
+blocks sharing one set of matrices, by its own recipe but for the steps, over three seeds. Two runs
+at a time, one thread each.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""How much memory do relations take at 384 px, and in Swin's first stage, before and after they were bounded?
+"""How much memory do relations take at 384 px and in Swin's first stage, unbounded and bounded?
 
-One training step, forward and backward, against a teacher of the same size. The peak is that of the bytes of all
-tensors alive, counted at every operation, so that it is the same on every machine and at every load; what a kernel
-allocates for itself is not in it. "As released": pair by pair over all tokens, in plain autograd.
+One training step, forward and backward, against a teacher of the same size. The peak is that of the
+bytes of all tensors alive, counted at every operation, so that it is the same on every machine and
+at every load; what a kernel allocates for itself is not in it. "As released": pair by pair over all
+tokens, in plain autograd.
 """
 
 from __future__ import annotations

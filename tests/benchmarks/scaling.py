@@ -1,8 +1,9 @@
-"""What would a full run of each published recipe take, in GPU hours and memory, and where would it wait?
+"""What GPU hours and memory does a full run of each recipe take, and what is its bottleneck?
 
-Counted: operations and bytes of one training step of each recipe, with its own losses and teacher, on meta tensors, so
-without weights and images. Measured: how many images a core makes views of. Assumed: what a GPU and its links give, see
-the constants; for another GPU the hours scale with its rate.
+Counted: operations and bytes of one training step of each recipe, with its own losses and teacher,
+on meta tensors, so without weights and images. Measured: how many images a core makes views of.
+Assumed: what a GPU and its links give, see the constants; for another GPU the hours scale with
+its rate.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def step_of(recipe: Recipe) -> Step:
 
 
 def images_per_core(recipe: Recipe) -> float:
-    """Views that one core makes in a second, of pictures as large as ImageNet's are on average (500 x 375)."""
+    """Return the views per second of one core, from images of average size (500 × 375)."""
     with tempfile.TemporaryDirectory() as folder:
         draw = np.random.default_rng(0)
         for number in range(64):
@@ -149,7 +150,7 @@ def run() -> str:
         cores[views] = cores.get(views) or images_per_core(recipe)
         rate = UTILISATION * PEAK_FLOPS / step.image_flops
         alone = epochs * IMAGENET / rate / 3600
-        # exchanged while the backward pass runs, two thirds of the step: what is left over is waited for
+        # exchanged during the backward pass, two thirds of the step; the rest is waiting time
         exchange = {n: 2 * (n - 1) / n * step.gradient_bytes / link for n, link in LINK.items()}
         compute = {n: batch / n / rate for n in (1, 8, 64)}
         waited = {n: max(0.0, exchange.get(n, 0.0) - 2 / 3 * compute[n]) for n in compute}

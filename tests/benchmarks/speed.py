@@ -1,10 +1,12 @@
 """How much longer do a step of distillation, and the student's inference, take than plain timm's?
 
-Each thing is timed in turn with its floor, in one process, so that what else the machine does hits both; ratios are of
-the times of each pair. The floor of a step is a training step of the same architecture in plain timm, with the labels'
-cross-entropy and AdamW, and one forward pass of the teacher; that of inference is the teacher's. Weights are random:
-times do not depend on them, but for the transformations, which are moved off the identity, since at the identity some
-of them are not computed. Peak memory is that of child processes, two steps each, less what Python and its modules take.
+Each thing is timed in turn with its floor, in one process, so that what else the machine does hits
+both; ratios are of the times of each pair. The floor of a step is a training step of the same
+architecture in plain timm, with the labels' cross-entropy and AdamW, and one forward pass of the
+teacher; that of inference is the teacher's. Weights are random: times do not depend on them, but
+for the transformations, which are moved off the identity, since at the identity some of them are
+not computed. Peak memory is that of child processes, two steps each, less what Python and its
+modules take.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ Work = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Ratio:
-    """How much longer something takes than its floor: median and quartiles over pairs, and the median of CPU time."""
+    """Time relative to the floor: median and quartiles over pairs, and the median of CPU time."""
 
     median: float
     quartiles: tuple[float, float]
@@ -67,7 +69,7 @@ class Ratio:
 
 
 def compare_times(ours: Work, floor: Work, pairs: int, least_seconds: float = 0.0) -> Ratio:
-    """Time two things in turn, after one pass of each that does not count; which comes first alternates."""
+    """Time two functions in turn, after one uncounted call of each; which is first alternates."""
     works = (ours, floor)
     took = [_timed(work, 1)[0] for work in works]
     repeats = [max(1, round(least_seconds / max(seconds, 1e-6))) for seconds in took]
@@ -92,7 +94,7 @@ def _timed(work: Work, repeats: int) -> tuple[float, float]:
 
 
 def student_of(teacher: nn.Module, recipe: dict[str, Any]) -> tuple[nn.Module, frozenset[str]]:
-    """A student of `teacher` with transformations that are no identity, and the names of its matrices."""
+    """Return a student with transformations off the identity, and the names of its matrices."""
     plan = make_plan(teacher, PlanRecipe(**recipe), name="teacher")
     student = copy.deepcopy(teacher)
     apply_plan(student, plan)
@@ -177,7 +179,7 @@ def distilling_step(
 
 
 def peak_mib(which: str, name: str, batch: int, transforms: Sequence[str]) -> float:
-    """Peak of resident memory over two steps, in this process; of the floor, the teacher's weights are part."""
+    """Return this process's peak resident memory over two steps; includes the teacher's weights."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.randn(batch, 3, 224, 224)
@@ -191,7 +193,7 @@ def peak_mib(which: str, name: str, batch: int, transforms: Sequence[str]) -> fl
 
 
 def _peak_kib() -> float:
-    """Peak of resident memory, by the kernel: `ru_maxrss` would count what the parent had when it started this one."""
+    """Return peak resident memory from /proc; `ru_maxrss` would include the parent's."""
     status = Path("/proc/self/status").read_text()
     return float(status.partition("VmHWM:")[2].split()[0])
 

@@ -1,8 +1,9 @@
-"""What is a compressed model worth on other classes, next to the same architecture from random weights?
+"""Does a compressed model learn other classes better than the same architecture from scratch?
 
-The built-in model, its blocks all sharing one set of matrices, learns Fashion-MNIST's ten classes regrouped into five:
-by `vitcompress finetune`, and by the same command on the same architecture and head from random weights. Equal steps,
-images, views and learning rates; each side has the best of the learning rates tried.
+The built-in model, its blocks all sharing one set of matrices, learns Fashion-MNIST's ten classes
+regrouped into five: by `vitcompress finetune`, and by the same command on the same architecture and
+head from random weights. Equal steps, images, views and learning rates; each side has the best of
+the learning rates tried.
 """
 
 from __future__ import annotations

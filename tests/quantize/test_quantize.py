@@ -26,9 +26,9 @@ from vitcompress.quantize.codecs import (
     pack,
     unpack,
 )
-from vitcompress.quantize.names import STORE_NAMES
 from vitcompress.quantize.store import stored_tensors
 from vitcompress.recipe import QUANTIZED_STORES, PlanRecipe, StoreRecipe
+from vitcompress.recipe.student import StoreName
 from vitcompress.surgery import apply_plan
 
 SHAPES = [(3, 8), (5, 32), (4, 48), (2, 33), (6, 3, 4, 5), (7, 147)]
@@ -47,7 +47,7 @@ def round_trip(weight: Tensor, store: str) -> Tensor:
 
 def test_the_recipe_offers_every_store() -> None:
     kind, *_ = get_args(get_type_hints(StoreRecipe, include_extras=True)["store"])
-    assert get_args(get_args(kind)[0]) == STORE_NAMES == tuple(STORES)
+    assert get_args(get_args(kind)[0]) == get_args(StoreName) == tuple(STORES)
     assert list(QUANTIZED_STORES) == QUANTISED
     assert StoreRecipe().store is None  # --target-size may choose
     assert StoreRecipe().kind == "source"
@@ -97,9 +97,9 @@ def test_int4_has_a_scale_per_32_inputs_whatever_the_width(shape: tuple[int, ...
     packed, scale = encode_int4(weight)
     assert (tuple(packed.shape), packed.dtype) == ((shape[0], -(-width // 2)), torch.uint8)
     assert (tuple(scale.shape), scale.dtype) == ((shape[0], -(-width // 32)), torch.float16)
-    found = decode_int4(packed, scale, shape)
-    assert found.shape == shape
-    assert float((found - weight).norm() / weight.norm()) < 0.11
+    decoded = decode_int4(packed, scale, shape)
+    assert decoded.shape == shape
+    assert float((decoded - weight).norm() / weight.norm()) < 0.11
 
 
 def test_int4_gives_back_whole_multiples_of_its_scale() -> None:
@@ -117,9 +117,9 @@ def test_int4_takes_the_scale_that_errs_least() -> None:
     groups = weight.view(64, 2, 32)
     step = (groups.abs().amax(2, keepdim=True) / 7).half().float()
     plain = ((groups / step).round() * step - groups).square().sum(2)
-    found = (round_trip(weight, "int4").view(64, 2, 32) - groups).square().sum(2)
-    assert bool((found <= plain + 1e-5).all())
-    assert float((found < plain - 1e-5).float().mean()) > 0.5
+    errors = (round_trip(weight, "int4").view(64, 2, 32) - groups).square().sum(2)
+    assert bool((errors <= plain + 1e-5).all())
+    assert float((errors < plain - 1e-5).float().mean()) > 0.5
 
 
 # --- all stores

@@ -202,8 +202,8 @@ def test_a_shared_matrix_is_quantised_once_a_step(store: str, monkeypatch: pytes
         codec_of(store).decode,
     )
     plain = STORES[store]
-    told = {**STORES, store: type(plain)(plain.dtype, counted)}
-    monkeypatch.setattr(quantized_layers, "STORES", told)
+    stores = {**STORES, store: type(plain)(plain.dtype, counted)}
+    monkeypatch.setattr(quantized_layers, "STORES", stores)
     with quantization_aware_training(student, store, 1.0) as step:
         for number in (1, 2):
             step(0.0)
@@ -234,10 +234,10 @@ def test_it_works_while_matrices_fade(store: str) -> None:
     teacher = tiny()
     student, plan = compressed(teacher, share=4)
     shared: Any = student.get_submodule("blocks.3.mlp.fc2")
-    own: Any = teacher.get_submodule("blocks.3.mlp.fc2")
+    block: Any = teacher.get_submodule("blocks.3.mlp.fc2")
     x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
-    weight = codec_of(store).round_trip(shared.weight.detach()) + (own.weight - shared.weight) / 2
-    expected = nn.functional.linear(x, weight, (own.bias + shared.bias) / 2)
+    weight = codec_of(store).round_trip(shared.weight.detach()) + (block.weight - shared.weight) / 2
+    expected = nn.functional.linear(x, weight, (block.bias + shared.bias) / 2)
     with fading(student, teacher, plan, 0.8) as fade, quantization_aware_training(student, store, 1.0) as quantise:
         fade(0.4), quantise(0.4)
         torch.testing.assert_close(shared(x), expected)

@@ -13,39 +13,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Digest:
-    """SHA-256 of tensors, in the order in which they are added."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def begin(self, name: str, dtype: str, shape: Iterable[int]) -> None:
-        """Start a tensor; its bytes follow.
-
-        Args:
-            name: name of the tensor.
-            dtype: type as torch prints it, such as "torch.float32".
-            shape: shape of the tensor.
-        """
-        self._digest.update(f"{name}:{dtype}:{tuple(shape)};".encode())
-
-    def add(self, part: memoryview) -> None:
-        """Add bytes of the current tensor."""
-        self._digest.update(part)
-
-    def hex(self) -> str:
-        """Return the digest of everything added so far, as 64 hex digits."""
-        return self._digest.hexdigest()
-
-
 def sha256_of(weights: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a state dict, its tensors sorted by name."""
-    digest = Digest()
+    digest = hashlib.sha256()
     for name in sorted(weights):
         t = weights[name].detach().cpu()
-        digest.begin(name, str(t.dtype), t.shape)
-        digest.add(memory_of(t.contiguous()))
-    return digest.hex()
+        digest.update(tensor_label(name, str(t.dtype), t.shape))
+        digest.update(memory_of(t.contiguous()))
+    return digest.hexdigest()
+
+
+def tensor_label(name: str, dtype: str, shape: Iterable[int]) -> bytes:
+    """Return what a digest covers before the bytes of a tensor.
+
+    Args:
+        name: name of the tensor.
+        dtype: type as torch prints it, such as "torch.float32".
+        shape: shape of the tensor.
+    """
+    return f"{name}:{dtype}:{tuple(shape)};".encode()
 
 
 def memory_of(t: Tensor) -> memoryview:

@@ -23,7 +23,7 @@ from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import check_digest, read_header
 from vitcompress.artifact.tensorfile import TensorFile, open_tensors
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.errors import ArtifactError, shorten
+from vitcompress.errors import ArtifactError, first_line, shorten
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import model_input_size
 from vitcompress.pretrained.resolve import Source
@@ -36,8 +36,8 @@ TIMM_MODULES = (  # the modules of timm that have models of our families
     "vitamin",
 )  # fmt: skip
 _CONFIG_FIELDS = frozenset(field.name for field in dataclasses.fields(PretrainedCfg))
-# Images may have this many times the numbers of those that a model of flexible image size was built
-# for.
+# A model of flexible image size accepts images with up to this many times the numbers of those that
+# it was built for.
 _MAX_IMAGE_GROWTH = 16
 # Tables that no file holds (window masks, rotary positions) grow with the image: at most this much
 # beyond the file's size.
@@ -98,8 +98,7 @@ def empty_student(path: Path, manifest: Manifest) -> nn.Module:
         with torch.device("meta"):
             apply_plan(model, manifest.plan)
     except Exception as error:  # timm's constructors raise anything for arguments that make no sense
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ArtifactError(f"{path}: its plan does not fit its model: {reason}") from error
+        raise ArtifactError(f"{path}: its plan does not fit its model: {first_line(error)}") from error
     table_bytes = num_bytes({str(id(t)): t for t in model.buffers()})
     if table_bytes > _MAX_TABLE_BYTES + path.stat().st_size:
         raise ArtifactError(f"{path}: its model would compute {table_bytes:,} bytes of tables for its image size.")
@@ -121,8 +120,8 @@ def check_known(path: Path, manifest: Manifest) -> None:
     architecture = split_model_name_tag(source["architecture"])[0]
     if not is_model_in_modules(architecture, TIMM_MODULES):
         raise ArtifactError(f"{path}: {architecture} is not a model of a supported family.")
-    # The teacher is looked for under this name. A name with a colon is a place to download from; it
-    # is not followed.
+    # The source is looked up by this name. A name with a colon is a place to download from, and is
+    # not followed.
     name = source["name"]
     if ":" not in name and name != FASHION_VIT.name and not is_model(split_model_name_tag(name)[0]):
         raise ArtifactError(f"{path}: its source is not one of timm's models.")

@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from vitcompress.artifact.tensorfile import first_fault, strict_json
 from vitcompress.errors import ArtifactError
+from vitcompress.plans.bounds import MAX_BLOCKS
 from vitcompress.plans.model import Plan
-from vitcompress.quantize.names import StoreName
+from vitcompress.recipe.student import StoreName
 
 FORMAT_VERSION = 2  # version 1, which is still read, has no `store`: its tensors are as the model holds them
 
-_MAX_BLOCKS = 512  # timm's deepest model has 60; each takes milliseconds to build, whatever its width
 # channels, pixels, tokens, ranks: tensors on the meta device cost nothing whatever their size, but
 # loops over them do
 _MAX_NUMBER = 1 << 16
@@ -50,7 +50,7 @@ class Manifest:
         data_config: timm's data config of the student; tuples where timm has them.
         recipe: the resolved recipe.
         report: the report, as JSON values of `Report`.
-        versions: versions of the packages that made the file.
+        versions: versions of the packages that wrote the file.
         classes: names of the classes, in order; empty if unknown.
         lineage: files that this one was made from, oldest first, each with `name`, `sha256` and
             `command`.
@@ -93,7 +93,7 @@ def to_tree(manifest: Manifest) -> dict[str, Any]:
 
 
 def _printable(value: Any) -> Any:
-    """Replace unprintable characters by `?`, such as escapes and bytes that are not UTF-8."""
+    """Replace unprintable characters, such as escapes and bytes that are not UTF-8, by `?`."""
     if isinstance(value, str):
         return _CONTROL.sub("?", value)
     if isinstance(value, Mapping):
@@ -128,9 +128,9 @@ def parse_header(path: Path, text: str) -> Header:
     except (ValueError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path}: its header is not valid: {first_fault(error)}.") from error
     sha256 = tree.pop("sha256")
+    config = fields.data_config.model_dump(exclude={"crop_mode"} - fields.data_config.model_fields_set)
     values = {key: value for key, value in tree.items() if key != "format_version"}
     values |= {name: tuple(tree.get(name, ())) for name in ("classes", "lineage")}  # older files have neither
-    config = fields.data_config.model_dump(exclude={"crop_mode"} - fields.data_config.model_fields_set)
     return Header(Manifest(**{**values, "plan": fields.plan, "data_config": config}), tree, sha256)
 
 
@@ -200,13 +200,15 @@ def _check_bounds(fields: _Fields) -> None:
     args, cfg, plan = fields.source.model_args, fields.source.pretrained_cfg, fields.plan
     num_blocks = sum(len(group.blocks) for group in plan.groups)
     _check_unique(plan)
-    if not 1 <= num_blocks <= _MAX_BLOCKS:
-        raise ValueError(f"its plan has {num_blocks} blocks; the limit is {_MAX_BLOCKS}")
+    if not 1 <= num_blocks <= MAX_BLOCKS:
+        raise ValueError(f"its plan has {num_blocks} blocks; the limit is {MAX_BLOCKS}")
     for name in ("depth", "depths"):
         depth = sum(_numbers_in(args.get(name)))
         if depth > num_blocks:
             raise ValueError(f"{name} is {_shown(depth)}, but its plan has {num_blocks} blocks")
-    _check_channels(fields.data_config)
+    config = fields.data_config
+    if {len(config.mean), len(config.std)} != {config.input_size[0]}:
+        raise ValueError(f"mean and std do not have {config.input_size[0]} channels")
     built = {name: cfg.get(name) for name in ("input_size", "num_classes")}  # no other field of it is used to build
     sizes = {
         "token_kernel": plan.token_kernel,
@@ -231,17 +233,6 @@ def _check_unique(plan: Plan) -> None:
     for field, names in lists.items():
         if len(set(names)) < len(names):
             raise ValueError(f"plan.{field} has a name twice")
-
-
-def _check_channels(config: _DataConfig) -> None:
-    """Check that mean and standard deviation have one value per channel.
-
-    Raises:
-        ValueError: they do not.
-    """
-    channels = config.input_size[0]
-    if {len(config.mean), len(config.std)} != {channels}:
-        raise ValueError(f"mean and std do not have {channels} channels")
 
 
 def _numbers_in(value: Any) -> list[float]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitcompress.artifact.digest import Digest, memory_of
+from vitcompress.artifact.digest import memory_of, tensor_label
 from vitcompress.artifact.manifest import Header, Manifest, parse_header
 from vitcompress.artifact.tensorfile import TensorFile, open_tensors
 from vitcompress.errors import ArtifactError
@@ -52,7 +51,7 @@ def read_header(file: TensorFile) -> Header:
 
 
 def check_digest(file: TensorFile, header: Header, keep: dict[str, Tensor] | None = None) -> None:
-    """Read every tensor once and compare the digest; one thread reads, another computes the digest.
+    """Read every tensor once and compare the digest.
 
     Args:
         file: the open file.
@@ -63,21 +62,16 @@ def check_digest(file: TensorFile, header: Header, keep: dict[str, Tensor] | Non
     Raises:
         ArtifactError: the file was altered.
     """
-    digest = Digest()
-    with ThreadPoolExecutor(1) as pool:
-        for name in sorted(file.places):
-            place = file.places[name]
-            pool.submit(digest.begin, name, place.dtype, place.shape)
-            if keep is not None:
-                keep[name] = file.tensor(name)
-                pool.submit(digest.add, memory_of(keep[name]))
-                continue
-            pending: Future[None] | None = None
+    digest = hashlib.sha256()
+    for name, place in sorted(file.places.items()):
+        digest.update(tensor_label(name, place.dtype, place.shape))
+        if keep is None:
             for chunk in file.chunks(name):
-                if pending:
-                    pending.result()  # the chunk read next takes the memory of this one
-                pending = pool.submit(digest.add, chunk)
-    if header.sha256 != file_digest(header.tree, digest.hex()):
+                digest.update(chunk)
+        else:
+            keep[name] = file.tensor(name)
+            digest.update(memory_of(keep[name]))
+    if header.sha256 != file_digest(header.tree, digest.hexdigest()):
         raise ArtifactError(
             f"{file.path} was altered after it was written (SHA-256 differs).", hint="Download or make it again."
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vitcompress.artifact.digest import memory_of
-from vitcompress.errors import ArtifactError, printable
+from vitcompress.errors import ArtifactError, first_line, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,28 +93,18 @@ class TensorFile:
         t = torch.empty(place.shape, dtype=getattr(torch, place.dtype.removeprefix("torch.")))
         if place.num_bytes:
             self.file.seek(place.start)
-            self._read_into(memory_of(t))
+            _read_into(memory_of(t), self.file)
         return t
 
     def chunks(self, name: str) -> Iterator[memoryview]:
-        """Yield the bytes of a tensor, 1 MiB at a time.
-
-        Two buffers alternate, so each chunk is overwritten by the next but one.
-        """
+        """Yield the bytes of a tensor, 1 MiB at a time; each chunk overwrites the previous one."""
         place = self.places[name]
-        buffers = [memoryview(bytearray(min(_CHUNK_BYTES, place.num_bytes))) for _ in range(2)]
-        for number, start in enumerate(range(0, place.num_bytes, _CHUNK_BYTES)):
-            chunk = buffers[number % 2][: place.num_bytes - start]
-            self.file.seek(place.start + start)
-            self._read_into(chunk)
+        buffer = memoryview(bytearray(min(_CHUNK_BYTES, place.num_bytes)))
+        self.file.seek(place.start)
+        for start in range(0, place.num_bytes, _CHUNK_BYTES):
+            chunk = buffer[: place.num_bytes - start]
+            _read_into(chunk, self.file)
             yield chunk
-
-    def _read_into(self, buffer: memoryview) -> None:
-        while buffer:
-            count = self.file.readinto(buffer)
-            if not count:
-                raise ArtifactError(f"{self.path} was cut short while it was read.", hint="Download or copy it again.")
-            buffer = buffer[count:]
 
 
 @contextmanager
@@ -125,7 +115,7 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         ArtifactError: the file is missing, not a regular file or unreadable, or its header does not
             describe it.
     """
-    if not path.is_file():  # opening a named pipe would wait for ever
+    if not path.is_file():  # opening a named pipe would wait forever
         raise ArtifactError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.")
     try:
         with io.FileIO(path) as file:
@@ -152,8 +142,7 @@ def first_fault(error: BaseException) -> str:
         fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part)[:80] for part in fault["loc"][:6])
         return _ascii(f"{where}: {fault['msg'][:200]}".removeprefix(": "))
-    text = str(error).strip() or type(error).__name__
-    return _ascii(text.splitlines()[0][:200].rstrip("."))
+    return _ascii(first_line(error)[:200].rstrip("."))
 
 
 def _ascii(text: str) -> str:
@@ -191,7 +180,9 @@ def _read_header(file: io.FileIO) -> tuple[dict[str, str], dict[str, Place]]:
         raise ValueError("its header is longer than the file" if len(prefix) == 8 else "it has no header")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length:,} bytes; the limit is {MAX_HEADER_BYTES:,}")
-    tree = strict_json(_read_exactly(file.read, length).decode("utf-8"))
+    text = bytearray(length)
+    _read_into(memoryview(text), file)
+    tree = strict_json(text.decode("utf-8"))
     if not isinstance(tree, dict):
         raise ValueError("its header is not a JSON object")
     metadata = _METADATA.validate_python(tree.pop("__metadata__", {}))
@@ -226,11 +217,9 @@ def _place_of(name: str, entry: _Entry, start: int) -> Place:
     return Place(f"torch.{dtype}", tuple(entry.shape), start + first, end - first)
 
 
-def _read_exactly(read: Callable[[int], bytes], count: int) -> bytes:
-    content = b""
-    while len(content) < count:
-        part = read(count - len(content))
-        if not part:
-            raise ValueError("it was cut short while it was read")
-        content += part
-    return content
+def _read_into(buffer: memoryview, file: io.FileIO) -> None:
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            raise ArtifactError(f"{file.name} was cut short while it was read.", hint="Download or copy it again.")
+        buffer = buffer[count:]

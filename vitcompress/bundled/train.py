@@ -9,8 +9,6 @@ hour on two CPU cores.
 from __future__ import annotations
 
 import gzip
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torchvision.datasets import FashionMNIST
 
 from vitcompress.bundled import FASHION_VIT, HERE
 
@@ -39,14 +36,11 @@ def read_split(source: Path, *, train: bool) -> tuple[Tensor, Tensor]:
     Returns:
         Images `[N, 28, 28]` uint8 and labels `[N]` int64.
     """
-    with tempfile.TemporaryDirectory() as root:
-        raw = Path(root) / "FashionMNIST" / "raw"
-        raw.mkdir(parents=True)
-        for packed in source.glob("*-ubyte.gz"):
-            with gzip.open(packed) as src, open(raw / packed.stem, "wb") as dst:
-                shutil.copyfileobj(src, dst)
-        split = FashionMNIST(root, train=train, download=False)
-        return split.data, split.targets
+    prefix = "train" if train else "t10k"
+    images = gzip.decompress((source / f"{prefix}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((source / f"{prefix}-labels-idx1-ubyte.gz").read_bytes())
+    pixels = np.frombuffer(images, np.uint8, offset=16)  # after the header
+    return torch.tensor(pixels).view(-1, 28, 28), torch.tensor(np.frombuffer(labels, np.uint8, offset=8)).long()
 
 
 def shift_and_mirror(images: Tensor) -> Tensor:

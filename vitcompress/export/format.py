@@ -1,4 +1,4 @@
-"""Define what an export format provides: checks, writing, and limits of size."""
+"""Define what an export format provides, and what formats share: tracing and limits of size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
 
 from vitcompress.artifact.atomic import replacing
 from vitcompress.export.loaded import LoadedArtifact
@@ -58,8 +62,20 @@ def limit_of(artifact: LoadedArtifact, tensor_bytes: int) -> int:
     """Return the maximum size of a file with a graph, in bytes.
 
     Args:
-        artifact: the artifact; its number of blocks counts.
+        artifact: the artifact, for its number of blocks.
         tensor_bytes: size of the numbers that belong in the file, each shared one once.
     """
     num_blocks = sum(len(group.blocks) for group in artifact.manifest.plan.groups)
     return int(SLACK * tensor_bytes) + GRAPH_BYTES * num_blocks
+
+
+def trace(student: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
+    """Trace a model for batches of any size; a parameter that blocks share is traced once.
+
+    Args:
+        student: the model, in eval mode on CPU.
+        input_size: channels, rows and columns of an image.
+    """
+    images = torch.zeros(2, *input_size)  # with one image, torch.export would fix the batch size
+    with torch.no_grad():
+        return torch.export.export(student, (images,), dynamic_shapes=({0: Dim("batch")},))

@@ -17,9 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 import vitcompress
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.hub import WEIGHTS
@@ -50,16 +47,9 @@ def write(artifact: LoadedArtifact, path: Path) -> Written:
         (path / PICTURE).write_text(picture, encoding="utf-8")
     card = model_card(artifact, picture=PICTURE if picture else None)
     (path / CARD).write_text(card, encoding="utf-8")
-    loaded = load(path)
-
-    def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            outputs: Tensor = loaded(images)
-        return outputs
-
     limit = artifact.path.stat().st_size + TEXT_BYTES
     note = f"The licence of its weights is not known: fill it in in {CARD} before you publish the folder."
-    return Written(run, artifact.tensor_bytes, limit, () if licence_of(artifact) else (note,))
+    return Written(load(path), artifact.tensor_bytes, limit, () if licence_of(artifact) else (note,))
 
 
 def picture_of(artifact: LoadedArtifact) -> str | None:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from vitcompress.artifact.digest import memory_of
 from vitcompress.errors import ExportError, VitcompressError, shorten
-from vitcompress.export.format import Format, Written, limit_of
+from vitcompress.export.format import Format, Written, limit_of, trace
 from vitcompress.export.loaded import LoadedArtifact
 from vitcompress.export.parity import Run
-from vitcompress.export.trace import trace
 
 OPSET, OPSET_INT4 = 18, 21  # ONNX has four-bit numbers since opset 21
 INPUT, OUTPUT = "images", "logits"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +96,7 @@ def _noise(artifact: LoadedArtifact, count: int) -> Tensor:
 
 def _split(images: Tensor) -> tuple[Tensor, ...]:
     """Split images into batches of one, eight and the rest, to detect a fixed batch size."""
-    return tuple(itertools.chain(images[:1].split(1), images[1:].split(BATCH_SIZE) if len(images) > 1 else ()))
+    return (images[:1], *(images[1:].split(BATCH_SIZE) if len(images) > 1 else ()))
 
 
 def compare_outputs(
@@ -120,7 +119,7 @@ def compare_outputs(
     """
     with torch.inference_mode():
         expected = torch.cat([student(images) for images in batches])
-    outputs = torch.cat([run(images) for images in batches]).to(expected.dtype)
+        outputs = torch.cat([run(images) for images in batches]).to(expected.dtype)
     if outputs.shape != expected.shape:
         raise ExportError(f"outputs have shape {tuple(outputs.shape)}, the artifact's {tuple(expected.shape)}")
     largest, difference = float(expected.abs().max()), float((outputs - expected).abs().max())

@@ -9,13 +9,11 @@ import zipfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vitcompress.artifact.load import load
 from vitcompress.errors import ExportError
-from vitcompress.export.format import SLACK, Format, Written, limit_of
+from vitcompress.export.format import SLACK, Format, Written, limit_of, trace
 from vitcompress.export.loaded import LoadedArtifact
-from vitcompress.export.trace import trace
 
 NODE_BYTES = 3_000  # per step of the program, for its description
 CONSTANT_BYTES = 20_000  # for constants that are computed while tracing
@@ -35,8 +33,7 @@ def write(artifact: LoadedArtifact, path: Path) -> Written:
         ExportError: the file holds shared tensors more than once.
     """
     student = load(artifact.path, keep_quantized=True).requires_grad_(False)
-    unique = {id(t): t for t in (*student.parameters(), *student.buffers())}
-    tensor_bytes = sum(t.numel() * t.element_size() for t in unique.values())
+    tensor_bytes = sum(t.nbytes for t in (*student.parameters(), *student.buffers()))  # each shared one once
     traced = trace(student, artifact.input_size)
     traced.example_inputs = None  # zeros, which would be stored in the file
     for node in traced.graph.nodes:
@@ -48,13 +45,8 @@ def write(artifact: LoadedArtifact, path: Path) -> Written:
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.9, about its own code
         program = torch.export.load(path).module()
 
-    def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            outputs: Tensor = program(images)
-        return outputs
-
     _check_tensors(path, tensor_bytes)
-    return Written(run, tensor_bytes, limit_of(artifact, tensor_bytes) + NODE_BYTES * len(traced.graph.nodes))
+    return Written(program, tensor_bytes, limit_of(artifact, tensor_bytes) + NODE_BYTES * len(traced.graph.nodes))
 
 
 def _check_tensors(path: Path, tensor_bytes: int) -> None:

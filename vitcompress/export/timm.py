@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from safetensors.torch import load_file, save_file
 from timm.models import split_model_name_tag
 from torch import Tensor
@@ -57,18 +56,13 @@ def write(artifact: LoadedArtifact, path: Path) -> Written:
     plain.load_state_dict(load_file(path))
     plain.eval()
 
-    def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            outputs: Tensor = plain(images)
-        return outputs
-
     keywords = "".join(f", {key}={value!r}" for key, value in arguments.items())
     notes = (
         "Full size: plain timm has no shared or factored layers.",
         f"timm.create_model({name!r}, checkpoint_path=FILE{keywords})",
     )
     tensor_bytes = num_bytes(weights)
-    return Written(run, tensor_bytes, int(SLACK * tensor_bytes) + HEADER_BYTES * len(weights), notes)
+    return Written(plain, tensor_bytes, int(SLACK * tensor_bytes) + HEADER_BYTES * len(weights), notes)
 
 
 def timm_call(artifact: LoadedArtifact) -> tuple[str, dict[str, Any]]:

@@ -65,7 +65,7 @@ def tap_qkv(block: nn.Module) -> tuple[Tap, ...]:
         One tap that gives q, k and v side by side, `[B, N, 3·C]`, or three taps, in this order,
         that give `[B, N, C]` each. Empty if the block has no such layers, if queries and keys
         differ in width, or if its heads are narrow: their channels are then mixtures of the
-        teacher's. In windowed attention, B counts windows.
+        source's. In windowed attention, B counts windows.
     """
     attn = getattr(block, "attn", None)
     if getattr(attn, "narrow_heads", False):

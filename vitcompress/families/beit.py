@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from timm.models.beit import Attention, Beit, checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import (
@@ -22,31 +22,16 @@ from vitcompress.families.insertion import (
 )
 
 
-class MixedBeitAttention(nn.Module):
+class MixedBeitAttention(Attention):  # type: ignore[misc]
     """timm's `Attention` of BEiT with head mixing, after the position bias.
-
-    Takes over what `attn` holds: parameter names stay, and the model can still resize its position
-    bias.
 
     Args:
         attn: timm's attention, which is taken over.
     """
 
-    scale: float
-    relative_position_bias_table: Tensor | None
-    proj: nn.Module
-    proj_drop: nn.Module
-
     def __init__(self, attn: Attention) -> None:
-        super().__init__()
         take_over(self, attn)
         add_mixes(self)
-
-    # timm's methods, which use only attributes that were taken over
-    set_window_size = Attention.set_window_size
-    _get_rel_pos_bias = Attention._get_rel_pos_bias
-    _init_buffers = Attention._init_buffers
-    init_non_persistent_buffers = Attention.init_non_persistent_buffers
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         """Attend over tokens `[B, N, C]` and return the same shape.
@@ -77,5 +62,3 @@ BEIT = Family(
     },
     convert=checkpoint_filter_fn,
 )
-
-__all__ = ["BEIT", "MixedBeitAttention"]

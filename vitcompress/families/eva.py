@@ -10,7 +10,7 @@ import re
 import torch
 from timm.layers import AttentionRope, apply_rot_embed_cat, resolve_self_attn_mask
 from timm.models.eva import Eva, EvaAttention, checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import (
@@ -24,39 +24,20 @@ from vitcompress.families.insertion import (
 )
 
 
-class MixedRopeAttention(nn.Module):
+class MixedRopeAttention(EvaAttention):  # type: ignore[misc]
     """timm's `EvaAttention` or `AttentionRope` with head mixing before and after the softmax.
 
-    Takes over what `attn` holds, so parameter names stay. The two types keep their biases in
-    different places, and `AttentionRope` may have fewer heads of keys and values than of queries.
+    The two types keep their biases in different places, and `AttentionRope` may have fewer heads of
+    keys and values than of queries.
 
     Args:
         attn: timm's attention, which is taken over.
     """
 
-    head_dim: int
-    scale: float
-    num_prefix_tokens: int
-    rotate_half: bool
-    qkv: nn.Linear | None
-    q_proj: nn.Module
-    k_proj: nn.Module
-    v_proj: nn.Module
-    q_norm: nn.Module
-    k_norm: nn.Module
-    norm: nn.Module
-    gate: nn.Module | None
-    proj: nn.Module
-    proj_drop: nn.Module
-
     def __init__(self, attn: EvaAttention | AttentionRope) -> None:
-        super().__init__()
         take_over(self, attn)
         add_mixes(self)
-        self.num_kv_groups: int = getattr(attn, "num_kv_groups", 1)
-
-    # timm's methods, which use only attributes that were taken over
-    _init_buffers = EvaAttention._init_buffers
+        self.num_kv_groups = getattr(attn, "num_kv_groups", 1)
 
     def init_non_persistent_buffers(self) -> None:
         """Compute the buffers that are not in the state dict; only `EvaAttention` has one."""
@@ -106,5 +87,3 @@ EVA = Family(
     },
     convert=checkpoint_filter_fn,
 )
-
-__all__ = ["EVA", "MixedRopeAttention"]

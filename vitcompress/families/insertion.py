@@ -22,11 +22,11 @@ from vitcompress.layers.transforms import HeadMix, KeyPositions, TokenConvolutio
 def take_over(new_attn: nn.Module, attn: nn.Module) -> None:
     """Give `new_attn` everything that `attn` holds, under the same names, in place.
 
-    This covers parameters, buffers, submodules and plain attributes, so `new_attn` can borrow any
-    method of timm's that uses nothing else.
+    This covers parameters, buffers, submodules and plain attributes, so the methods that `new_attn`
+    inherits from timm, which resize windows and compute buffers, keep working.
 
     Args:
-        new_attn: a module that holds nothing yet.
+        new_attn: an attention whose constructor has set nothing yet, not even `nn.Module`'s.
         attn: any attention; must not be used afterwards.
     """
     for name, value in vars(attn).items():

@@ -1,15 +1,15 @@
 """Make blocks narrower: fewer hidden neurons in the MLP, fewer channels in the attention heads.
 
-    MLP      fc1 [hidden, C]              fc2 [C, hidden]     hidden ≤ the teacher's
-    heads    q, k [H·qk, C], v [H·v, C]   proj [C, H·v]       qk, v ≤ the teacher's
+    MLP      fc1 [hidden, C]              fc2 [C, hidden]     hidden ≤ the source's
+    heads    q, k [H·qk, C], v [H·v, C]   proj [C, H·v]       qk, v ≤ the source's
 
 Queries only meet keys, and values only meet the projection, so each pair can have its own width.
-The scale of the logits stays the teacher's.
+The scale of the logits stays the source's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +39,8 @@ def narrowed_shapes(block: Any, widths: Widths) -> dict[str, tuple[int, int]]:
     """Return the new shapes `[out, in]` of the layers that `widths` changes, by name.
 
     Args:
-        block: a block of the teacher.
-        widths: at most the block's own.
+        block: a block of the source.
+        widths: at most those of the block.
     """
     shapes: dict[str, tuple[int, int]] = {}
     if widths.hidden is not None:
@@ -62,22 +62,24 @@ def narrow_block(block: Any, widths: Widths, narrow_attention: Callable[[Any], n
 
     Args:
         block: a block of a timm model, on any device, including meta.
-        widths: at most the block's own.
+        widths: at most those of the block.
         narrow_attention: `Family.narrow_attention`.
     """
     for name, shape in narrowed_shapes(block, widths).items():
-        owner_path, _, leaf = name.rpartition(".")
-        owner = block.get_submodule(owner_path)
-        old = getattr(owner, leaf)
-        rows = _first_rows(block, widths) if name == "attn.qkv" else torch.arange(shape[0])
-        columns = _first_channels(block, shape[1]) if name == "attn.proj" else torch.arange(shape[1])
+        old = block.get_submodule(name)
+        rows, columns = (torch.arange(size, device=old.weight.device) for size in shape)
+        if name == "attn.qkv":
+            head_dim = old.out_features // (3 * block.attn.num_heads)
+            rows = _first_channels(block.attn, head_dim, [widths.qk or head_dim] * 2 + [widths.v or head_dim])
+        elif name == "attn.proj":
+            head_dim = old.in_features // block.attn.num_heads
+            columns = _first_channels(block.attn, head_dim, [widths.v or head_dim])
         new = nn.Linear(shape[1], shape[0], bias=old.bias is not None, device=old.weight.device, dtype=old.weight.dtype)
         with torch.no_grad():
-            rows, columns = rows.to(old.weight.device), columns.to(old.weight.device)
             new.weight.copy_(old.weight[rows][:, columns])
             if old.bias is not None:
                 new.bias.copy_(old.bias[rows])
-        setattr(owner, leaf, new)
+        block.set_submodule(name, new)
         if name == "attn.proj":
             assert narrow_attention is not None
             block.attn = narrow_attention(block.attn)
@@ -107,19 +109,15 @@ def is_plain_attention(attn: Any) -> bool:
     return isinstance(qkv, nn.Linear) and qkv.bias is not None and getattr(proj, "bias", None) is not None
 
 
-def _first_rows(block: Any, widths: Widths) -> Tensor:
-    """Return the rows of `qkv` that stay: the first channels of each head of q, k and v."""
-    num_heads = block.attn.num_heads
-    head_dim = block.attn.qkv.out_features // (3 * num_heads)
-    counts = [widths.qk or head_dim, widths.qk or head_dim, widths.v or head_dim]
+def _first_channels(attn: Any, head_dim: int, counts: Sequence[int]) -> Tensor:
+    """Return the indices of the channels that stay: the first ones of each head.
+
+    Args:
+        attn: timm's attention.
+        head_dim: channels per head of the source.
+        counts: channels per head that stay, for each of the parts side by side, such as q, k and v.
+    """
     return torch.cat([
-        torch.arange(count) + (part * num_heads + head) * head_dim
-        for part, count in enumerate(counts) for head in range(num_heads)
+        torch.arange(count, device=attn.proj.weight.device) + (part * attn.num_heads + head) * head_dim
+        for part, count in enumerate(counts) for head in range(attn.num_heads)
     ])  # fmt: skip
-
-
-def _first_channels(block: Any, count: int) -> Tensor:
-    """Return the columns of `proj` that stay, `count` in all: the first channels of each head."""
-    num_heads = block.attn.num_heads
-    head_dim = block.attn.proj.in_features // num_heads
-    return torch.cat([torch.arange(count // num_heads) + head * head_dim for head in range(num_heads)])

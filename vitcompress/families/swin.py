@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from timm.models.swin_transformer import SwinTransformer, WindowAttention, checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import (
@@ -19,30 +19,18 @@ from vitcompress.families.insertion import (
 )
 
 
-class MixedWindowAttention(nn.Module):
+class MixedWindowAttention(WindowAttention):  # type: ignore[misc]
     """timm's `WindowAttention` of Swin with head mixing between position bias and mask.
 
-    Takes over what `attn` holds: parameter names stay, and the block can still resize its windows.
     Mixing needs the attention maps, so blocks with it cannot use fused attention.
 
     Args:
         attn: timm's attention, which is taken over.
     """
 
-    scale: float
-    proj: nn.Module
-    proj_drop: nn.Module
-
     def __init__(self, attn: WindowAttention) -> None:
-        super().__init__()
         take_over(self, attn)
         add_mixes(self)
-
-    # timm's methods, which use only attributes that were taken over
-    set_window_size = WindowAttention.set_window_size
-    _get_rel_pos_bias = WindowAttention._get_rel_pos_bias
-    _init_buffers = WindowAttention._init_buffers
-    init_non_persistent_buffers = WindowAttention.init_non_persistent_buffers
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend inside windows `[B·windows, N, C]` and return the same shape.
@@ -85,5 +73,3 @@ SWIN = Family(
     },
     convert=checkpoint_filter_fn,
 )
-
-__all__ = ["SWIN", "MixedWindowAttention", "mask_per_window"]

@@ -7,7 +7,7 @@ import re
 
 import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import SwinTransformerV2, WindowAttention, checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import (
@@ -24,33 +24,16 @@ from vitcompress.families.swin import mask_per_window
 _MAX_LOGIT_SCALE = math.log(1 / 0.01)
 
 
-class MixedWindowAttentionV2(nn.Module):
+class MixedWindowAttentionV2(WindowAttention):  # type: ignore[misc]
     """timm's `WindowAttention` of Swin V2 with head mixing between position bias and mask.
-
-    Takes over what `attn` holds: parameter names stay, and the block can still resize its windows.
 
     Args:
         attn: timm's attention, which is taken over.
     """
 
-    num_heads: int
-    logit_scale: Tensor
-    cpb_mlp: nn.Module
-    relative_coords_table: Tensor
-    relative_position_index: Tensor
-    proj: nn.Module
-    proj_drop: nn.Module
-
     def __init__(self, attn: WindowAttention) -> None:
-        super().__init__()
         take_over(self, attn)
         add_mixes(self)
-
-    # timm's methods, which use only attributes that were taken over
-    set_window_size = WindowAttention.set_window_size
-    _make_pair_wise_relative_positions = WindowAttention._make_pair_wise_relative_positions
-    _init_buffers = WindowAttention._init_buffers
-    init_non_persistent_buffers = WindowAttention.init_non_persistent_buffers
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend inside windows `[B·windows, N, C]` and return the same shape.
@@ -87,5 +70,3 @@ SWIN_V2 = Family(
     },
     convert=checkpoint_filter_fn,
 )
-
-__all__ = ["SWIN_V2", "MixedWindowAttentionV2"]

@@ -10,7 +10,7 @@ import re
 import torch.nn.functional as F
 from timm.layers import Attention, resolve_self_attn_mask
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import (
@@ -25,26 +25,18 @@ from vitcompress.families.insertion import (
 from vitcompress.layers.transforms import KeyPositions
 
 
-class NarrowAttention(nn.Module):
+class NarrowAttention(Attention):  # type: ignore[misc]
     """timm's `Attention` with fewer channels per head.
 
-    Queries and keys have one width, values another. The scale of the logits stays the teacher's,
-    because narrow queries and keys approximate the teacher's products.
+    Queries and keys have one width, values another. The scale of the logits stays the source's,
+    because narrow queries and keys approximate the source's products.
 
     Args:
         attn: timm's attention, which is taken over; `qkv` and `proj` are narrow already, and it has
             neither norms nor a gate.
     """
 
-    scale: float
-    num_heads: int
-    attn_drop: nn.Dropout
-    qkv: nn.Module
-    proj: nn.Module
-    proj_drop: nn.Module
-
     def __init__(self, attn: Attention) -> None:
-        super().__init__()
         take_over(self, attn)
         self.narrow_heads = True  # `MixedAttention` takes it over
 
@@ -59,33 +51,20 @@ class NarrowAttention(nn.Module):
         return out
 
 
-class MixedAttention(nn.Module):
+class MixedAttention(Attention):  # type: ignore[misc]
     """timm's `Attention` with head mixing and, if set, the position term `rpe`.
 
-    Takes over what `attn` holds, so parameter names stay. Head mixing and `rpe` need the attention
-    maps, so blocks with either cannot use fused attention.
+    Head mixing and `rpe` need the attention maps, so blocks with either cannot use fused attention.
 
     Args:
         attn: timm's attention or a narrow one, which is taken over.
         mix_heads: whether to mix heads.
     """
 
-    scale: float
-    mix_logits: nn.Module
-    mix_probs: nn.Module
-    rpe: KeyPositions | None
-    q_norm: nn.Module
-    k_norm: nn.Module
-    norm: nn.Module
-    gate: nn.Module | None  # set in a few models
-    proj: nn.Module
-    proj_drop: nn.Module
-
     def __init__(self, attn: Attention | NarrowAttention, *, mix_heads: bool = True) -> None:
-        super().__init__()
         take_over(self, attn)
         add_mixes(self, mix_heads=mix_heads)
-        self.rpe = None
+        self.rpe: KeyPositions | None = None
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Attend over tokens `[B, N, C]` and return the same shape; the masks are as in timm."""
@@ -114,5 +93,3 @@ VIT = Family(
     convert=checkpoint_filter_fn,
     narrow_attention=NarrowAttention,
 )
-
-__all__ = ["VIT", "MixedAttention", "NarrowAttention"]

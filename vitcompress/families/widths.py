@@ -12,7 +12,7 @@ Width = Annotated[int, Field(ge=1, le=10**15)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Widths:
-    """Widths of a block; None keeps the teacher's width.
+    """Widths of a block; None keeps the source's width.
 
     Attributes:
         hidden: number of hidden neurons of the MLP.

@@ -1,7 +1,7 @@
 """Types with bounds for the fields of plans and reports.
 
-Anybody can write a file, so the bounds are checked when one is read. They are not checked when a dataclass is
-built: a report at the end of a long training is never refused.
+Anybody can write a file, so the bounds are checked when one is read. They are not checked when a
+dataclass is built: a report at the end of a long training is never refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 MAX_NUMBER = 10**15
-MAX_BLOCKS = 512
+MAX_BLOCKS = 512  # timm's deepest model has 60; each takes milliseconds to build, whatever its width
 MAX_ENTRIES = 4096
 
 Text = Annotated[str, Field(max_length=1 << 16)]

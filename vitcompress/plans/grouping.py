@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,36 +46,15 @@ def group_blocks(recipe: PlanRecipe, kinds: Mapping[str, BlockKind]) -> list[tup
         raise PlanError(
             f"--share {share}: the model has {len(kinds)} blocks.", hint=f"Use at most --share {len(kinds)}."
         )
-    return _PATTERNS[recipe.pattern](share, kinds)
-
-
-def _group_in_sequence(share: int, kinds: Mapping[str, BlockKind]) -> list[tuple[str, ...]]:
-    """Cut the blocks into runs of `share` of one kind; the last run of a stage may be shorter."""
     groups: list[tuple[str, ...]] = []
-    for block, kind in kinds.items():
-        if groups and len(groups[-1]) < share and kinds[groups[-1][0]] == kind:
-            groups[-1] += (block,)
-        else:
-            groups.append((block,))
-    return groups
-
-
-def _group_in_cycle(share: int, kinds: Mapping[str, BlockKind]) -> list[tuple[str, ...]]:
-    """Deal each stage's blocks out to as many groups as there are runs of `share`: 0 1 0 1 0 1."""
-    runs: list[list[str]] = []  # consecutive blocks of one kind
-    for block, kind in kinds.items():
-        if runs and kinds[runs[-1][0]] == kind:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    groups = []
-    for run in runs:
+    for _, consecutive in itertools.groupby(kinds, key=kinds.__getitem__):  # blocks of one kind
+        run = tuple(consecutive)
         num_groups = -(-len(run) // share)
-        groups += [tuple(run[first::num_groups]) for first in range(num_groups)]
+        if recipe.pattern == "sequence":  # 0 0 0 1 1 1; the last group may be shorter
+            groups += [run[number * share : (number + 1) * share] for number in range(num_groups)]
+        else:  # cycle: 0 1 0 1 0 1
+            groups += [run[number::num_groups] for number in range(num_groups)]
     return groups
-
-
-_PATTERNS = {"sequence": _group_in_sequence, "cycle": _group_in_cycle}
 
 
 def _parse_groups(text: str, kinds: Mapping[str, BlockKind]) -> list[tuple[str, ...]]:

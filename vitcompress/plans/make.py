@@ -22,7 +22,7 @@ def make_plan(model: nn.Module, recipe: PlanRecipe, *, name: str, store: str = "
     """Decide what the blocks of `model` share and what their layers consist of.
 
     Args:
-        model: the teacher, on any device, including meta.
+        model: the source, on any device, including meta.
         recipe: groups, biases, factors, widths and transformations to plan.
         name: the model's name in error messages.
         store: number format of the student's file, a key of `STORES`.
@@ -63,7 +63,7 @@ def plan_of(
     """Return the plan of groups that are known to fit, with its sizes.
 
     Args:
-        model: the teacher, on any device, including meta.
+        model: the source, on any device, including meta.
         family: family of the model.
         groups: groups that together hold every block once.
         transforms: transformations of every block.
@@ -101,7 +101,7 @@ def layer_shapes(family: Family, block: nn.Module) -> Mapping[str, tuple[int, in
 
     Args:
         family: family of the model.
-        block: any block of the teacher.
+        block: any block of the source.
     """
     return {
         n.removesuffix(".weight"): (p.shape[0], p.shape[1])

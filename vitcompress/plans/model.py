@@ -45,16 +45,16 @@ class Group:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the blocks differ from the teacher's by sharing alone."""
+        """Whether the blocks differ from the source's by sharing alone."""
         return not self.ranks and self.widths == Widths()
 
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters, bytes and multiply-accumulates of teacher and student.
+    """Parameters, bytes and multiply-accumulates of the source (`teacher_…`) and the student.
 
-    Bytes count parameters and persistent buffers, each shared tensor once: the teacher's in the
-    data type they have in memory, the student's as the file stores them. The file's header, a few
+    Bytes count parameters and persistent buffers, each shared tensor once: the source's in the data
+    type they have in memory, the student's as the file stores them. The file's header, a few
     kilobytes, is not included. Multiply-accumulates are those of one image; None if not counted.
     """
 

@@ -1,4 +1,4 @@
-"""Compute the student's parameters and bytes from the teacher's shapes."""
+"""Compute the student's parameters and bytes from the source's shapes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def size_of(
     token_kernel: int,
     store: str = "source",
 ) -> Size:
-    """Compute the parameters and bytes of a teacher and its student.
+    """Compute the parameters and bytes of a source and its student.
 
     Args:
-        model: the teacher, without sharing, on any device, including meta.
+        model: the source, without sharing, on any device, including meta.
         family: family of the model.
         groups: groups that together hold every block once.
         transforms: transformations of every block.
@@ -65,7 +65,7 @@ def group_params(model: nn.Module, family: Family, group: Group) -> int:
     """Count the parameters that the blocks of `group` store, without transformations.
 
     Args:
-        model: the teacher, on any device, including meta.
+        model: the source, on any device, including meta.
         family: family of the model.
         group: blocks of the model.
     """
@@ -79,7 +79,7 @@ def group_params(model: nn.Module, family: Family, group: Group) -> int:
 def _stored_tensors(family: Family, block: Any, group: Group, *, is_donor: bool) -> Iterator[tuple[str, Tensor, bool]]:
     """Yield name, meta tensor and whether it is a factor, for all that a block of `group` stores.
 
-    Names are the teacher's. The donor also stores what the group shares. Transformations are not
+    Names are the source's. The donor also stores what the group shares. Transformations are not
     included.
     """
     shapes = narrowed_shapes(block, group.widths)

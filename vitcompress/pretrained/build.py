@@ -35,7 +35,7 @@ def empty_model(source: Source) -> nn.Module:
 
 
 class _SkipInitialization(TorchFunctionMode):
-    """Skip operations that fill meta tensors: three quarters of the time to build a model."""
+    """Skip filling meta tensors, which takes three quarters of the time to build a model."""
 
     _FILLS = frozenset(
         getattr(Tensor, name)

@@ -23,7 +23,7 @@ from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, ModelError, first_line, shorten
 from vitcompress.pretrained.config_limits import check_timm
 from vitcompress.pretrained.short_names import SHORT_NAMES
-from vitcompress.pretrained.transformers_folder import is_transformers_folder, read_folder
+from vitcompress.pretrained.transformers_config import is_transformers_folder, read_folder
 from vitcompress.pretrained.weights_file import check_folder
 from vitcompress.recipe import ModelRecipe
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from vitcompress.errors import CheckpointError, first_line, shorten
 
-_ARCHIVE = b"PK\3\4"
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -67,18 +66,14 @@ def _check_archive(path: Path) -> None:
         ValueError: the archive is compressed, or its entries overlap.
         zipfile.BadZipFile: the archive is broken.
     """
-    if path.suffix == ".safetensors" or not _is_archive(path):
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\3\4"  # torch goes by these bytes alone
+    if path.suffix == ".safetensors" or not is_archive:
         return
     with zipfile.ZipFile(path) as archive:
         unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
     if unpacked_bytes > path.stat().st_size:
         raise ValueError(f"it is an archive of {unpacked_bytes:,} bytes packed into {path.stat().st_size:,}")
-
-
-def _is_archive(path: Path) -> bool:
-    """Return whether torch treats a file as an archive, which depends on its first bytes alone."""
-    with path.open("rb") as file:
-        return file.read(len(_ARCHIVE)) == _ARCHIVE
 
 
 def check_folder(folder: Path) -> None:

@@ -22,8 +22,8 @@ from vitcompress.families.find import family_of
 GROUP = 32  # columns that share an int4 scale
 SCALE = ".scale"  # suffix of a tensor's name; it collides with no other name of a state dict
 MIN_INPUTS = 8  # a shorter row saves nothing, because its scale takes what its codes save
-# candidates for the scale: a group's largest number by these; −8 gives it the last code, larger
-# divisors clip it for the sake of the others
+# A group's largest number divided by each of these is a candidate for the scale. −8 gives that
+# number the last code; with larger divisors it is clipped, and the others are more exact.
 _DIVISORS = (-7.0, -7.5, -8.0, -8.5, -9.0, -10.0, -11.0)
 _HALF = torch.finfo(torch.float16)
 
@@ -130,7 +130,7 @@ class Store:
     """How a file stores tensors.
 
     Attributes:
-        dtype: dtype of parameters that are not quantized; None to keep theirs.
+        dtype: dtype of parameters that are not quantized; None to keep that of the model.
         codec: codec of matrices; None if they are not quantized.
     """
 
@@ -206,13 +206,13 @@ def encode(
     Returns:
         The stored tensors by name; scales have the suffix `.scale`.
     """
-    how = STORES[store]
+    dtype, codec = STORES[store].dtype, STORES[store].codec
     stored: dict[str, Tensor] = {}
     for name, t in tensors.items():
-        if how.codec and name in matrices:
-            stored[name], stored[name + SCALE] = how.codec.encode(t)
+        if codec and name in matrices:
+            stored[name], stored[name + SCALE] = codec.encode(t)
         else:
-            stored[name] = cast(t, how.dtype) if name in parameters else t
+            stored[name] = cast(t, dtype) if name in parameters else t
     return stored
 
 

@@ -49,12 +49,7 @@ def keep_quantized(owner: nn.Module, leaf: str, matrix: StoredMatrix) -> None:
     """Replace the parameter `leaf` of `owner` by a stored matrix, in place."""
     del owner._parameters[leaf]
     setattr(owner, f"stored_{leaf}", matrix)
-    _set_property(owner, leaf, _decode)
-
-
-def _decode(owner: nn.Module, leaf: str) -> Tensor:
-    matrix: Tensor = owner._modules[f"stored_{leaf}"]()  # type: ignore[misc]
-    return matrix
+    _set_property(owner, leaf, lambda owner, leaf: getattr(owner, f"stored_{leaf}")())
 
 
 def _set_property(owner: nn.Module, leaf: str, compute: Callable[[Any, str], Tensor]) -> None:

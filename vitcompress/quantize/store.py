@@ -40,9 +40,9 @@ def round_to(model: nn.Module, stored: Mapping[str, Tensor], store: str) -> None
     """Round the model's parameters to the stored ones, in place.
 
     Args:
-        model: the model that `stored` was made from.
+        model: the model whose tensors were stored.
         stored: tensors from `stored_tensors`.
-        store: the store that they were made with.
+        store: their store, a key of `STORES`.
     """
     like = dict(model.named_parameters())
     with torch.no_grad():
@@ -57,11 +57,10 @@ def layout(model: nn.Module, store: str) -> Layout:
         model: the model of the file; may be on the meta device.
         store: a key of `STORES`.
     """
-    meta = {name: t.to("meta") for name, t in stored_tensors(model, store).items()}
-    loose = {STORES[store].dtype} & {torch.float16}  # tensors that overflow float16 are stored as float32
+    half = STORES[store].dtype == torch.float16  # tensors that overflow float16 are stored as float32
     return {
-        name: (frozenset({t.dtype, *([torch.float32] if t.dtype in loose else [])}), tuple(t.shape))
-        for name, t in meta.items()
+        name: (frozenset({t.dtype, torch.float32} if half and t.dtype == torch.float16 else {t.dtype}), tuple(t.shape))
+        for name, t in stored_tensors(model, store).items()
     }
 
 

@@ -1,8 +1,8 @@
 """Which method of compression is best, at equal size, images and steps?
 
-Every method trains from the same teacher on the same views, each by the best of the same learning rates, over seeds.
-The fast form compares on the built-in model, small; `--full` on all models and sizes, which is for the background: what
-an interrupted run has done is not done again.
+Every method trains from the same teacher on the same views, each by the best of the same learning
+rates, over seeds. The fast form compares on the built-in model, small; `--full` on all models and
+sizes, which is for the background: what an interrupted run has done is not done again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How good is each method?  All train on the same images, as long, from the same teacher, by the product's loop."""
+"""How good is each method? All train equally long on the same images, from the same teacher."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Comparison:
                 self._run_method(ratio, names, schedule)
 
     def _alike(self, names: Sequence[str]) -> list[list[str]]:
-        """The methods, those together whose trainings are the same and that differ in how they are stored."""
+        """Group the methods that share a training and differ only in how they are stored."""
         found: dict[Any, list[str]] = {}
         for name in names:
             method = METHODS[name]
@@ -160,7 +160,7 @@ class Comparison:
             )
 
     def _started(self, key: Key, method: Method) -> tuple[Start, float]:
-        """The student before training, and its top-1; kept for the next run, which is often of the same."""
+        """Return the untrained student and its top-1; cached, as the next run is often the same."""
         assert self.loaded is not None
         teacher, sets = self.loaded
         wanted = key.ratio, method.build, key.seed if method.random else 0
@@ -222,8 +222,9 @@ def training_recipe(
     Args:
         method: with its losses.
         start: with its plan.
-        options: that the product brings for the model; they are for blocks that share whole matrices, and are left out
-            where a plan does anything else: what is narrow or factored has no matrices to fade out or for Muon.
+        options: that the product brings for the model; they are for blocks that share whole
+            matrices, and are left out where a plan does anything else: what is narrow or factored
+            has no matrices to fade out or for Muon.
         lr: peak learning rate of AdamW; Muon's keeps its proportion to it.
         steps: of training.
     """
@@ -236,7 +237,7 @@ MUON_OVER_ADAMW = 10.0  # what the built-in model's recipe has: 0.02 over 0.002
 
 
 def score(model: nn.Module, images: Labelled) -> tuple[float, float, float]:
-    """Top-1 and agreement with the teacher in percent, and the divergence from it in nats per image."""
+    """Return top-1 and agreement with the teacher in percent, and divergence in nats per image."""
     logits = logits_of(model, images.images)
     found, theirs = logits.argmax(1), images.teacher_logits.argmax(1)
     log_q, log_p = F.log_softmax(logits, 1), F.log_softmax(images.teacher_logits, 1)

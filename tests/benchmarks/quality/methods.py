@@ -1,4 +1,4 @@
-"""Which methods are compared?  One function each: from a teacher and a budget to a student that has not trained yet."""
+"""Which methods are compared? One function each: from teacher and budget to untrained student."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Case:
         teacher: in eval mode; not to be changed.
         name: of the model.
         share: blocks per group, of the methods that share whole matrices.
-        budget_params: parameters of a student that shares so, with the product's transformations; none may have more.
+        budget_params: parameters of a student that shares so, with the product's transformations;
+            none may have more.
         calibration: images `[N, C, H, W]`.
         input_size: (channels, height, width).
         seed: of what is random.
@@ -94,7 +95,8 @@ class Method:
         build: makes the student.
         about: what it is, for the reader of the table.
         losses: weights of the losses it trains by; nothing where it does not train.
-        ours: whether it trains with the options that the product brings for the model, where they fit its plan.
+        ours: whether it trains with the options that the product brings for the model, where they
+            fit its plan.
         whole: whether it keeps all of the teacher's parameters: there is one for all ratios then.
         random: whether the start depends on the seed.
         store: how its weights are stored in the end.
@@ -265,7 +267,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def keep_stored(model: nn.Module, store: str) -> int:
-    """Leave of a model's weights what a store keeps of them, in place; returns the bytes that they take there.
+    """Round a model's weights to a store, in place; returns the bytes that they take there.
 
     Args:
         model: any.
@@ -277,7 +279,7 @@ def keep_stored(model: nn.Module, store: str) -> int:
 
 
 def share_for(teacher: nn.Module, name: str, ratio: str) -> tuple[int, int]:
-    """Blocks per group whose ratio of parameters is nearest to `ratio`, and the parameters that are left.
+    """Return the blocks per group whose ratio is nearest to `ratio`, and the parameters left.
 
     Args:
         teacher: the model.
@@ -295,7 +297,7 @@ def share_for(teacher: nn.Module, name: str, ratio: str) -> tuple[int, int]:
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 1 to `most` that fits, where all below a fitting one do; 0 where none does."""
+    """Return the largest number up to `most` that fits; 0 if none does. Below it, all must fit."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2

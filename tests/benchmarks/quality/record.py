@@ -1,4 +1,4 @@
-"""What is kept of each run?  One line of JSON, so that an interrupted comparison goes on where it stopped."""
+"""What is kept of each run? A line of JSON, so that an interrupted comparison can continue."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class Record:
         held_out_kl: from the teacher there, in nats per image.
         seconds: of training.
         diverged: whether it ended before its time, at the last good weights.
-        unfit: why there is no such student; empty where there is one. The numbers mean nothing then.
+        unfit: why there is no such student; empty where there is one. The numbers mean nothing
+            then.
     """
 
     model: str
@@ -73,7 +74,7 @@ class Record:
 
     @property
     def rank(self) -> float:
-        """Larger is better: the divergence on the held-out images, of which there may be too few for their top-1."""
+        """Negative divergence on the held-out images, which may be too few for a reliable top-1."""
         return -self.held_out_kl
 
 
@@ -148,7 +149,7 @@ def summarise(records: Iterable[Record], model: str, steps: int | None = None) -
 
 
 def best_runs(records: Sequence[Record]) -> list[Record]:
-    """The runs of the learning rate that was chosen: the one with the most seeds, else the best on held-out images."""
+    """Return the runs of the chosen learning rate: most seeds, then best on held-out images."""
     by_lr: dict[float, list[Record]] = {}
     for record in records:
         by_lr.setdefault(record.lr, []).append(record)

@@ -79,7 +79,8 @@ def _place(row: Row) -> tuple[float, int]:
 def figure(records: Iterable[Record], model: str, steps: int | None = None) -> str:
     """Bytes against top-1, a line per method, bars from the worst seed to the best; SVG.
 
-    What is far below the best is left to the table: a random start would press all others into one line.
+    What is far below the best is left to the table: a random start would press all others into one
+    line.
 
     Args:
         records: of any models.
@@ -130,7 +131,7 @@ def figure(records: Iterable[Record], model: str, steps: int | None = None) -> s
 
 
 def write(folder: Path, records: Sequence[Record], models: Iterable[str], steps: Mapping[str, int | None]) -> Path:
-    """Write each model's table into `benchmarks.md` between its markers, and its figure beside it; returns the page.
+    """Write each model's table and figure to the page `benchmarks.md`; returns the page.
 
     Args:
         folder: need not exist; nor need the page.
@@ -153,7 +154,7 @@ def write(folder: Path, records: Sequence[Record], models: Iterable[str], steps:
 
 
 def replace_section(text: str, model: str, body: str) -> str:
-    """The page with `body` between the markers of `model`; at the end of it, under a heading, where there are none."""
+    """Return the page with `body` between the markers of `model`, which are appended if missing."""
     first, last = f"<!-- quality {model} -->", f"<!-- end of quality {model} -->"
     section = f"{first}\n{body}\n{last}"
     if first not in text or last not in text:

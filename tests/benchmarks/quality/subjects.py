@@ -1,4 +1,4 @@
-"""Which models are compared on, and on which images?  All images are decoded once and kept in memory."""
+"""Which models and images are used? All images are decoded once and kept in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Subject:
 
     Attributes:
         model: as the product's command line names it.
-        ratios: sizes aimed at, the teacher's over the student's parameters; `smallest` shares all blocks.
+        ratios: sizes aimed at, the teacher's over the student's parameters; `smallest` shares all
+            blocks.
         learning_rates: each method has the best of them.
         full_steps: of the full form.
         fast_steps: of the fast form.
@@ -43,7 +44,8 @@ class Subject:
         checkpoint: weights; None where they are built in.
         data: folder of images; None where they are built in.
         ours: training options that the product brings for this model.
-        precision: of training, as accelerate names it; starts are made and models measured in single precision.
+        precision: of training, as accelerate names it; starts are made and models measured in
+            single precision.
     """
 
     model: str
@@ -80,7 +82,7 @@ SUBJECTS: Mapping[str, Subject] = {
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images as the model takes them, `[N, C, H, W]`, their labels `[N]`, and what the teacher says, `[N, K]`."""
+    """Images `[N, C, H, W]` as the model takes them, labels `[N]` and teacher's logits `[N, K]`."""
 
     images: Tensor
     labels: Tensor
@@ -168,9 +170,10 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of random views, the same for the same seed: what a loader is to the product's training loop.
+    """Batches of random views, the same for the same seed; stands in for a data loader.
 
-    Crops and mirrors are drawn as the product draws them, but for a whole batch at once and from decoded pixels.
+    Crops and mirrors are drawn as the product draws them, but for a whole batch at once and from
+    decoded pixels.
     """
 
     sets: Sets
