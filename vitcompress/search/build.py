@@ -14,8 +14,7 @@ from vitcompress.families.find import family_of
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.plans.model import Plan
-from vitcompress.search.candidates import Candidate, find_candidates
-from vitcompress.search.even import even_widths
+from vitcompress.search.candidates import Candidate, even_widths, find_candidates
 from vitcompress.search.measure import MeasuredOptions
 from vitcompress.search.model import Search
 from vitcompress.search.sensitivity import CHUNK_IMAGES, divergence
@@ -43,12 +42,11 @@ def build_best(
     Returns:
         The acceptable candidates, best first; only the first few are built.
     """
-    candidates = find_candidates(measured, budget, search.token_kernel, search.transforms)
-    candidates = [candidate for candidate in candidates if fits(candidate.plan)]
+    candidates = [candidate for candidate in find_candidates(measured, budget) if fits(candidate.plan)]
     parts = min(MAX_BUILT, len(candidates)) + 1
     built: list[Candidate] = []
     for candidate in candidates[:MAX_BUILT]:
-        built.append(build_candidate(candidate, search.teacher, search.fitted, search.held_out))
+        built.append(build_candidate(candidate, search))
         tell(len(built) / parts)
     if built:
         best = min(built, key=lambda candidate: candidate.cost)
@@ -71,8 +69,7 @@ def _even_best(
     """The best of ever more even plans, tried for as long as that helps; empty if it never does."""
     evenest = best
     for number, plan in enumerate(plans, 1):
-        candidate = Candidate(f"{best.name}, evened", plan, math.nan)
-        candidate = build_candidate(candidate, search.teacher, search.fitted, search.held_out)
+        candidate = build_candidate(Candidate(f"{best.name}, evened", plan, math.nan), search)
         tell(1 - 0.5**number)
         if candidate.cost >= evenest.cost:
             break
@@ -80,16 +77,10 @@ def _even_best(
     return [] if evenest is best else [evenest]
 
 
-def build_candidate(candidate: Candidate, teacher: nn.Module, images: Tensor, held_out: Tensor) -> Candidate:
-    """Build a candidate's student and return the candidate with the cost of its start.
-
-    Args:
-        candidate: any candidate.
-        teacher: in eval mode; not changed.
-        images: for calibration, `[B, C, H, W]`.
-        held_out: other images, on which the cost is measured.
-    """
-    return replace(candidate, cost=divergence(build_student(candidate.plan, teacher, images), teacher, held_out))
+def build_candidate(candidate: Candidate, search: Search) -> Candidate:
+    """Build a candidate's student and return the candidate with the cost of its start."""
+    student = build_student(candidate.plan, search.teacher, search.fitted)
+    return replace(candidate, cost=divergence(student, search.teacher, search.held_out))
 
 
 def build_student(plan: Plan, teacher: nn.Module, images: Tensor) -> nn.Module:
