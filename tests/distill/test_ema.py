@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from tests.factories import compressed, images, tiny
-from vitcompress.distill.ema import copy_parameters, running_mean
+from vitcompress.distill.ema import running_mean
+from vitcompress.distill.state import set_parameters
 
 
 def test_the_running_mean_by_hand() -> None:
@@ -37,5 +38,5 @@ def test_the_running_mean_shares_as_the_student_does_and_moves_once_a_step() -> 
     assert mean.module.blocks[0].mlp.fc1.weight is mean.module.blocks[3].mlp.fc1.weight
     for name, value in mean.module.state_dict().items():  # 0.1 of the old and 0.9 of the new
         torch.testing.assert_close(value, start[name] + 0.9, msg=name)
-    copy_parameters(mean.module, student)
+    set_parameters(student, mean.module.parameters())
     assert torch.equal(student(images(student)), mean.module(images(student)))

@@ -81,7 +81,7 @@ def test_plan_measures_options(teacher: list[str], flat: Path, vitcompress: Vitc
 def test_a_dry_run_says_that_the_plan_is_searched_for(teacher: list[str], vitcompress: Vitcompress) -> None:
     ended = vitcompress("compress", *teacher, "--target-ratio", 2, "--dry-run")
     assert ended.code == 0
-    assert "the plan is searched for when it runs" in ended.err
+    assert "the plan is searched for during the run" in ended.err
     assert "share nothing" not in ended.err
     assert "target_ratio: 2.0" in ended.out
 

@@ -141,9 +141,7 @@ class TrainState:
         """Restore the last good weights, in place, and raise DivergedError, unless `finite`."""
         if finite:
             return
-        with torch.no_grad():
-            for p, value in zip(self.student.parameters(), self.good, strict=True):
-                p.copy_(value)
+        set_parameters(self.student, self.good)
         self.student.eval()
         error = DivergedError(
             f"The training is not finite after step {self.steps} (--lr {self.recipe.peak_lr:g}).",
@@ -174,6 +172,13 @@ class TrainState:
             images_per_second=round(self.images_per_second(), 1),
             loss_curve=tuple({name: round(value, 6) for name, value in point.items()} for point in self.curve),
         )
+
+
+def set_parameters(model: nn.Module, values: Iterable[Tensor]) -> None:
+    """Set the parameters of `model` to `values`, in place."""
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), values, strict=True):
+            p.copy_(value)
 
 
 def _copy_parameters(model: nn.Module) -> list[Tensor]:

@@ -195,7 +195,7 @@ class BlockFit:
         weight = linear.weight.detach().double()
         scale = self._layer_scale(layer)[0] if writes else torch.ones_like(weight[:, 0])
         if writes:
-            weight = regress(covariance, moments.cross() if centred else torch.as_tensor(moments.yx / moments.count))
+            weight = regress(covariance, moments.cross() if centred else moments.yx / moments.count)
         up, down = low_rank(weight, covariance, factored.rank)
         factored.up.copy_(up / scale[:, None])
         factored.down.copy_(down)
@@ -246,13 +246,10 @@ class BlockFit:
 
     def _layer_scale(self, layer: str) -> tuple[Tensor, Tensor]:
         """LayerScale after a layer that writes, made nonzero, and where it is open, `[C]` each."""
-        gamma = None
+        gamma = torch.ones_like(self.teacher_block.get_submodule(layer).weight[:, 0])
         if type(self.teacher_block) is Block:
-            gamma = getattr(
-                self.teacher_block.ls1 if layer.startswith("attn") else self.teacher_block.ls2, "gamma", None
-            )
-        if gamma is None:
-            gamma = torch.ones_like(self.teacher_block.get_submodule(layer).weight[:, 0])
+            scaling = self.teacher_block.ls1 if layer.startswith("attn") else self.teacher_block.ls2
+            gamma = getattr(scaling, "gamma", gamma)
         gamma = gamma.detach().double()
         floor = 1e-3 * gamma.abs().mean()
         is_open = gamma.abs() > floor
