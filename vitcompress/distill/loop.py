@@ -120,8 +120,10 @@ def _preparing(
     student.to(accelerator.device)
     teacher = teacher.to(accelerator.device).eval() if teacher else None
     average = running_mean(student, recipe.ema) if recipe.ema else None
-    kept = average.module if average else student
-    state = TrainState(recipe, student, settings.num_steps, settings.seconds, kept=kept)
+    state = TrainState(
+        student, average.module if average else student,
+        lr=recipe.peak_lr, num_steps=settings.num_steps, seconds=settings.seconds,
+    )  # fmt: skip
     with ExitStack() as stack:
         stack.enter_context(training_student(student, blocks, recipe))
         objective = stack.enter_context(weighted_losses(student, teacher, settings))

@@ -144,7 +144,7 @@ def shared_layers(group: Group, family: Family) -> list[str]:
 
 
 def _shares_whole(group: Group) -> bool:
-    """Return whether blocks that are not narrow share parameters; `blockwise` starts narrow ones."""
+    """Return whether blocks share parameters and are not narrow; `blockwise` starts narrow ones."""
     return len(group.blocks) > 1 and group.widths == Widths()
 
 

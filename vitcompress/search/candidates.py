@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from vitcompress.families.narrow import full_widths
 from vitcompress.families.widths import Widths
 from vitcompress.plans.model import Group, Plan
-from vitcompress.search.allocate import Choice, allocate
+from vitcompress.search.allocate import allocate, fewest_params
 from vitcompress.search.measure import MeasuredOptions
 from vitcompress.search.options import Shapes, merge
 
@@ -74,12 +74,10 @@ def find_candidates(measured: MeasuredOptions, budget: int) -> list[Candidate]:
 def smallest_plan(measured: MeasuredOptions) -> Plan:
     """Return the plan with the fewest parameters that the options allow."""
     shapes = measured.shapes
-    choices = measured.choices(shapes.kinds)
-    best: list[tuple[int, list[Choice]]] = [(0, [])]
-    for end in range(1, len(shapes.blocks) + 1):
-        ending = [c for c in choices if c.last == end]
-        best.append(min(((best[c.first][0] + c.params, [*best[c.first][1], c]) for c in ending), key=lambda t: t[0]))
-    return shapes.plan(merge(*choice.key) for choice in best[-1][1])
+    choices, num_blocks = measured.choices(shapes.kinds), len(shapes.blocks)
+    allocation = allocate(choices, num_blocks, int(fewest_params(choices, num_blocks)[-1]))
+    assert allocation is not None  # at worst, every block stays as it is
+    return shapes.plan(merge(*choice.key) for choice in allocation[0])
 
 
 def even_widths(plan: Plan, shapes: Shapes, budget: int, share: float) -> Plan | None:

@@ -81,6 +81,11 @@ class Search:
     say: Callable[[str], None]
 
     @property
+    def blocks(self) -> Sequence[str]:
+        """Full names of the teacher's blocks, in order."""
+        return family_of(self.teacher, self.name).block_names(self.teacher)
+
+    @property
     def fitted(self) -> Tensor:
         """The images that starts are fitted to."""
         return self.images[: max(1, 3 * len(self.images) // 4)]
@@ -111,13 +116,11 @@ class Search:
             ModelError: the teacher belongs to no known family.
         """
         family = family_of(self.teacher, self.name)
-        blocks = family.block_names(self.teacher)
-        shapes = Shapes(self.teacher, family, blocks, kinds, self.transforms, self.token_kernel)
-
-        def tell(count: int, total: int) -> None:
-            self.tell(count / (total + later_work))
-
-        return measure_options(shapes, self.option_images, self.held_out[:MIN_IMAGES], tell)
+        shapes = Shapes(self.teacher, family, self.blocks, kinds, self.transforms, self.token_kernel)
+        return measure_options(
+            shapes, self.option_images, self.held_out[:MIN_IMAGES],
+            lambda count, total: self.tell(count / (total + later_work)),
+        )  # fmt: skip
 
 
 def _min_tokens(model: nn.Module, images: Tensor) -> int:

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 
 from vitcompress.errors import PlanError
-from vitcompress.families.find import family_of
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.quantize.codecs import STORES, num_bytes
@@ -145,7 +144,7 @@ def _check_rest(search: Search, limit: int) -> None:
     Raises:
         PlanError: it exceeds `limit` bytes, in the store that takes the fewest.
     """
-    blocks = tuple(f"{block}." for block in family_of(search.empty, search.name).block_names(search.empty))
+    blocks = tuple(f"{block}." for block in search.blocks)
     rest = min(
         num_bytes({name: t for name, t in stored_tensors(search.empty, store).items() if not name.startswith(blocks)})
         for store in _stores(search)
