@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.data.loaders import Batch
-from vitcompress.distill.ema import running_mean
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.objective import NO_STEP, Objective, weighted_losses
-from vitcompress.distill.optimizers import lr_factor, make_optimizers, set_lr
+from vitcompress.distill.optimizers import lr_factor, make_optimizers, running_mean, set_lr
 from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.state import StepResult, TrainState, set_parameters
 from vitcompress.distill.student import compiling, training_student
