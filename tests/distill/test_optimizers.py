@@ -1,15 +1,24 @@
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.factories import ROWS, Row, build, compressed, tiny
-from vitcompress.distill.optimizers import make_optimizers, parameter_groups
+from tests.factories import ROWS, Row, build, compressed, images, tiny
+from vitcompress.distill.optimizers import (
+    lr_factor,
+    lr_for_start,
+    make_optimizers,
+    parameter_groups,
+    running_mean,
+    set_lr,
+)
+from vitcompress.distill.state import set_parameters
 from vitcompress.distill.student import check_student
 from vitcompress.families.find import family_of
 from vitcompress.layers import transforms
-from vitcompress.recipe import DistillRecipe
+from vitcompress.recipe import DEFAULT_LR, DistillRecipe
 
 
 def test_only_matrices_decay_and_each_once() -> None:
@@ -101,3 +110,70 @@ def test_muon_orthogonalises_the_step() -> None:
     weight.grad = 1e-3 * torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     muon.step()
     assert torch.linalg.svdvals(weight.detach()).sub(1).abs().max() < 0.4
+
+
+def test_learning_rate_warms_up_then_falls_to_zero() -> None:
+    assert lr_factor(0.05, 0.1) == pytest.approx(0.5)
+    assert lr_factor(0.1, 0.1) == 1.0
+    assert lr_factor(0.55, 0.1) == pytest.approx(0.5)
+    assert lr_factor(1.0, 0.1) == pytest.approx(0.0)
+    assert lr_factor(0.0, 0.0) == 1.0
+
+
+def test_the_learning_rate_of_a_start_in_closed_form() -> None:
+    assert lr_for_start(0.0, 2.0, 16, 96) == pytest.approx(5e-5)
+    assert lr_for_start(2.0, 2.0, 16, 96) == pytest.approx(5e-4)
+    assert lr_for_start(1.0, 2.0, 16, 96) == pytest.approx(5e-5 * 10**0.5)
+    # noise falls with the square root of the batch size
+    assert lr_for_start(1.0, 2.0, 64, 96) == pytest.approx(1e-4 * 10**0.5)
+    assert lr_for_start(50.0, 2.0, 16, 96) == pytest.approx(5e-4)  # worse than chance counts as chance
+    assert lr_for_start(0.0, 0.0, 16, 96) == pytest.approx(5e-4)  # a teacher with constant predictions
+    assert lr_for_start(2.0, 2.0, 16, 192) == pytest.approx(2.5e-4)
+    assert lr_for_start(2.0, 2.0, 16, 768) == lr_for_start(2.0, 2.0, 16, 1408) == pytest.approx(1e-4)
+    assert lr_for_start(2.0, 2.0, 16, 24) == pytest.approx(5e-4)
+
+
+def test_a_typed_learning_rate_wins_over_the_constant() -> None:
+    assert DistillRecipe(lr=3e-4).peak_lr == 3e-4
+    assert DistillRecipe().peak_lr == DEFAULT_LR
+
+
+def test_learning_rates_follow_their_own_peaks() -> None:
+    student, plan = compressed(tiny(), share=2)
+    both = make_optimizers(student, DistillRecipe(optimizer="muon", lr=1e-3, matrix_lr=0.02), plan.matrices)
+    for factor in (0.5, 0.1):
+        for optimizer in both:
+            set_lr(optimizer, factor)
+    assert [group["lr"] for optimizer in both for group in optimizer.param_groups] == pytest.approx([2e-3, 1e-4, 1e-4])
+
+
+def test_the_running_mean_by_hand() -> None:
+    """The first update copies the model, later ones keep 2/11, 3/12 and at most the decay 0.24."""
+    model = nn.Linear(1, 1, bias=False)
+    mean: Any = running_mean(model, 0.24)
+    found = []
+    for value in (5.0, 0.0, 1.0, 1.0):
+        nn.init.constant_(model.weight, value)
+        mean.update_parameters(model)
+        found.append(mean.module.weight.item())
+    first = 5.0
+    second = first * 2 / 11
+    third = second * 0.24 + 0.76
+    assert found == pytest.approx([first, second, third, third * 0.24 + 0.76])
+
+
+def test_the_running_mean_shares_as_the_student_does_and_moves_once_a_step() -> None:
+    student, plan = compressed(tiny(), share=4)
+    mean: Any = running_mean(student, 0.1)
+    start = copy.deepcopy(student.state_dict())
+    mean.update_parameters(student)
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(1.0)
+    mean.update_parameters(student)
+    assert sum(p.numel() for p in mean.module.parameters()) == plan.size.student_params
+    assert mean.module.blocks[0].mlp.fc1.weight is mean.module.blocks[3].mlp.fc1.weight
+    for name, value in mean.module.state_dict().items():  # 0.1 of the old and 0.9 of the new
+        torch.testing.assert_close(value, start[name] + 0.9, msg=name)
+    set_parameters(student, mean.module.parameters())
+    assert torch.equal(student(images(student)), mean.module(images(student)))

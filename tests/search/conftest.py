@@ -30,6 +30,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch, measured: MeasuredOptions) -> None:
     """Options need not be measured again."""
 
     def again(self: Search, kinds: Sequence[str], later_work: float = 0.0) -> MeasuredOptions:
-        return MeasuredOptions(replace(measured.shapes, kinds=kinds), measured.singles, measured.runs)
+        shapes = replace(measured.shapes, kinds=kinds, transforms=self.transforms)
+        return MeasuredOptions(shapes, measured.singles, measured.runs)
 
     monkeypatch.setattr(Search, "measure", again)

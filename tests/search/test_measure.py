@@ -16,7 +16,7 @@ from vitcompress.search.options import Shapes, single_options
 def test_marks_keep_what_was_measured_and_never_rise_with_width() -> None:
     teacher = tiny()
     family = family_of(teacher, "tiny")
-    shapes = Shapes(teacher, family, family.block_names(teacher), KINDS)
+    shapes = Shapes(teacher, family, family.block_names(teacher), KINDS, (), 3)
     for scale in ("mlp.hidden", "attn.qk", "mlp.rank"):
         options = [o for s, o in single_options(shapes, "blocks.1") if s == scale]
         falling = [replace(o, cost=2.0 / o.dial) for o in options]

@@ -22,7 +22,7 @@ from vitcompress.surgery import apply_groups
 def test_an_option_saves_what_the_built_student_lacks(name: str) -> None:
     teacher = built(name)
     family = family_of(teacher, name)
-    shapes = Shapes(teacher, family, family.block_names(teacher), KINDS)
+    shapes = Shapes(teacher, family, family.block_names(teacher), KINDS, (), 3)
     options = [o for b in shapes.blocks[:2] for _, o in single_options(shapes, b)] + list(run_options(shapes))
     assert {o.kind for o in options} >= {"share", "low_rank"}
     if family.narrow_attention is None:
@@ -45,7 +45,7 @@ def test_an_option_saves_what_the_built_student_lacks(name: str) -> None:
 def test_an_attention_and_an_mlp_of_any_kinds_merge_into_one_group() -> None:
     teacher = tiny()
     family = family_of(teacher, "tiny")
-    shapes = Shapes(teacher, family, family.block_names(teacher), KINDS)
+    shapes = Shapes(teacher, family, family.block_names(teacher), KINDS, (), 3)
     by_blocks: dict[tuple[str, ...], list[Option]] = {}
     for option in [o for _, o in single_options(shapes, "blocks.0")] + list(run_options(shapes)):
         by_blocks.setdefault(option.group.blocks, []).append(option)

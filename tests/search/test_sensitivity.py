@@ -29,7 +29,7 @@ def test_the_cost_of_an_option_is_that_of_the_student_run_whole(name: str) -> No
     x = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     before = {k: t.clone() for k, t in teacher.state_dict().items()}
     sensitivity = Sensitivity(teacher, family, x[:6], x[6:])
-    shapes = Shapes(teacher, family, blocks, KINDS)
+    shapes = Shapes(teacher, family, blocks, KINDS, (), 3)
     options = [o for b in (blocks[0], blocks[-1]) for _, o in single_options(shapes, b)][::3] + list(
         run_options(shapes)
     )[::5]
@@ -56,7 +56,7 @@ def test_a_group_made_of_two_kinds_starts_as_it_was_measured() -> None:
     blocks = family.block_names(teacher)
     x = images(teacher, 40)
     sensitivity = Sensitivity(teacher, family, x[:32], x[32:])
-    options = list(run_options(Shapes(teacher, family, blocks, KINDS)))
+    options = list(run_options(Shapes(teacher, family, blocks, KINDS, (), 3)))
     for kind in ("basis", "adapter", "share"):
         for attention in [
             o for o in options if o.kind == "share" and o.part == "attn" and o.group.blocks == (*blocks,)
@@ -75,7 +75,7 @@ def test_what_was_kept_of_blocks_is_freed() -> None:
     blocks = family.block_names(teacher)
     x = images(teacher, 8)
     sensitivity = Sensitivity(teacher, family, x[:4], x[4:])
-    shapes = Shapes(teacher, family, blocks, KINDS)
+    shapes = Shapes(teacher, family, blocks, KINDS, (), 3)
     costs = [sensitivity.cost(o.group) for _, o in single_options(shapes, blocks[0])] + [
         sensitivity.cost(next(run_options(shapes)).group)
     ]

@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.artifact.atomic import replacing
 from vitcompress.distill.facts import describe_differences
-from vitcompress.distill.state import TrainState
+from vitcompress.distill.state import TrainState, set_parameters
 from vitcompress.errors import ArtifactError, RecipeError, TrainingError, first_line
 from vitcompress.recipe import Interval
 from vitcompress.runtime.processes import from_main
@@ -226,8 +226,7 @@ class Checkpoints:
         state.resume(counters, [weights[f"good.{i}"].to(device) for i in range(len(state.good))])
         if mean:
             mean.n_averaged.fill_(averaged)
-            for i, p in enumerate(mean.module.parameters()):
-                p.data.copy_(weights[f"mean.{i}"])
+            set_parameters(mean.module, (weights[f"mean.{i}"] for i in range(len(state.good))))
         self.saved_at, self.saved_step = time.monotonic(), state.steps
 
     def discard(self) -> None:
@@ -250,22 +249,19 @@ class Checkpoints:
         """Explain errors of writing, and delete the unfinished state `beside`."""
         try:
             yield
-        # torch and safetensors raise their own errors for a full disk
-        except (OSError, RuntimeError, SafetensorError, ArtifactError) as error:
-            newest = self.newest()
+        except BaseException as error:  # a second Ctrl-C does not wait for the state
             if beside is not None:
                 shutil.rmtree(beside, ignore_errors=True)
+            # torch and safetensors raise their own errors for a full disk
+            if not isinstance(error, (OSError, RuntimeError, SafetensorError, ArtifactError)):
+                raise
             cause = error.__cause__ if isinstance(error, ArtifactError) and error.__cause__ else error
+            newest = self.newest()
+            hint = f"The last good state is {newest}: --resume continues from there." if newest else ""
             raise TrainingError(
                 f"{self.folder}: the state of the training cannot be written: {first_line(cause)}.",
-                hint=f"The last good state is {newest}: --resume continues from there."
-                if newest
-                else "Free some space there.",
+                hint=hint or "Free some space there.",
             ) from error
-        except KeyboardInterrupt:  # the second Ctrl-C, which does not wait for the state
-            if beside is not None:
-                shutil.rmtree(beside, ignore_errors=True)
-            raise
 
 
 def _write_state(folder: Path, state: TrainState, mean: AveragedModel | None) -> None:

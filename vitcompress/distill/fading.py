@@ -53,7 +53,6 @@ def fading(student: nn.Module, source: nn.Module, plan: Plan, share: float) -> I
     def step(done: float) -> None:
         beta[0] = fade_factor(done, share)
 
-    faded: list[nn.Linear] = []
     with ExitStack() as stack:
         if share:
             stack.enter_context(layers_called(student))
@@ -64,12 +63,8 @@ def fading(student: nn.Module, source: nn.Module, plan: Plan, share: float) -> I
                     layer = student.get_submodule(path)
                     if isinstance(layer, nn.Linear):
                         _fade(layer, source.get_submodule(path), beta)  # type: ignore[arg-type]
-                        faded.append(layer)
-        try:
-            yield step
-        finally:
-            for layer in faded:
-                del layer.forward  # the instance's: the class's applies again
+                        stack.callback(delattr, layer, "forward")  # restores the method of the class
+        yield step
 
 
 def _fade(layer: nn.Linear, source: nn.Linear, beta: list[float]) -> None:

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.data.loaders import Batch
-from vitcompress.distill.ema import copy_parameters, running_mean
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.objective import NO_STEP, Objective, weighted_losses
-from vitcompress.distill.optimizers import make_optimizers
-from vitcompress.distill.schedule import lr_factor, set_lr
+from vitcompress.distill.optimizers import lr_factor, make_optimizers, running_mean, set_lr
 from vitcompress.distill.settings import TrainSettings
-from vitcompress.distill.state import StepResult, TrainState
+from vitcompress.distill.state import StepResult, TrainState, set_parameters
 from vitcompress.distill.student import compiling, training_student
 from vitcompress.errors import DataError
 from vitcompress.runtime.console import Ticker
@@ -100,7 +98,7 @@ def distill(
         if checkpoints and checkpoints.worth_it(state, accelerator):  # evaluation may be interrupted too
             checkpoints.save(accelerator, state, average)
     if average:
-        copy_parameters(average.module, student)
+        set_parameters(student, average.module.parameters())
     if last_batches:  # no later loss checks the last update
         with torch.inference_mode():
             finite = torch.isfinite(student(last_batches[-1].images.to(accelerator.device))).all().float()
@@ -121,8 +119,10 @@ def _preparing(
     student.to(accelerator.device)
     teacher = teacher.to(accelerator.device).eval() if teacher else None
     average = running_mean(student, recipe.ema) if recipe.ema else None
-    kept = average.module if average else student
-    state = TrainState(recipe, student, settings.num_steps, settings.seconds, kept=kept)
+    state = TrainState(
+        student, average.module if average else student,
+        lr=recipe.peak_lr, num_steps=settings.num_steps, seconds=settings.seconds,
+    )  # fmt: skip
     with ExitStack() as stack:
         stack.enter_context(training_student(student, blocks, recipe))
         objective = stack.enter_context(weighted_losses(student, teacher, settings))
@@ -180,13 +180,27 @@ def _take_step(trainer: _Trainer, parts: Sequence[Batch], lr: float) -> StepResu
         trainer: its optimizers have their learning rates.
         parts: batches whose gradients are added up.
         lr: learning rate of AdamW, for the loss curve.
+
+    Raises:
+        DataError: a process met an unreadable image, and `skip_bad_images` is off.
+        DivergedError: a loss or gradient is not finite.
     """
     state, settings, accelerator = trainer.state, trainer.settings, trainer.accelerator
     losses = _backward(trainer, parts)
-    losses["norm"] = accelerator.clip_grad_norm_(trainer.model.parameters(), settings.recipe.clip_norm)
+    norm = accelerator.clip_grad_norm_(trainer.model.parameters(), settings.recipe.clip_norm)
     due = settings.checkpoints is not None and settings.checkpoints.due(state.steps + 1)
-    flags = {"done": state.done(ahead=1), "due": float(due), "stop": float(trainer.terminated())}
-    result = _average(losses, flags, parts, accelerator, skip_bad_images=settings.skip_bad_images)
+    bad = [message for batch in parts for message in batch.bad]
+    numbers = {
+        "done": state.done(ahead=1), "due": float(due), "stop": float(trainer.terminated()),
+        "images": float(sum(len(batch.labels) for batch in parts)), "skipped": float(len(bad)),
+    }  # fmt: skip
+    means = _means({**losses, "norm": norm}, numbers, accelerator)
+    images, skipped = (round(means[name] * accelerator.num_processes) for name in ("images", "skipped"))
+    if skipped and not settings.skip_bad_images:
+        message = next(filter(None, gathered(bad, accelerator)))[0]
+        raise DataError(f"Unreadable image: {message}", hint="--skip-bad-images continues without such images.")
+    mean_losses = {name: means[name] for name in losses}
+    result = StepResult(mean_losses, means["norm"], means["done"], means["due"] > 0, means["stop"] > 0, images, skipped)
     state.record(result, lr=lr)
     for optimizer in trainer.optimizers:
         optimizer.step()
@@ -215,31 +229,13 @@ def _backward(trainer: _Trainer, parts: Sequence[Batch]) -> dict[str, Tensor]:
     return sums
 
 
-def _average(
-    losses: Mapping[str, Tensor],
-    flags: Mapping[str, float],
-    parts: Sequence[Batch],
-    accelerator: Accelerator,
-    *,
-    skip_bad_images: bool,
-) -> StepResult:
-    """Average losses, flags and counts over all processes, in one exchange.
-
-    Raises:
-        DataError: a process met an unreadable image, and `skip_bad_images` is off.
-    """
-    bad = [message for batch in parts for message in batch.bad]
-    counts = {"images": sum(len(batch.labels) for batch in parts), "skipped": len(bad)}
-    names = (*losses, *flags, *counts)
-    numbers = torch.tensor([*flags.values(), *map(float, counts.values())], device=accelerator.device)
-    packed = torch.cat([torch.stack([loss.float() for loss in losses.values()]), numbers.float()])
-    means = dict(zip(names, mean_of(packed, accelerator).tolist(), strict=True))
-    images, skipped = (round(means[name] * accelerator.num_processes) for name in counts)
-    if skipped and not skip_bad_images:
-        first = next(filter(None, gathered(bad, accelerator)))[0]
-        raise DataError(f"Unreadable image: {first}", hint="--skip-bad-images continues without such images.")
-    mean_losses = {name: means[name] for name in losses if name != "norm"}
-    return StepResult(mean_losses, means["norm"], means["done"], means["due"] > 0, means["stop"] > 0, images, skipped)
+def _means(
+    losses: Mapping[str, Tensor], numbers: Mapping[str, float], accelerator: Accelerator
+) -> dict[str, float]:  # fmt: skip
+    """Return the means of losses and other numbers over all processes, in one exchange."""
+    tensors = torch.stack([loss.float() for loss in losses.values()])
+    packed = torch.cat([tensors, torch.tensor(list(numbers.values()), device=accelerator.device).float()])
+    return dict(zip((*losses, *numbers), mean_of(packed, accelerator).tolist(), strict=True))
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def hidden_relations(
     return torch.stack(errors).mean()
 
 
-def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(student: Tensor, targets: Tensor | None) -> Tensor:
     """Cross-entropy between labels and class probabilities.
 
     Args:
@@ -166,12 +166,8 @@ def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
     Returns:
         Scalar `[]`, nats per image.
     """
+    assert targets is not None  # the loss is only used with labels
     return F.cross_entropy(student.float(), targets)
-
-
-def _labels(student: Outputs, context: LossContext) -> Tensor:
-    assert context.targets is not None  # the loss is only used with labels
-    return cross_entropy(student.logits, context.targets)
 
 
 @dataclass(frozen=True)
@@ -211,5 +207,7 @@ LOSSES: Mapping[str, Loss] = {
         reads="sampled",
     ),
     "features": Loss(lambda student, teacher, context: feature_mse(student.logits, teacher.logits), reads="logits"),
-    "labels": Loss(lambda student, teacher, context: _labels(student, context), reads="logits", teacher=False),
+    "labels": Loss(
+        lambda student, teacher, context: cross_entropy(student.logits, context.targets), reads="logits", teacher=False
+    ),
 }

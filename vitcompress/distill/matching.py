@@ -151,26 +151,35 @@ def _read_points(
     student: ComparedModel, teacher: ComparedModel, layers: str | None, fields: Set[str]
 ) -> tuple[ReadPoints, ReadPoints] | None:
     """Return where both models are read, pair by pair; None if one has no known blocks."""
-    families = find_family(student.model), find_family(teacher.model)
-    if families[0] is None or families[1] is None:
+    student_family, teacher_family = find_family(student.model), find_family(teacher.model)
+    if student_family is None or teacher_family is None:
         return None
-    sides: tuple[tuple[ComparedModel, Family], ...] = ((student, families[0]), (teacher, families[1]))
-    names = [family.block_names(side.model) for side, family in sides]
-    stages = [[family.stage(name) for name in blocks] for (_, family), blocks in zip(sides, names, strict=True)]
-    pairs = pair_layers(layers, stages[0], stages[1])
-    points = []
-    for which, (side, family) in enumerate(sides):
-        blocks = tuple(names[which][pair[which]] for pair in pairs)
-        qkv = [family.qkv(side.model.get_submodule(block)) for block in blocks] if "qkv" in fields else []
-        if not all(qkv):
-            raise RecipeError(
-                f"--loss attention: blocks of {side.name} have no q, k and v that can be read.",
-                hint="Drop this loss: heads narrowed by --width have other channels than the teacher's, and some "
-                "models have other layers.",
-            )
-        taps = (tuple(tap.inside(block) for tap in block_taps) for block, block_taps in zip(blocks, qkv, strict=False))
-        points.append(ReadPoints(blocks, tuple(taps)))
-    return points[0], points[1]
+    student_blocks = student_family.block_names(student.model)
+    teacher_blocks = teacher_family.block_names(teacher.model)
+    stages = [student_family.stage(block) for block in student_blocks]
+    pairs = pair_layers(layers, stages, [teacher_family.stage(block) for block in teacher_blocks])
+    return (
+        _points_at(student, student_family, [student_blocks[number] for number, _ in pairs], fields),
+        _points_at(teacher, teacher_family, [teacher_blocks[number] for _, number in pairs], fields),
+    )
+
+
+def _points_at(side: ComparedModel, family: Family, blocks: Sequence[str], fields: Set[str]) -> ReadPoints:
+    """Return where a model is read at `blocks`.
+
+    Raises:
+        RecipeError: q, k and v of a block are needed and cannot be read.
+    """
+    if "qkv" not in fields:
+        return ReadPoints(tuple(blocks))
+    taps = [tuple(tap.inside(block) for tap in family.qkv(side.model.get_submodule(block))) for block in blocks]
+    if not all(taps):
+        raise RecipeError(
+            f"--loss attention: blocks of {side.name} have no q, k and v that can be read.",
+            hint="Drop this loss: heads narrowed by --width have other channels than the teacher's, and some "
+            "models have other layers.",
+        )
+    return ReadPoints(tuple(blocks), tuple(taps))
 
 
 def _probe_teacher(

@@ -30,15 +30,14 @@ def weighted_losses(student: nn.Module, teacher: nn.Module | None, settings: Tra
         student, bare or as accelerate wraps it.
     """
     recipe, matching = settings.recipe, settings.matching
-    losses = {name: LOSSES[name] for name in matching.losses}
-    fields = {loss.reads for loss in losses.values()}
+    fields = {LOSSES[name].reads for name in matching.losses}
+    if not any(LOSSES[name].teacher for name in matching.losses):
+        teacher = None
     tokens = TokenSubset(recipe.max_relation_tokens, seed=settings.seed)
     with ExitStack() as stack:
         read_student = stack.enter_context(reading_outputs(student, matching.student, fields, tokens))
-        if teacher is not None and any(loss.teacher for loss in losses.values()):
+        if teacher is not None:
             read_teacher = stack.enter_context(reading_outputs(teacher, matching.teacher, fields, tokens))
-        else:
-            teacher = None
 
         def run_teacher(images: Tensor, step: int, part: int) -> Outputs:
             if teacher is None:
@@ -57,7 +56,7 @@ def weighted_losses(student: nn.Module, teacher: nn.Module | None, settings: Tra
             outputs = read_student(model(images))
             context = LossContext(recipe.temperature, recipe.relation_heads, targets)
             return {
-                name: weight * losses[name].compute(outputs, expected, context)
+                name: weight * LOSSES[name].compute(outputs, expected, context)
                 for name, weight in matching.losses.items()
             }  # fmt: skip
 

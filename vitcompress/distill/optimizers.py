@@ -1,18 +1,21 @@
-"""Build the optimizers: AdamW, or Muon for matrices and AdamW for the rest."""
+"""Build the optimizers, set their learning rates, and average the weights (EMA)."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.layers.transforms import TRANSFORM_MODULES
 from vitcompress.recipe import DistillRecipe
 
 _POSITION_TABLE = re.compile(r"relative_position|rel_pos|\brpe\b")  # for models that do not name theirs
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def parameter_groups(student: nn.Module, recipe: DistillRecipe) -> list[dict[str, Any]]:
@@ -63,3 +66,66 @@ def make_optimizers(
         torch.optim.Muon(full_matrices, lr=recipe.matrix_lr, weight_decay=0.0),
         torch.optim.AdamW(rest, lr=recipe.peak_lr),
     ]
+
+
+def lr_for_start(divergence: float, chance_divergence: float, batch_size: int, width: int) -> float:
+    """Return AdamW's peak learning rate for a start: low if good, up to ten times that if bad.
+
+    Chosen on a small model and on DeiT-Tiny: docs/explanation.md. Grows with the square root of the
+    batch size, as gradient noise does.
+
+    Args:
+        divergence: KL of the start's predictions from the source's, nats per image.
+        chance_divergence: the same for predictions that ignore the image.
+        batch_size: images per step.
+        width: channels of the model; wider models take smaller steps from a bad start.
+
+    Source: ours; for the square root, Malladi et al. 2022, arXiv:2205.10287; for the width, Yang et
+        al. 2022, arXiv:2203.03466, Sec. 3.
+    """
+    lost = min(1.0, divergence / chance_divergence) if chance_divergence > 0 else 1.0
+    max_factor = min(10.0, max(2.0, 960 / width))
+    return float(5e-5 * max_factor**lost * math.sqrt(batch_size / 16))
+
+
+def lr_factor(done: float, warmup: float) -> float:
+    """Return the learning rate as a share of its peak: linear warm-up, then half a cosine.
+
+    Args:
+        done: share of the training that is over, 0–1.
+        warmup: share of the training spent warming up.
+
+    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+    """
+    if done < warmup:
+        return max(done / warmup, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to `factor` times its peak, in place."""
+    for group in optimizer.param_groups:
+        group.setdefault("peak_lr", group["lr"])
+        group["lr"] = group["peak_lr"] * factor
+
+
+def running_mean(student: nn.Module, decay: float) -> AveragedModel:
+    """Return a copy of `student` whose `update_parameters` moves it towards the student.
+
+    timm's version goes through the state dict, which lists a shared weight once per block, and so
+    would update it several times a step.
+
+    Args:
+        student: its parameters are shared already; the copy shares them too.
+        decay: share of the mean that stays at a step. Starts at 1/10 and rises as (1 + step)/(10 +
+            step), because a mean over more steps than there were would be dominated by the start.
+    """
+
+    @torch.no_grad()
+    def update(mean: _Tensors, current: _Tensors, num_averaged: Tensor | int) -> None:
+        step = float(num_averaged)
+        torch._foreach_lerp_(mean, current, 1 - min(decay, (1 + step) / (10 + step)))
+
+    mean = AveragedModel(student, multi_avg_fn=update)
+    mean.n_averaged = mean.n_averaged.cpu()  # torch reads it twice a step, which would wait for a GPU
+    return mean

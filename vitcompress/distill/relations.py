@@ -66,12 +66,15 @@ class _RelationKL(torch.autograd.Function):
         grads = None
         if any(ctx.needs_input_grad):  # of the chosen tokens only
             grads = [part.new_empty(batch, num_tokens, part.shape[-1], dtype=exact) for part in student]
-        relations = _Relations(num_parts)
+        memory: list[Tensor] = []
         total = torch.zeros((), dtype=torch.float64, device=student[0].device)
         for images in _images(batch, heads * (num_parts * num_tokens) ** 2 * exact.itemsize, student[0].device.type):
             student_rows = _stack_parts(student, images, heads, tokens, exact)
             teacher_rows = _stack_parts(teacher, images, heads, teacher_tokens, exact)
-            value, grad = relations.divergence(student_rows, teacher_rows, with_grad=grads is not None)
+            if not memory:  # reused: only the last images may be fewer
+                memory = [student_rows.new_empty(len(student_rows), *2 * [num_parts * num_tokens]) for _ in range(3)]
+            buffers = [tensor[: len(student_rows)] for tensor in memory]
+            value, grad = _divergence(student_rows, teacher_rows, num_parts, buffers, with_grad=grads is not None)
             total += value
             if grads is not None and grad is not None:
                 grad = grad.mul_((student_rows.shape[-1] ** -0.25) / rows).unflatten(0, (-1, heads))
@@ -114,50 +117,37 @@ def _stack_parts(
     return rows.mul_(rows.shape[-1] ** -0.25)
 
 
-class _Relations:
-    """Computes relations of a few images at a time, in the same memory.
+def _divergence(
+    student: Tensor, teacher: Tensor, num_parts: int, memory: Sequence[Tensor], *, with_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the summed divergence and (G + Gᵀ) S, or None without `with_grad`.
 
     Args:
+        student: S, `[b, P·n, d]`, scaled.
+        teacher: the teacher's S, `[b, P·n, d']`, scaled.
         num_parts: P.
+        memory: three tensors `[b, P·n, P·n]` to write to.
+        with_grad: whether to compute the gradient.
     """
+    first, log_q, log_p = memory
+    _log_softmax(student, num_parts, first, out=log_q)
+    _log_softmax(teacher, num_parts, first, out=log_p)
+    p = torch.exp(log_p, out=first)
+    gap = log_p.sub_(log_q)
+    value = torch.dot(p.flatten(), gap.flatten())
+    if not with_grad:
+        return value, None
+    g = log_q.exp_().sub_(p)
+    return value, torch.bmm(torch.add(g, g.mT, out=gap), student)
 
-    def __init__(self, num_parts: int) -> None:
-        self.num_parts = num_parts
-        self.memory: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def divergence(self, student: Tensor, teacher: Tensor, *, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-        """Return the summed divergence and (G + Gᵀ) S, or None without `with_grad`.
-
-        Args:
-            student: S, `[b, P·n, d]`, scaled.
-            teacher: the teacher's S, `[b, P·n, d']`, scaled.
-            with_grad: whether to compute the gradient.
-        """
-        first, log_q, log_p = self._memory(student)
-        self._log_softmax(student, first, out=log_q)
-        self._log_softmax(teacher, first, out=log_p)
-        p = torch.exp(log_p, out=first)
-        gap = log_p.sub_(log_q)
-        value = torch.dot(p.flatten(), gap.flatten())
-        if not with_grad:
-            return value, None
-        g = log_q.exp_().sub_(p)
-        return value, torch.bmm(torch.add(g, g.mT, out=gap), student)
-
-    def _memory(self, student: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        size = len(student), student.shape[1], student.shape[1]
-        if self.memory is None or self.memory[0].shape != size:
-            first, second, third = (student.new_empty(size) for _ in range(3))
-            self.memory = first, second, third
-        return self.memory
-
-    def _log_softmax(self, states: Tensor, product: Tensor, *, out: Tensor) -> None:
-        """Write the log softmax of each row of each part of S Sᵀ to `out`; overwrites `product`."""
-        size = states.shape[1] // self.num_parts
-        for top in range(0, states.shape[1], size):
-            rows, rest = slice(top, top + size), slice(top, None)
-            below = slice(top + size, None)
-            product[:, rows, rest] = states[:, rows] @ states[:, rest].mT
-            product[:, below, rows] = product[:, rows, below].mT
-        shape = (self.num_parts, size)
-        torch.log_softmax(product.unflatten(-1, shape), dim=-1, out=out.unflatten(-1, shape))
+def _log_softmax(states: Tensor, num_parts: int, product: Tensor, *, out: Tensor) -> None:
+    """Write the log softmax of each row of each part of S Sᵀ to `out`; overwrites `product`."""
+    size = states.shape[1] // num_parts
+    for top in range(0, states.shape[1], size):
+        rows, rest = slice(top, top + size), slice(top, None)
+        below = slice(top + size, None)
+        product[:, rows, rest] = states[:, rows] @ states[:, rest].mT
+        product[:, below, rows] = product[:, rows, below].mT
+    shape = (num_parts, size)
+    torch.log_softmax(product.unflatten(-1, shape), dim=-1, out=out.unflatten(-1, shape))

@@ -12,10 +12,6 @@ from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.recipe import DistillRecipe
 
 
-def _do_nothing(done: float) -> None:
-    """Ignore the progress."""
-
-
 @dataclass(frozen=True)
 class TrainSettings:
     """How a student is trained.
@@ -51,4 +47,4 @@ class TrainSettings:
     checkpoints: Checkpoints | None = None
     teacher_cache: TeacherCache | None = None
     compiled: bool = False
-    before_step: Callable[[float], None] = _do_nothing
+    before_step: Callable[[float], None] = lambda done: None

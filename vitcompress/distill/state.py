@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from vitcompress.distill.log import MAX_POINTS, TrainLog
 from vitcompress.errors import TrainingError
-from vitcompress.recipe import DistillRecipe
 
 _SNAPSHOT_STEPS = 50
 _COUNTERS = ("limit", "steps", "images", "skipped", "sums", "since", "every", "curve")  # their names on disk, too
@@ -58,24 +57,18 @@ class TrainState:
     """State of a training: length, counters, loss curve and the last good weights.
 
     Args:
-        recipe: for error messages.
         student: gets the last good weights if the training diverges.
+        kept: the model whose weights are the result: the student or its running mean.
+        lr: peak learning rate, for error messages.
         num_steps: length in steps; None if `seconds` limits the training.
         seconds: length in seconds; None if `num_steps` limits the training.
-        kept: the model whose weights are the result: the student or its running mean.
     """
 
     def __init__(
-        self,
-        recipe: DistillRecipe,
-        student: nn.Module,
-        num_steps: int | None,
-        seconds: float | None,
-        *,
-        kept: nn.Module,
+        self, student: nn.Module, kept: nn.Module, *, lr: float, num_steps: int | None, seconds: float | None
     ) -> None:
-        self.recipe, self.student, self.num_steps, self.limit = recipe, student, num_steps, seconds
-        self.kept = kept
+        self.student, self.kept = student, kept
+        self.lr, self.num_steps, self.limit = lr, num_steps, seconds
         self.start, self.seconds_before = time.perf_counter(), 0.0  # of this process; of interrupted ones
         self.waited = 0.0  # seconds
         self.steps = self.images = self.skipped = 0
@@ -141,13 +134,11 @@ class TrainState:
         """Restore the last good weights, in place, and raise DivergedError, unless `finite`."""
         if finite:
             return
-        with torch.no_grad():
-            for p, value in zip(self.student.parameters(), self.good, strict=True):
-                p.copy_(value)
+        set_parameters(self.student, self.good)
         self.student.eval()
         error = DivergedError(
-            f"The training is not finite after step {self.steps} (--lr {self.recipe.peak_lr:g}).",
-            hint=f"Try --lr {self.recipe.peak_lr / 10:g}.",
+            f"The training is not finite after step {self.steps} (--lr {self.lr:g}).",
+            hint=f"Try --lr {self.lr / 10:g}.",
         )
         error.log = self.log()
         raise error
@@ -174,6 +165,13 @@ class TrainState:
             images_per_second=round(self.images_per_second(), 1),
             loss_curve=tuple({name: round(value, 6) for name, value in point.items()} for point in self.curve),
         )
+
+
+def set_parameters(model: nn.Module, values: Iterable[Tensor]) -> None:
+    """Set the parameters of `model` to `values`, in place."""
+    with torch.no_grad():
+        for p, value in zip(model.parameters(), values, strict=True):
+            p.copy_(value)
 
 
 def _copy_parameters(model: nn.Module) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from timm.layers import DropPath
 from torch import nn
@@ -52,25 +52,20 @@ def training_student(student: nn.Module, blocks: Sequence[str], recipe: DistillR
         blocks: names of its blocks, in order.
         recipe: drop path and checkpointing.
     """
-    replaced: list[tuple[nn.Module, str, nn.Module]] = []
-    for number, block in enumerate(blocks if recipe.drop_path else ()):
-        rate = recipe.drop_path * number / max(1, len(blocks) - 1)
-        for path in _drop_paths(student.get_submodule(block)):
-            owner_path, _, leaf = f"{block}.{path}".rpartition(".")
-            owner = student.get_submodule(owner_path)
-            replaced.append((owner, leaf, getattr(owner, leaf)))
-            setattr(owner, leaf, DropPath(rate))
-    if recipe.grad_checkpointing:
-        student.set_grad_checkpointing(True)  # type: ignore[operator]
-    student.train()
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
+        stack.callback(student.eval)
+        for number, block in enumerate(blocks if recipe.drop_path else ()):
+            rate = recipe.drop_path * number / max(1, len(blocks) - 1)
+            for path in _drop_paths(student.get_submodule(block)):
+                owner_path, _, leaf = f"{block}.{path}".rpartition(".")
+                owner = student.get_submodule(owner_path)
+                stack.callback(setattr, owner, leaf, getattr(owner, leaf))
+                setattr(owner, leaf, DropPath(rate))
         if recipe.grad_checkpointing:
-            student.set_grad_checkpointing(False)  # type: ignore[operator]
-        for owner, leaf, module in replaced:
-            setattr(owner, leaf, module)
-        student.eval()
+            student.set_grad_checkpointing(True)  # type: ignore[operator]
+            stack.callback(student.set_grad_checkpointing, False)  # type: ignore[arg-type]
+        student.train()
+        yield
 
 
 @contextmanager

@@ -159,7 +159,7 @@ class BlockFit:
     def _narrow_attention(self) -> None:
         self.cache["heads"] = q, k, attended = self.cache.get("heads") or self._head_moments()
         narrow_heads(self.block.attn, self.teacher_block.attn, q, k, attended)
-        fit_layer(self.block.attn.proj, self._moments_of_writer("attn.proj"), self._layer_scale("attn.proj")[0])
+        fit_layer(self.block.attn.proj, self._moments_of("attn.proj", writes=True), self._layer_scale("attn.proj")[0])
 
     def _head_moments(self) -> tuple[Moments, Moments, Moments]:
         """Moments of the teacher's queries, keys, and values after the attention maps."""
@@ -187,7 +187,7 @@ class BlockFit:
         return moments
 
     def _factorise(self, layer: str, *, writes: bool) -> None:
-        moments = self._moments_of_writer(layer) if writes else self._moments_of_reader(layer)
+        moments = self._moments_of(layer, writes=writes)
         factored: FactoredLinear = self.block.get_submodule(layer)
         linear = self.teacher_block.get_submodule(layer)
         centred = factored.bias is not None  # without a bias, nothing takes up the mean
@@ -195,7 +195,7 @@ class BlockFit:
         weight = linear.weight.detach().double()
         scale = self._layer_scale(layer)[0] if writes else torch.ones_like(weight[:, 0])
         if writes:
-            weight = regress(covariance, moments.cross() if centred else torch.as_tensor(moments.yx / moments.count))
+            weight = regress(covariance, moments.cross() if centred else moments.yx / moments.count)
         up, down = low_rank(weight, covariance, factored.rank)
         factored.up.copy_(up / scale[:, None])
         factored.down.copy_(down)
@@ -203,26 +203,19 @@ class BlockFit:
             mean = moments.mean_target if writes else weight @ moments.mean + linear.bias.double()
             factored.bias.copy_((mean - up @ (down @ moments.mean)) / scale)
 
-    def _moments_of_reader(self, layer: str) -> Moments:
-        """Moments of the inputs of a layer that reads the residual stream."""
-        moments = Moments()
-        for _, chunk in self._chunks():
-            calls, _ = run_block(self.block, chunk, [layer])
-            moments.add(calls[layer].input, weight=self.weights[layer])
-        return moments
-
-    def _moments_of_writer(self, layer: str) -> Moments:
-        """Moments of the inputs of a layer that writes to the residual stream, with its targets."""
-        moments = Moments()
-        before: Tensor | None
+    def _moments_of(self, layer: str, *, writes: bool) -> Moments:
+        """Return the moments of a layer's inputs, with its targets if it writes to the stream."""
+        moments, in_attention = Moments(), layer.startswith("attn")
         for part, chunk in self._chunks():
-            if layer.startswith("attn"):
-                calls, _ = run_block(self.block, chunk, [layer])
-                written, before = run_block(self.teacher_block, chunk, [layer])[0][layer].output, chunk.x
-            else:
-                calls, _ = run_block(self.block, chunk, [layer, "mlp", *self._norm])
-                written, before = self.teacher_block.mlp(calls["mlp"].input), self._before_mlp(calls)
-            moments.add(calls[layer].input, self._targets(layer, part, written, before), self.weights[layer])
+            calls, _ = run_block(self.block, chunk, [layer] if in_attention else [layer, "mlp", *self._norm])
+            targets = None
+            if writes and in_attention:
+                written = run_block(self.teacher_block, chunk, [layer])[0][layer].output
+                targets = self._targets(layer, part, written, chunk.x)
+            elif writes:
+                written = self.teacher_block.mlp(calls["mlp"].input)
+                targets = self._targets(layer, part, written, self._before_mlp(calls))
+            moments.add(calls[layer].input, targets, self.weights[layer])
         return moments
 
     def _targets(self, layer: str, part: slice, written: Tensor, before: Tensor | None) -> Tensor:
@@ -246,13 +239,10 @@ class BlockFit:
 
     def _layer_scale(self, layer: str) -> tuple[Tensor, Tensor]:
         """LayerScale after a layer that writes, made nonzero, and where it is open, `[C]` each."""
-        gamma = None
+        gamma = torch.ones_like(self.teacher_block.get_submodule(layer).weight[:, 0])
         if type(self.teacher_block) is Block:
-            gamma = getattr(
-                self.teacher_block.ls1 if layer.startswith("attn") else self.teacher_block.ls2, "gamma", None
-            )
-        if gamma is None:
-            gamma = torch.ones_like(self.teacher_block.get_submodule(layer).weight[:, 0])
+            scaling = self.teacher_block.ls1 if layer.startswith("attn") else self.teacher_block.ls2
+            gamma = getattr(scaling, "gamma", gamma)
         gamma = gamma.detach().double()
         floor = 1e-3 * gamma.abs().mean()
         is_open = gamma.abs() > floor

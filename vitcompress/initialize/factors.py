@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +18,8 @@ from torch import Tensor, nn
 
 from vitcompress.families.base import Family
 from vitcompress.families.find import family_named
-from vitcompress.families.insertion import layers_called
-from vitcompress.initialize.inputs import recording
+from vitcompress.initialize.inputs import run_recorded
 from vitcompress.initialize.regression import Moments, leading, low_rank, regress_near, roots
-from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans.model import Group, Plan
 
 ROUNDS = 6
@@ -75,77 +72,54 @@ def input_moments(teacher: nn.Module, groups: Iterable[Group], images: Iterable[
         images: batches `[B, C, H, W]`, on the teacher's device.
     """
     moments = {f"{block}.{layer}": Moments() for group in groups for block in group.blocks for layer in group.ranks}
-    with (
-        torch.no_grad(),
-        layers_called(teacher),
-        recording(teacher, moments, lambda name, call: moments[name].add(call.input)),
-    ):
-        for batch in images:
-            teacher(batch)
+    run_recorded(teacher, images, moments, lambda name, call: moments[name].add(call.input))
     return moments
 
 
 def _fit_layer(
-    student: nn.Module,
-    teacher: nn.Module,
-    family: Family,
-    group: Group,
-    layer: str,
-    inputs: Mapping[str, Moments],
+    student: nn.Module, teacher: nn.Module, family: Family, group: Group, layer: str, inputs: Mapping[str, Moments]
 ) -> None:
     """Set one layer in all of a group's blocks, in place."""
     weights = {b: teacher.get_submodule(f"{b}.{layer}").weight.detach().double() for b in group.blocks}  # type: ignore[operator]
-    has_bias = getattr(student.get_submodule(f"{group.donor}.{layer}"), "bias", None) is not None
-    private_bias = has_bias and f"{layer}.bias" not in group.shared  # it takes up the mean of the error
+    layers: dict[str, Any] = {b: student.get_submodule(f"{b}.{layer}") for b in group.blocks}
+    # it takes up the mean of the error
+    private_bias = layers[group.donor].bias is not None and f"{layer}.bias" not in group.shared
     moments = {block: m.covariance() if private_bias else m.second() for block, m in inputs.items()}
     whole = group.whole(layer)
-    solve = partial(
-        _fit_bases if layer in group.bases else _fit_adapters,
-        rank=group.ranks[layer],
-        writes=bool(family.writes.fullmatch(layer)),
-    )
-    base = torch.zeros_like(weights[group.donor])
-    if whole:
-        base = student.get_parameter(f"{group.donor}.{layer}.base").detach().double()
-    factors = solve({block: w - base for block, w in weights.items()}, moments)
+    writes = bool(family.writes.fullmatch(layer))
+
+    def fit(base: Tensor) -> list[tuple[Tensor, Tensor]]:
+        residuals = {block: weight - base for block, weight in weights.items()}
+        if layer in group.bases:
+            return list((_fit_writers if writes else _fit_readers)(residuals, moments, group.ranks[layer]))
+        return [low_rank(residual, moments[block], group.ranks[layer]) for block, residual in residuals.items()]
+
+    base = layers[group.donor].base.detach().double() if whole else torch.zeros_like(weights[group.donor])
+    factors = fit(base)
     for _ in range(ROUNDS if whole else 0):
         residuals = {b: w - up @ down for (b, w), (up, down) in zip(weights.items(), factors, strict=True)}
         base = _fit_base(residuals, moments)
-        factors = solve({block: w - base for block, w in weights.items()}, moments)
+        factors = fit(base)
     with torch.no_grad():
-        for block, (up, down) in zip(group.blocks, factors, strict=True):
-            factored: Any = student.get_submodule(f"{block}.{layer}")
-            assert isinstance(factored, FactoredLinear)
+        for (block, factored), (up, down) in zip(layers.items(), factors, strict=True):
             factored.up.copy_(up)
             factored.down.copy_(down)
             if whole:
-                factored.base.copy_(base)  # type: ignore[union-attr]
+                factored.base.copy_(base)
             if private_bias:
                 bias = teacher.get_parameter(f"{block}.{layer}.bias").double()
                 factored.bias.copy_(bias + (weights[block] - base - up @ down) @ inputs[block].mean)
 
 
 def _fit_base(residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> Tensor:
-    """The matrix nearest to all residuals, each weighted by its own inputs."""
+    """Return the matrix nearest to all residuals, each weighted by its inputs."""
     total, prior = _total(moments.values()), _total(residuals.values()) / len(residuals)
     return regress_near(total, _total(residuals[block] @ moments[block] for block in residuals), prior)
 
 
 def _total(matrices: Iterable[Tensor]) -> Tensor:
-    """The sum, without stacking the matrices: in a large model that takes gigabytes."""
+    """Return the sum without stacking the matrices, which takes gigabytes in a large model."""
     return functools.reduce(torch.add, matrices)
-
-
-def _fit_adapters(
-    residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor], *, rank: int, writes: bool
-) -> list[tuple[Tensor, Tensor]]:
-    return [low_rank(residual, moments[block], rank) for block, residual in residuals.items()]
-
-
-def _fit_bases(
-    residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor], *, rank: int, writes: bool
-) -> list[tuple[Tensor, Tensor]]:
-    return list((_fit_writers if writes else _fit_readers)(residuals, moments, rank))
 
 
 def _fit_readers(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from vitcompress.families.insertion import layers_called
 
 
 class Call(NamedTuple):
@@ -55,16 +57,28 @@ def recording(model: nn.Module, names: Iterable[str], record: Callable[[str, Cal
     """
     with ExitStack() as stack:
         for name in names:
-            handle = model.get_submodule(name).register_forward_hook(partial(_record, record, name), with_kwargs=True)
+            handle = model.get_submodule(name).register_forward_hook(
+                lambda module, args, kwargs, output, name=name: record(name, Call(args, kwargs, output)),
+                with_kwargs=True,
+            )
             stack.callback(handle.remove)
         yield
 
 
-def _record(
-    record: Callable[[str, Call], None], name: str, module: nn.Module, args: Any, kwargs: Any, output: Any
+def run_recorded(
+    model: nn.Module, images: Iterable[Tensor], names: Iterable[str], record: Callable[[str, Call], None]
 ) -> None:
-    """Forward hook of one module."""
-    record(name, Call(args, kwargs, output))
+    """Run a model on batches of images, and pass every call of some linear layers to `record`.
+
+    Args:
+        model: in eval mode.
+        images: batches `[B, C, H, W]`, on the model's device.
+        names: full names of the layers.
+        record: called with a layer's name and the call, after its forward pass.
+    """
+    with torch.no_grad(), layers_called(model), recording(model, names, record):
+        for batch in images:
+            model(batch)
 
 
 def run_block(block: nn.Module, given: BlockInput, names: Iterable[str] = ()) -> tuple[dict[str, Call], Tensor]:

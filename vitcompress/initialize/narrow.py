@@ -82,14 +82,14 @@ def narrow_heads(attn: Any, teacher_attn: Any, q: Moments, k: Moments, attended:
         attended: moments of the values after the attention maps, likewise.
     """
     heads = attn.num_heads
-    widths = [attn.qkv.out_features // heads, attn.proj.in_features // heads]
-    qk, v = (widths[0] - widths[1]) // 2, widths[1]
+    v = attn.proj.in_features // heads
+    qk = (attn.qkv.out_features // heads - v) // 2
     maps: list[list[Tensor]] = [[], [], []]
     dim = teacher_attn.proj.in_features // heads
     for head in range(heads):
         part = slice(head * dim, (head + 1) * dim)
         # shifting all keys adds a constant to the logits of a query: only their covariance counts
-        q_root, q_inverse = roots((q.xx / q.count)[part, part])  # type: ignore[index]
+        q_root, q_inverse = roots((q.xx / q.count)[part, part])
         k_root, k_inverse = roots(k.covariance()[part, part])
         u, s, vt = torch.linalg.svd(q_root @ k_root)
         maps[0].append((s[:qk].sqrt()[:, None] * u[:, :qk].T) @ q_inverse)

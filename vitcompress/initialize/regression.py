@@ -10,16 +10,18 @@ from torch import Tensor
 RIDGE = 1e-4
 """Ridge as a share of the mean variance; damps directions in which the images hardly vary."""
 
+ZERO = torch.zeros((), dtype=torch.double)
+
 
 @dataclass
 class Moments:
     """Sums of `x`, `y`, `x xᵀ` and `y xᵀ` over samples of inputs x `[D]` and targets y `[O]`."""
 
     count: float = 0
-    x: Tensor | float = 0.0
-    y: Tensor | float = 0.0
-    xx: Tensor | float = 0.0
-    yx: Tensor | float = 0.0
+    x: Tensor = ZERO
+    y: Tensor = ZERO
+    xx: Tensor = ZERO
+    yx: Tensor = ZERO
 
     def add(self, x: Tensor, y: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Add samples, in place.
@@ -45,28 +47,26 @@ class Moments:
     @property
     def mean(self) -> Tensor:
         """Mean of the inputs, `[D]`."""
-        return self.x / self.count  # type: ignore[return-value]
+        return self.x / self.count
 
     @property
     def mean_target(self) -> Tensor:
         """Mean of the targets, `[O]`."""
-        return self.y / self.count  # type: ignore[return-value]
+        return self.y / self.count
 
     def mapped(self, by: Tensor) -> Moments:
         """Return the moments of permuted (`[D]`) or rotated (`[D, D]`) inputs, without targets."""
-        x, xx = torch.as_tensor(self.x), torch.as_tensor(self.xx)
         if by.ndim == 1:
-            return Moments(self.count, x[by], 0.0, xx[by][:, by])
-        return Moments(self.count, by @ x, 0.0, by @ xx @ by.T)
+            return Moments(self.count, self.x[by], xx=self.xx[by][:, by])
+        return Moments(self.count, by @ self.x, xx=by @ self.xx @ by.T)
 
     def covariance(self) -> Tensor:
         """Return the covariance of the inputs, `[D, D]`, with the ridge."""
-        centred: Tensor = self.xx / self.count - self.mean.outer(self.mean)
-        return with_ridge(centred)
+        return with_ridge(self.xx / self.count - self.mean.outer(self.mean))
 
     def second(self) -> Tensor:
         """Return E[x xᵀ], `[D, D]`, with the ridge; for layers where no bias takes up the mean."""
-        return with_ridge(torch.as_tensor(self.xx / self.count))
+        return with_ridge(self.xx / self.count)
 
     def cross(self) -> Tensor:
         """Return the covariance of targets and inputs, `[O, D]`."""
@@ -126,11 +126,9 @@ def low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Ten
         whitened = weight @ root
         basis = leading(whitened.T @ whitened, rank)
         up, down = whitened @ basis, basis.T @ inverse
-    size = ((down @ covariance) * down).sum(1).clamp(min=0).sqrt() / up.norm(dim=0).clamp(
-        min=torch.finfo(up.dtype).tiny
-    )
-    # balance the norms of both factors, so that one learning rate fits both
-    scale = size.clamp(min=torch.finfo(up.dtype).tiny).sqrt()[:, None]
+    tiny = torch.finfo(up.dtype).tiny
+    size = ((down @ covariance) * down).sum(1).clamp(min=0).sqrt() / up.norm(dim=0).clamp(min=tiny)
+    scale = size.clamp(min=tiny).sqrt()[:, None]  # balances the factors, so that one learning rate fits both
     return up * scale.T, down / scale
 
 

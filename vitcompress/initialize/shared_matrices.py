@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from vitcompress.families.base import Family
 from vitcompress.families.find import family_named
-from vitcompress.families.insertion import layers_called
 from vitcompress.families.widths import Widths
-from vitcompress.initialize.inputs import Call, recording
-from vitcompress.initialize.regression import Moments, regress_near
+from vitcompress.initialize.inputs import Call, run_recorded
+from vitcompress.initialize.regression import ZERO, Moments, regress_near
 from vitcompress.plans.model import Group, Plan
 
 Images = Callable[[], Iterable[Tensor]]
@@ -61,9 +60,7 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
         moments.add(call.input)
         fit.add(block, teacher.get_parameter(f"{name}.weight"), moments)
 
-    with torch.no_grad(), layers_called(teacher), recording(teacher, fit_of, add_inputs):
-        for batch in images() if fits else ():
-            teacher(batch)
+    run_recorded(teacher, images() if fits else (), fit_of, add_inputs)
     for group, layer, fit in fits:
         fit.solve(student, teacher, group, layer)
 
@@ -84,8 +81,7 @@ def fit_whole(
     for layer in shared_layers(group, family):
         fit = _Fit()
         for block in group.blocks:
-            name = f"{block}.{layer}"
-            fit.add(block, teacher.get_submodule(name).weight, moments[name])  # type: ignore[arg-type]
+            fit.add(block, teacher.get_parameter(f"{block}.{layer}.weight"), moments[f"{block}.{layer}"])
         fit.solve(student, teacher, group, layer)
 
 
@@ -100,16 +96,15 @@ STARTS: Mapping[str, Callable[[nn.Module, nn.Module, Plan, Images], None]] = {
 class _Fit:
     """Sums over the inputs of one layer in all blocks of a group, with no matrix per block."""
 
-    inputs: Tensor | float = 0.0  # Σ_i Σ x xᵀ, [D, D]
-    targets: Tensor | float = 0.0  # Σ_i W_i Σ x xᵀ, [O, D]
+    inputs: Tensor = ZERO  # Σ_i Σ x xᵀ, [D, D]
+    targets: Tensor = ZERO  # Σ_i W_i Σ x xᵀ, [O, D]
     sums: dict[str, Tensor] = field(default_factory=dict)  # Σ x per block
     count: dict[str, float] = field(default_factory=dict)
 
     def add(self, block: str, weight: Tensor, moments: Moments) -> None:
-        x, xx = torch.as_tensor(moments.x), torch.as_tensor(moments.xx)
-        self.inputs = self.inputs + xx
-        self.targets = self.targets + weight.detach().double() @ xx
-        self.sums[block] = self.sums.get(block, 0) + x
+        self.inputs = self.inputs + moments.xx
+        self.targets = self.targets + weight.detach().double() @ moments.xx
+        self.sums[block] = self.sums.get(block, 0) + moments.x
         self.count[block] = self.count.get(block, 0) + moments.count
 
     def solve(self, student: nn.Module, teacher: nn.Module, group: Group, layer: str) -> None:
@@ -149,7 +144,7 @@ def shared_layers(group: Group, family: Family) -> list[str]:
 
 
 def _shares_whole(group: Group) -> bool:
-    """Whether blocks with the teacher's shapes share parameters; `walk` starts narrow blocks."""
+    """Return whether blocks share parameters and are not narrow; `blockwise` starts narrow ones."""
     return len(group.blocks) > 1 and group.widths == Widths()
 
 

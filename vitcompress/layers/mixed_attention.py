@@ -18,8 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 BLOCK_BYTES = 2**20  # size of a block of maps; the best of 2^18 to 2^22, with 2^21: docs/benchmarks.md
 
-_Block = tuple[slice, slice]
-
 
 def mixed_attention(
     q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None, mix_probs: Tensor | None, *,
@@ -139,18 +137,7 @@ def _attend_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, mix_logits: Tensor | None, mix_probs: Tensor | None, bias: Tensor | None,
     mask: Tensor | None, scale: float,
 ) -> Tensor:  # fmt: skip
-    """Attend for inference: block after block, in the same memory.
-
-    Args:
-        q: queries `[B, H, N, D]`.
-        k: keys `[B, H, M, D]`.
-        v: values `[B, H, M, V]`.
-        mix_logits: A; None for the identity.
-        mix_probs: B; None for the identity.
-        bias: `[B or 1, H or 1, N, M]` or `[H, N, M]`; None without one.
-        mask: `[B or 1, H or 1, N, M]` or `[N, M]`; None without one.
-        scale: factor of the products.
-    """
+    """Attend for inference: block after block, in the same memory."""
     bias, mask = (None if term is None else _expand_heads(term, q, k) for term in (bias, mask))
     memory: dict[tuple[str, torch.Size], Tensor] = {}
 
@@ -195,7 +182,7 @@ def _select(term: Tensor, images: slice, rows: slice) -> Tensor:
     return term[images if len(term) > 1 else slice(None), :, rows]
 
 
-def _blocks(q: Tensor, num_keys: int) -> Iterator[_Block]:
+def _blocks(q: Tensor, num_keys: int) -> Iterator[tuple[slice, slice]]:
     """Yield slices of images (or windows) and of their queries whose maps fit the cache."""
     batch, heads, queries, _ = q.shape
     row_bytes = heads * num_keys * q.element_size()

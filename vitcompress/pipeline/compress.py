@@ -25,7 +25,7 @@ from vitcompress.data.calibration import calibration_batches, draw_images
 from vitcompress.data.open import check_places
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog
-from vitcompress.distill.schedule import lr_for_start
+from vitcompress.distill.optimizers import lr_for_start
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.outputs import has_classes
 from vitcompress.initialize.align import align_model

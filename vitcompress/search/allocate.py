@@ -10,13 +10,15 @@ path with the fewest: that path fits whenever anything does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 BUCKETS = 4000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,17 +107,23 @@ def fewest_params(choices: Sequence[Choice], num_blocks: int) -> list[float]:
     return fewest
 
 
-def frontier(choices: Sequence[Choice], max_choices: int = 2000) -> list[Choice]:
+def undominated(items: Iterable[T], key: Callable[[T], tuple[float, float]]) -> list[T]:
+    """Return the items that no other item beats in both numbers of `key`, ordered by the first."""
+    kept: list[T] = []
+    for item in sorted(items, key=key):
+        if not kept or key(item)[1] < key(kept[-1])[1]:
+            kept.append(item)
+    return kept
+
+
+def frontier(choices: Iterable[Choice], max_choices: int = 2000) -> list[Choice]:
     """Return the choices of one run that no other choice beats in both parameters and cost.
 
     Args:
         choices: all of the same run.
         max_choices: where more are left, evenly spread ones are returned.
     """
-    kept: list[Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.params, c.cost)):
-        if not kept or choice.cost < kept[-1].cost:
-            kept.append(choice)
+    kept = undominated(choices, lambda choice: (choice.params, choice.cost))
     if len(kept) <= max_choices:
         return kept
     return [kept[round(i * (len(kept) - 1) / (max_choices - 1))] for i in range(max_choices)]

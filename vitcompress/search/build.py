@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
 
-from vitcompress.families.find import family_of
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.plans.model import Plan
-from vitcompress.search.candidates import Candidate, find_candidates
-from vitcompress.search.even import even_widths
+from vitcompress.search.candidates import Candidate, even_widths, find_candidates
 from vitcompress.search.measure import MeasuredOptions
 from vitcompress.search.model import Search
 from vitcompress.search.sensitivity import CHUNK_IMAGES, divergence
@@ -43,36 +41,33 @@ def build_best(
     Returns:
         The acceptable candidates, best first; only the first few are built.
     """
-    candidates = find_candidates(measured, budget, search.token_kernel, search.transforms)
-    candidates = [candidate for candidate in candidates if fits(candidate.plan)]
+    candidates = [candidate for candidate in find_candidates(measured, budget) if fits(candidate.plan)]
     parts = min(MAX_BUILT, len(candidates)) + 1
     built: list[Candidate] = []
     for candidate in candidates[:MAX_BUILT]:
-        built.append(build_candidate(candidate, search.teacher, search.fitted, search.held_out))
+        built.append(build_candidate(candidate, search))
         tell(len(built) / parts)
     if built:
         best = min(built, key=lambda candidate: candidate.cost)
-        plans = itertools.takewhile(fits, _even_plans(best.plan, measured, budget))
-        built += _even_best(best, plans, search, part_of(tell, len(built) / parts, 1.0))
+        built += _even_best(best, measured, search, budget, part_of(tell, len(built) / parts, 1.0), fits)
     return sorted(built, key=lambda candidate: candidate.cost) + candidates[MAX_BUILT:]
 
 
-def _even_plans(plan: Plan, measured: MeasuredOptions, budget: int) -> Iterator[Plan]:
-    """Ever more even plans within a budget."""
-    share = 0.5
-    while even := even_widths(plan, measured.shapes, budget, share):
-        yield even
-        share /= 2
-
-
 def _even_best(
-    best: Candidate, plans: Iterable[Plan], search: Search, tell: Callable[[float], None]
+    best: Candidate,
+    measured: MeasuredOptions,
+    search: Search,
+    budget: int,
+    tell: Callable[[float], None],
+    fits: Callable[[Plan], bool],
 ) -> list[Candidate]:
-    """The best of ever more even plans, tried for as long as that helps; empty if it never does."""
+    """Build ever more even plans for as long as that helps; return the best, or nothing."""
     evenest = best
-    for number, plan in enumerate(plans, 1):
-        candidate = Candidate(f"{best.name}, evened", plan, math.nan)
-        candidate = build_candidate(candidate, search.teacher, search.fitted, search.held_out)
+    for number in itertools.count(1):
+        plan = even_widths(best.plan, measured.shapes, budget, 0.5**number)
+        if plan is None or not fits(plan):
+            break
+        candidate = build_candidate(Candidate(f"{best.name}, evened", plan, math.nan), search)
         tell(1 - 0.5**number)
         if candidate.cost >= evenest.cost:
             break
@@ -80,16 +75,10 @@ def _even_best(
     return [] if evenest is best else [evenest]
 
 
-def build_candidate(candidate: Candidate, teacher: nn.Module, images: Tensor, held_out: Tensor) -> Candidate:
-    """Build a candidate's student and return the candidate with the cost of its start.
-
-    Args:
-        candidate: any candidate.
-        teacher: in eval mode; not changed.
-        images: for calibration, `[B, C, H, W]`.
-        held_out: other images, on which the cost is measured.
-    """
-    return replace(candidate, cost=divergence(build_student(candidate.plan, teacher, images), teacher, held_out))
+def build_candidate(candidate: Candidate, search: Search) -> Candidate:
+    """Build a candidate's student and return the candidate with the cost of its start."""
+    student = build_student(candidate.plan, search.teacher, search.fitted)
+    return replace(candidate, cost=divergence(student, search.teacher, search.held_out))
 
 
 def build_student(plan: Plan, teacher: nn.Module, images: Tensor) -> nn.Module:
@@ -113,8 +102,7 @@ def build_work(search: Search) -> float:
     An option fits one part of a block to some images; a student is both parts of all blocks, fitted
     to all images.
     """
-    num_blocks = len(family_of(search.teacher, search.name).block_names(search.teacher))
-    return 2 * num_blocks * len(search.fitted) / len(search.option_images)
+    return 2 * len(search.blocks) * len(search.fitted) / len(search.option_images)
 
 
 def best_work(search: Search) -> float:

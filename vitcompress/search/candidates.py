@@ -2,21 +2,28 @@
 
 Costs of options add up only approximately, and how well they do differs between kinds of options.
 So candidates come from all kinds together and from each kind alone.
+
+Options are measured in a teacher that is otherwise unchanged. Where all blocks are cut deeply, that
+overstates how much the widths of two blocks should differ; `even_widths` brings them closer.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from vitcompress.plans.make import plan_of
+from vitcompress.families.narrow import full_widths
+from vitcompress.families.widths import Widths
 from vitcompress.plans.model import Group, Plan
-from vitcompress.search.allocate import Choice, allocate
+from vitcompress.search.allocate import allocate, fewest_params
 from vitcompress.search.measure import MeasuredOptions
-from vitcompress.search.options import merge
+from vitcompress.search.options import Shapes, merge
 
 CLOSE = 0.015
 """Prefer plans within 1.5 % of the budget, even where a smaller one costs no more."""
+
+_EVENING_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -38,64 +45,81 @@ class Candidate:
     cost: float = math.nan
 
 
-def find_candidates(
-    measured: MeasuredOptions, budget: int, token_kernel: int, transforms: tuple[str, ...]
-) -> list[Candidate]:
+def find_candidates(measured: MeasuredOptions, budget: int) -> list[Candidate]:
     """Find the cheapest plans within a budget, from all kinds together and from each kind alone.
 
     Args:
         measured: the options and their costs.
         budget: maximum number of parameters of the student.
-        token_kernel: size of the token convolution.
-        transforms: transformations of every block.
 
     Returns:
         Different plans, not built yet; cheapest first.
     """
     shapes = measured.shapes
     # transformations and what lies outside the blocks take their share of the budget
-    outside = unchanged_plan(measured, token_kernel, transforms).size.student_params - shapes.params(shapes.blocks)
+    outside = shapes.unchanged_plan().size.student_params - shapes.params(shapes.blocks)
     max_params = budget - outside
+    min_params = max_params - round(CLOSE * budget)
     candidates: dict[str, Candidate] = {}
-    mixes = [tuple(shapes.kinds), *((kind,) for kind in shapes.kinds)] if len(shapes.kinds) > 1 else [shapes.kinds]
-    for kinds in mixes:
-        min_params = max_params - round(CLOSE * budget)
+    for kinds in dict.fromkeys([tuple(shapes.kinds), *((kind,) for kind in shapes.kinds)]):
         allocation = allocate(measured.choices(kinds), len(shapes.blocks), max_params, min_params)
         if allocation is None:
             continue
         choices, predicted = allocation
-        groups = tuple(merge(*choice.key) for choice in choices)
-        plan = plan_of(shapes.model, shapes.family, groups, transforms, token_kernel)
-        candidates.setdefault(repr(groups), Candidate(", ".join(kinds), plan, predicted))
+        plan = shapes.plan(merge(*choice.key) for choice in choices)
+        candidates.setdefault(repr(plan.groups), Candidate(", ".join(kinds), plan, predicted))
     return sorted(candidates.values(), key=lambda candidate: candidate.predicted)
 
 
-def unchanged_plan(measured: MeasuredOptions, token_kernel: int, transforms: tuple[str, ...]) -> Plan:
-    """Return the plan that leaves every block as it is and adds the transformations.
+def smallest_plan(measured: MeasuredOptions) -> Plan:
+    """Return the plan with the fewest parameters that the options allow."""
+    shapes = measured.shapes
+    choices, num_blocks = measured.choices(shapes.kinds), len(shapes.blocks)
+    allocation = allocate(choices, num_blocks, int(fewest_params(choices, num_blocks)[-1]))
+    assert allocation is not None  # at worst, every block stays as it is
+    return shapes.plan(merge(*choice.key) for choice in allocation[0])
+
+
+def even_widths(plan: Plan, shapes: Shapes, budget: int, share: float) -> Plan | None:
+    """Bring the widths of narrow blocks closer together, relative to the teacher's widths.
 
     Args:
-        measured: the teacher.
-        token_kernel: size of the token convolution.
-        transforms: transformations of every block.
+        plan: a plan for the teacher.
+        shapes: the teacher's blocks.
+        budget: maximum number of parameters of the student.
+        share: of the differences between the logarithms of the widths that remains, 0–1.
+
+    Returns:
+        The new plan; None where nothing is narrow, or where no such widths come close to the
+        budget.
     """
-    shapes = measured.shapes
-    groups = [Group((block,), ()) for block in shapes.blocks]
-    return plan_of(shapes.model, shapes.family, groups, transforms, token_kernel)
+    if all(group.widths == Widths() for group in plan.groups):
+        return None
+
+    def scaled(scales: Sequence[float]) -> Plan:
+        return shapes.plan(_scale_widths(shapes, g, share, scale) for g, scale in zip(plan.groups, scales, strict=True))
+
+    low, high = 0.0, 1.0
+    for _ in range(_EVENING_ROUNDS):
+        middle = (low + high) / 2
+        fits = scaled([middle] * len(plan.groups)).size.student_params <= budget
+        low, high = (middle, high) if fits else (low, middle)
+    scales = [low] * len(plan.groups)
+    for number in range(len(scales)):  # widths are integers: the rest of the budget goes to some blocks
+        wider = [*scales[:number], high, *scales[number + 1 :]]
+        scales = wider if scaled(wider).size.student_params <= budget else scales
+    even = scaled(scales)
+    return even if (1 - CLOSE) * budget <= even.size.student_params <= budget else None
 
 
-def smallest_plan(measured: MeasuredOptions, token_kernel: int, transforms: tuple[str, ...]) -> Plan:
-    """Return the plan with the fewest parameters that the options allow.
-
-    Args:
-        measured: the options.
-        token_kernel: size of the token convolution.
-        transforms: transformations of every block.
-    """
-    shapes = measured.shapes
-    choices = measured.choices(shapes.kinds)
-    best: list[tuple[int, list[Choice]]] = [(0, [])]
-    for end in range(1, len(shapes.blocks) + 1):
-        ending = [c for c in choices if c.last == end]
-        best.append(min(((best[c.first][0] + c.params, [*best[c.first][1], c]) for c in ending), key=lambda t: t[0]))
-    groups = [merge(*choice.key) for choice in best[-1][1]]
-    return plan_of(shapes.model, shapes.family, groups, transforms, token_kernel)
+def _scale_widths(shapes: Shapes, group: Group, share: float, scale: float) -> Group:
+    """Set a lone block's widths to `scale · full · (width / full) ** share`; keep other groups."""
+    if len(group.blocks) > 1 or group.shared or group.ranks:
+        return group
+    full = full_widths(shapes.model.get_submodule(group.donor), shapes.family.narrow_attention)
+    widths: dict[str, int | None] = {}
+    for name in ("hidden", "qk", "v"):
+        full_width, width = getattr(full, name), getattr(group.widths, name)
+        count = full_width and max(1, int(scale * full_width * ((width or full_width) / full_width) ** share))
+        widths[name] = count if count != full_width else None
+    return replace(group, widths=Widths(**widths))

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitcompress.families.find import family_of
 from vitcompress.families.narrow import full_widths
 from vitcompress.families.widths import Widths
-from vitcompress.search.allocate import Choice, frontier
+from vitcompress.search.allocate import Choice, frontier, undominated
 from vitcompress.search.options import PARTS, Option, Shapes, run_options, single_options
 from vitcompress.search.sensitivity import Sensitivity
 
@@ -47,10 +46,8 @@ class MeasuredOptions:
         return self._choices[tuple(kinds)]
 
     def rows(self) -> Iterator[Option]:
-        """Yield every option that was measured."""
-        for options in self.singles.values():
-            yield from options
-        yield from self.runs
+        """Return every option that was measured."""
+        return itertools.chain(*self.singles.values(), self.runs)
 
 
 def measure_options(
@@ -87,41 +84,22 @@ def measure_options(
     return MeasuredOptions(shapes, singles, measured_runs)
 
 
-def shapes_of(teacher: nn.Module, kinds: Sequence[str], name: str) -> Shapes:
-    """Return the blocks of a teacher.
-
-    Args:
-        teacher: on any device; meta will do.
-        kinds: of options to make, of `KINDS`.
-        name: what the user calls the teacher.
-
-    Raises:
-        ModelError: the teacher belongs to no known family.
-    """
-    family = family_of(teacher, name)
-    return Shapes(teacher, family, family.block_names(teacher), kinds)
-
-
 def _single_choices(measured: MeasuredOptions, kinds: Sequence[str]) -> Iterator[Choice]:
-    """Choices for each block alone."""
+    """Yield the choices for each block alone."""
     shapes = measured.shapes
     for number, block in enumerate(shapes.blocks):
-        attention = [shapes.keep([block])]
-        scales = {
-            scale: _interpolate(shapes, options) for (b, scale), options in measured.singles.items() if b == block
-        }
-        if "narrow" in kinds:
-            attention = _combine(shapes, attention + scales.get("attn.qk", []), attention + scales.get("attn.v", []))
-        if "low_rank" in kinds:
-            attention += scales.get("attn.rank", [])
-        mlp = [shapes.keep([block])]
-        mlp += scales.get("mlp.hidden", []) if "narrow" in kinds else []
-        mlp += scales.get("mlp.rank", []) if "low_rank" in kinds else []
-        yield from _pair(shapes, number, attention, mlp)
+        keep = [shapes.keep([block])]
+        scales: dict[str, list[Option]] = defaultdict(list)
+        for (name, scale), options in measured.singles.items():
+            if name == block and options[0].kind in kinds:
+                scales[scale] = _interpolate(shapes, options)
+        attention = [_combine(qk, v) for qk in keep + scales["attn.qk"] for v in keep + scales["attn.v"]]
+        mlp = keep + scales["mlp.hidden"]
+        yield from _pair(shapes, number, attention + scales["attn.rank"], mlp + scales["mlp.rank"])
 
 
 def _run_choices(measured: MeasuredOptions, kinds: Sequence[str]) -> Iterator[Choice]:
-    """Choices for several consecutive blocks as one group."""
+    """Yield the choices for several consecutive blocks as one group."""
     shapes = measured.shapes
     by_run: dict[tuple[str, ...], list[Option]] = defaultdict(list)
     for option in measured.runs:
@@ -135,44 +113,27 @@ def _run_choices(measured: MeasuredOptions, kinds: Sequence[str]) -> Iterator[Ch
         yield from _pair(shapes, list(shapes.blocks).index(blocks[0]), parts["attn"], parts["mlp"])
 
 
-def _pair(shapes: Shapes, first: int, attention: Sequence[Option], mlp: Sequence[Option]) -> Iterator[Choice]:
-    """The best pairs of an attention and an MLP option, for the blocks from number `first`."""
+def _pair(shapes: Shapes, first: int, attention: Sequence[Option], mlp: Sequence[Option]) -> list[Choice]:
+    """Return the best pairs of an option for the attention and one for the MLP of some blocks."""
     last = first + len(attention[0].group.blocks)
     total = shapes.params(shapes.blocks[first:last])
-    pairs = [
+    best_attention, best_mlp = (undominated(part, lambda o: (-o.saved_params, o.cost)) for part in (attention, mlp))
+    return frontier(
         Choice(first, last, total - a.saved_params - m.saved_params, a.cost + m.cost, (a, m))
-        for a in _best(attention)
-        for m in _best(mlp)
+        for a, m in itertools.product(best_attention, best_mlp)
         if not (last - first > 1 and a.kind == m.kind == "keep")
-    ]
-    yield from frontier(pairs)
+    )
 
 
-def _best(options: Sequence[Option]) -> list[Option]:
-    """The options that no other option beats in both savings and cost."""
-    kept: list[Option] = []
-    for option in sorted(options, key=lambda o: (-o.saved_params, o.cost)):
-        if not kept or option.cost < kept[-1].cost:
-            kept.append(option)
-    return kept
-
-
-def _combine(shapes: Shapes, qk: Sequence[Option], v: Sequence[Option]) -> list[Option]:
-    """Attentions with fewer channels of queries and keys, and fewer of values."""
-    return [
-        Option(
-            "keep" if a.kind == b.kind == "keep" else "narrow",
-            replace(a.group, widths=Widths(None, a.group.widths.qk, b.group.widths.v)),
-            a.saved_params + b.saved_params,
-            a.cost + b.cost,
-        )
-        for a in qk
-        for b in v
-    ]
+def _combine(qk: Option, v: Option) -> Option:
+    """Return the attention with the queries and keys of one option and the values of another."""
+    group = replace(qk.group, widths=Widths(None, qk.group.widths.qk, v.group.widths.v))
+    kind = "keep" if qk.kind == v.kind == "keep" else "narrow"
+    return Option(kind, group, qk.saved_params + v.saved_params, qk.cost + v.cost)
 
 
 def _interpolate(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
-    """The options of one scale and others between them, with costs interpolated on a log scale."""
+    """Return the options of a scale and others between, with costs interpolated on a log scale."""
     if len(options) < 2:
         return list(options)
     ordered = sorted(options, key=lambda option: option.dial)
@@ -190,7 +151,7 @@ def _interpolate(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
 
 
 def _full_width(shapes: Shapes, option: Option) -> int:
-    """The teacher's width on the scale of a narrow option; 0 for options of other kinds."""
+    """Return the teacher's width on the scale of a narrow option; 0 for options of other kinds."""
     widths = option.group.widths
     block = shapes.model.get_submodule(option.group.donor)
     full = full_widths(block, shapes.family.narrow_attention)
@@ -198,9 +159,9 @@ def _full_width(shapes: Shapes, option: Option) -> int:
 
 
 def _with_dial(shapes: Shapes, option: Option, dial: int) -> Option:
-    """An option of the same kind with another width or rank."""
-    group = option.group
-    widths = Widths(*(w and dial for w in (group.widths.hidden, group.widths.qk, group.widths.v)))
-    ranks = dict.fromkeys(group.ranks, dial)
-    fields = {"shared": group.shared, "ranks": ranks, "bases": group.bases, "widths": widths}
-    return shapes.option(option.kind, group.blocks, dial, **fields)
+    """Return an option of the same kind with another width or rank."""
+    group, widths = option.group, option.group.widths
+    return shapes.option(
+        option.kind, group.blocks, dial, shared=group.shared, ranks=dict.fromkeys(group.ranks, dial), bases=group.bases,
+        widths=Widths(*(width and dial for width in (widths.hidden, widths.qk, widths.v))),
+    )  # fmt: skip

@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitcompress.families.find import family_of
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.search.candidates import Candidate
-from vitcompress.search.measure import MeasuredOptions, measure_options, shapes_of
+from vitcompress.search.measure import MeasuredOptions, measure_options
+from vitcompress.search.options import Shapes
 
 MIN_IMAGES = 32
 FITTED_TOKENS = 12_000  # enough for regressions on a few thousand neurons
@@ -79,6 +81,11 @@ class Search:
     say: Callable[[str], None]
 
     @property
+    def blocks(self) -> Sequence[str]:
+        """Full names of the teacher's blocks, in order."""
+        return family_of(self.teacher, self.name).block_names(self.teacher)
+
+    @property
     def fitted(self) -> Tensor:
         """The images that starts are fitted to."""
         return self.images[: max(1, 3 * len(self.images) // 4)]
@@ -104,14 +111,16 @@ class Search:
         Args:
             kinds: of `KINDS`.
             later_work: what the search does afterwards, in options whose measurement takes as long.
+
+        Raises:
+            ModelError: the teacher belongs to no known family.
         """
-        shapes = shapes_of(self.teacher, kinds, self.name)
-        judged = self.held_out[:MIN_IMAGES]
-
-        def tell(count: int, total: int) -> None:
-            self.tell(count / (total + later_work))
-
-        return measure_options(shapes, self.option_images, judged, tell)
+        family = family_of(self.teacher, self.name)
+        shapes = Shapes(self.teacher, family, self.blocks, kinds, self.transforms, self.token_kernel)
+        return measure_options(
+            shapes, self.option_images, self.held_out[:MIN_IMAGES],
+            lambda count, total: self.tell(count / (total + later_work)),
+        )  # fmt: skip
 
 
 def _min_tokens(model: nn.Module, images: Tensor) -> int:

@@ -6,7 +6,7 @@ blocks merge into one `Group`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import nn
 from vitcompress.families.base import Family
 from vitcompress.families.narrow import full_widths
 from vitcompress.families.widths import Widths
-from vitcompress.plans.make import layer_shapes
-from vitcompress.plans.model import Group
+from vitcompress.plans.make import layer_shapes, plan_of
+from vitcompress.plans.model import Group, Plan
 from vitcompress.plans.sizes import group_params
 
 PARTS = ("attn", "mlp")
@@ -84,19 +84,31 @@ def merge(attention: Option, mlp: Option) -> Group:
 
 @dataclass(frozen=True)
 class Shapes:
-    """The blocks of a teacher, and what options depend on.
+    """The blocks of a teacher, and what options and plans depend on.
 
     Attributes:
         model: the teacher, on any device; the shapes need no weights.
         family: of the model.
         blocks: full names, in the order in which they run.
         kinds: the kinds of options to make.
+        transforms: transformations of every block.
+        token_kernel: size of the token convolution.
     """
 
     model: nn.Module
     family: Family
     blocks: Sequence[str]
     kinds: Sequence[str]
+    transforms: tuple[str, ...]
+    token_kernel: int
+
+    def plan(self, groups: Iterable[Group]) -> Plan:
+        """Return the plan of groups that together hold every block once."""
+        return plan_of(self.model, self.family, tuple(groups), self.transforms, self.token_kernel)
+
+    def unchanged_plan(self) -> Plan:
+        """Return the plan that leaves every block as it is and adds the transformations."""
+        return self.plan(Group((block,), ()) for block in self.blocks)
 
     def layers(self, block: str, part: str) -> dict[str, tuple[int, int]]:
         """Return the shapes `[out, in]` of a part's linear layers, by name inside the block."""

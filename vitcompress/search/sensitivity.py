@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -98,16 +98,14 @@ def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return (entry[-1].x, *entry[-1].args), entry[-1].kwargs
 
-    skipped = [model.get_submodule(name) for name in blocks[: blocks.index(first)]]
-    for block in skipped:
-        block.forward = lambda x, *rest, **named: x
-    handle = model.get_submodule(first).register_forward_pre_hook(enter, with_kwargs=True)
-    try:
+    with ExitStack() as stack:
+        for name in blocks[: blocks.index(first)]:
+            block = model.get_submodule(name)
+            block.forward = lambda x, *rest, **named: x
+            stack.callback(delattr, block, "forward")  # restores the method of the class
+        handle = model.get_submodule(first).register_forward_pre_hook(enter, with_kwargs=True)
+        stack.callback(handle.remove)
         yield entry
-    finally:
-        handle.remove()
-        for block in skipped:
-            del block.forward
 
 
 def divergence(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:

@@ -1,27 +1,36 @@
 """Find the best plan for a target: a ratio, a size, or a drop.
 
-A ratio or a size sets a budget; for a drop, the smallest budget is searched for.
+A ratio sets a budget of parameters. For a size, the largest budget whose file fits is searched for,
+in each store; for a drop, the smallest budget that loses no more.
 
-measure    what every option costs alone
-allocate   the cheapest sum of options within the budget
-build      the students of the best candidates, and the cost of their starts
-even       the best of them with more even widths
+measure      what every option costs alone
+allocate     the cheapest sum of options within the budget
+candidates   plans from these sums, and the same with more even widths
+build        the students of the best candidates, and the cost of their starts
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vitcompress.errors import PlanError
+from vitcompress.plans.make import with_sizes_on
+from vitcompress.plans.model import Plan
+from vitcompress.quantize.codecs import STORES, num_bytes
+from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import TargetRecipe
 from vitcompress.search.build import MAX_BUILT, best_work, build_best, build_student, build_work, part_of
-from vitcompress.search.candidates import smallest_plan
-from vitcompress.search.file_size import budgets_work, check_rest, reach_size
+from vitcompress.search.candidates import find_candidates, smallest_plan
 from vitcompress.search.measure import MeasuredOptions
 from vitcompress.search.model import Chosen, Search, choose
+from vitcompress.search.sensitivity import divergence
 
 DROP_ROUNDS = 7
+_SIZE_ROUNDS = 12
+_COMPARED_STORES = ("source", "int8", "int4")
+_ALLOCATION_WORK = 2.0  # in options whose measurement takes as long; measured on ViTs of 6 and 12 blocks
 
 
 def reach(target: TargetRecipe, search: Search) -> Chosen:
@@ -35,7 +44,7 @@ def reach(target: TargetRecipe, search: Search) -> Chosen:
         PlanError: the target is out of reach; the hint names one that is not.
     """
     if target.target_size is not None:
-        check_rest(search, target.target_size)
+        _check_rest(search, target.target_size)
     work = _later_work(target, search)
     measured = search.measure(target.kinds, work)
     num_options = len(list(measured.rows()))
@@ -43,7 +52,7 @@ def reach(target: TargetRecipe, search: Search) -> Chosen:
     if target.target_drop is not None:
         chosen = _reach_drop(measured, search, target.target_drop, tell)
     elif target.target_size is not None:
-        chosen = reach_size(measured, search, target.target_size, tell)
+        chosen = _reach_size(measured, search, target.target_size, tell)
     else:
         assert target.target_ratio is not None  # one of the three
         chosen = _reach_ratio(measured, search, target.target_ratio, tell)
@@ -55,17 +64,20 @@ def _later_work(target: TargetRecipe, search: Search) -> float:
     """Estimate the time of what follows measuring, in options that take as long to measure."""
     if target.target_drop is not None:
         return DROP_ROUNDS * (best_work(search) + build_work(search))
-    if target.target_size is not None:
-        return budgets_work(search) + best_work(search)
-    return best_work(search)
+    return best_work(search) + (_budgets_work(search) if target.target_size is not None else 0)
+
+
+def _budgets_work(search: Search) -> float:
+    """Estimate the time to find the budgets for a size, in options that take as long to measure."""
+    return len(_stores(search)) * (_SIZE_ROUNDS + 1) * _ALLOCATION_WORK
 
 
 def _reach_ratio(measured: MeasuredOptions, search: Search, ratio: float, tell: Callable[[float], None]) -> Chosen:
-    """The best plan with `ratio` times fewer parameters."""
+    """Return the best plan with `ratio` times fewer parameters."""
     params = sum(p.numel() for p in search.teacher.parameters())
     tried = build_best(measured, search, math.floor(params / ratio), tell)
     if not tried:
-        highest = smallest_plan(measured, search.token_kernel, search.transforms).size.params_ratio
+        highest = smallest_plan(measured).size.params_ratio
         kinds = ",".join(measured.shapes.kinds)
         raise PlanError(
             f"--target-ratio {ratio:g} is out of reach for {search.name}.",
@@ -75,9 +87,9 @@ def _reach_ratio(measured: MeasuredOptions, search: Search, ratio: float, tell: 
 
 
 def _reach_drop(measured: MeasuredOptions, search: Search, limit: float, tell: Callable[[float], None]) -> Chosen:
-    """The smallest plan whose start is at most `limit` points worse than the teacher."""
+    """Return the smallest plan whose start is at most `limit` points worse than the teacher."""
     params = sum(p.numel() for p in search.teacher.parameters())
-    smallest = smallest_plan(measured, search.token_kernel, search.transforms)
+    smallest = smallest_plan(measured)
     low, high = math.log(smallest.size.student_params / params), 0.0  # of the share of parameters that is kept
     chosen: Chosen | None = None
     for number in range(DROP_ROUNDS):
@@ -97,3 +109,87 @@ def _reach_drop(measured: MeasuredOptions, search: Search, limit: float, tell: C
             hint="Allow a larger --target-drop, or use --target-ratio and let the training make up for the loss.",
         )
     return chosen
+
+
+def _reach_size(measured: MeasuredOptions, search: Search, limit: int, tell: Callable[[float], None]) -> Chosen:
+    """Return the best plan, with the best store, for a file of at most `limit` bytes."""
+    stores = _stores(search)
+    budgets_share = _budgets_work(search) / (_budgets_work(search) + best_work(search))
+    budgets = []
+    for number, store in enumerate(stores):
+        part = part_of(tell, budgets_share * number / len(stores), budgets_share * (number + 1) / len(stores))
+        budget, predicted = _largest_budget(measured, search, store, limit, part)
+        if math.isfinite(predicted):
+            budgets.append((predicted + _storing_cost(store, search), budget, store))
+    if not budgets:
+        min_bytes = _file_bytes(smallest_plan(measured), search, stores[-1])
+        raise PlanError(
+            f"--target-size {limit:,} bytes is out of reach for {search.name}.",
+            hint=f"Use at least --target-size {math.ceil(min_bytes / 1000)}kB, stored as {stores[-1]}.",
+        )
+    _, budget, store = min(budgets)
+    building = part_of(tell, budgets_share, 1.0)
+    tried = build_best(measured, search, budget, building, lambda plan: _file_bytes(plan, search, store) <= limit)
+    return choose(tried, search, store, measured)
+
+
+def _stores(search: Search) -> Sequence[str]:
+    """Return the stores to choose from, the smallest last."""
+    return [search.store] if search.store else _COMPARED_STORES
+
+
+def _check_rest(search: Search, limit: int) -> None:
+    """Check, before anything is measured, that what lies outside the blocks is not too large.
+
+    Raises:
+        PlanError: it exceeds `limit` bytes, in the store that takes the fewest.
+    """
+    blocks = tuple(f"{block}." for block in search.blocks)
+    rest = min(
+        num_bytes({name: t for name, t in stored_tensors(search.empty, store).items() if not name.startswith(blocks)})
+        for store in _stores(search)
+    )
+    if rest > limit:
+        raise PlanError(
+            f"--target-size {limit:,} bytes is out of reach for {search.name}: {rest:,} bytes lie outside its blocks.",
+            hint=f"Use more than --target-size {math.ceil(rest / 1000)}kB, or a smaller model.",
+        )
+
+
+def _largest_budget(
+    measured: MeasuredOptions, search: Search, store: str, limit: int, tell: Callable[[float], None]
+) -> tuple[int, float]:
+    """Return the largest budget whose plan fits in `limit` bytes, and the plan's predicted cost.
+
+    The cost is infinite where there is no such plan.
+    """
+
+    def predict(budget: int) -> float:
+        best = find_candidates(measured, budget)[0]
+        return best.predicted if _file_bytes(best.plan, search, store) <= limit else math.inf
+
+    unchanged = measured.shapes.unchanged_plan()
+    low, high = smallest_plan(measured).size.student_params, unchanged.size.student_params
+    if _file_bytes(unchanged, search, store) <= limit:
+        return high, 0.0
+    cost = predict(low)
+    for number in range(_SIZE_ROUNDS if math.isfinite(cost) else 0):
+        tell((number + 1) / (_SIZE_ROUNDS + 1))
+        middle = (low + high) // 2
+        predicted = predict(middle)
+        low, high, cost = (middle, high, predicted) if math.isfinite(predicted) else (low, middle, cost)
+    return low, cost
+
+
+def _file_bytes(plan: Plan, search: Search, store: str) -> int:
+    """Return an upper bound of the bytes of a plan's file."""
+    return with_sizes_on(plan, search.empty, store).size.student_bytes + search.header_bytes(plan, store)
+
+
+def _storing_cost(store: str, search: Search) -> float:
+    """Return the divergence that storing the teacher's weights causes, nats per image."""
+    if STORES[store].codec is None:
+        return 0.0
+    stored = copy.deepcopy(search.teacher)
+    round_to(stored, stored_tensors(stored, store), store)
+    return divergence(stored.eval(), search.teacher, search.held_out)
