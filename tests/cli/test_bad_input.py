@@ -1,4 +1,4 @@
-"""Every mistake of a user ends with exit code 2, names what is wrong, and neither leaves nor harms a file."""
+"""A mistake ends with exit code 2, names what is wrong, and leaves and harms no file."""
 
 from __future__ import annotations
 
@@ -674,7 +674,7 @@ def test_options_of_a_model_without_classes_are_not_measured(
     flat: Path, vitcompress: Vitcompress, no_network: None
 ) -> None:
     words = ["--model-arg", "num_classes=0", "--calibrate", flat]
-    mistake(vitcompress("plan", "vit_tiny", *words), "without classes", "Hint:")
+    mistake(vitcompress("plan", "vit_tiny", *words), "needs a model with classes", "Hint:")
 
 
 @pytest.mark.parametrize(

@@ -463,7 +463,7 @@ def test_ctrl_c_before_training_is_as_clean(seconds: float, tmp_path: Path, teac
 
 
 def check_interrupted(module: str, then: str, begin: str) -> None:
-    """Ctrl-C as a module is being imported, and what that import makes of it: a command ends quietly all the same."""
+    """Ctrl-C during the import of a module, whatever the import makes of it, ends quietly."""
     code = (
         "import os, runpy, signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
