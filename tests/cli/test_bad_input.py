@@ -188,7 +188,7 @@ def test_a_file_of_another_ending_is_refused(
 ) -> None:
     for command in (["compress", *teacher], ["finetune", mini]):
         ended = vitcompress(*command, "--data", images, *FAST, "--out", out.with_name(name))
-        mistake(ended, f"{name}: what is written is a .safetensors file", "Hint: --out", "b.safetensors")
+        mistake(ended, f"{name}: the artifact is a .safetensors file", "Hint: Give --out", "b.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_relations_of_narrow_heads_are_refused(
     out: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
     words = ["--share", 1, "--width", 0.5, "--loss", "attention=1", "--data", images, "--out", out]
-    mistake(vitcompress("compress", *teacher, *words), "--loss attention", "Leave it out", "--width")
+    mistake(vitcompress("compress", *teacher, *words), "--loss attention", "Drop this loss", "--width")
 
 
 def test_a_gate_on_accuracy_without_labels_says_so_before_any_work(
