@@ -292,7 +292,10 @@ def test_evaluate_compares_with_another_file(
     words = ["evaluate", made / "mini.safetensors", "--data", images, "--num-workers", 0, "--json"]
     found = json.loads(vitcompress(*words, "--teacher", mini).out)
     assert (found["agreement"], found["kl"], found["top1_drop"]) == (100.0, 0.0, 0.0)
-    for more, named in (([mini, "--checkpoint", mini], "is a file with its own weights"), (["deit_bsae"], "--teacher deit_bsae is")):
+    for more, named in (
+        ([mini, "--checkpoint", mini], "is a file with its own weights"),
+        (["deit_bsae"], "--teacher deit_bsae is"),
+    ):
         ended = vitcompress("evaluate", made / "mini.safetensors", "--data", images, "--teacher", *more)
         assert (ended.code, "MODEL" in ended.err) == (2, False)
         assert named in ended.err
