@@ -98,14 +98,7 @@ class Faults:
             return None
 
     def raise_as(self, kind: type[VitcompressError]) -> None:
-        """Raise all faults as one error; do nothing where there are none.
-
-        Args:
-            kind: the error to raise.
-
-        Raises:
-            VitcompressError: of `kind`, with one line per fault.
-        """
+        """Raise all faults as one error, like `raise_faults`."""
         raise_faults(kind, self._faults)
 
 

@@ -1,4 +1,4 @@
-"""Every mistake of a user ends with exit code 2, names what is wrong, and neither leaves nor harms a file."""
+"""A mistake ends with exit code 2, names what is wrong, and leaves and harms no file."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_a_file_of_another_ending_is_refused(
 ) -> None:
     for command in (["compress", *teacher], ["finetune", mini]):
         ended = vitcompress(*command, "--data", images, *FAST, "--out", out.with_name(name))
-        mistake(ended, f"{name}: what is written is a .safetensors file", "Hint: --out", "b.safetensors")
+        mistake(ended, f"{name}: the artifact is a .safetensors file", "Hint: Give --out", "b.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_relations_of_narrow_heads_are_refused(
     out: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
     words = ["--share", 1, "--width", 0.5, "--loss", "attention=1", "--data", images, "--out", out]
-    mistake(vitcompress("compress", *teacher, *words), "--loss attention", "Leave it out", "--width")
+    mistake(vitcompress("compress", *teacher, *words), "--loss attention", "Drop this loss", "--width")
 
 
 def test_a_gate_on_accuracy_without_labels_says_so_before_any_work(
@@ -674,7 +674,7 @@ def test_options_of_a_model_without_classes_are_not_measured(
     flat: Path, vitcompress: Vitcompress, no_network: None
 ) -> None:
     words = ["--model-arg", "num_classes=0", "--calibrate", flat]
-    mistake(vitcompress("plan", "vit_tiny", *words), "without classes", "Hint:")
+    mistake(vitcompress("plan", "vit_tiny", *words), "needs a model with classes", "Hint:")
 
 
 @pytest.mark.parametrize(

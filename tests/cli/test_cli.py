@@ -292,7 +292,10 @@ def test_evaluate_compares_with_another_file(
     words = ["evaluate", made / "mini.safetensors", "--data", images, "--num-workers", 0, "--json"]
     found = json.loads(vitcompress(*words, "--teacher", mini).out)
     assert (found["agreement"], found["kl"], found["top1_drop"]) == (100.0, 0.0, 0.0)
-    for more, named in (([mini, "--checkpoint", mini], "has its weights"), (["deit_bsae"], "--teacher deit_bsae is")):
+    for more, named in (
+        ([mini, "--checkpoint", mini], "is a file with its own weights"),
+        (["deit_bsae"], "--teacher deit_bsae is"),
+    ):
         ended = vitcompress("evaluate", made / "mini.safetensors", "--data", images, "--teacher", *more)
         assert (ended.code, "MODEL" in ended.err) == (2, False)
         assert named in ended.err
@@ -463,7 +466,7 @@ def test_ctrl_c_before_training_is_as_clean(seconds: float, tmp_path: Path, teac
 
 
 def check_interrupted(module: str, then: str, begin: str) -> None:
-    """Ctrl-C as a module is being imported, and what that import makes of it: a command ends quietly all the same."""
+    """Ctrl-C during the import of a module, whatever the import makes of it, ends quietly."""
     code = (
         "import os, runpy, signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

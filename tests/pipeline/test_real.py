@@ -1,4 +1,4 @@
-"""Whole runs on real weights: DeiT-Tiny from `../shared/data`, and the built-in model as `make demo` runs it."""
+"""Whole runs on real weights: DeiT-Tiny from `../shared/data`, and the model of `make demo`."""
 
 import shutil
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_the_demo_keeps_its_promise(tmp_path: Path, vitcompress: Vitcompress) ->
 
 
 def in_fewer_bits(vitcompress: Vitcompress, out: Path, images: Path, store: str, drop: float) -> Any:
-    """The report of the teacher stored so, nothing shared and nothing trained, once it is what its baseline says."""
+    """The report of an untrained student that shares nothing, whose drop equals the baseline's."""
     words = ["--checkpoint", DATA / "deit_tiny.safetensors", "--data", images, "--quiet", "--share", 1, "--transforms"]
     words += ["none", "--steps", 0, "--store", store, "--num-workers", 0, "--device", "cpu", "--max-drop", drop]
     ended = vitcompress("compress", "deit_tiny", *words, "--out", out)

@@ -1,4 +1,4 @@
-"""`vitcompress models` counts what `plan` counts, and looks at no more models than it was asked for."""
+"""`vitcompress models` counts what `plan` counts, and builds only the models that match."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Other heads and sizes: what was shared stays shared, what was the same stays the same, and mistakes come first."""
+"""Other heads and image sizes: sharing is kept, old classes stay, and mistakes come first."""
 
 import hashlib
 import io

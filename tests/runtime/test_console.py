@@ -1,4 +1,4 @@
-"""What programs are told of a run: lines of JSON that are what docs/how-to/ci.md says, whatever way a command ends."""
+"""Events are the lines of JSON of docs/how-to/ci.md, however a command ends."""
 
 import io
 import json

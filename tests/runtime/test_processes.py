@@ -1,4 +1,4 @@
-"""Several processes do what one does: the same steps, every image once, and an error instead of a hang."""
+"""Several processes do what one does: same steps, every image once, an error and no hang."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOLERANCE = 1e-5  # of weights that are some tenths
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders with 20 images to train on, and 11 to evaluate on: the last batch of 4 is of 3."""
+    """Class folders: 20 images to train on, 11 to evaluate on, so the last batch of 4 has 3."""
     root = tmp_path_factory.mktemp("labelled")
     draw = np.random.default_rng(0)
     for split, count in (("train", 20), ("val", 11)):

@@ -49,5 +49,5 @@ def root(
 
 
 for command in (compress, finetune, plan, report, compare, diff, evaluate, check, export, doctor, models):
-    app.command()(command)
+    app.command()(user_errors()(command))
 app.add_typer(recipes.app, name="recipes")

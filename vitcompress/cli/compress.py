@@ -10,9 +10,8 @@ import typer
 import yaml
 from rich.console import Console
 
-from vitcompress.cli.flags import takes
-from vitcompress.cli.options import LogOption, PresetOption, QuietOption, RecipeOption
-from vitcompress.cli.output import Results, exit_on_missed, put, reporting
+from vitcompress.cli.flags import LogOption, PresetOption, QuietOption, RecipeOption, takes
+from vitcompress.cli.output import Results, command_line, exit_on_missed, put, reporting
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import STAGES, GateRecipe, ModelRecipe, Recipe, compose
 from vitcompress.report import Report
@@ -44,14 +43,13 @@ def compress(
             return
         if out is None:
             raise RecipeError("--out is missing.", hint="Give --out FILE, or --dry-run to write nothing.")
-        from vitcompress.pipeline import compress, write
+        from vitcompress.pipeline import compress
         from vitcompress.runtime import launch
 
         if launch.must_start(resolved.run):
             compress.check(resolved, out)
             sys.exit(launch.start(resolved.run, sys.argv[1:]))
-        command = write.command_line(sys.argv[1:])
-        result = compress.compress(resolved, out, reporter=reporter, command=command, started=STARTED)
+        result = compress.compress(resolved, out, reporter=reporter, command=command_line(), started=STARTED)
         print_result(result, resolved.gates, out, reporter)
 
 
@@ -72,12 +70,11 @@ def print_result(result: Report, gates: GateRecipe, out: Path, reporter: Reporte
 
 def _print_dry_run(recipe: Recipe, reporter: Reporter) -> None:
     """Print the plan on stderr, and on stdout a recipe file with every default."""
-    from vitcompress.initialize.start import needs_images
     from vitcompress.pipeline import compress
     from vitcompress.pipeline.checks import with_images
 
     plan, notes = compress.dry_run(recipe)
-    recipe = with_images(recipe, fitted=plan is None or needs_images(plan, recipe.start.start))
+    recipe = with_images(recipe, plan)
     if plan is None:
         reporter.say(f"{recipe.model.model}: the plan is searched for during the run, on its weights and images.")
     else:

@@ -27,36 +27,30 @@ def doctor() -> None:
         put(line)
 
 
-def lines() -> Iterator[str]:
-    """Yield ten lines, each a name and a text; a missing package never raises."""
-    torch, fault = _torch()
-    found = {
+def lines() -> list[str]:
+    """Return ten lines, each a name and a text; a missing package never raises."""
+    torch: Any
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library that torch needs cannot be loaded
+        torch, build = None, f"cannot be imported: {error}"
+    else:
+        build = f"{torch.__version__}, {_build(torch)}"
+    absent = {extra: missing_packages(extra) for extra in EXTRAS}
+    missing = (f"{' and '.join(names)} ({install_hint(extra)})" for extra, names in absent.items() if names)
+    facts = {
         "vitcompress": vitcompress.__version__,
         "python": f"{platform.python_version()}, {platform.platform()}",
-        "torch": f"{torch.__version__}, {_build(torch)}" if torch else fault,
+        "torch": build,
         "packages": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
         "machine": f"{_cores()}, {_memory()}",
         "devices": ", ".join(_devices(torch)) if torch else "unknown",
         "precision": _precision(torch) if torch else "unknown",
         "--compile": _compiler(),
-        "extras": ", ".join(name for name in EXTRAS if not missing_packages(name)) or "none",
-        "missing": ", ".join(_missing_extras()) or "nothing",
+        "extras": ", ".join(extra for extra, names in absent.items() if not names) or "none",
+        "missing": ", ".join(missing) or "nothing",
     }
-    return (f"{name:<13}{text}" for name, text in found.items())
-
-
-def _missing_extras() -> Iterator[str]:
-    for extra in EXTRAS:
-        if absent := missing_packages(extra):
-            yield f"{' and '.join(absent)} ({install_hint(extra)})"
-
-
-def _torch() -> tuple[Any, str]:
-    try:
-        import torch
-    except (ImportError, OSError) as error:  # OSError: a library of its own that cannot be loaded
-        return None, f"cannot be imported: {error}"
-    return torch, ""
+    return [f"{name:<13}{text}" for name, text in facts.items()]
 
 
 def _version(name: str) -> str:
@@ -88,27 +82,23 @@ def _memory() -> str:
 def _devices(torch: Any) -> Iterator[str]:
     yield f"cpu ({torch.get_num_threads()} threads)"
     for number in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(number)
-        yield f"cuda:{number} {found.name} ({found.total_memory / 2**30:.0f} GiB)"
+        gpu = torch.cuda.get_device_properties(number)
+        yield f"cuda:{number} {gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)"
 
 
 def _precision(torch: Any) -> str:
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        tf32 = torch.cuda.get_device_capability() >= _AMPERE
-        return f"fp32, bf16 {_how(native)}, {'tf32' if tf32 else 'no tf32 (compute capability 8.0)'}"
-    tell = getattr(torch.cpu, "get_capabilities", None)  # later than torch 2.9
-    if tell is None:
-        return "fp32, bf16 (whether in hardware is unknown), no tf32 (a GPU's)"
-    found = tell()
-    native = any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    return f"fp32, bf16 {_how(native)}, no tf32 (a GPU's)"
-
-
-def _how(native: bool) -> str:
-    return "in hardware" if native else "emulated, so slow"
+        has_tf32 = torch.cuda.get_device_capability() >= _AMPERE
+        tf32 = "tf32" if has_tf32 else "no tf32 (compute capability 8.0)"
+    else:
+        ask = getattr(torch.cpu, "get_capabilities", None)  # later than torch 2.9
+        native = any(ask().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")) if ask else None
+        tf32 = "no tf32 (a GPU's)"
+    how = {True: "in hardware", False: "emulated, so slow", None: "(whether in hardware is unknown)"}
+    return f"fp32, bf16 {how[native]}, {tf32}"
 
 
 def _compiler() -> str:
-    found = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
-    return f"with {found}" if found else "not on CPU: there is no C++ compiler (g++ or clang++)"
+    path = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    return f"with {path}" if path else "not on CPU: there is no C++ compiler (g++ or clang++)"

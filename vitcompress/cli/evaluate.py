@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcompress.cli.flags import takes
-from vitcompress.cli.options import IMAGE_FLAGS, CheckpointOption, FileArgument, JsonOption, LogOption, QuietOption
+from vitcompress.cli.flags import IMAGE_FLAGS, CheckpointOption, FileArgument, JsonOption, LogOption, QuietOption, takes
 from vitcompress.cli.output import Results, put_json, reporting
 from vitcompress.recipe import ModelRecipe, compose
 from vitcompress.report.model import to_json

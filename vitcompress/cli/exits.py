@@ -26,22 +26,18 @@ def user_errors() -> Iterator[None]:
     try:
         with unwrapped():
             yield
-    except VitcompressError as error:
+    except (VitcompressError, ExportError) as error:
         if not is_main():
             await_launcher()  # the main process prints a mistake that all processes meet
-        _print_labelled("Error:", "bold red", str(error))
-        if error.hint:
-            _print_labelled("Hint:", "bold", error.hint)
-        sys.exit(EXIT_MISTAKE)
-    except ExportError as error:
-        _print(f"Error: {error}")
-        sys.exit(EXIT_WRONG)
-    except KeyboardInterrupt as error:
-        _print_last(f"Interrupted. {error}" if str(error) else "Interrupted; no unfinished file is left behind.")
-        sys.exit(EXIT_INTERRUPTED)
-    except TerminationError as error:
-        _print_last(f"Terminated. {error}".strip())
-        sys.exit(EXIT_TERMINATED)
+        _print(str(error), label="Error:", style="bold red")
+        if hint := getattr(error, "hint", ""):
+            _print(hint, label="Hint:", style="bold")
+        sys.exit(exit_code(error))
+    except (KeyboardInterrupt, TerminationError) as error:
+        if is_main():
+            interrupted = f"Interrupted. {str(error) or 'No unfinished file is left behind.'}"
+            _print(interrupted if isinstance(error, KeyboardInterrupt) else f"Terminated. {error}".strip())
+        sys.exit(exit_code(error))
 
 
 def exit_code(error: BaseException) -> int:
@@ -54,20 +50,8 @@ def exit_code(error: BaseException) -> int:
     return next((code for kind, code in kinds.items() if isinstance(error, kind)), EXIT_WRONG)
 
 
-def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def _print_labelled(label: str, style: str, text: str) -> None:
-    console = _stderr()
-    console.print(label, style=style, end=" ")
+def _print(text: str, *, label: str = "", style: str = "") -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if label:
+        console.print(label, style=style, end=" ")
     console.print(printable(text), markup=False, emoji=False)
-
-
-def _print(text: str) -> None:
-    _stderr().print(printable(text), markup=False, emoji=False)
-
-
-def _print_last(text: str) -> None:
-    if is_main():
-        _print(text)

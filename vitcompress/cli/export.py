@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitcompress.cli.exits import user_errors
-from vitcompress.cli.options import FileArgument, JsonOption, LogOption, QuietOption
+from vitcompress.cli.flags import FileArgument, JsonOption, LogOption, QuietOption
 from vitcompress.cli.output import put, put_json, reporting
 from vitcompress.report.model import to_json
 
@@ -30,7 +29,7 @@ def export(
     log_json: LogOption = None,
 ) -> None:
     """Write a file in another format, read it back, and check that it computes the same outputs."""
-    with user_errors(), reporting(log_json, quiet=quiet) as reporter:
+    with reporting(log_json, quiet=quiet) as reporter:
         from vitcompress.export import export
 
         exported = export(file, to, out, data=data, num_images=num_images, push=push, reporter=reporter)

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from vitcompress.cli.compress import family_name, print_result
-from vitcompress.cli.flags import takes
-from vitcompress.cli.options import FileArgument, LogOption, OutOption, QuietOption, RecipeOption
-from vitcompress.cli.output import reporting
+from vitcompress.cli.flags import FileArgument, LogOption, OutOption, QuietOption, RecipeOption, takes
+from vitcompress.cli.output import command_line, reporting
 from vitcompress.recipe import compose
 from vitcompress.runtime.console import STARTED
 
@@ -30,14 +29,13 @@ def finetune(
     """Train a file on other classes or at another image size, and keep what its blocks share."""
     with reporting(log_json, quiet=quiet) as reporter:
         resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=family_name)
-        from vitcompress.pipeline import finetune, write
+        from vitcompress.pipeline import finetune
         from vitcompress.runtime import launch
 
         if launch.must_start(resolved.run):
             finetune.check(file, resolved, out, img_size=img_size)
             sys.exit(launch.start(resolved.run, sys.argv[1:]))
-        command = write.command_line(sys.argv[1:])
         result = finetune.finetune(
-            file, resolved, out, img_size=img_size, reporter=reporter, command=command, started=STARTED
+            file, resolved, out, img_size=img_size, reporter=reporter, command=command_line(), started=STARTED
         )
         print_result(result, resolved.gates, out, reporter)

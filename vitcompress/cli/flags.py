@@ -1,16 +1,16 @@
-"""Turn the fields of a recipe's stages into command-line flags."""
+"""Options of several commands; and the fields of a recipe's stages, as command-line flags."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from vitcompress.cli.exits import user_errors
 from vitcompress.recipe import FlagSpec, flag_specs
 
 # The flags that most people need first; the rest of a long list is shown under "Advanced".
@@ -20,6 +20,31 @@ ESSENTIAL = (
 )  # fmt: skip
 _MAX_UNGROUPED = 15
 _OUTPUT_OPTIONS = ("as_json", "quiet", "log_json")  # listed after the others
+IMAGE_FLAGS = ("data", "image_key", "label_key", "class_map", "skip_bad_images", "batch_size", "num_workers")
+
+FileArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A file that vitcompress compress or finetune wrote.")
+]
+OutOption = Annotated[Path, typer.Option(help="File to write; its reports are written beside it.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="A recipe of the package, or a YAML file of these options. Flags override it.",
+    ),
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(metavar="minivit", help="Start from the settings of the released MiniViT code. Flags override them."),
+]
+HtmlOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")]
+CheckpointOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of the teacher.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+LogOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|-", help="Write events as JSON lines; - means stderr, replacing progress output."),
+]
 
 
 def takes(
@@ -42,8 +67,7 @@ def takes(
         @functools.wraps(command)
         def run(**values: Any) -> None:
             flags = {spec.name: values.pop(spec.name) for spec in specs}
-            with user_errors():
-                command(**values, flags={name: value for name, value in flags.items() if value not in (None, [])})
+            command(**values, flags={name: value for name, value in flags.items() if value not in (None, [])})
 
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in _ordered(specs, options)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitcompress.cli.exits import user_errors
-from vitcompress.cli.options import JsonOption, QuietOption
+from vitcompress.cli.flags import JsonOption, QuietOption
 from vitcompress.cli.output import Results, put_json
 from vitcompress.errors import shorten
 from vitcompress.report.model import to_json
@@ -28,12 +27,11 @@ def models(
     quiet: QuietOption = False,
 ) -> None:
     """List models that can be compressed, with their parameters before and after --share 2."""
-    with user_errors():
-        from vitcompress.pipeline.survey import survey
+    from vitcompress.pipeline.survey import survey
 
-        with Reporter(quiet=quiet).counting("counting parameters") as tell:
-            result = survey(pattern, tell=tell)
-        put_json(to_json(result)) if as_json else print_survey(result, Results())
+    with Reporter(quiet=quiet).counting("counting parameters") as tell:
+        result = survey(pattern, tell=tell)
+    put_json(to_json(result)) if as_json else print_survey(result, Results())
 
 
 def print_survey(survey: Survey, console: Console) -> None:

@@ -44,7 +44,7 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
     log, code = JsonLog(stream), 0
     try:
         if not is_child:
-            log.write("start", command=shlex.join(["vitcompress", *sys.argv[1:]]), version=vitcompress.__version__)
+            log.write("start", command=command_line(), version=vitcompress.__version__)
         with unwrapped():
             yield Reporter(quiet=quiet or log_json == "-", log=log)
     except BaseException as error:
@@ -53,7 +53,7 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
             hint = getattr(error, "hint", "")
             log.write("error", kind=type(error).__name__, message=str(error), hint=hint)
             is_bug = code == EXIT_WRONG and not isinstance(error, ExportError)
-            if log_json == "-" and not is_bug:  # the traceback of a bug is shown all the same
+            if log_json == "-" and not is_bug:  # a bug still shows its traceback
                 sys.exit(code)
         raise
     finally:
@@ -62,6 +62,11 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
         if stream is not sys.stderr:
             with suppress(OSError):  # a failed write has been reported
                 stream.close()
+
+
+def command_line() -> str:
+    """Return the command as it can be typed into a shell again."""
+    return shlex.join(["vitcompress", *sys.argv[1:]])
 
 
 def _open_log(path: Path, *, append: bool) -> IO[str]:

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vitcompress.cli.compress import family_name
-from vitcompress.cli.flags import takes
-from vitcompress.cli.options import JsonOption, LogOption, PresetOption, QuietOption
+from vitcompress.cli.flags import JsonOption, LogOption, PresetOption, QuietOption, takes
 from vitcompress.cli.output import Results, put_json, reporting
 from vitcompress.recipe import compose
 from vitcompress.report import events

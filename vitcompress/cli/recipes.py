@@ -23,7 +23,7 @@ def recipes(context: typer.Context) -> None:
 
 
 @app.command()
+@user_errors()
 def show(name: Annotated[str, typer.Argument(help="Name in the list of vitcompress recipes.")]) -> None:
     """Print a recipe as YAML, with its published and measured results."""
-    with user_errors():
-        put(shipped.recipe_text(name), nl=False)
+    put(shipped.recipe_text(name), nl=False)

@@ -10,9 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcompress.cli.exits import user_errors
-from vitcompress.cli.flags import takes
-from vitcompress.cli.options import IMAGE_FLAGS, CheckpointOption, FileArgument, HtmlOption, JsonOption, LogOption
+from vitcompress.cli.flags import IMAGE_FLAGS, CheckpointOption, FileArgument, HtmlOption, JsonOption, LogOption, takes
 from vitcompress.cli.output import Results, exit_on_missed, put, put_json, reporting
 from vitcompress.errors import VitcompressError
 from vitcompress.pipeline import pages
@@ -66,20 +64,19 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Show several files side by side: sizes, accuracies, latencies."""
-    with user_errors():
-        if len(files) < 2:
-            raise VitcompressError("There is only one file to compare.", hint="vitcompress report FILE shows it.")
-        from vitcompress.report.compare import compared_html, print_compared
+    if len(files) < 2:
+        raise VitcompressError("There is only one file to compare.", hint="vitcompress report FILE shows it.")
+    from vitcompress.report.compare import compared_html, print_compared
 
-        if html is not None:
-            pages.check_page(html, files)
-        results = [pages.result_of(file, named_classes=html is not None) for file in files]
-        if html is not None:
-            pages.write_page(html, compared_html(results), Reporter())
-        if as_json:
-            put_json([{"file": r.name, "file_bytes": r.file_bytes, **to_json(r.report)} for r in results])
-        elif html is None:
-            print_compared(results, list(map(str, files)), Results())
+    if html is not None:
+        pages.check_page(html, files)
+    results = [pages.result_of(file, named_classes=html is not None) for file in files]
+    if html is not None:
+        pages.write_page(html, compared_html(results), Reporter())
+    if as_json:
+        put_json([{"file": r.name, "file_bytes": r.file_bytes, **to_json(r.report)} for r in results])
+    elif html is None:
+        print_compared(results, list(map(str, files)), Results())
 
 
 def diff(
@@ -88,14 +85,13 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show how two files differ: plan, recipe, numbers, versions."""
-    with user_errors():
-        from vitcompress.report.diff import differences, print_differences
+    from vitcompress.report.diff import differences, print_differences
 
-        rows = differences(pages.result_of(first), pages.result_of(second))
-        if as_json:
-            put_json([row._asdict() for row in rows])
-        else:
-            print_differences(rows, (str(first), str(second)), Results())
+    rows = differences(pages.result_of(first), pages.result_of(second))
+    if as_json:
+        put_json([row._asdict() for row in rows])
+    else:
+        print_differences(rows, (str(first), str(second)), Results())
 
 
 @takes("gates")

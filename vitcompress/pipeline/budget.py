@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
-from accelerate import Accelerator
 from torch import nn
 
 from vitcompress.data.sets import ImageSet
@@ -15,6 +12,7 @@ from vitcompress.data.streams import StreamReader
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import BASELINES
 from vitcompress.measure.latency import SPEED_SECONDS
+from vitcompress.pipeline.run import Run
 from vitcompress.runtime.processes import from_main
 
 _PROBED_IMAGES = (32, 256)
@@ -24,57 +22,39 @@ _MARGIN = 1.15
 _STREAM_IMAGES = 50_000  # assumed length of a stream: ImageNet's validation set
 
 
-def seconds_to_train(minutes: float, started: float, finishing: Callable[[], float], accelerator: Accelerator) -> float:
+def training_seconds(run: Run, started: float, student: nn.Module, teacher: nn.Module | None) -> float | None:
+    """Return the length of the training in seconds; None where the recipe counts in steps.
+
+    Args:
+        run: the request.
+        started: when the command started, in seconds since 1970.
+        student: moved to the device; in eval mode afterwards.
+        teacher: the model that the student is evaluated with, likewise; None where there is none.
+    """
+    minutes = run.recipe.distill.max_minutes
+    if minutes is None:
+        return None
+    for model in filter(None, (student, teacher)):
+        model.to(run.accelerator.device).eval()
+    needed = _finishing_seconds(student, teacher, run.evaluator, baselines=run.baselines)
+    return from_main(seconds_left(minutes, started, needed), run.accelerator)
+
+
+def seconds_left(minutes: float, started: float, needed: float) -> float:
     """Return the seconds left for training; always a positive number, so that there is a step.
 
     Args:
         minutes: length of the whole command.
         started: when the command started, in seconds since 1970.
-        finishing: estimates the seconds after the training.
-        accelerator: the main process's clock decides.
+        needed: seconds after the training.
     """
-    needed = finishing()
-    return from_main(max(0.001, 60 * minutes - (time.time() - started) - needed), accelerator)
+    return max(0.001, 60 * minutes - (time.time() - started) - needed)
 
 
-def training_seconds(
-    minutes: float | None,
-    started: float,
-    student: nn.Module,
-    teacher: nn.Module | None,
-    evaluator: Evaluator,
-    *,
-    baselines: bool,
-) -> float | None:
-    """Return the length of the training in seconds; None where the recipe counts in steps.
-
-    Args:
-        minutes: length of the whole command; None for no limit.
-        started: when the command started, in seconds since 1970.
-        student: moved to the accelerator's device; in eval mode afterwards.
-        teacher: likewise; None where there is none.
-        evaluator: evaluates both after the training.
-        baselines: whether the teacher in fewer bits is evaluated too.
-    """
-    if minutes is None:
-        return None
-    accelerator = evaluator.accelerator
-    assert accelerator is not None  # a run has one
-    for model in filter(None, (student, teacher)):
-        model.to(accelerator.device).eval()
-    estimate = partial(finishing_seconds, student, teacher, evaluator, baselines=baselines)
-    return seconds_to_train(minutes, started, estimate, accelerator)
-
-
-def finishing_seconds(student: nn.Module, teacher: nn.Module | None, evaluator: Evaluator, *, baselines: bool) -> float:
-    """Estimate the seconds after the training from an evaluation of a few images.
-
-    Args:
-        student: in eval mode, on the accelerator's device.
-        teacher: likewise; None where there is none.
-        evaluator: evaluates both after the training.
-        baselines: whether the teacher in fewer bits is evaluated too.
-    """
+def _finishing_seconds(
+    student: nn.Module, teacher: nn.Module | None, evaluator: Evaluator, *, baselines: bool
+) -> float:  # fmt: skip
+    """Estimate the seconds after the training from an evaluation of a few images."""
     num_bytes = sum(p.numel() * p.element_size() for p in student.parameters())
     rest = 2 * 2 * SPEED_SECONDS + _WRITING_SECONDS + num_bytes / _DISK_BYTES_PER_SECOND
     images = evaluator.images
@@ -82,9 +62,9 @@ def finishing_seconds(student: nn.Module, teacher: nn.Module | None, evaluator: 
         return rest
 
     def seconds(count: int) -> float:
-        few = replace(evaluator, images=_first(images, count))
+        probe = replace(evaluator, images=_first(images, count))
         start = time.perf_counter()
-        few(student, teacher)
+        probe(student, teacher)
         return time.perf_counter() - start
 
     total, processes = _length(images), evaluator.accelerator.num_processes if evaluator.accelerator else 1

@@ -16,6 +16,8 @@ from vitcompress.data.sets import NO_LENGTH_HINT, ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.losses import LOSSES
 from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faults
+from vitcompress.initialize.start import needs_images
+from vitcompress.plans.model import Plan
 from vitcompress.recipe import (
     BUILT_IN,
     KINDS,
@@ -35,16 +37,16 @@ from vitcompress.runtime.launch import num_launched, num_processes
 _TARGETS = ("target_ratio", "target_size", "target_drop")
 
 
-def with_images(recipe: Recipe, *, fitted: bool) -> Recipe:
+def with_images(recipe: Recipe, plan: Plan | None) -> Recipe:
     """Return the recipe with the built-in images, where it needs images and names none.
 
     A length in epochs needs images of the user's own.
 
     Args:
         recipe: what to do.
-        fitted: the start, or the search for a plan, needs images.
+        plan: the student's plan; None where it is searched for, on images.
     """
-    needed = fitted or recipe.distill.steps != 0
+    needed = plan is None or needs_images(plan, recipe.start.start) or recipe.distill.steps != 0
     if recipe.data.data is not None or not needed or recipe.distill.epochs is not None:
         return recipe
     return replace(recipe, data=replace(recipe.data, data=BUILT_IN))
@@ -82,15 +84,16 @@ def check_store(recipe: StoreRecipe, distill: DistillRecipe) -> None:
     Raises:
         RecipeError: it lacks one.
     """
-    if recipe.qat_fraction and recipe.kind not in QUANTIZED_STORES:
+    if not recipe.qat_fraction:
+        return
+    flag = f"--qat-fraction {recipe.qat_fraction:g}"
+    if recipe.kind not in QUANTIZED_STORES:
         raise RecipeError(
-            f"--qat-fraction {recipe.qat_fraction:g}: --store {recipe.kind} quantises nothing.",
+            f"{flag}: --store {recipe.kind} quantises nothing.",
             hint=f"Give --store {' or '.join(QUANTIZED_STORES)}, or leave it out.",
         )
-    if recipe.qat_fraction and distill.steps == 0:
-        raise RecipeError(
-            f"--qat-fraction {recipe.qat_fraction:g}: --steps 0 trains nothing.", hint="Give a length, or leave it out."
-        )
+    if distill.steps == 0:
+        raise RecipeError(f"{flag}: --steps 0 trains nothing.", hint="Give a length, or leave it out.")
 
 
 def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
@@ -152,15 +155,16 @@ def files_read(recipe: Recipe) -> dict[str, Path | None]:
     }
 
 
-def check_states(out: Path, recipe: RunRecipe) -> None:
-    """Make sure that the folder for the state of the training, beside `out`, holds nothing else.
+def checkpoints_beside(out: Path, recipe: RunRecipe) -> Checkpoints | None:
+    """Return where the state of the training is kept, beside `out`; None where it is not.
 
     Raises:
-        VitcompressError: it holds something else.
+        VitcompressError: the folder holds something else.
     """
     checkpoints = Checkpoints.for_output(out, save_interval(recipe.save_every))
     if checkpoints:
         checkpoints.check()
+    return checkpoints
 
 
 def check_run(recipe: Recipe, *, trains: bool = True, starts: bool = False) -> None:
@@ -245,7 +249,7 @@ def bundle_of(model: str, classes: tuple[str, ...] = ()) -> Bundle | None:
 
 
 def check_target(recipe: Recipe, model: torch.nn.Module, *, measures: bool = False) -> None:
-    """Make sure that a recipe with a target gives no plan, and that the model has classes.
+    """Make sure that a recipe with a target gives no plan, and that options can be measured.
 
     Args:
         recipe: what to do.
@@ -255,36 +259,31 @@ def check_target(recipe: Recipe, model: torch.nn.Module, *, measures: bool = Fal
     Raises:
         RecipeError: every fault at once.
     """
-    if not recipe.target.is_given:
-        if recipe.target.kinds != KINDS and not measures:
+    target = next((flag_of(name) for name in _TARGETS if getattr(recipe.target, name) is not None), None)
+    if target is None and not measures:
+        if recipe.target.kinds != KINDS:
             raise RecipeError("--kinds needs a target.", hint="Give --target-ratio, --target-size or --target-drop.")
         return
+    faults = []
+    if not getattr(model, "num_classes", 0):
+        faults.append((f"{target or '--calibrate'} needs a model with classes: the cost of an option is measured on "
+                       "its predictions.", "Give --share, --width or --adapter-rank."))  # fmt: skip
+    if target is not None:
+        faults += _plan_faults(recipe, target)
+    raise_faults(RecipeError, faults)
+
+
+def _plan_faults(recipe: Recipe, target: str) -> list[tuple[str, str]]:
+    """Return what a recipe asks of the plan that the search for a target decides."""
     free = PlanRecipe(transforms=recipe.plan.transforms, token_kernel=recipe.plan.token_kernel)
     given = [f.name for f in dataclasses.fields(PlanRecipe) if getattr(recipe.plan, f.name) != getattr(free, f.name)]
-    target = next(flag_of(name) for name in _TARGETS if getattr(recipe.target, name) is not None)
     faults = [
         (f"{flag_of(name)} and {target} exclude each other.",
          "Leave it out: the search decides what is shared.")
         for name in given
     ]  # fmt: skip
-    if not getattr(model, "num_classes", 0):
-        faults.append((f"{target} needs a model with classes: the cost of an option is measured on its predictions.",
-                       "Give --share, --width or --adapter-rank."))  # fmt: skip
     if "rpe" in (recipe.plan.transforms or ()) and "narrow" in recipe.target.kinds:
         others = ",".join(kind for kind in recipe.target.kinds if kind != "narrow") or "share"
         faults.append(("--transforms rpe: its table has the channels of a whole head, so narrow heads cannot have it.",
                        f"Leave it out, or give --kinds {others}."))  # fmt: skip
-    raise_faults(RecipeError, faults)
-
-
-def check_measurable(model: torch.nn.Module) -> None:
-    """Make sure that the model has classes: the cost of an option is measured on its predictions.
-
-    Raises:
-        RecipeError: it has none.
-    """
-    if not getattr(model, "num_classes", 0):
-        raise RecipeError(
-            "Options cannot be measured on a model without classes: their cost is measured on its predictions.",
-            hint="Choose among --share, --width and --adapter-rank by compressing with each.",
-        )
+    return faults

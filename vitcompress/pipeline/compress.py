@@ -5,10 +5,9 @@ Recipe → Plan → student → TrainLog → Report → artifact
 
 from __future__ import annotations
 
-import copy
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.augmentation import training_transform
-from vitcompress.data.calibration import calibration_batches, draw_images
 from vitcompress.data.open import check_places
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog
@@ -31,19 +29,17 @@ from vitcompress.families.outputs import has_classes
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.pipeline.budget import training_seconds
-from vitcompress.pipeline.checks import check_checkpoint, check_recipe
+from vitcompress.pipeline.checks import check_recipe
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
-from vitcompress.pipeline.prepare import prepare, resolve_recipe
-from vitcompress.pipeline.run import Reference, Run, Training, conclude, finish, load_adapted, train
+from vitcompress.pipeline.prepare import planned, prepare, resolve_recipe
+from vitcompress.pipeline.run import Reference, Run, conclude, load_adapted, train
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.report.events import tell_plan
-from vitcompress.report.gates import unreachable_gates
 from vitcompress.report.model import Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import from_main
 from vitcompress.search.sensitivity import divergence_and_chance
-from vitcompress.surgery import apply_plan
 
 START_IMAGES = 128  # calibration images on which the distance of a start is measured
 
@@ -82,13 +78,11 @@ def compress(
     check_recipe(recipe, Recipe, 'Recipe(ModelRecipe("deit_tiny"))')
 
     # check
-    run = prepare(recipe, Path(out), command)
-    if run.train is not None and run.train.note:
-        reporter.say(run.train.note)
+    run = prepare(recipe, Path(out), command, reporter)
     set_seed(recipe.run.seed, device_specific=True)
 
     # load
-    source = load_source(run, reporter)
+    source = load_source(run)
     source_sha256 = sha256_of(source.state_dict())
 
     # plan: searched for, or as an interrupted run settled it
@@ -99,7 +93,7 @@ def compress(
     if settled is not None:
         run = _resumed(run, settled)
     elif recipe.target.is_given:
-        run = search_plan(run, source, reporter)
+        run = search_plan(run, source)
     size = run.plan.size
     reporter.say(f"{run.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
 
@@ -107,7 +101,7 @@ def compress(
     has_state = settled is not None and checkpoints is not None and checkpoints.newest() is not None
     student, turned = _start(run, source, has_state=has_state)
     if settled is None:
-        run = _with_lr(run, student, source, reporter)
+        run = _with_lr(run, student, source)
         if checkpoints and recipe.distill.steps != 0 and run.accelerator.is_main_process:
             checkpoints.begin(facts, _settled(run), eager=recipe.target.is_given)
     if turned is not source:
@@ -115,19 +109,10 @@ def compress(
     tell_plan(reporter, run.source.name, run.plan)
 
     # distil
-    minutes, baselines = recipe.distill.max_minutes, recipe.store.baselines
-    seconds = partial(training_seconds, minutes, started, student, turned, run.evaluator, baselines=baselines)
-    training = Training(checkpoints, seconds, cached_as=None if run.teacher else source)
-
-    def learn() -> TrainLog:
-        return _distil(run, student, turned, training, reporter)
+    learn = partial(_distil, run, started, student, source, turned)
 
     # store, measure, write
-    def write(log: TrainLog, path: Path) -> Report:
-        reference = Reference(source, lambda: source, source_sha256, baselines=baselines)
-        return finish(run, student, reference, log, path, reporter)
-
-    return conclude(run, learn, write, checkpoints, reporter)
+    return conclude(run, student, Reference(source, source_sha256), learn)
 
 
 def _resumed(run: Run, settled: Mapping[str, Any]) -> Run:
@@ -151,32 +136,23 @@ def _start(run: Run, source: nn.Module, *, has_state: bool) -> tuple[nn.Module, 
         has_state: the training continues from a state, which replaces the starting weights.
 
     Returns:
-        The student, and the source as the student was made from it: it computes what the source
-        does, with heads and neurons in another order.
+        The student, and a copy of the source that computes the same, with its heads and neurons in
+        the student's order.
     """
     turned = align_model(source, run.plan)
-    student = copy.deepcopy(turned)
-    apply_plan(student, run.plan)
+    student = planned(turned, run.plan)
     if not has_state or run.recipe.distill.fade:  # what fades is the difference from the start
-        start_student(student, turned, run.plan, lambda: _calibration(run, source), run.recipe.start.start)
+        start_student(student, turned, run.plan, run.calibration, run.recipe.start.start)
     return student, turned
 
 
-def _calibration(run: Run, source: nn.Module) -> Iterator[Tensor]:
-    """Yield batches of calibration images, on the source's device."""
-    assert run.train is not None  # `prepare` made sure
-    images = draw_images(run.train, run.recipe.start.calibration_images, seed=run.recipe.run.seed)
-    device = next(source.parameters()).device
-    return (batch.to(device) for batch in calibration_batches(images, run.config, run.recipe.data))
-
-
-def _with_lr(run: Run, student: nn.Module, source: nn.Module, reporter: Reporter) -> Run:
+def _with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
     """Return the run with a learning rate that fits its start, where none was given."""
     recipe = run.recipe.distill
     if recipe.lr is not None or recipe.steps == 0 or not has_classes(source):
         return run
     batches: list[Tensor] = []
-    for batch in _calibration(run, source):
+    for batch in run.calibration():
         batches.append(batch)
         if sum(map(len, batches)) >= START_IMAGES:
             break  # the rest would be decoded a second time
@@ -184,33 +160,31 @@ def _with_lr(run: Run, student: nn.Module, source: nn.Module, reporter: Reporter
     nats, chance = divergence_and_chance(student.eval(), source, images)
     width = int(source.num_features)  # type: ignore[arg-type]
     lr = from_main(lr_for_start(nats, chance, run.recipe.data.batch_size, width), run.accelerator)
-    reporter.say(f"start: {nats:.3f} nats from {run.source.name} (chance is {chance:.2f}): --lr {lr:.2g}")
+    run.reporter.say(f"start: {nats:.3f} nats from {run.source.name} (chance is {chance:.2f}): --lr {lr:.2g}")
     return replace(run, recipe=replace(run.recipe, distill=replace(recipe, lr=lr)))
 
 
-def _distil(
-    run: Run, student: nn.Module, turned: nn.Module, training: Training, reporter: Reporter
-) -> TrainLog:  # fmt: skip
+def _distil(run: Run, started: float, student: nn.Module, source: nn.Module, turned: nn.Module) -> TrainLog:
     """Train the student, in place, to do what the teacher does.
 
     Args:
         run: the request.
+        started: when the command started, in seconds since 1970.
         student: the student at its start.
-        turned: the source as the student was made from it, which is the teacher if no other is
-            named.
-        training: what else the training needs.
-        reporter: shows the progress.
+        source: the model to compress.
+        turned: the source in the student's order; the teacher, if no other is named.
     """
-    recipe = run.recipe.distill
+    fade = run.recipe.distill.fade
     student.to(run.accelerator.device)  # before the source's matrices are added to it
     teacher = load_adapted(run.teacher, run.config, run.matching) if run.teacher else turned
-    if recipe.fade and run.num_steps != 0:
-        reporter.say(
-            f"the blocks' own matrices fade out during the first {recipe.fade:.0%} of the training: "
+    if fade and run.num_steps != 0:
+        run.reporter.say(
+            f"the blocks' own matrices fade out during the first {fade:.0%} of the training: "
             "the loss rises from near 0 until then, and falls afterwards"
         )
-    with fading(student, turned, run.plan, recipe.fade) as fade:
-        return train(run, student, teacher, replace(training, follow=fade), reporter)
+    with fading(student, turned, run.plan, fade) as follow:
+        seconds = training_seconds(run, started, student, turned)
+        return train(run, student, teacher, seconds, follow=follow, cached_as=None if run.teacher else source)
 
 
 def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
@@ -228,10 +202,7 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
     """
     faults = Faults()
     resolved = resolve_recipe(recipe, faults)
-    faults.attempt(check_checkpoint, recipe.model)
     faults.attempt(check_places, recipe.data)
-    if resolved.plan and not recipe.target.is_given:
-        faults.extend(unreachable_gates(resolved.plan.size, recipe.gates))
     if resolved.config:
         faults.attempt(training_transform, resolved.config, recipe.data)
     faults.raise_as(RecipeError)
@@ -245,4 +216,4 @@ def check(recipe: Recipe, out: Path) -> None:
     Raises:
         VitcompressError: all faults at once.
     """
-    prepare(recipe, out, "", joins=False)
+    prepare(recipe, out, "", Reporter(quiet=True), joins=False)

@@ -54,7 +54,7 @@ def evaluate(
         recipe: `data` names the images; of a folder with train/ and val/, val/ is used.
         teacher: compare with this model or artifact instead of the artifact's source.
         checkpoint: weights of the source; a path in the artifact itself is never followed.
-        reporter: told why there is no teacher; silent by default.
+        reporter: says why there is no teacher; silent by default.
         watch: called with each batch: images, logits of student and teacher, labels.
     """
     reporter = reporter or Reporter(quiet=True)
@@ -63,8 +63,7 @@ def evaluate(
     student = load(path)
     images = _images(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
     reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
-    accelerator = join(RunRecipe())
-    device = accelerator.device
+    device = join(RunRecipe()).device
     evaluator = Evaluator(images, manifest.data_config, recipe)
     with reporter.counting("evaluating", brief=True) as tell:
         accuracy = evaluator(student.to(device), reference.to(device) if reference else None, tell, watch)

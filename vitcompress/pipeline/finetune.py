@@ -9,7 +9,6 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.distill.student import check_student
-from vitcompress.distill.teacher import find_teacher
+from vitcompress.distill.teacher import adapt_inputs, find_teacher
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
 from vitcompress.families.find import family_named
 from vitcompress.measure.macs import with_macs
@@ -37,27 +36,22 @@ from vitcompress.pipeline.checks import (
     check_out,
     check_recipe,
     check_run,
-    check_states,
     check_store,
+    checkpoints_beside,
     endless_epochs,
     files_read,
 )
-from vitcompress.pipeline.prepare import with_losses
+from vitcompress.pipeline.prepare import planned, with_losses
 from vitcompress.pipeline.run import (
     Reference,
     Run,
-    Training,
     conclude,
-    finish,
-    load_adapted,
-    measurable_alone,
     measure,
     train,
 )
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.plans.make import with_sizes_on
-from vitcompress.plans.model import Plan
-from vitcompress.pretrained.build import build_model, empty_model
+from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe import Recipe, flag_of
 from vitcompress.recipe.compose import to_dict
@@ -66,7 +60,6 @@ from vitcompress.report.gates import unreachable_gates
 from vitcompress.report.model import Parent, Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import alone, join
-from vitcompress.surgery import apply_plan
 
 
 def finetune(
@@ -79,11 +72,11 @@ def finetune(
     command: str = "",
     started: float | None = None,
 ) -> Report:
-    """Train an artifact on other classes or at another image size; its blocks go on sharing.
+    """Train an artifact on other classes or at another image size; its blocks keep sharing.
 
     The student gets a new head, unless the images are of its own classes or have no labels. It
-    learns from labels, and from a teacher: the one that is named, or the model that the artifact
-    was made from, where the classes are the same.
+    learns from labels, and from a teacher: the one that is named, or the artifact's source where
+    the classes are the same.
 
     Args:
         path: a file that `compress` or `finetune` wrote; not changed.
@@ -106,21 +99,21 @@ def finetune(
     check_recipe(recipe, Recipe, 'Recipe(ModelRecipe("mini"), data=DataRecipe("images"))')
 
     # check
-    request = _prepare(Path(path), recipe, Path(out), img_size, command)
-    run = request.run
+    request = _prepare(Path(path), recipe, Path(out), img_size, command, reporter)
+    run, num_classes = request.run, request.num_classes
     if run.train and run.train.labels is not None:
         reporter.say(
-            f"new head for {request.num_classes} classes"
-            if request.num_classes
+            f"new head for {num_classes} classes"
+            if num_classes
             else f"{run.train.name}: the model's own classes, so its head is kept"
         )
     set_seed(recipe.run.seed, device_specific=True)
 
     # load
     with run.accelerator.local_main_process_first():
-        run, teacher = _with_teacher(request, reporter)
+        run, teacher = _with_teacher(request)
     student = load(path)
-    adapt_student(student, run.plan, num_classes=request.num_classes, img_size=img_size)
+    adapt_student(student, run.plan, num_classes=num_classes, img_size=img_size)
     tell_plan(reporter, run.source.name, run.plan)
     checkpoints = run.checkpoints
     if checkpoints and recipe.distill.steps != 0:
@@ -129,24 +122,15 @@ def finetune(
         settled = checkpoints.read_settled(facts, resume=recipe.run.resume, say=reporter.say)
         if settled is None and run.accelerator.is_main_process:
             checkpoints.begin(facts, {}, eager=False)
-    keeps_head = request.num_classes is None
-    before = measure(run, student, None, reporter) if keeps_head and measurable_alone(run, student) else None
-
-    minutes = run.recipe.distill.max_minutes
+    before = measure(run, student, None) if num_classes is None else None
 
     # learn
     def learn() -> TrainLog:
-        seconds = partial(training_seconds, minutes, started, student, teacher, run.evaluator, baselines=False)
-        return train(run, student, teacher, Training(checkpoints, seconds), reporter)
+        return train(run, student, teacher, training_seconds(run, started, student, teacher))
 
     # store, measure, write
-    def write(log: TrainLog, path: Path) -> Report:
-        sha256 = request.parent.source_sha256 if request.is_same_model else ""
-        # latency does not depend on weights
-        reference = Reference(teacher, lambda: build_model(run.source), sha256, before=before)
-        return finish(run, student, reference, log, path, reporter)
-
-    return conclude(run, learn, write, checkpoints, reporter)
+    sha256 = request.parent.source_sha256 if request.is_same_model else ""
+    return conclude(run, student, Reference(teacher, sha256, before), learn)
 
 
 def check(path: Path, recipe: Recipe, out: Path, *, img_size: int | None = None) -> None:
@@ -155,7 +139,7 @@ def check(path: Path, recipe: Recipe, out: Path, *, img_size: int | None = None)
     Raises:
         VitcompressError: all faults at once.
     """
-    _prepare(path, recipe, out, img_size, "", joins=False)
+    _prepare(path, recipe, out, img_size, "", Reporter(quiet=True), joins=False)
 
 
 @dataclass(frozen=True)
@@ -166,13 +150,11 @@ class _Request:
         run: the run.
         parent: manifest of the artifact that is fine-tuned.
         num_classes: K of the new head; None where the head is kept.
-        named_teacher: the user named the teacher; otherwise it may turn out to be missing.
     """
 
     run: Run
     parent: Manifest
     num_classes: int | None
-    named_teacher: bool
 
     @property
     def is_same_model(self) -> bool:
@@ -180,36 +162,37 @@ class _Request:
         return self.num_classes is None and self.run.source.model_args == self.parent.source["model_args"]
 
 
-def _with_teacher(request: _Request, reporter: Reporter) -> tuple[Run, nn.Module | None]:
+def _with_teacher(request: _Request) -> tuple[Run, nn.Module | None]:
     """Load the teacher; where it was not named and cannot be loaded, continue with labels alone.
 
     Raises:
         VitcompressError: the teacher cannot be loaded, and the losses need it.
     """
     run, source = request.run, request.run.teacher
+    is_named = run.recipe.teacher.teacher is not None
     if source is None:
         return run, None
     try:
         teacher = source.load()
-        if not request.named_teacher and sha256_of(teacher.state_dict()) != request.parent.source_sha256:
+        if not is_named and sha256_of(teacher.state_dict()) != request.parent.source_sha256:
             raise CheckpointError("these are other weights than the artifact was made from.")
     except VitcompressError as error:
         rest = {name: weight for name, weight in run.matching.losses.items() if not LOSSES[name].teacher}
-        if request.named_teacher or not rest:
+        if is_named or not rest:
             raise
         note = f"Without the teacher {source.name}: {error}"
-        reporter.say(note)
+        run.reporter.say(note)
         run = replace(
             run, recipe=with_losses(run.recipe, rest), matching=Matching(rest), teacher=None, teacher_name=None,
             notes=(*run.notes, note),
         )  # fmt: skip
         return run, None
-    loaded = replace(source, load=lambda: teacher)
-    return run, load_adapted(loaded, run.config, run.matching)
+    adapt_inputs(teacher, source.config, run.config, run.matching.image_size)
+    return run, teacher
 
 
 def _prepare(
-    path: Path, recipe: Recipe, out: Path, img_size: int | None, command: str, *, joins: bool = True
+    path: Path, recipe: Recipe, out: Path, img_size: int | None, command: str, reporter: Reporter, *, joins: bool = True
 ) -> _Request:  # fmt: skip
     """Check a request and resolve what it names, before any weight is loaded.
 
@@ -219,7 +202,7 @@ def _prepare(
     faults = Faults()
     attempt = faults.attempt
     attempt(check_out, out, {str(path): path, **files_read(recipe)})
-    attempt(check_states, out, recipe.run)
+    checkpoints = attempt(checkpoints_beside, out, recipe.run)
     attempt(check_run, recipe, starts=not joins)
     attempt(_check_stages, recipe)
     parent = attempt(_parent_of, path)
@@ -249,7 +232,8 @@ def _prepare(
         config["input_size"] = (config["input_size"][0], img_size, img_size)
     matching = None
     if source is not None and images is not None and (teacher or not recipe.teacher.teacher):
-        student = ComparedModel(path.name, _student(source, parent.plan), config["input_size"])
+        empty = empty_model(source)
+        student = ComparedModel(path.name, planned(empty, parent.plan), config["input_size"])
         attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
         matching = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
         if matching is not None:
@@ -260,7 +244,6 @@ def _prepare(
     faults.raise_as(RecipeError)
     assert source is not None
     assert matching is not None
-    empty = empty_model(source)
     plan = with_macs(with_sizes_on(parent.plan, empty, recipe.store.kind), empty, config["input_size"])
     hint = "What the file shares stays shared; --store int8 and int4 need fewer bytes."
     faults.extend((message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates))
@@ -272,10 +255,10 @@ def _prepare(
     run = Run(
         recipe, out, command, source, plan, config, images, val, teacher,
         teacher.name if teacher and taught else None, matching,
-        join(recipe.run, out.parent) if joins else alone(),
+        join(recipe.run, out.parent) if joins else alone(), reporter, checkpoints,
         classes=classes, notes=(note,), lineage=_lineage(path, parent),
     )  # fmt: skip
-    return _Request(run, parent, num_classes, recipe.teacher.teacher is not None)
+    return _Request(run, parent, num_classes)
 
 
 def _parent_of(path: Path) -> Manifest:
@@ -287,13 +270,6 @@ def _parent_of(path: Path) -> Manifest:
     manifest = read_manifest(path)
     check_known(path, manifest)
     return manifest
-
-
-def _student(source: Source, plan: Plan) -> nn.Module:
-    """Build the student without weights."""
-    model = empty_model(source)
-    apply_plan(model, plan)
-    return model
 
 
 def _check_stages(recipe: Recipe) -> None:

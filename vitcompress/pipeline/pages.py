@@ -43,7 +43,7 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
         file: an artifact.
         recipe: the images.
         checkpoint: weights of the source; None to look for them.
-        reporter: told why there is no teacher.
+        reporter: says why there is no teacher.
     """
     from vitcompress.measure.examples import Examples
     from vitcompress.pipeline.evaluate import evaluate

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from vitcompress.data.calibration import calibration_batches, draw_images
+from vitcompress.data.calibration import draw_images
 from vitcompress.distill.log import MAX_POINTS
 from vitcompress.families.find import family_of
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import check_checkpoint, check_recipe
-from vitcompress.pipeline.prepare import compared, prepare, with_losses
+from vitcompress.pipeline.prepare import match_losses, planned, prepare, with_losses
 from vitcompress.pipeline.run import Run
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
@@ -33,12 +33,11 @@ from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import from_main
 from vitcompress.search.model import Search
 from vitcompress.search.target import reach
-from vitcompress.surgery import apply_plan
 
 JUDGED_IMAGES = 1000  # training images that `--target-drop` is measured on
 
 # Sizes in a file's header, of JSON as it is written.
-_TENSOR_ENTRY_BYTES = 100  # type, shape and place of a tensor, beside its name
+_TENSOR_ENTRY_BYTES = 100  # type, shape and offsets of a tensor, beside its name
 _FIXED_BYTES = 14_000  # recipe, report and versions, of the longest commands and notes
 _POINT_BYTES, _LOSS_BYTES = 80, 32  # a point of the loss curve, and a loss in it
 
@@ -77,9 +76,7 @@ def search(recipe: Recipe, *, reporter: Reporter | None = None) -> Plan:
     Raises:
         VitcompressError: the recipe has faults, or the target is out of reach.
     """
-    reporter = reporter or Reporter(quiet=True)
-    run, source = _measuring(recipe, reporter)
-    return search_plan(run, source, reporter).plan
+    return search_plan(*_measuring(recipe, reporter)).plan
 
 
 def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[dict[str, Any]]:
@@ -93,74 +90,59 @@ def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[d
         A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none),
         `saved_params` and `cost`, nats of KL per image.
     """
-    reporter = reporter or Reporter(quiet=True)
-    run, source = _measuring(recipe, reporter)
-    with _searching(run, source, reporter) as searching:
+    with _searching(*_measuring(recipe, reporter)) as searching:
         return [option.row() for option in searching.measure(recipe.target.kinds).rows()]
 
 
-def _measuring(recipe: Recipe, reporter: Reporter) -> tuple[Run, nn.Module]:
+def _measuring(recipe: Recipe, reporter: Reporter | None) -> tuple[Run, nn.Module]:
     """Check a recipe and load its model, to measure options on."""
-    run = prepare(recipe, None, "", measures=True)
-    if run.train is not None and run.train.note:
-        reporter.say(run.train.note)
-    return run, load_source(run, reporter)
+    run = prepare(recipe, None, "", reporter or Reporter(quiet=True), measures=True)
+    return run, load_source(run)
 
 
-def load_source(run: Run, reporter: Reporter) -> nn.Module:
+def load_source(run: Run) -> nn.Module:
     """Load the model that is compressed, onto the device."""
-    reporter.say(f"loading {run.source.name}")  # from a hub it can take a while
+    run.reporter.say(f"loading {run.source.name}")  # from a hub it can take a while
     with run.accelerator.local_main_process_first():  # one process fetches, the others find the file
         return load_pretrained(run.source).to(run.accelerator.device)
 
 
-def search_plan(run: Run, source: nn.Module, reporter: Reporter) -> Run:
+def search_plan(run: Run, source: nn.Module) -> Run:
     """Return the run with the best plan for its target; the main process searches.
 
     Args:
         run: a run whose recipe has a target.
         source: the model to compress, in eval mode on the device.
-        reporter: shows the progress and what the plan was chosen from.
 
     Raises:
-        PlanError: the target is out of reach; the message says what is not.
+        PlanError: the target is out of reach; the message says what is in reach.
     """
     choice: tuple[Plan | None, str] = None, ""
     if run.accelerator.is_main_process:
-        with _searching(run, source, reporter) as searching:
+        with _searching(run, source) as searching:
             best = reach(run.recipe.target, searching)
         choice = replace(best.plan, why=best.reasons()), best.store
     chosen, store = from_main(choice, run.accelerator)
-    assert chosen is not None  # the main process found it
+    assert chosen is not None  # the main process searched
     for line in chosen.why:
-        reporter.say(line)
+        run.reporter.say(line)
     return with_plan(run, with_macs(chosen, empty_model(run.source), run.config["input_size"]), store)
 
 
 def with_plan(run: Run, student_plan: Plan, store: str) -> Run:
     """Return the run with a plan that was searched for, and the store that the plan counts on."""
-    matching = compared(run.source, empty_model(run.source), student_plan, run.teacher, run.recipe, run.config)
+    matching = match_losses(run.source, empty_model(run.source), student_plan, run.teacher, run.recipe, run.config)
     recipe = with_losses(run.recipe, matching.losses)
     recipe = replace(recipe, store=replace(recipe.store, store=store))  # type: ignore[arg-type]
     return replace(run, recipe=recipe, plan=student_plan, matching=matching)
 
 
 @contextmanager
-def _searching(run: Run, source: nn.Module, reporter: Reporter) -> Iterator[Search]:
+def _searching(run: Run, source: nn.Module) -> Iterator[Search]:
     """Yield the search for a plan, with the calibration images loaded."""
-    assert run.train is not None  # `prepare` made sure
-    recipe, device = run.recipe, next(source.parameters()).device
-    chosen = draw_images(run.train, recipe.start.calibration_images, seed=recipe.run.seed)
-    images = torch.cat(list(calibration_batches(chosen, run.config, recipe.data))).to(device)
-    empty = empty_model(run.source)
-
-    def header_bytes(student_plan: Plan, store: str) -> int:
-        return header_bound(run, empty, student_plan, store)
-
-    def drop(student: nn.Module) -> float:
-        return _drop(run, student, source)
-
-    with reporter.counting("searching") as tell:
+    recipe = run.recipe
+    images = torch.cat(list(run.calibration()))
+    with run.reporter.counting("searching") as tell:
         yield Search(
             teacher=source,
             name=run.source.name,
@@ -168,18 +150,18 @@ def _searching(run: Run, source: nn.Module, reporter: Reporter) -> Iterator[Sear
             store=recipe.store.store,
             token_kernel=recipe.plan.token_kernel,
             transforms=recipe.plan.transforms or (),
-            header_bytes=header_bytes,
-            drop=drop,
+            header_bytes=partial(header_bound, run, empty_model(run.source)),
+            drop=partial(_drop, run, source),
             tell=tell,
-            say=reporter.say,
+            say=run.reporter.say,
         )
 
 
-def _drop(run: Run, student: nn.Module, source: nn.Module) -> float:
+def _drop(run: Run, source: nn.Module, student: nn.Module) -> float:
     """Return the points of top-1 that a student loses on images that it was not fitted to.
 
-    Without labels, the share of images on which its prediction differs from the teacher's, which is
-    at least as large.
+    Without labels: the percentage of images on which its prediction differs from the source's, an
+    upper bound of the loss.
     """
     assert run.train is not None  # `prepare` made sure
     count, seed = run.recipe.start.calibration_images, run.recipe.run.seed
@@ -202,11 +184,10 @@ def header_bound(run: Run, empty: nn.Module, student_plan: Plan, store: str) -> 
         student_plan: the student's plan.
         store: how the file holds the student.
     """
-    student = copy.deepcopy(empty)
-    apply_plan(student, student_plan)
-    entries = sum(len(name) + _TENSOR_ENTRY_BYTES for name in stored_tensors(student, store))
+    names = stored_tensors(planned(empty, student_plan), store)
+    entries = sum(len(name) + _TENSOR_ENTRY_BYTES for name in names)
     plans = 2 * len(json.dumps(to_json(student_plan)))  # in the manifest, and its groups in the report
-    names = 2 * len(json.dumps(run.classes))  # in the manifest and in timm's config
+    classes = 2 * len(json.dumps(run.classes))  # in the manifest and in timm's config
     points = min(MAX_POINTS if run.num_steps is None else run.num_steps, MAX_POINTS)
     losses = 1 + len(run.matching.losses)
-    return _FIXED_BYTES + entries + plans + names + points * (_POINT_BYTES + losses * _LOSS_BYTES)
+    return _FIXED_BYTES + entries + plans + classes + points * (_POINT_BYTES + losses * _LOSS_BYTES)

@@ -18,18 +18,16 @@ from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.find import family_named
-from vitcompress.initialize.start import needs_images
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import (
     bundle_of,
     check_cache,
     check_checkpoint,
-    check_measurable,
     check_out,
     check_run,
-    check_states,
     check_store,
     check_target,
+    checkpoints_beside,
     files_read,
     unfit_images,
     with_images,
@@ -42,6 +40,7 @@ from vitcompress.pretrained.data_config import data_config
 from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.recipe import PlanRecipe, Recipe
 from vitcompress.report.gates import unreachable_gates
+from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import alone, join
 from vitcompress.surgery import apply_plan
 
@@ -68,7 +67,7 @@ class Resolved:
 
 
 def prepare(
-    recipe: Recipe, out: Path | None, command: str, *, measures: bool = False, joins: bool = True
+    recipe: Recipe, out: Path | None, command: str, reporter: Reporter, *, measures: bool = False, joins: bool = True
 ) -> Run:  # fmt: skip
     """Check a recipe and resolve what it names, before any weight is loaded.
 
@@ -76,6 +75,7 @@ def prepare(
         recipe: what to do.
         out: path of the artifact; None where nothing is written.
         command: the command as typed.
+        reporter: shows the progress.
         measures: options are measured on images, and nothing is trained.
         joins: join the other processes; else only check.
 
@@ -83,21 +83,16 @@ def prepare(
         VitcompressError: all faults that can be seen without weights, at once.
     """
     faults = Faults()
+    checkpoints = None
     if out is not None:
         faults.attempt(check_out, out, files_read(recipe))
-        faults.attempt(check_states, out, recipe.run)
+        checkpoints = faults.attempt(checkpoints_beside, out, recipe.run)
     faults.attempt(check_run, recipe, trains=not measures, starts=not joins)
-    faults.attempt(check_checkpoint, recipe.model)
     resolved = resolve_recipe(recipe, faults, measures=measures)
-    source, model, plan = resolved.source, resolved.model, resolved.plan
-    searches = measures or recipe.target.is_given
-    if measures and model is not None:
-        faults.attempt(check_measurable, model)
-    if plan and not searches:
-        faults.extend(unreachable_gates(plan.size, recipe.gates))
+    source, model = resolved.source, resolved.model
     train = val = None
     if source is not None and model is not None:
-        recipe = with_images(recipe, fitted=searches or bool(plan and needs_images(plan, recipe.start.start)))
+        recipe = with_images(recipe, None if measures or recipe.target.is_given else resolved.plan)
         num_classes: Any = getattr(model, "num_classes", 0)  # a model of no family may have none
         sets = faults.attempt(
             open_sets, recipe.data, bundle=bundle_of(source.name), num_classes=num_classes,
@@ -110,36 +105,41 @@ def prepare(
         if resolved.config and train is not None:
             faults.attempt(Views, train, resolved.config, training=True, recipe=recipe.data, seed=0)
     faults.raise_as(RecipeError)
-    matching = resolved.matching
-    assert source
-    assert plan
-    assert resolved.config is not None
-    assert matching
-    notes = (train.note,) if train is not None and train.note else ()
-    run = Run(
-        recipe if recipe.target.is_given else with_losses(recipe, matching.losses),
-        out or Path(),
-        command,
-        source,
-        plan,
-        resolved.config,
-        train,
-        val,
-        resolved.teacher,
-        (resolved.teacher or source).name,
-        matching,
-        join(recipe.run, (out or Path()).parent) if joins else alone(),
+    plan, config, teacher, matching = resolved.plan, resolved.config, resolved.teacher, resolved.matching
+    assert source is not None  # otherwise there was a fault; likewise for the others
+    assert plan is not None
+    assert config is not None
+    assert matching is not None
+    notes = []
+    if train is not None and train.note:
+        reporter.say(train.note)
+        notes.append(train.note)
+    if teacher is not None and recipe.distill.steps != 0:
+        notes.append(f"The student learned from {teacher.name}; it is compared with {source.name} all the same.")
+    out = out or Path()
+    return Run(
+        recipe=recipe if recipe.target.is_given else with_losses(recipe, matching.losses),
+        out=out,
+        command=command,
+        source=source,
+        plan=plan,
+        config=config,
+        train=train,
+        val=val,
+        teacher=teacher,
+        teacher_name=(teacher or source).name,
+        matching=matching,
+        accelerator=join(recipe.run, out.parent) if joins else alone(),
+        reporter=reporter,
+        checkpoints=checkpoints,
         classes=tuple(source.pretrained_cfg.get("label_names", ())) or (train.classes if train else ()),
-        notes=notes,
+        notes=tuple(notes),
     )
-    if run.teacher is None or run.num_steps == 0:
-        return run
-    compared = f"The student learned from {run.teacher.name}; it is compared with {source.name} all the same."
-    return replace(run, notes=(*notes, compared))
 
 
 def resolve_recipe(recipe: Recipe, faults: Faults, *, measures: bool = False) -> Resolved:
     """Resolve model, plan, teacher and losses; mistakes go to `faults`."""
+    faults.attempt(check_checkpoint, recipe.model)
     source = faults.attempt(resolve, recipe.model)
     model = faults.attempt(empty_model, source) if source else None
     faults.attempt(check_store, recipe.store, recipe.distill)
@@ -147,8 +147,7 @@ def resolve_recipe(recipe: Recipe, faults: Faults, *, measures: bool = False) ->
     if source is None or model is None:
         return Resolved(source, model, None, None, teacher, None)
     faults.attempt(check_target, recipe, model, measures=measures)
-    # Where a plan is searched for, one that shares nothing stands in for it until there are
-    # weights.
+    # a plan that shares nothing stands in for one that is searched for on weights
     free = PlanRecipe(share=1, transforms=recipe.plan.transforms or (), token_kernel=recipe.plan.token_kernel)
     plan_recipe = free if recipe.target.is_given else recipe.plan
     plan = faults.attempt(make_plan, model, plan_recipe, name=recipe.model.model, store=recipe.store.kind)
@@ -159,13 +158,15 @@ def resolve_recipe(recipe: Recipe, faults: Faults, *, measures: bool = False) ->
         blocks = family_named(plan.family).block_names(model)
         faults.attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
         if teacher or not recipe.teacher.teacher:
-            matching = faults.attempt(compared, source, model, plan, teacher, recipe, config)
+            matching = faults.attempt(match_losses, source, model, plan, teacher, recipe, config)
         if matching is not None:
             faults.attempt(check_cache, recipe, matching.losses)
+    if plan and not (measures or recipe.target.is_given):
+        faults.extend(unreachable_gates(plan.size, recipe.gates))
     return Resolved(source, model, plan, config, teacher, matching)
 
 
-def compared(
+def match_losses(
     source: Source, model: nn.Module, plan: Plan, teacher: Teacher | None, recipe: Recipe, config: dict[str, Any]
 ) -> Matching:
     """Match the losses to student and teacher.
@@ -181,12 +182,18 @@ def compared(
     Raises:
         RecipeError: a loss does not fit the two models.
     """
-    built = copy.deepcopy(model)
-    apply_plan(built, plan)
-    student, original = (ComparedModel(source.name, each, config["input_size"]) for each in (built, model))
+    built = (planned(model, plan), model)
+    student, original = (ComparedModel(source.name, empty, config["input_size"]) for empty in built)
     return match_models(student, teacher.compared_model if teacher else original, recipe.distill)
 
 
+def planned(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of a model whose blocks share what a plan says."""
+    student = copy.deepcopy(model)
+    apply_plan(student, plan)
+    return student
+
+
 def with_losses(recipe: Recipe, losses: Mapping[str, float]) -> Recipe:
-    """Return the recipe with the losses that its defaults come to."""
+    """Return the recipe with these losses in place of its defaults."""
     return replace(recipe, distill=replace(recipe.distill, loss=dict(losses)))

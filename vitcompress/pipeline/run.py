@@ -5,20 +5,21 @@ prepare → Run → train → finish → Report
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.manifest import Manifest
-from vitcompress.data.augmentation import Mixing
+from vitcompress.data.calibration import calibration_batches, draw_images
 from vitcompress.data.loaders import Batch, ProcessShare, process_share, training_loader
+from vitcompress.data.mixing import Mixing
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.facts import images_digest, run_facts
@@ -35,16 +36,20 @@ from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import measure_baselines
 from vitcompress.measure.latency import measure_speed
 from vitcompress.measure.results import Accuracy, Baseline
-from vitcompress.pipeline.write import Stored, described, notes_on, versions, write_result
+from vitcompress.pipeline.write import described, notes_on, versions, write_result
+from vitcompress.plans.make import with_student_bytes
 from vitcompress.plans.model import Plan
+from vitcompress.pretrained.build import build_model
 from vitcompress.pretrained.resolve import Source
+from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.layers import quantization_aware_training
-from vitcompress.recipe import DEFAULT_STEPS, Recipe, flag_of, save_interval
+from vitcompress.quantize.store import round_to, stored_tensors
+from vitcompress.recipe import DEFAULT_STEPS, Recipe, flag_of
 from vitcompress.recipe.compose import to_dict
 from vitcompress.report.events import tell_result
 from vitcompress.report.model import SCHEMA_VERSION, Parent, Report, to_json
 from vitcompress.runtime.console import Reporter
-from vitcompress.runtime.processes import from_main, leave, precision_of, tracking
+from vitcompress.runtime.processes import from_main, precision_of, tracking
 
 _VIEW_FIELDS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")
 _MIN_CURVE_POINTS = 10
@@ -55,7 +60,7 @@ class Run:
     """A checked request, with everything that it names.
 
     Attributes:
-        recipe: the recipe, with the losses that its defaults come to.
+        recipe: the recipe, with default losses filled in.
         out: path of the artifact to write.
         command: the command as typed.
         source: the model that is compressed; for `finetune`, the artifact's source with the new
@@ -68,9 +73,11 @@ class Run:
         teacher_name: the teacher's name in the report; None where no loss needs a teacher.
         matching: the losses, and where student and teacher are read.
         accelerator: device and processes.
+        reporter: shows the progress.
+        checkpoints: where the state of the training is kept; None where it is not.
         classes: class names of the student; empty where they are not known.
         notes: notes for the report that are known before training.
-        lineage: the artifacts that the student was made from, oldest first.
+        lineage: the artifacts that the student descends from, oldest first.
     """
 
     recipe: Recipe
@@ -85,6 +92,8 @@ class Run:
     teacher_name: str | None
     matching: Matching
     accelerator: Accelerator
+    reporter: Reporter
+    checkpoints: Checkpoints | None
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     lineage: tuple[Parent, ...] = ()
@@ -100,14 +109,21 @@ class Run:
         return DEFAULT_STEPS if recipe.steps is None else recipe.steps
 
     @property
-    def checkpoints(self) -> Checkpoints | None:
-        """Where the state of the training is kept; None where it is not."""
-        return Checkpoints.for_output(self.out, save_interval(self.recipe.run.save_every))
+    def baselines(self) -> bool:
+        """Whether the teacher is also measured in fewer bits; not beside an artifact's student."""
+        return self.recipe.store.baselines and not self.lineage
 
     @property
     def evaluator(self) -> Evaluator:
         """Evaluates models on the validation images."""
         return Evaluator(self.val, self.config, self.recipe.data, self.accelerator, self.recipe.distill.accumulate)
+
+    def calibration(self) -> Iterator[Tensor]:
+        """Yield batches of calibration images, on the device."""
+        assert self.train is not None  # `prepare` made sure
+        images = draw_images(self.train, self.recipe.start.calibration_images, seed=self.recipe.run.seed)
+        for batch in calibration_batches(images, self.config, self.recipe.data):
+            yield batch.to(self.accelerator.device)
 
     def facts(self, **digests: str) -> dict[str, Any]:
         """Return what must be the same where an interrupted run is resumed.
@@ -144,39 +160,29 @@ def load_adapted(teacher: Teacher, config: dict[str, Any], matching: Matching) -
 # --- training
 
 
-@dataclass(frozen=True)
-class Training:
-    """What a training needs beside the two models.
-
-    Attributes:
-        checkpoints: where the state is kept; None for nowhere.
-        seconds: `() -> float | None`; length in time, None where it is given in steps.
-        cached_as: the model whose weights name the teacher's cache; None for the teacher itself.
-        follow: told the share of the training that is over, before each step.
-    """
-
-    checkpoints: Checkpoints | None
-    seconds: Callable[[], float | None]
-    cached_as: nn.Module | None = None
-    follow: Callable[[float], None] = lambda done: None
-
-
 def train(
-    run: Run, student: nn.Module, teacher: nn.Module | None, training: Training, reporter: Reporter
-) -> TrainLog:  # fmt: skip
+    run: Run,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    seconds: float | None,
+    *,
+    follow: Callable[[float], None] = lambda done: None,
+    cached_as: nn.Module | None = None,
+) -> TrainLog:
     """Train the student, in place.
 
     Args:
         run: the request.
         student: the student, on any device.
         teacher: takes the student's views; None where no loss needs it.
-        training: what else the training needs.
-        reporter: shows the progress.
+        seconds: length in time; None where it is given in steps.
+        follow: called before each step with the share of the training that is over.
+        cached_as: the model whose weights name the teacher's cache; None for the teacher itself.
 
     Returns:
         The training log; empty where nothing is trained.
     """
-    seconds, steps, images, recipe = training.seconds(), run.num_steps, run.train, run.recipe
+    steps, images, recipe = run.num_steps, run.train, run.recipe
     if steps == 0 or images is None:
         return TrainLog()
     seed, share = recipe.run.seed, process_share(run.accelerator, accumulate=recipe.distill.accumulate)
@@ -192,16 +198,14 @@ def train(
         smoothing=recipe.distill.label_smoothing,
         seed=seed,
     )
-    cache = None if teacher is None else _teacher_cache(run, training.cached_as or teacher, num_classes, share)
-    how = recipe.store
+    cache = None if teacher is None else _teacher_cache(run, cached_as or teacher, num_classes, share)
     with (
-        quantization_aware_training(student, how.kind, how.qat_fraction) as quantise,
-        reporter.training(forecast=recipe.distill.max_minutes is None) as ticker,
-        _labelled_divergence(run),
+        quantization_aware_training(student, recipe.store.kind, recipe.store.qat_fraction) as quantise,
+        run.reporter.training(forecast=recipe.distill.max_minutes is None) as ticker,
     ):
 
-        def follow(done: float) -> None:
-            training.follow(done)
+        def before_step(done: float) -> None:
+            follow(done)
             quantise(done)
 
         settings = TrainSettings(
@@ -215,24 +219,14 @@ def train(
             seed=seed,
             mixing=mixing,
             skip_bad_images=recipe.data.skip_bad_images,
-            checkpoints=training.checkpoints,
+            checkpoints=run.checkpoints,
             teacher_cache=cache,
             compiled=recipe.run.compile,
-            before_step=follow,
+            before_step=before_step,
         )
         log = distill(student, teacher, batches, settings, accelerator=run.accelerator, ticker=ticker)
     run.accelerator.free_memory()  # the optimizers hold three times the student
-    return run.labelled(log)
-
-
-@contextmanager
-def _labelled_divergence(run: Run) -> Iterator[None]:
-    """Complete the log of a training that diverged."""
-    try:
-        yield
-    except DivergedError as error:
-        error.log = run.labelled(error.log)
-        raise
+    return log
 
 
 def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: ProcessShare) -> TeacherCache | None:
@@ -256,20 +250,24 @@ def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: Proces
 # --- the result
 
 
-def measure(run: Run, student: nn.Module, teacher: nn.Module | None, reporter: Reporter) -> Accuracy | None:
-    """Evaluate a student next to its teacher; None where there are no images.
+def measure(run: Run, student: nn.Module, teacher: nn.Module | None) -> Accuracy | None:
+    """Evaluate a student next to its teacher, or alone if it has classes and the images labels.
 
     Args:
         run: the request, with the images.
         student: moved to the device; in eval mode afterwards.
         teacher: likewise; None where there is none.
-        reporter: shows the progress.
+
+    Returns:
+        The accuracy; None where nothing can be measured.
     """
+    val = run.val
+    if val is None or (teacher is None and (val.labels is None or not has_classes(student))):
+        return None
     for model in filter(None, (student, teacher)):
         model.to(run.accelerator.device).eval()
-    if run.val is not None:
-        reporter.say(f"evaluating on {run.val.name}")
-    with reporter.counting("evaluating", brief=True) as tell:
+    run.reporter.say(f"evaluating on {val.name}")
+    with run.reporter.counting("evaluating", brief=True) as tell:
         return run.evaluator(student, teacher, tell)
 
 
@@ -279,21 +277,17 @@ class Reference:
 
     Attributes:
         teacher: the model to compare outputs with; None for none.
-        unshared: the model to compare sizes and latencies with.
         source_sha256: digest of the source's weights; empty where the student no longer has their
             head or size.
-        baselines: whether the teacher is also measured in fewer bits.
         before: accuracy of the student before it was fine-tuned.
     """
 
     teacher: nn.Module | None
-    unshared: Callable[[], nn.Module]
     source_sha256: str
-    baselines: bool = False
     before: Accuracy | None = None
 
 
-def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, out: Path, reporter: Reporter) -> Report:
+def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, out: Path) -> Report:
     """Round, evaluate, write and verify a student; the main process writes.
 
     Args:
@@ -302,23 +296,24 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
         reference: what it is measured beside.
         log: the training log.
         out: path of the artifact.
-        reporter: shows the progress.
 
     Returns:
         The report, as it is in the file.
     """
-    stored = Stored.of(student, run.plan, run.recipe.store.kind)
-    stored.round(student)
-    accuracy = None
-    if reference.teacher is not None or measurable_alone(run, student):
-        accuracy = measure(run, student, reference.teacher, reporter)
+    store, teacher = run.recipe.store.kind, reference.teacher
+    tensors = stored_tensors(student, store)
+    round_to(student, tensors, store)
+    plan = with_student_bytes(run.plan, num_bytes(tensors))
+    accuracy = measure(run, student, teacher)
     baselines: tuple[Baseline, ...] = ()
-    if reference.baselines and reference.teacher is not None and accuracy is not None:
-        baselines = measure_baselines(reference.teacher, run.evaluator, accuracy, reporter)
+    if run.baselines and teacher is not None and accuracy is not None:
+        baselines = measure_baselines(teacher, run.evaluator, accuracy, run.reporter)
     report: Report | None = None
     if run.accelerator.is_main_process:
-        device, plan = run.accelerator.device, stored.plan
-        models = [model.to(device).eval() for model in (student, reference.unshared())]
+        device = run.accelerator.device
+        # the source, or one with the new head and size: latency does not depend on weights
+        unshared = build_model(run.source) if run.lineage or teacher is None else teacher
+        models = [model.to(device).eval() for model in (student, unshared)]
         report = Report(
             schema_version=SCHEMA_VERSION,
             model=run.source.name,
@@ -335,19 +330,19 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
             notes=(*notes_on(plan), *run.notes, *(run.matching.notes if log.steps else ())),
             before=reference.before,
             lineage=run.lineage,
-            store=stored.store,
+            store=store,
             baselines=baselines,
             made_of=plan.groups,
             why=() if run.lineage else plan.why,
         )
-        report = _write(run, student, stored, reference.source_sha256, report, out, reporter)
+        report = _write(replace(run, plan=plan), student, tensors, reference.source_sha256, report, out)
     report = from_main(report, run.accelerator)
-    assert report is not None  # the main process made it
+    assert report is not None  # from the main process
     return report
 
 
 def _write(
-    run: Run, student: nn.Module, stored: Stored, source_sha256: str, report: Report, out: Path, reporter: Reporter
+    run: Run, student: nn.Module, tensors: Mapping[str, Tensor], source_sha256: str, report: Report, out: Path
 ) -> Report:  # fmt: skip
     """Write the file; if it exceeds `--target-size`, again with a shorter loss curve.
 
@@ -359,63 +354,50 @@ def _write(
         manifest = Manifest(
             source=described(run.source),
             source_sha256=source_sha256,
-            plan=stored.plan,
+            plan=run.plan,
             data_config=run.config,
             recipe=to_dict(run.recipe),
             report=to_json(report),
             versions=report.versions,
             classes=run.classes,
             lineage=tuple(to_json(parent) for parent in run.lineage),
-            store=stored.store,
+            store=report.store,
         )
-        write_result(out, student, stored, manifest, report, reporter)
+        write_result(out, student, tensors, manifest, report, run.reporter)
         size, curve = out.stat().st_size, report.train.loss_curve
         if limit is None or size <= limit:
             return report
         if len(curve) <= _MIN_CURVE_POINTS:
-            reporter.say(f"--target-size {limit:,} bytes is missed: {out} has {size:,}.")
+            run.reporter.say(f"--target-size {limit:,} bytes is missed: {out} has {size:,}.")
             return report
-        reporter.say(f"{out} exceeds --target-size {limit:,} bytes: writing it again with half of the loss curve")
+        run.reporter.say(f"{out} exceeds --target-size {limit:,} bytes: writing it again with half of the loss curve")
         report = replace(report, train=replace(report.train, loss_curve=curve[1::2]))
 
 
-def conclude(
-    run: Run,
-    learn: Callable[[], TrainLog],
-    write: Callable[[TrainLog, Path], Report],
-    checkpoints: Checkpoints | None,
-    reporter: Reporter,
-) -> Report:
+def conclude(run: Run, student: nn.Module, reference: Reference, learn: Callable[[], TrainLog]) -> Report:
     """Train and write; of a training that diverges, write its last good state beside `out`.
 
     Args:
         run: the request.
-        learn: trains the student.
-        write: evaluates the student and writes it to a path.
-        checkpoints: states of the training, discarded once the result is written; None where none
-            are kept.
-        reporter: told the result.
+        student: the student at its start.
+        reference: what it is measured beside.
+        learn: trains the student, in place.
 
     Raises:
         DivergedError: the training diverged; the message names the file with the last good state.
     """
-    out = run.out
+    out, checkpoints = run.out, run.checkpoints
     with checkpoints.naming_state() if checkpoints else nullcontext():
         try:
             with tracking(run.accelerator, run.recipe, out):
                 log = learn()
         except DivergedError as error:
             last_good = out.with_name(f"{out.stem}.last-good{out.suffix}")
-            write(error.log, last_good)
+            finish(run, student, reference, run.labelled(error.log), last_good)
             raise DivergedError(f"{error} The last good state is in {last_good}.", hint=error.hint) from error
-        report = write(log, out)
-    tell_result(reporter, report, out)
+        report = finish(run, student, reference, run.labelled(log), out)
+    tell_result(run.reporter, report, out)
     if checkpoints and run.accelerator.is_main_process:
         checkpoints.discard()
-    leave(run.accelerator)
+    run.accelerator.end_training()
     return report
-
-
-def measurable_alone(run: Run, student: nn.Module) -> bool:
-    """Whether a student can be evaluated alone: it has classes, and there are labels."""
-    return has_classes(student) and run.val is not None and run.val.labels is not None

@@ -72,8 +72,8 @@ def survey(pattern: str | None = None, *, tell: Callable[[float], None] = lambda
     Raises:
         ModelError: no name matches.
     """
-    every = _pretrained()
-    chosen = _named() if pattern is None else _matching(pattern, every)
+    pretrained = _pretrained()
+    chosen = _named() if pattern is None else _matching(pattern, pretrained)
     rows, unfit = [], []
     for number, (name, timm_name) in enumerate(chosen.items(), start=1):
         try:
@@ -83,7 +83,7 @@ def survey(pattern: str | None = None, *, tell: Callable[[float], None] = lambda
         tell(number / len(chosen))
     seen = {split_model_name_tag(timm_name)[0] for timm_name in chosen.values()}
     return Survey(
-        DEFAULT_SHARE, tuple(sorted(rows, key=lambda row: (row.family, row.name))), tuple(unfit), len(every - seen)
+        DEFAULT_SHARE, tuple(sorted(rows, key=lambda row: (row.family, row.name))), tuple(unfit), len(pretrained - seen)
     )
 
 
@@ -98,11 +98,11 @@ def _pretrained() -> set[str]:
     return {name for name in names if is_model_in_modules(name, TIMM_MODULES)}
 
 
-def _matching(pattern: str, every: set[str]) -> dict[str, str]:
-    """Return the name to type and timm's name of every model that `pattern` selects."""
-    names = sorted(every)
+def _matching(pattern: str, pretrained: set[str]) -> dict[str, str]:
+    """Return timm's name of each model that `pattern` selects, by the name to type."""
+    names = sorted(pretrained)
     if "." in pattern:
-        names += sorted(name for name in timm.list_pretrained() if split_model_name_tag(name)[0] in every)
+        names += sorted(name for name in timm.list_pretrained() if split_model_name_tag(name)[0] in pretrained)
     known: Mapping[str, str] = {**_named(), **{n: n for n in names if n not in SHORT_NAMES.values()}}
     whole = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     selected = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.data.classes import are_model_classes
@@ -22,7 +23,7 @@ def images_to_learn(
 ) -> tuple[ImageSet, ImageSet | None]:
     """Open the images to train and to evaluate on.
 
-    They are labelled by the artifact's classes or, if they differ, by their own.
+    Labels are the artifact's classes; the images' own classes where those differ.
 
     Args:
         recipe: folders and the class map.
@@ -36,16 +37,16 @@ def images_to_learn(
         RecipeError: there are no images to train on, or only of one class.
     """
     bundle = bundle_of(str(parent.source["name"]), parent.classes)
-    images, val = open_sets(recipe, bundle=bundle, num_classes=None, seed=seed, classes=known)
+    open_with = partial(open_sets, recipe, bundle=bundle, seed=seed, classes=known)
+    images, val = open_with(num_classes=None)
     if images is None:
         raise RecipeError("There are no images to learn from.", hint="Give --data DIR.")
     if images.labels is None:  # images to evaluate on are labelled by the model's classes
-        images, val = open_sets(recipe, bundle=bundle, num_classes=num_classes, seed=seed, classes=known)
-        assert images is not None
-    elif not images.streams and len(set(images.labels)) < 2:
+        return images, open_with(num_classes=num_classes)[1]
+    if not images.streams and len(set(images.labels)) < 2:
         raise RecipeError(f"{images.name} has images of only one class.", hint="Give images of at least two classes.")
-    elif recipe.class_map is None and are_model_classes(images.classes, num_classes, known):
-        images, val = open_sets(recipe, bundle=bundle, num_classes=num_classes, seed=seed, classes=known)
+    if recipe.class_map is None and are_model_classes(images.classes, num_classes, known):
+        images, val = open_with(num_classes=num_classes)
         assert images is not None
         images = replace(images, classes=known)  # names, where folders may be named by numbers
     return images, val
@@ -59,10 +60,10 @@ def new_head(images: ImageSet | None, known: tuple[str, ...]) -> tuple[tuple[str
 
 
 def source_as_teacher(parent: Manifest) -> Teacher | None:
-    """Return the model that the artifact was made from, as a teacher; None where it cannot be one.
+    """Return the artifact's source as a teacher, with the preprocessing that the artifact records.
 
-    It can where the artifact still has its head, and its name is not a place to fetch code or
-    weights from. It gets the preprocessing that the artifact records.
+    None where the source has another head than the artifact, where its name is a place to fetch
+    code or weights from, or where it cannot be built.
 
     Args:
         parent: manifest of the artifact.

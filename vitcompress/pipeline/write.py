@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,8 @@ from torch import Tensor, nn
 from vitcompress.artifact.atomic import replacing
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.write import write
-from vitcompress.plans.make import with_student_bytes
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.resolve import Source
-from vitcompress.quantize.codecs import num_bytes
-from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import Report, to_json
 from vitcompress.report.picture import to_svg
@@ -30,48 +25,23 @@ from vitcompress.runtime.console import Reporter
 PROBE_IMAGES = 8
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A student as its file holds it.
-
-    Attributes:
-        tensors: the file's tensors, by name.
-        plan: the student's plan, with the bytes of these tensors.
-        store: name of the store.
-    """
-
-    tensors: Mapping[str, Tensor]
-    plan: Plan
-    store: str
-
-    @classmethod
-    def of(cls, student: nn.Module, plan: Plan, store: str) -> Stored:
-        """Encode a student, which is not changed."""
-        tensors = stored_tensors(student, store)
-        return cls(tensors, with_student_bytes(plan, num_bytes(tensors)), store)
-
-    def round(self, student: nn.Module) -> None:
-        """Set the student's parameters, in place, to what the file gives back."""
-        round_to(student, self.tensors, self.store)
-
-
 def write_result(
-    out: Path, student: nn.Module, stored: Stored, manifest: Manifest, report: Report, reporter: Reporter
-) -> None:
+    out: Path, student: nn.Module, tensors: Mapping[str, Tensor], manifest: Manifest, report: Report, reporter: Reporter
+) -> None:  # fmt: skip
     """Write a verified artifact, and beside it its two reports and their picture, if there is one.
 
     Args:
         out: path of the artifact.
-        student: in eval mode, rounded to `stored`.
-        stored: the student as the file holds it.
+        student: in eval mode, rounded to `tensors`.
+        tensors: the student as the file holds it.
         manifest: the file's header; holds `report`.
         report: the report.
         reporter: shows what was written.
     """
-    # Noise is always at hand, and any images do to compare outputs.
+    # noise: any images do to compare outputs
     size = manifest.data_config["input_size"]
     probe = torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
-    write(out, student, manifest, probe, stored=stored.tensors)
+    write(out, student, manifest, probe, stored=tensors)
     _write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
     picture, svg = picture_of(out), to_svg(report)
     if svg is not None:
@@ -124,8 +94,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # a checkout on the path, not installed
             numbers[name] = "unknown"
     return numbers
-
-
-def command_line(arguments: list[str]) -> str:
-    """Return the command as it can be typed into a shell again."""
-    return shlex.join(["vitcompress", *arguments])

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import IO, Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vitcompress.errors import VitcompressError, printable
 
@@ -146,21 +146,14 @@ class Reporter:
         Yields:
             A function to call with the finished share, 0–1.
         """
+        with self._bar(what, brief=brief) as show:
 
-        def logged(show: Callable[[float], None]) -> Callable[[float], None]:
             def count(done: float) -> None:
-                show(done)
+                show(done, "")
                 if self.log:
                     self.log.now_and_then("progress", what=what, done=done)
 
-            return count
-
-        if not self.console.is_terminal:
-            yield logged(_Lines(self.console, what, brief=brief).count)
-            return
-        with Progress(TextColumn(what), BarColumn(), TimeRemainingColumn(), console=self.console) as progress:
-            task = progress.add_task(what, total=1.0)
-            yield logged(lambda done: progress.update(task, completed=done))
+            yield count
 
     @contextmanager
     def training(self, *, forecast: bool = False) -> Iterator[Ticker]:
@@ -169,40 +162,43 @@ class Reporter:
         Args:
             forecast: after the first steps, say so if the training will take more than an hour.
         """
-        warn = self.say if forecast else None
+        with self._bar("distil") as show:
+            yield _Steps(show, self.log, self.say if forecast else None)
+
+    @contextmanager
+    def _bar(self, what: str, *, brief: bool = False) -> Iterator[Callable[[float, str], None]]:
+        """Yield a function that shows the finished share, 0–1, and a text beside it."""
         if not self.console.is_terminal:
-            yield _Logged(_Lines(self.console, "distil"), self.log, warn)
+            yield _Lines(self.console, what, brief=brief).show
             return
-        columns = (
-            TextColumn("distil"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TextColumn("loss {task.fields[loss]:.3f}"),
-            TextColumn("{task.fields[speed]:.0f} images/s{task.fields[stall]}"),
-            TimeRemainingColumn(),
-        )
+        percent, text = TextColumn("{task.percentage:3.0f} %"), TextColumn("{task.fields[text]}")
+        columns = (TextColumn(what), BarColumn(), percent, text, TimeRemainingColumn())
         with Progress(*columns, console=self.console) as progress:
-            yield _Logged(_Bar(progress), self.log, warn)
+            task = progress.add_task(what, total=1.0, text="")
+            yield lambda done, text: progress.update(task, completed=done, text=text)
 
 
-class _Logged:
-    """Passes steps on to another ticker and to the log; warns once of a long training."""
+class _Steps:
+    """Shows and logs training steps; warns once of a long training."""
 
-    def __init__(self, shown: Ticker, log: JsonLog | None, warn: Callable[[str], None] | None) -> None:
-        self.shown, self.log, self.warn = shown, log, warn
+    def __init__(
+        self, show: Callable[[float, str], None], log: JsonLog | None, warn: Callable[[str], None] | None
+    ) -> None:
+        self.show, self.log, self.warn = show, log, warn
         self.first: tuple[float, float] | None = None  # time and share after the first step
         self.steps = 0
 
     def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
-        self.shown.step(done=done, loss=loss, images_per_second=images_per_second, waiting=waiting)
+        stall = f" (waiting for images {waiting:.0%} of the time: --num-workers)" if waiting > MIN_STALL else ""
+        loss_shown = round(loss, 3) + 0.0  # zero has no sign
+        self.show(done, f"loss {loss_shown:.3f}  {images_per_second:.0f} images/s{stall}")
         if self.log:
             self.log.now_and_then("step", done=done, loss=loss, images_per_second=images_per_second, waiting=waiting)
-        self._forecast(done)
+        if self.warn is not None:
+            self._forecast(done, self.warn)
 
-    def _forecast(self, done: float) -> None:
+    def _forecast(self, done: float, warn: Callable[[str], None]) -> None:
         """Estimate the length of the training from its first steps."""
-        if self.warn is None:
-            return
         now = time.monotonic()
         if self.first is None:
             self.first = now, done
@@ -213,32 +209,18 @@ class _Logged:
             return
         seconds = (now - start) * (1 - share) / (done - share)
         if seconds > LONG_TRAINING_SECONDS:
-            self.warn(
-                f"The training will take about {seconds / 3600:.1f} hours. --max-minutes N limits the whole command."
-            )
+            warn(f"The training will take about {seconds / 3600:.1f} hours. --max-minutes N limits the whole command.")
         self.warn = None
 
 
-class _Bar:
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.task: TaskID = progress.add_task("distil", total=1.0, loss=float("nan"), speed=0.0, stall="")
-
-    def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
-        stall = _stall(waiting)
-        self.progress.update(self.task, completed=done, loss=_shown(loss), speed=images_per_second, stall=stall)
-
-
 class _Lines:
-    def __init__(self, console: Console, what: str, *, brief: bool = False) -> None:
+    """Prints one line every few seconds, where there is no terminal for a bar."""
+
+    def __init__(self, console: Console, what: str, *, brief: bool) -> None:
         self.console, self.what, self.brief = console, what, brief
         self.start = self.last = time.monotonic()
 
-    def step(self, *, done: float, loss: float, images_per_second: float, waiting: float = 0.0) -> None:
-        self.count(done, f"loss {_shown(loss):.3f}  {images_per_second:.0f} images/s{_stall(waiting)}")
-
-    def count(self, done: float, text: str = "") -> None:
-        """Print one line every few seconds."""
+    def show(self, done: float, text: str) -> None:
         now = time.monotonic()
         if now - self.last < SECONDS_BETWEEN_LINES and (done < 1 or self.brief):
             return
@@ -246,13 +228,3 @@ class _Lines:
         left = (now - self.start) * (1 - done) / done if done else float("nan")
         parts = [f"{self.what} {100 * done:3.0f} %", text, f"{left:.0f} s left"]
         self.console.print("  ".join(filter(None, parts)), markup=False)
-
-
-def _shown(loss: float) -> float:
-    """Round a loss to three decimals; zero has no sign."""
-    return round(loss, 3) + 0.0
-
-
-def _stall(waiting: float) -> str:
-    """Return a warning where images arrive too slowly, else an empty string."""
-    return f" (waiting for images {waiting:.0%} of the time: --num-workers)" if waiting > MIN_STALL else ""

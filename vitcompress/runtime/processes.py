@@ -142,8 +142,3 @@ def _hide_broken_pipes(kind: type[BaseException], error: BaseException, trace: T
     """Hide the errors that multiprocessing prints where the main process ends during a message."""
     if not issubclass(kind, (EOFError, OSError)):
         sys.__excepthook__(kind, error, trace)
-
-
-def leave(accelerator: Accelerator) -> None:
-    """Leave the other processes at the end of the run."""
-    accelerator.end_training()
