@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.manifest import Manifest
+from vitcompress.data.augmentation import Mixing
 from vitcompress.data.calibration import calibration_batches, draw_images
 from vitcompress.data.loaders import Batch, ProcessShare, process_share, training_loader
-from vitcompress.data.mixing import Mixing
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.facts import images_digest, run_facts
