@@ -9,8 +9,8 @@ from torch import nn
 
 from vitcompress.errors import PlanError, shorten
 from vitcompress.families.base import Family
-from vitcompress.families.find import family_named
 from vitcompress.families.narrow import full_widths, narrow_block
+from vitcompress.families.registry import family_named
 from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans.make import layer_shapes
 from vitcompress.plans.model import Group, Plan

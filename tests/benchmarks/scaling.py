@@ -30,7 +30,7 @@ from vitcompress.distill.objective import weighted_losses
 from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.student import training_student
 from vitcompress.errors import Faults, RecipeError
-from vitcompress.families.find import family_named
+from vitcompress.families.registry import family_named
 from vitcompress.pipeline import plan as pipeline
 from vitcompress.pipeline.prepare import resolve_recipe
 from vitcompress.recipe import DataRecipe, Recipe, compose

@@ -35,7 +35,7 @@ from vitcompress.distill.losses import LOSSES, LossContext
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.optimizers import make_optimizers
 from vitcompress.distill.student import compiling, training_student
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.layers.transforms import TRANSFORM_MODULES
 from vitcompress.plans.make import make_plan
 from vitcompress.recipe import DistillRecipe, PlanRecipe

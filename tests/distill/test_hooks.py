@@ -10,8 +10,8 @@ from vitcompress.distill.losses import LOSSES, LossContext
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.student import compiling, training_student
 from vitcompress.families.base import Tap, tap_qkv
-from vitcompress.families.find import FAMILIES, family_of
 from vitcompress.families.insertion import layers_called
+from vitcompress.families.registry import FAMILIES, family_of
 from vitcompress.recipe import DistillRecipe
 
 BLOCKS = [f"blocks.{i}" for i in range(4)]

@@ -11,7 +11,7 @@ from tests.factories import ARGS, ROWS, Row
 from vitcompress.distill.hooks import ReadPoints
 from vitcompress.distill.matching import ComparedModel, default_losses, match_models
 from vitcompress.errors import RecipeError
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.resolve import Source

@@ -16,7 +16,7 @@ from vitcompress.distill.optimizers import (
 )
 from vitcompress.distill.state import set_parameters
 from vitcompress.distill.student import check_student
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.layers import transforms
 from vitcompress.recipe import DEFAULT_LR, DistillRecipe
 

@@ -22,7 +22,7 @@ from vitcompress.artifact.write import write
 from vitcompress.errors import ModelError, PlanError
 from vitcompress.families import insertion
 from vitcompress.families.base import Family
-from vitcompress.families.find import FAMILIES, family_named, family_of
+from vitcompress.families.registry import FAMILIES, family_named, family_of
 from vitcompress.initialize.shared_matrices import STARTS
 from vitcompress.layers.mixed_attention import mixed_attention
 from vitcompress.layers.transforms import KeyPositions, TokenConvolution
@@ -347,7 +347,7 @@ def test_the_how_to_makes_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {}
     exec(code, names)
     family: Family = names["VIT_RELPOS"]
-    monkeypatch.setattr("vitcompress.families.find.FAMILIES", (*FAMILIES, family))
+    monkeypatch.setattr("vitcompress.families.registry.FAMILIES", (*FAMILIES, family))
     for architecture in ("vit_relpos_small_patch16_224", "vit_srelpos_small_patch16_224"):
         row = Row(family.name, architecture, VIT_ARGS)
         test_share_1_is_the_teacher(row)

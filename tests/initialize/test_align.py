@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.factories import ROWS, Row, build, images, row_images, tiny
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.initialize.align import align_group, align_model
 from vitcompress.initialize.factors import input_moments
 from vitcompress.initialize.start import start_student

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from tests.factories import images, tiny
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.initialize.importance import FLOOR, token_weights
 from vitcompress.initialize.regression import Moments
 from vitcompress.initialize.start import start_student

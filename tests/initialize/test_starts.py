@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tests.factories import ROWS, build, compressed, images, tiny
 from vitcompress.errors import PlanError
-from vitcompress.families.find import family_named
 from vitcompress.families.narrow import full_widths, narrow_block
+from vitcompress.families.registry import family_named
 from vitcompress.families.vit import VIT
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.blockwise import CHUNK_IMAGES

@@ -9,7 +9,7 @@ import timm
 
 from tests.factories import ARGS, save_as_timm_does, tiny
 from vitcompress.errors import ModelError
-from vitcompress.families.find import FAMILIES, family_of
+from vitcompress.families.registry import FAMILIES, family_of
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.pretrained.short_names import SHORT_NAMES

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import Vitcompress, model_flags
 from tests.factories import compressed, images, tiny
 from vitcompress.errors import RecipeError
-from vitcompress.families.find import FAMILIES
+from vitcompress.families.registry import FAMILIES
 from vitcompress.pipeline import plan as pipeline
 from vitcompress.plans.make import make_plan
 from vitcompress.recipe import STAGES, Recipe, flag_specs

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.factories import tiny
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.recipe import KINDS
 from vitcompress.search.measure import _interpolate
 from vitcompress.search.options import Shapes, single_options

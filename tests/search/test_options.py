@@ -10,7 +10,7 @@ import pytest
 
 from tests.factories import tiny
 from tests.search.factories import built, num_params
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.plans.make import plan_of
 from vitcompress.plans.model import Group
 from vitcompress.recipe import KINDS

@@ -10,7 +10,7 @@ import torch
 
 from tests.factories import images, tiny
 from tests.search.factories import built
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.initialize.align import AlignedGroup, align_group
 from vitcompress.initialize.start import start_group
 from vitcompress.plans.make import plan_of

@@ -10,8 +10,8 @@ import typer
 import yaml
 from rich.console import Console
 
-from vitcompress.cli.flags import LogOption, PresetOption, QuietOption, RecipeOption, takes
 from vitcompress.cli.output import Results, command_line, exit_on_missed, put, reporting
+from vitcompress.cli.recipe_flags import LogOption, PresetOption, QuietOption, RecipeOption, takes
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import STAGES, GateRecipe, ModelRecipe, Recipe, compose
 from vitcompress.report import Report

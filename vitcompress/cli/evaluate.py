@@ -6,8 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcompress.cli.flags import IMAGE_FLAGS, CheckpointOption, FileArgument, JsonOption, LogOption, QuietOption, takes
 from vitcompress.cli.output import Results, put_json, reporting
+from vitcompress.cli.recipe_flags import (
+    IMAGE_FLAGS,
+    CheckpointOption,
+    FileArgument,
+    JsonOption,
+    LogOption,
+    QuietOption,
+    takes,
+)
 from vitcompress.recipe import ModelRecipe, compose
 from vitcompress.report.model import to_json
 from vitcompress.report.terminal import print_accuracy

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vitcompress.cli.flags import FileArgument, JsonOption, LogOption, QuietOption
 from vitcompress.cli.output import put, put_json, reporting
+from vitcompress.cli.recipe_flags import FileArgument, JsonOption, LogOption, QuietOption
 from vitcompress.report.model import to_json
 
 

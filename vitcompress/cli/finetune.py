@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from vitcompress.cli.compress import family_name, print_result
-from vitcompress.cli.flags import FileArgument, LogOption, OutOption, QuietOption, RecipeOption, takes
 from vitcompress.cli.output import command_line, reporting
+from vitcompress.cli.recipe_flags import FileArgument, LogOption, OutOption, QuietOption, RecipeOption, takes
 from vitcompress.recipe import compose
 from vitcompress.runtime.console import STARTED
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitcompress.cli.flags import JsonOption, QuietOption
 from vitcompress.cli.output import Results, put_json
+from vitcompress.cli.recipe_flags import JsonOption, QuietOption
 from vitcompress.errors import shorten
 from vitcompress.report.model import to_json
 from vitcompress.runtime.console import Reporter

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from vitcompress.cli.compress import family_name
-from vitcompress.cli.flags import JsonOption, LogOption, PresetOption, QuietOption, takes
 from vitcompress.cli.output import Results, put_json, reporting
+from vitcompress.cli.recipe_flags import JsonOption, LogOption, PresetOption, QuietOption, takes
 from vitcompress.recipe import compose
 from vitcompress.report import events
 from vitcompress.report.model import to_json

@@ -10,8 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from vitcompress.cli.flags import IMAGE_FLAGS, CheckpointOption, FileArgument, HtmlOption, JsonOption, LogOption, takes
 from vitcompress.cli.output import Results, exit_on_missed, put, put_json, reporting
+from vitcompress.cli.recipe_flags import (
+    IMAGE_FLAGS,
+    CheckpointOption,
+    FileArgument,
+    HtmlOption,
+    JsonOption,
+    LogOption,
+    takes,
+)
 from vitcompress.errors import VitcompressError
 from vitcompress.pipeline import pages
 from vitcompress.recipe import compose

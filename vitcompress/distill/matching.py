@@ -14,8 +14,8 @@ from vitcompress.distill.losses import LOSSES, Outputs
 from vitcompress.distill.pairing import pair_layers
 from vitcompress.errors import RecipeError, first_line, raise_faults
 from vitcompress.families.base import Family
-from vitcompress.families.find import find_family
 from vitcompress.families.outputs import has_classes
+from vitcompress.families.registry import find_family
 from vitcompress.recipe import DistillRecipe
 
 _NO_POINTS = ReadPoints()

@@ -22,9 +22,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.find import family_named
 from vitcompress.families.insertion import layers_called
 from vitcompress.families.narrow import narrowed_shapes
+from vitcompress.families.registry import family_named
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.importance import token_weights
 from vitcompress.initialize.inputs import BlockInput, Call, run_block

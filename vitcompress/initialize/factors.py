@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.find import family_named
+from vitcompress.families.registry import family_named
 from vitcompress.initialize.inputs import run_recorded
 from vitcompress.initialize.regression import Moments, leading, low_rank, regress_near, roots
 from vitcompress.plans.model import Group, Plan

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.find import family_named
+from vitcompress.families.registry import family_named
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.inputs import Call, run_recorded
 from vitcompress.initialize.regression import ZERO, Moments, regress_near

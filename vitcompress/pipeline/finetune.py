@@ -27,7 +27,7 @@ from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import adapt_inputs, find_teacher
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
-from vitcompress.families.find import family_named
+from vitcompress.families.registry import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
 from vitcompress.pipeline.budget import training_seconds

@@ -14,7 +14,7 @@ from torch import nn
 
 from vitcompress.data.calibration import draw_images
 from vitcompress.distill.log import MAX_POINTS
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import check_checkpoint, check_recipe

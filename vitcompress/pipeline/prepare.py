@@ -17,7 +17,7 @@ from vitcompress.distill.matching import ComparedModel, Matching, match_models
 from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.errors import Faults, RecipeError
-from vitcompress.families.find import family_named
+from vitcompress.families.registry import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import (
     bundle_of,

@@ -30,8 +30,8 @@ from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.state import DivergedError
 from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
-from vitcompress.families.find import family_named
 from vitcompress.families.outputs import has_classes
+from vitcompress.families.registry import family_named
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import measure_baselines
 from vitcompress.measure.latency import measure_speed

@@ -15,7 +15,7 @@ from timm.models import is_model_in_modules, split_model_name_tag
 from vitcompress.artifact.load import TIMM_MODULES
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import ModelError, VitcompressError, nearest
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.resolve import resolve

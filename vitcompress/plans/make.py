@@ -9,8 +9,8 @@ from torch import nn
 
 from vitcompress.errors import PlanError, raise_faults, shorten
 from vitcompress.families.base import Family
-from vitcompress.families.find import family_named, family_of
 from vitcompress.families.narrow import full_widths
+from vitcompress.families.registry import family_named, family_of
 from vitcompress.families.widths import Widths
 from vitcompress.plans.grouping import BlockKind, group_blocks
 from vitcompress.plans.model import Group, Plan

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import CheckpointError, first_line, shorten
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.pretrained.build import build_model, empty_model
 from vitcompress.pretrained.resolve import Source
 from vitcompress.pretrained.transformers_weights import has_transformers_names, to_timm_weights

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 
 GROUP = 32  # columns that share an int4 scale
 SCALE = ".scale"  # suffix of a tensor's name; it collides with no other name of a state dict

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.search.candidates import Candidate

@@ -34,7 +34,7 @@ from vitcompress.distill.loop import distill
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.state import DivergedError
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.measure.macs import macs_of
 from vitcompress.recipe import DistillRecipe
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitcompress.data.augmentation import seeded
 from vitcompress.errors import PlanError
-from vitcompress.families.find import family_of
+from vitcompress.families.registry import family_of
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.layers.transforms import HeadMix
