@@ -6,24 +6,19 @@ artifact ── write a temporary file ── read it back ── compare sizes 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitcompress.artifact.paths import check_not_an_input
 from vitcompress.errors import ExportError, VitcompressError, first_line, nearest
-from vitcompress.export.executorch import EXECUTORCH
 from vitcompress.export.format import Format, Written
-from vitcompress.export.hf import HF, push_folder
+from vitcompress.export.hf import push_folder
 from vitcompress.export.loaded import LoadedArtifact
-from vitcompress.export.onnx import ONNX
 from vitcompress.export.parity import compare_outputs, read_probe
-from vitcompress.export.pt2 import PT2
-from vitcompress.export.timm import TIMM
+from vitcompress.export.registry import FORMATS
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.extras import require_extra
 
-FORMATS: Mapping[str, Format] = {"onnx": ONNX, "pt2": PT2, "executorch": EXECUTORCH, "timm": TIMM, "hf": HF}
 NUM_IMAGES = 64
 
 

@@ -4,8 +4,6 @@ A field is declared once, here. Its default, bounds and help serve the Python AP
 flag, the YAML key and the reference. `vitcompress.cli.app` makes the flags from these classes.
 """
 
-from vitcompress.recipe.data import BUILT_IN as BUILT_IN
-from vitcompress.recipe.data import DataRecipe as DataRecipe
 from vitcompress.recipe.stages import STAGES as STAGES
 from vitcompress.recipe.stages import FlagSpec as FlagSpec
 from vitcompress.recipe.stages import GateRecipe as GateRecipe
@@ -20,9 +18,11 @@ from vitcompress.recipe.student import PlanRecipe as PlanRecipe
 from vitcompress.recipe.student import StartRecipe as StartRecipe
 from vitcompress.recipe.student import StoreRecipe as StoreRecipe
 from vitcompress.recipe.student import TargetRecipe as TargetRecipe
+from vitcompress.recipe.training import BUILT_IN as BUILT_IN
 from vitcompress.recipe.training import DEFAULT_LR as DEFAULT_LR
 from vitcompress.recipe.training import DEFAULT_STEPS as DEFAULT_STEPS
 from vitcompress.recipe.training import LOSS_NAMES as LOSS_NAMES
+from vitcompress.recipe.training import DataRecipe as DataRecipe
 from vitcompress.recipe.training import DistillRecipe as DistillRecipe
 from vitcompress.recipe.training import Interval as Interval
 from vitcompress.recipe.training import RunRecipe as RunRecipe

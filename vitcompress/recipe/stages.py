@@ -11,9 +11,8 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from vitcompress.recipe.data import DataRecipe
 from vitcompress.recipe.student import ModelRecipe, PlanRecipe, StartRecipe, StoreRecipe, TargetRecipe
-from vitcompress.recipe.training import DistillRecipe, RunRecipe, TeacherRecipe
+from vitcompress.recipe.training import DataRecipe, DistillRecipe, RunRecipe, TeacherRecipe
 from vitcompress.recipe.values import CONFIG, Bytes, flag_of, option
 
 
