@@ -41,6 +41,7 @@ def case(teacher: torch.nn.Module, ratio: str = "2") -> Case:
     return Case(teacher, "tiny", share, budget, images(teacher, 4), (3, 32, 32))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ratio", ["1.5", "smallest"])
 @pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].whole])
 def test_a_student_is_within_the_budget_and_its_plan_has_counted_it(

@@ -52,6 +52,7 @@ def test_the_script_keeps_its_report_whether_the_gates_are_met_or_not(tmp_path: 
     assert met.stdout.endswith("every gate is met\n")
 
 
+@pytest.mark.thorough
 def test_the_script_stops_at_a_mistake(tmp_path: Path) -> None:
     ended = run(SCRIPT.replace("fashion_vit", "fashion_bit"), tmp_path)
     assert ended.returncode == 2

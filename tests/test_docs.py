@@ -55,6 +55,7 @@ def test_the_reference_has_every_command_and_the_pages_no_other() -> None:
         assert named <= known, page.name
 
 
+@pytest.mark.thorough
 def test_the_pyramid_of_the_detection_page_is_that_of_the_students_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

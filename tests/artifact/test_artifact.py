@@ -92,6 +92,7 @@ def test_the_tensors_in_the_file_take_the_bytes_planned(variant: str, tmp_path: 
         assert sum(file.get_tensor(n).numel() for n in file.keys()) == plan.size.student_params  # noqa: SIM118
 
 
+@pytest.mark.thorough
 def test_loading_opens_no_connection(mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a connection was opened")
@@ -144,6 +145,7 @@ def test_a_damaged_file_is_refused(harm: str, reader: str, mini: Path) -> None:
         READERS[reader](mini)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("reader", READERS)
 def test_every_flipped_bit_is_noticed(reader: str, mini: Path) -> None:
     original = bytearray(mini.read_bytes())
@@ -256,6 +258,7 @@ def test_a_copied_file_loads_anywhere(mini: Path, tmp_path: Path, monkeypatch: p
 # --- stores
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_file_holds_the_bytes_planned_and_gives_the_rounded_student_back(

@@ -109,6 +109,7 @@ def test_a_disk_made_read_only_meanwhile_says_so(small_disk: Path) -> None:
     assert listing(small_disk) == {"m.safetensors": b"old"}
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("name", ["m.safetensors", "m.report.json", "m.report.md"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_a_disk_that_fails_at_the_last_moment_leaves_the_old_file(

@@ -307,6 +307,7 @@ def _try(bases: list[Base], case: tuple[int, Callable[[bytes], bytes]]) -> None:
     outcome(path.with_name("harmed.safetensors"), model, case[1](data))
 
 
+@pytest.mark.thorough
 @settings(max_examples=300, derandomize=True, deadline=None, suppress_health_check=RELAXED, database=None)
 @given(case=CASES)
 def test_a_harmed_file_is_refused_or_the_model_that_it_holds(

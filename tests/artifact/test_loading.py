@@ -19,6 +19,7 @@ from vitcompress.pretrained.build import build_model, empty_model
 from vitcompress.pretrained.resolve import Source
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the resident set and its peak")
 def test_memory_holds_one_copy_of_each_shared_matrix(tmp_path: Path) -> None:
     """A process grows by little more than the file; twelve copies take 340 MB, two of all 70 MB."""

@@ -24,6 +24,7 @@ def test_the_files_in_the_repository_are_of_three_families() -> None:
     assert all(path.with_suffix(".expected").is_file() for path in FILES.values())
 
 
+@pytest.mark.broad
 @with_each_file
 @pytest.mark.parametrize("keep_quantized", [False, True])
 def test_an_old_file_gives_the_outputs_it_gave(file: Path, keep_quantized: bool) -> None:

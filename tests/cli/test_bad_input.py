@@ -290,6 +290,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("kind", ["safetensors", "pth", "legacy.pth"])
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_broken_checkpoint_is_named(broken: str, kind: str, tmp_path: Path, vitcompress: Vitcompress) -> None:
@@ -306,6 +307,7 @@ def test_a_broken_checkpoint_is_named(broken: str, kind: str, tmp_path: Path, vi
     assert listing(tmp_path) == before
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     "content",
     [
@@ -630,6 +632,7 @@ def test_the_tiny_model_is_what_these_tests_think(teacher: list[str], vitcompres
 # --- targets
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -677,6 +680,7 @@ def test_options_of_a_model_without_classes_are_not_measured(
     mistake(vitcompress("plan", "vit_tiny", *words), "needs a model with classes", "Hint:")
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     ("target", "named"),
     [

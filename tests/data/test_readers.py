@@ -167,6 +167,7 @@ def test_an_unusual_image_is_seen_as_a_viewer_shows_it(
     torch.testing.assert_close(found * 0.5 + 0.5, torch.full_like(found, value / 255), atol=0.03, rtol=0)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_changed_anywhere_never_do_more_than_spoil_the_image(kind: str, tmp_path: Path) -> None:
     whole = encoded(Image.fromarray(NOISE), kind)

@@ -75,6 +75,7 @@ def curve(path: Path) -> Any:
     return json.loads(path.with_suffix(".report.json").read_text())["train"]["loss_curve"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     name: str, words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +129,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_state_before(
     assert same_tensors(whole, cut)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
 def test_a_full_disk_is_a_clear_error_and_the_last_good_state_survives(
     fault: Exception,
@@ -154,6 +156,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_good_state_survives(
     assert same_tensors(whole, cut)
 
 
+@pytest.mark.thorough
 def test_another_recipe_or_teacher_or_other_images_are_refused_with_the_differences(
     words: list[object], images: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +172,7 @@ def test_another_recipe_or_teacher_or_other_images_are_refused_with_the_differen
     assert vitcompress(*words, "--num-workers", 1, "--min-ratio", 1, "--out", cut, "--resume").code == 0
 
 
+@pytest.mark.thorough
 def test_without_a_state_it_starts_from_the_beginning_and_says_so(
     words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +215,7 @@ def test_a_finetuning_goes_on_too(
     assert same_tensors(whole, cut)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_real_process_goes_on_after_a_real_signal(
     number: signal.Signals, words: list[object], tmp_path: Path, vitcompress: Vitcompress
@@ -233,6 +238,7 @@ def test_a_real_process_goes_on_after_a_real_signal(
     assert same_tensors(whole, cut)
 
 
+@pytest.mark.thorough
 def test_sigterm_to_workers_too_keeps_the_state(words: list[object], tmp_path: Path) -> None:
     asked = [*words[: words.index("--steps")], "--max-minutes", 5, "--save-every", 2, "--num-workers", 1]
     command = Command(*asked, "--out", tmp_path / "cut.safetensors")
@@ -275,6 +281,7 @@ def test_a_signal_at_the_very_end_of_a_training_is_not_lost(monkeypatch: pytest.
         train()
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("file", ["notes.txt", "run.json", "step-7", "step-00000002"])
 def test_files_of_others_are_never_removed(
     file: str, words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch

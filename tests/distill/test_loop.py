@@ -61,6 +61,7 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
 OF_LOGITS = [name for name in LOSSES if name != "features"]
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     "loss",
     [*({name: 1.0} for name in OF_LOGITS), dict.fromkeys(OF_LOGITS[:-1], 1.0), {"features": 1.0}],
@@ -139,6 +140,7 @@ def test_relations_of_few_tokens_still_teach() -> None:
     assert sum(ticker.losses[-3:]) < 0.8 * sum(ticker.losses[:3])  # each step uses other tokens
 
 
+@pytest.mark.thorough
 def test_the_loss_curve_stays_short() -> None:
     teacher = tiny()
     student, _ = compressed(teacher, share=4)

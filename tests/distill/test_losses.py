@@ -117,6 +117,7 @@ def test_hidden_relations_in_float64() -> None:
     assert hidden_relations([student], [teacher]).item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("at_once", [1, 2**20], ids=["image by image", "all at once"])
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("parts", [1, 3])

@@ -88,6 +88,7 @@ def test_smoothing_needs_labels_to_learn_from_by_default_too() -> None:
         check_student(tiny(), BLOCKS, DistillRecipe(label_smoothing=0.1), name="tiny")
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("default")  # warnings inside torch.compile
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler here")
 def test_compiled_blocks_compute_the_same_and_those_that_are_read_are_read() -> None:

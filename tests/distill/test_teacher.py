@@ -169,6 +169,7 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_everything_at_once_is_the_same_for_any_number_of_workers_and_checkpointed(files: Path, tmp_path: Path) -> None:
     runs = []
     for workers in (0, 2):

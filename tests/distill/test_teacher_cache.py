@@ -25,6 +25,7 @@ def words(teacher: Sequence[str], flat: Path, tmp_path: Path) -> list[object]:
     return ["compress", *teacher, *flags, *more, "--cache-teacher", tmp_path / "said"]
 
 
+@pytest.mark.thorough
 def test_the_second_run_does_not_ask_and_ends_the_same(
     words: list[object], tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +53,7 @@ def test_the_second_run_does_not_ask_and_ends_the_same(
     assert asked[4:] == [(4, 0), (5, 0)]
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     ("changed", "line"),
     [

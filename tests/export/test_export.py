@@ -91,6 +91,7 @@ ONNX_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.thorough
 @with_onnx
 @pytest.mark.parametrize(("name", "store", "recipe"), ONNX_CASES.values(), ids=ONNX_CASES.keys())
 def test_onnx_holds_each_stored_tensor_once_and_computes_the_same(
@@ -194,6 +195,7 @@ torch.save(torch.export.load(sys.argv[1]).module()(images), sys.argv[3])
 """
 
 
+@pytest.mark.thorough
 def test_pt2_runs_where_neither_we_nor_timm_are(tmp_path: Path) -> None:
     path = write(tmp_path / "m.safetensors", ROWS["beit"], "int8", share=2, transforms=("heads", "mlp"))
     done = exported(path, "pt2", "m.pt2")

@@ -90,6 +90,7 @@ def test_plan_student_and_file_agree(row: Row, tmp_path: Path) -> None:
         assert torch.equal(t, stored[name])
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("kind", KINDS)
 @every_row
 def test_every_kind_of_plan_is_what_is_built_and_stored(row: Row, kind: str, tmp_path: Path) -> None:
@@ -217,6 +218,7 @@ def test_blocks_of_different_shapes_never_share() -> None:
         planned(teacher, groups="0-1,2-3")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("depth", "share", "params"), [("tiny", 6, 11_767_645), ("small", 2, 25_985_725), ("base", 2, 45_804_804)]
 )
@@ -287,6 +289,7 @@ def test_a_student_can_still_be_resized(name: str) -> None:
         torch.testing.assert_close(student(x), teacher(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.broad
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.export
 @pytest.mark.parametrize("name", ["swin", "swin v2", "beit", "eva02"])
 def test_a_student_exports_for_any_batch(name: str) -> None:

@@ -84,6 +84,7 @@ def test_a_sample_that_counts_twice_is_two_samples() -> None:
     torch.testing.assert_close(weighted.mean_target, repeated.mean_target)
 
 
+@pytest.mark.thorough
 def test_a_narrow_start_is_nearer_where_tokens_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The features of a class token, which are all that is read of the last block."""
     model = tiny()

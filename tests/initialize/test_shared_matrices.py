@@ -1,5 +1,6 @@
 """Starts of shared matrices: the donor, the mean, and the least-squares fit."""
 
+import pytest
 import torch
 
 from tests.factories import compressed, images, tiny
@@ -56,6 +57,7 @@ def _layer_error(share_biases: bool, layer: str, start: str) -> float:
     )
 
 
+@pytest.mark.thorough
 def test_calibrated_fits_every_layer_better_than_the_other_starts() -> None:
     for share_biases in (False, True):
         for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):

@@ -248,6 +248,7 @@ def factored_plan(teacher: nn.Module, *, share: int, matrices: bool, bases: bool
     return plan_of(teacher, family, groups, (), 3)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("row", ["vit", "dinov2 swiglu", "swin", "swin v2", "beit", "eva02", "dinov3"])
 @pytest.mark.parametrize(
     ("share", "matrices", "bases"),
@@ -266,6 +267,7 @@ def family_of_row(name: str, count: int = 48) -> tuple[nn.Module, Tensor]:
     return build(row), torch.randn(count, 3, *row.image, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("kind", ["adapters", "bases on matrices", "bases", "low rank", "narrow"])
 @pytest.mark.parametrize("row", ROWS)
 def test_every_family_starts(row: str, kind: str) -> None:
@@ -292,6 +294,7 @@ def test_every_family_starts(row: str, kind: str) -> None:
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in teacher.modules())
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "narrow and shared"])
 @pytest.mark.parametrize("variant", ["vit", "layer-scale", "registers", "qk-norm"])
 def test_a_start_is_better_than_truncation_on_images_it_has_not_seen(variant: str, kind: str) -> None:

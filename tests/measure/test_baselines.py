@@ -119,6 +119,7 @@ def test_training_may_end_in_the_stored_bits(
     assert found[0] != found[1] == found[2]
 
 
+@pytest.mark.thorough
 def test_a_finetuned_file_is_stored_as_its_parent_unless_told(
     tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:

@@ -1,11 +1,13 @@
 """Latencies."""
 
+import pytest
 import torch
 
 from tests.factories import compressed, tiny
 from vitcompress.measure.latency import measure_speed
 
 
+@pytest.mark.thorough
 def test_speed_of_both_at_both_batch_sizes() -> None:
     teacher = tiny()
     student, _ = compressed(teacher, share=2)

@@ -66,6 +66,7 @@ def test_a_tiny_plan_counts_what_is_built(variant: str, transforms: tuple[str, .
     assert both_ways(student, size_of(teacher)) == {found.student_macs}
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 @pytest.mark.parametrize("transformed", [False, True])
 def test_a_plan_counts_what_is_built_in_every_family(row: Row, transformed: bool) -> None:

@@ -13,6 +13,7 @@ from tests.conftest import Vitcompress
 from vitcompress.pipeline.budget import seconds_left
 
 
+@pytest.mark.thorough
 def test_the_minutes_count_from_the_start_of_the_command_and_evaluation_is_in_them(
     teacher: Sequence[str], images: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def trained(vitcompress: Vitcompress, out: Path, images: Path, share: int, steps
     return report
 
 
+@pytest.mark.thorough
 @needs_data
 def test_deit_tiny_compresses_from_its_checkpoint(few: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:
     report = trained(vitcompress, tmp_path / "mini.safetensors", few, share=2, steps=2)
@@ -77,6 +78,7 @@ def in_fewer_bits(vitcompress: Vitcompress, out: Path, images: Path, store: str,
     return report
 
 
+@pytest.mark.thorough
 @needs_data
 def test_deit_tiny_in_int8_is_its_baseline(few: Path, tmp_path: Path, vitcompress: Vitcompress) -> None:
     in_fewer_bits(vitcompress, tmp_path / "mini.safetensors", few, "int8", 5.0)  # one image is five points

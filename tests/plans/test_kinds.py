@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("transforms", [(), ("heads", "mlp")], ids=["plain", "transformed"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("variant", ["vit", "layer-scale", "swiglu", "qk-norm"])

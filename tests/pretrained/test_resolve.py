@@ -16,6 +16,7 @@ from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.recipe import ModelRecipe
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("short", SHORT_NAMES)
 def test_a_short_name_is_a_model_that_can_be_compressed(short: str) -> None:
     source = resolve(ModelRecipe(short))

@@ -91,6 +91,7 @@ def same(model: nn.Module, original: Any) -> None:
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.broad
 @every_row
 def test_a_folder_gives_the_same_logits(row: tuple[str, Mapping[str, Any], str, str], tmp_path: Path) -> None:
     original = save(row, tmp_path)

@@ -68,6 +68,7 @@ def write_expanded(path: Path) -> None:
     torch.save(weights, path)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -136,6 +137,7 @@ def test_a_named_pipe_in_a_local_folder_is_not_waited_on(name: str, tmp_path: Pa
     mistake(compress(vitcompress, tmp_path / "m", tmp_path / "x.safetensors"), name, "not a regular file")
 
 
+@pytest.mark.thorough
 def test_links_are_followed_to_files_and_nowhere_else(tmp_path: Path, vitcompress: Vitcompress) -> None:
     save_file(tiny().state_dict(), tmp_path / "real.safetensors")
     (tmp_path / "good.safetensors").symlink_to("real.safetensors")

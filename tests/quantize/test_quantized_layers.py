@@ -243,6 +243,7 @@ def test_it_works_while_matrices_fade(store: str) -> None:
         torch.testing.assert_close(shared(x), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ema", [None, 0.5])
 def test_the_quantised_student_is_better_for_it(ema: float | None) -> None:
     """A student equal to its teacher only learns to tolerate int4, to which both are rounded.

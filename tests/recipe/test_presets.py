@@ -36,6 +36,7 @@ def params(model: str, **flags: Any) -> int:
     return pipeline.plan(recipe.model, recipe.plan).size.student_params
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_mini_deit_has_the_published_parameters_and_a_class_token(model: str) -> None:
     found = {share: params(model, share=share) for share in PUBLISHED[model]}
@@ -52,6 +53,7 @@ def test_without_a_class_token_the_counts_are_the_published_ones() -> None:
     assert params("vit_base", share=12, model_arg=arguments) == 8_674_408
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("model", "share", "expected"),
     [("swin_tiny", 6, 11_767_645), ("swin_small", 2, 25_985_725), ("swin_base", 2, 45_804_804)],

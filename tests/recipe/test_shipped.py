@@ -44,6 +44,7 @@ def test_every_model_of_the_paper_is_there_and_has_a_short_variant() -> None:
         assert short.get("preset") == full.get("preset")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",  # the test above checks that a -posthoc recipe has the same plan
     [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("-posthoc")) for n in shipped.recipe_names()],

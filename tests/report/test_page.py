@@ -187,6 +187,7 @@ def test_images_on_which_the_two_differ_are_shown(
     assert vitcompress("report", mini, *words).code == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("kind", ["report", "compare", "hostile"])
 def test_chromium_shows_a_page_without_an_error(kind: str, tmp_path: Path) -> None:

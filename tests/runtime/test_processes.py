@@ -62,6 +62,7 @@ def report(path: Path) -> Any:
     return json.loads(path.with_suffix(".report.json").read_text())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "more",
     [
@@ -94,6 +95,7 @@ def test_two_processes_take_the_steps_of_one(
     assert "warning" not in ended.stderr.lower()
 
 
+@pytest.mark.thorough
 def test_parts_of_a_batch_add_up_to_the_batch(words: list[object], tmp_path: Path, vitcompress: Vitcompress) -> None:
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     more = ["--mixup", 0.8, "--loss", "labels=1", "--loss", "hidden=1", "--loss", "attention=1"]
@@ -133,6 +135,7 @@ def children(pid: int) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
 def test_a_process_that_dies_ends_the_run_with_an_error(words: list[object], tmp_path: Path) -> None:
     words[words.index("--steps") + 1] = 2000
@@ -154,6 +157,7 @@ def test_a_fault_is_told_once_and_before_any_process_starts(words: list[object],
     assert "Try 3." in ended.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("skip", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_unreadable_image_of_one_process_ends_all_of_them_or_is_skipped(
     skip: bool, words: list[object], labelled: Path, tmp_path: Path
@@ -174,6 +178,7 @@ def test_an_unreadable_image_of_one_process_ends_all_of_them_or_is_skipped(
     assert log["skipped_images"] >= 3
 
 
+@pytest.mark.thorough
 def test_accelerate_can_launch_it(words: list[object], tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # accelerate's own, for CPUs
     ended = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from torch import nn
 
 from tests.search.factories import num_params
@@ -15,6 +16,7 @@ from vitcompress.search.candidates import even_widths, find_candidates, smallest
 from vitcompress.search.measure import MeasuredOptions
 
 
+@pytest.mark.thorough
 def test_narrow_blocks_go_as_far_as_by_hand(roomy: nn.Module, measured: MeasuredOptions) -> None:
     by_hand = make_plan(roomy, PlanRecipe(share=1, width=0.05), name="roomy")
     alone = MeasuredOptions(replace(measured.shapes, kinds=("narrow",)), measured.singles, measured.runs)

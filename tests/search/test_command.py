@@ -24,6 +24,7 @@ def roomy_flags(tmp_path_factory: pytest.TempPathFactory, roomy: nn.Module) -> l
 QUICK = ("--num-workers", 0, "--device", "cpu", "--calibration-images", 8, "--kinds", "narrow")
 
 
+@pytest.mark.thorough
 def test_compress_reaches_a_ratio_and_says_why_and_how_fast_it_learns(
     roomy_flags: list[str], images: Path, tmp_path: Path, vitcompress: Vitcompress
 ) -> None:
@@ -41,6 +42,7 @@ def test_compress_reaches_a_ratio_and_says_why_and_how_fast_it_learns(
         assert "nats predicted" in " ".join(text.split())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "store", [pytest.param([], marks=pytest.mark.slow), ["--store", "source"]], ids=["any", "source"]
 )
@@ -57,6 +59,7 @@ def test_the_file_is_no_larger_than_asked_for_with_the_longest_report(
         assert out.stat().st_size >= 0.85 * 300_000
 
 
+@pytest.mark.thorough
 def test_plan_searches_for_a_target_and_shows_why(roomy_flags: list[str], flat: Path, vitcompress: Vitcompress) -> None:
     words = ["plan", *roomy_flags, "--target-ratio", 2, "--calibrate", flat, "--kinds", "narrow,share", "-q"]
     ended = vitcompress(*words, "--calibration-images", 8, "--device", "cpu")

@@ -18,6 +18,7 @@ from vitcompress.search.options import PARTS, Option, Shapes, merge, run_options
 from vitcompress.surgery import apply_groups
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("name", ["vit", "deit3", "dinov2 swiglu", "swin", "beit", "eva02", "eva02 split"])
 def test_an_option_saves_what_the_built_student_lacks(name: str) -> None:
     teacher = built(name)

@@ -21,6 +21,7 @@ from vitcompress.search.sensitivity import Sensitivity, divergence
 from vitcompress.surgery import apply_groups
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["vit", "deit3", "swin", "beit", "eva02"])
 def test_the_cost_of_an_option_is_that_of_the_student_run_whole(name: str) -> None:
     teacher = built(name)

@@ -20,6 +20,7 @@ from vitcompress.search.target import reach
 from vitcompress.surgery import apply_plan
 
 
+@pytest.mark.broad
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("kinds", [KINDS, ("narrow",)], ids=["all", "narrow"])
 @pytest.mark.parametrize("ratio", [1.3, 2.0, 3.5])
@@ -33,6 +34,7 @@ def test_a_ratio_is_reached_and_hardly_passed(ratio: float, kinds: tuple[Any, ..
     assert len(chosen.reasons()) == len(chosen.tried)
 
 
+@pytest.mark.broad
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("kinds", [KINDS, ("narrow",), ("share",), ("low_rank", "basis")])
 def test_a_ratio_out_of_reach_names_one_that_is_not(kinds: tuple[Any, ...], roomy: nn.Module) -> None:
@@ -51,6 +53,7 @@ def test_transformations_count_towards_the_ratio(roomy: nn.Module) -> None:
     assert 2 <= num_params(roomy) / num_params(student) <= 2.04
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("at_once")
 def test_a_drop_is_looked_for_on_students_as_they_start(roomy: nn.Module) -> None:
     lines: list[str] = []
@@ -73,6 +76,7 @@ def test_a_store_that_was_given_is_in_the_bytes_of_the_plan(roomy: nn.Module) ->
     assert plans[1].size.student_bytes < 0.5 * plans[0].size.student_bytes
 
 
+@pytest.mark.broad
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("store", [None, "source", "int8"])
 def test_a_size_is_kept_and_made_use_of(store: str | None, roomy: nn.Module) -> None:
