@@ -549,7 +549,7 @@ def test_something_that_is_no_artifact_is_named(
         mistake(vitcompress(command, path, *more), path, message)
 
 
-@pytest.mark.parametrize("version", ["artifact.manifest.FORMAT_VERSION", "pipeline.run.SCHEMA_VERSION"])
+@pytest.mark.parametrize("version", ["artifact.manifest.FORMAT_VERSION", "pipeline.finish.SCHEMA_VERSION"])
 def test_an_artifact_of_the_future_asks_for_an_upgrade(
     version: str, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,7 +260,7 @@ def test_what_follows_a_long_training_may_be_terminated(
     asked = [*words[: words.index("--save-every")], "--num-workers", 0, "--out", tmp_path / "cut.safetensors"]
     monkeypatch.setattr(checkpoints, "MIN_SECONDS_TO_KEEP", seconds)
     with monkeypatch.context() as patch:
-        patch.setattr("vitcompress.pipeline.run.measure", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("vitcompress.pipeline.finish.measure", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
         ended = vitcompress(*asked)
     assert (ended.code, "Its state is in" in ended.err) == (143, kept)
     assert [path.name for path in tmp_path.glob("*.checkpoints/step-*")] == [f"step-{STEPS:08}"] * kept

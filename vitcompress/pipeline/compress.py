@@ -30,9 +30,10 @@ from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.checks import check_recipe
+from vitcompress.pipeline.finish import Reference, conclude
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
 from vitcompress.pipeline.prepare import planned, prepare, resolve_recipe
-from vitcompress.pipeline.run import Reference, Run, conclude, load_adapted, train
+from vitcompress.pipeline.run import Run, load_adapted, train
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.report.events import tell_plan

@@ -41,14 +41,9 @@ from vitcompress.pipeline.checks import (
     endless_epochs,
     files_read,
 )
+from vitcompress.pipeline.finish import Reference, conclude, measure
 from vitcompress.pipeline.prepare import planned, with_losses
-from vitcompress.pipeline.run import (
-    Reference,
-    Run,
-    conclude,
-    measure,
-    train,
-)
+from vitcompress.pipeline.run import Run, train
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.pretrained.build import empty_model
