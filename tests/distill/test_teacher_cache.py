@@ -76,9 +76,9 @@ def test_other_views_are_refused(
 @pytest.mark.parametrize(
     ("more", "line"),
     [
-        (["--loss", "hidden=1"], "look at more of the teacher"),
+        (["--loss", "hidden=1"], "need more of the teacher"),
         (["--max-minutes", 1], "is not known"),
-        (["--loss", "logits=0", "--loss", "labels=1"], "no loss looks at a teacher"),
+        (["--loss", "logits=0", "--loss", "labels=1"], "no loss needs a teacher"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_before_any_work(
