@@ -111,6 +111,7 @@ def test_the_recipe_says_which_images_were_used(vitcompress: Vitcompress, teache
     assert yaml.safe_load(shown[shown.index("model:") :])["data"]["data"] is None  # no step needs images
 
 
+@pytest.mark.thorough
 def test_images_that_are_named_win(tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path) -> None:
     words = ["compress", *teacher, "--share", 2, "--steps", 1, "--batch-size", 4, "--num-workers", 0, "--no-baselines"]
     ended = vitcompress(*words, "--data", images, "--out", tmp_path / "a.safetensors")

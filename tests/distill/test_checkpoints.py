@@ -248,6 +248,7 @@ def test_sigterm_to_workers_too_keeps_the_state(words: list[object], tmp_path: P
     assert (ended.returncode, "Terminated. Its state is in" in ended.stderr) == (143, True), ended.stderr
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(("seconds", "kept"), [(0.0, True), (1e9, False)])
 def test_what_follows_a_long_training_may_be_terminated(
     seconds: float,

@@ -154,6 +154,7 @@ def test_int8_codes_and_scales_are_the_artifacts_own(tmp_path: Path) -> None:
     assert sorted(decoded) == sorted(coded)  # each once, however many blocks use it
 
 
+@pytest.mark.thorough
 @with_onnx
 def test_transformations_that_nothing_trained_yet_are_one_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,7 @@ def test_blocks_equal_whole_maps_in_values_and_gradients(
     torch.testing.assert_close(out, found[1][0])
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("mixes", [(True, True), (True, False), (False, True)])
 def test_the_gradients_are_those_of_the_values(mixes: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_BYTES", 2 * 5 * 8 * 2)  # two queries of one image
@@ -154,6 +155,7 @@ def test_dropout_still_drops() -> None:
     assert not torch.equal(student(x), student(x))
 
 
+@pytest.mark.thorough
 def test_exported_models_have_plain_operations() -> None:
     """Without blocks of fixed size, so that the batch size is free."""
     student, _ = compressed(tiny(), share=2, transforms=("heads", "mlp"))

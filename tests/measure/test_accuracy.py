@@ -110,6 +110,7 @@ def test_nothing_readable() -> None:
         evaluate(model, None, [nothing], skip_bad_images=True)
 
 
+@pytest.mark.thorough
 def test_a_source_of_another_kind_or_far_too_large_is_refused_before_it_is_built(mini: Path) -> None:
     manifest = read_manifest(mini)
     own = Source(**manifest.source)

@@ -48,6 +48,7 @@ def test_the_teacher_is_measured_in_fewer_bits(
     assert all(row.agreement is None for row in report.baselines)
 
 
+@pytest.mark.thorough
 def test_without_labels_it_is_agreement(
     tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], flat: Path
 ) -> None:
@@ -56,6 +57,7 @@ def test_without_labels_it_is_agreement(
     assert all(row.top1 is None and row.agreement is not None for row in report.baselines)
 
 
+@pytest.mark.thorough
 def test_without_images_or_wish_there_are_none(
     tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
@@ -93,6 +95,7 @@ def test_without_labels_the_table_says_agreement() -> None:
 # --- stores on the command line
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("store", ["fp16", "bf16", "int8", "int4"])
 def test_plan_tells_the_bytes_of_the_file(
     store: str, tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]
@@ -105,6 +108,7 @@ def test_plan_tells_the_bytes_of_the_file(
     assert report.size.bytes_ratio > report.size.params_ratio
 
 
+@pytest.mark.thorough
 def test_training_may_end_in_the_stored_bits(
     tmp_path: Path, vitcompress: Vitcompress, teacher: list[str], images: Path
 ) -> None:
@@ -143,6 +147,7 @@ MISTAKES: list[tuple[list[object], list[str]]] = [
 ]
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize(("words", "named"), MISTAKES, ids=lambda value: " ".join(map(str, value)))
 def test_a_store_that_cannot_be(
     words: list[object], named: list[str], tmp_path: Path, vitcompress: Vitcompress, teacher: list[str]

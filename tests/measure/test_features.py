@@ -50,6 +50,7 @@ def test_tokens_that_are_not_pooled_count_as_one_image() -> None:
     assert found.feature_cosine == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_model_without_classes_learns_and_is_measured_by_features(
     headless: list[str], images: Path, tmp_path: Path, vitcompress: Vitcompress
 ) -> None:
@@ -102,6 +103,7 @@ def test_features_cannot_be_evaluated_without_the_teacher(
     assert "--checkpoint" in ended.err
 
 
+@pytest.mark.thorough
 def test_a_model_without_classes_gets_a_head_from_labels_and_none_without(
     headless: list[str], images: Path, flat: Path, tmp_path: Path, vitcompress: Vitcompress, no_network: None
 ) -> None:

@@ -41,6 +41,7 @@ def both_ways(model: nn.Module, size: tuple[int, int, int]) -> set[int]:
     return found
 
 
+@pytest.mark.thorough
 def test_a_plain_vit_has_the_closed_form() -> None:
     embed = 8 * 8 * 3 * DIM * PATCHES
     block = 12 * DIM * DIM * TOKENS + 2 * TOKENS * TOKENS * DIM  # four matrices; QKᵀ and ·V over all heads
@@ -56,6 +57,7 @@ def test_a_plain_vit_has_the_closed_form() -> None:
     assert counted(tiny(), *added).student_macs == teacher + DEPTH * sum(added.values())
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("transforms", [(), ("heads", "mlp")], ids=str)
 def test_a_tiny_plan_counts_what_is_built(variant: str, transforms: tuple[str, ...]) -> None:

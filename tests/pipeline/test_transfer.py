@@ -218,6 +218,7 @@ def test_a_named_teacher_teaches_without_labels(
     assert "Distilled" in vitcompress("report", tmp_path / "out.safetensors").out
 
 
+@pytest.mark.thorough
 def test_the_source_teaches_its_own_classes_by_default_whatever_the_size(
     tmp_path: Path, vitcompress: Vitcompress
 ) -> None:

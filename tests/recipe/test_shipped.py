@@ -95,6 +95,7 @@ def test_the_command_of_a_recipe_names_it_and_can_be_typed(name: str) -> None:
             command.make_context(words[1], words[2:], parent=root)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("name", ["mini-deit-ti", "mini-deit-s", "mini-deit-b", "mini-deit-b-single"])
 @pytest.mark.parametrize("end", ["", "-posthoc"])
 def test_mini_deit_has_the_published_parameters(name: str, end: str) -> None:

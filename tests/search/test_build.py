@@ -14,6 +14,7 @@ from vitcompress.search.candidates import Candidate
 from vitcompress.search.target import reach
 
 
+@pytest.mark.broad
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("helps", [1, 3])
 def test_plans_are_made_even_for_as_long_as_that_helps(
