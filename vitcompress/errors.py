@@ -1,4 +1,4 @@
-"""Errors of the user: a message that names the flag, file or tensor, and a hint."""
+"""Errors caused by the user: a message that names the flag, file or tensor, and a hint."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DataError(VitcompressError):
 
 
 class TrainingError(VitcompressError):
-    """A training that cannot continue."""
+    """Training cannot continue."""
 
 
 class ArtifactError(VitcompressError):

@@ -19,7 +19,7 @@ from vitcompress.plans.model import Group, Plan
 def apply_plan(model: nn.Module, plan: Plan) -> None:
     """Make `model` the student that `plan` describes, in place.
 
-    Compression applies it to a copy of the source, loading an artifact to an empty model: both get
+    Compression applies it to a copy of the source; loading applies it to an empty model. Both get
     the same student.
 
     Args:

@@ -75,7 +75,10 @@ FAST = ("--steps", 1, "--batch-size", 4, "--num-workers", 0, "--device", "cpu")
         (["vit_tiny", "--groups", "0-5,,6-11"], ["--groups", "''"]),
         (["vit_tiny", "--groups", "a-b"], ["--groups", "'a-b'"]),
         (["vit_tiny", "--groups", ""], ["--groups"]),
-        (["vit_tiny", "--share", "2", "--groups", "0-5,6-11"], ["--share and --groups exclude each other"]),
+        (
+            ["vit_tiny", "--share", "2", "--groups", "0-5,6-11"],
+            ["--share and --groups cannot be used together. Give only one of them"],
+        ),
         (["vit_tiny", "--transforms", "magic"], ["--transforms", "magic"]),
         (
             ["vit_tiny", "--adapter-rank", "193"],
@@ -88,15 +91,24 @@ FAST = ("--steps", 1, "--batch-size", 4, "--num-workers", 0, "--device", "cpu")
         (["vit_tiny", "--share", "1", "--basis", "2"], ["--basis 2", "nothing to add"]),
         (["vit_tiny", "--no-matrices"], ["--no-matrices needs --adapter-rank or --basis"]),
         (["vit_tiny", "--no-matrices", "--width", "0.5"], ["--no-matrices needs"]),
-        (["vit_tiny", "--adapter-rank", "2", "--basis", "2"], ["--adapter-rank and --basis exclude each other"]),
-        (["vit_tiny", "--adapter-rank", "2", "--width", "0.5"], ["--adapter-rank and --width exclude each other"]),
+        (
+            ["vit_tiny", "--adapter-rank", "2", "--basis", "2"],
+            ["--adapter-rank and --basis cannot be used together. Give only one of them"],
+        ),
+        (
+            ["vit_tiny", "--adapter-rank", "2", "--width", "0.5"],
+            ["--adapter-rank and --width cannot be used together. Give only one of them"],
+        ),
         (["vit_tiny", "--width", "0"], ["--width 0"]),
         (["vit_tiny", "--width", "1"], ["--width 1"]),
         (["vit_tiny", "--width", "nan"], ["--width"]),
         (["vit_tiny", "--width", "0.5", "--transforms", "rpe"], ["--transforms rpe", "--width"]),
         (["eva02_base_patch14_224", "--width", "0.5"], ["--width 0.5", "neither a plain MLP nor plain attention"]),
         (["vit_tiny", "--pattern", "magic"], ["--pattern magic"]),
-        (["vit_tiny", "--pattern", "cycle", "--groups", "0-5,6-11"], ["--pattern and --groups exclude each other"]),
+        (
+            ["vit_tiny", "--pattern", "cycle", "--groups", "0-5,6-11"],
+            ["--pattern and --groups cannot be used together. Give only one of them"],
+        ),
         (["vit_tiny", "--token-kernel", "4"], ["--token-kernel 4", "odd"]),
         (["vit_tiny", "--model-arg", "depth"], ["--model-arg", "key=value"]),
         (["vit_tiny", "--model-arg", "img_size=[1"], ["--model-arg", "img_size"]),
@@ -166,7 +178,7 @@ def test_a_gate_that_the_plan_misses_is_told_before_training(
     for command in commands:
         asked = [word for word in words if command[0] == "compress" or word not in ("--share", 2)]
         ended = vitcompress(*command, *asked)
-        mistake(ended, "--min-ratio 20: this plan gives 1.", "--max-size 1,000 bytes: this plan's tensors alone")
+        mistake(ended, "--min-ratio 20: this plan only reaches 1.", "--max-size 1,000 bytes: this plan's tensors alone")
 
 
 def test_what_is_not_there_is_told_without_reading_it(vitcompress: Vitcompress, tmp_path: Path, images: Path) -> None:
@@ -214,7 +226,7 @@ def test_a_gate_on_accuracy_without_labels_says_so_before_any_work(
     out: Path, vitcompress: Vitcompress, teacher: list[str], flat: Path
 ) -> None:
     words = ["--data", flat, "--max-drop", 1]
-    mistake(vitcompress("compress", *teacher, *words, "--out", out), "--max-drop needs labelled images")
+    mistake(vitcompress("compress", *teacher, *words, "--out", out), "--max-drop needs labeled images")
 
 
 def test_a_run_that_blows_up_is_no_success(
@@ -574,7 +586,7 @@ def test_a_teacher_that_was_named_must_fit(made: Path, tmp_path: Path, images: P
     other = {name: t + 1 for name, t in tiny().state_dict().items()}
     save_file(other, tmp_path / "other.safetensors")
     words = ["evaluate", made / "mini.safetensors", "--data", images, "--num-workers", 0]
-    mistake(vitcompress(*words, "--checkpoint", tmp_path / "other.safetensors"), "other weights")
+    mistake(vitcompress(*words, "--checkpoint", tmp_path / "other.safetensors"), "that mini.safetensors was made from")
     mistake(vitcompress(*words, "--teacher", "resnet999"), "resnet999 is unknown")
 
 
@@ -640,12 +652,21 @@ def test_the_tiny_model_is_what_these_tests_think(teacher: list[str], vitcompres
         (["--target-size", "big"], ["--target-size", "40MB"]),
         (["--target-drop", "0"], ["--target-drop 0"]),
         (["--target-ratio", "2", "--kinds", "magic"], ["--kinds", "narrow"]),
-        (["--target-ratio", "2", "--target-drop", "1"], ["--target-ratio and --target-drop exclude each other"]),
-        (["--target-ratio", "2", "--share", "2"], ["--share and --target-ratio exclude", "Leave it out"]),
-        (["--target-size", "9MB", "--width", "0.5"], ["--width and --target-size exclude"]),
-        (["--target-drop", "1", "--adapter-rank", "2"], ["--adapter-rank and --target-drop exclude"]),
-        (["--target-ratio", "2", "--pattern", "cycle"], ["--pattern and --target-ratio exclude"]),
-        (["--target-ratio", "2", "--basis", "2", "--no-matrices"], ["--no-matrices and --target-ratio exclude"]),
+        (
+            ["--target-ratio", "2", "--target-drop", "1"],
+            ["--target-ratio and --target-drop cannot be used together. Give only one of them"],
+        ),
+        (
+            ["--target-ratio", "2", "--share", "2"],
+            ["--share and --target-ratio cannot be used together", "Remove --share: with --target-ratio"],
+        ),
+        (["--target-size", "9MB", "--width", "0.5"], ["--width and --target-size cannot be used together"]),
+        (["--target-drop", "1", "--adapter-rank", "2"], ["--adapter-rank and --target-drop cannot be used together"]),
+        (["--target-ratio", "2", "--pattern", "cycle"], ["--pattern and --target-ratio cannot be used together"]),
+        (
+            ["--target-ratio", "2", "--basis", "2", "--no-matrices"],
+            ["--no-matrices and --target-ratio cannot be used together"],
+        ),
         (["--target-ratio", "2", "--transforms", "rpe"], ["--transforms rpe", "--kinds low_rank,share"]),
         (["--target-ratio", "2", "--model-arg", "num_classes=0"], ["--target-ratio needs a model with classes"]),
     ],

@@ -324,7 +324,7 @@ def test_evaluate_goes_on_without_a_teacher_and_says_so(
     ended = vitcompress("evaluate", made / "mini.safetensors", "--data", images, "--num-workers", 0, "--json")
     found = json.loads(ended.out)
     assert ended.code == 0
-    assert "Without the teacher:" in ended.err
+    assert "The teacher is not compared:" in ended.err
     assert (found["teacher_top1"], found["agreement"]) == (None, None)
     assert found["student_top1"] is not None
 

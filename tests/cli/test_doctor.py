@@ -57,7 +57,7 @@ def test_without_torch_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("native", "capability", "said"),
-    [(True, (9, 0), "fp32, bf16 in hardware, tf32"), (False, (7, 5), "fp32, bf16 emulated, so slow, no tf32")],
+    [(True, (9, 0), "fp32, bf16 in hardware, tf32"), (False, (7, 5), "fp32, bf16 emulated (slow), no tf32")],
 )
 def test_precisions_of_a_gpu(
     monkeypatch: pytest.MonkeyPatch, native: bool, capability: tuple[int, int], said: str

@@ -143,4 +143,4 @@ def test_labels_and_gates_on_accuracy_still_want_images(
     words = ["compress", *teacher, "--share", 2, "--out", tmp_path / "x.safetensors"]
     for flags in (["--loss", "labels=1"], ["--max-drop", 1]):
         ended = vitcompress(*words, *flags)
-        assert (ended.code, "needs labelled images" in ended.err) == (2, True)
+        assert (ended.code, "needs labeled images" in ended.err) == (2, True)

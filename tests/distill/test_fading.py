@@ -118,5 +118,5 @@ def test_the_fading_is_told_of_once_before_training(
 ) -> None:
     words = ["--data", images, "--steps", 1, "--batch-size", 4, "--num-workers", 0, "--device", "cpu", "--no-baselines"]
     ended = vitcompress("compress", *teacher, *words, "--fade", 0.6, "--out", tmp_path / "m.safetensors")
-    assert ended.err.count("fade out during the first 60% of the training") == 1
+    assert ended.err.count("During the first 60 % of training, each block's own matrices fade out") == 1
     assert ended.err.index("fade out") < ended.err.index("distil")

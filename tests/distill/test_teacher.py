@@ -158,7 +158,7 @@ def test_weights_of_another_teacher(files: Path) -> None:
 
 
 def test_labels_need_labelled_images(files: Path, tmp_path: Path) -> None:
-    with pytest.raises(VitcompressError, match="--loss labels needs labelled images"):
+    with pytest.raises(VitcompressError, match="--loss labels needs labeled images"):
         compress(files, tmp_path, data=files / "data" / "0", loss=["labels=1"])
 
 

@@ -329,7 +329,7 @@ def test_push_uploads_the_folder(mini: Path, monkeypatch: pytest.MonkeyPatch, vi
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
     words = ["export", mini, "--to", "hf", "--out", mini.with_name("repo"), "--num-images", 1, "--push", "me/mini"]
     ended = vitcompress(*words)
-    assert (ended.code, "licence of its weights is not known" in ended.out) == (0, True)
+    assert (ended.code, "license of its weights is not known" in ended.out) == (0, True)
     (first, create), (second, upload) = api.calls
     assert (first, create) == ("create_repo", {"repo": "me/mini", "exist_ok": True})
     assert (second, upload["repo_id"]) == ("upload_folder", "me/mini")

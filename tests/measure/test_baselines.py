@@ -139,9 +139,12 @@ def test_a_finetuned_file_is_stored_as_its_parent_unless_told(
 
 
 MISTAKES: list[tuple[list[object], list[str]]] = [
-    (["--qat-fraction", 0.5], ["--qat-fraction 0.5: --store source quantises nothing", "--store int8 or int4"]),
-    (["--qat-fraction", 0.5, "--store", "bf16"], ["--store bf16 quantises nothing"]),
-    (["--qat-fraction", 0.5, "--store", "int8"], ["--steps 0 trains nothing", "Give a length"]),
+    (["--qat-fraction", 0.5], ["--qat-fraction 0.5: --store source quantizes nothing", "--store int8 or int4"]),
+    (["--qat-fraction", 0.5, "--store", "bf16"], ["--store bf16 quantizes nothing"]),
+    (
+        ["--qat-fraction", 0.5, "--store", "int8"],
+        ["--steps 0 trains nothing", "Give --steps N, or remove --qat-fraction"],
+    ),
     (["--qat-fraction", 1.5, "--store", "int8"], ["--qat-fraction 1.5"]),
     (["--store", "int3"], ["--store int3"]),
 ]

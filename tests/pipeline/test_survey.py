@@ -30,7 +30,11 @@ def test_a_pattern_selects_names_and_the_numbers_are_the_plans(vitcompress: Vitc
 def test_the_table(vitcompress: Vitcompress) -> None:
     ended = vitcompress("models", "swin_tiny_patch4_window7_224")
     assert ended.code == 0
-    for text in ("\nswin_tiny  swin ", "28,288,354", "more names of timm: vitcompress models PATTERN"):
+    for text in (
+        "\nswin_tiny  swin ",
+        "28,288,354",
+        "more timm models are not shown. To search them, run: vitcompress models PATTERN",
+    ):
         assert text in ended.out
 
 

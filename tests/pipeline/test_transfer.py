@@ -242,7 +242,7 @@ def test_a_default_teacher_that_cannot_be_had_leaves_the_labels(
 ) -> None:
     report, _ = finetune(vitcompress, mini, tmp_path / "out.safetensors", "--data", images, "--steps", 1)
     assert (report.train.teacher, report.train.losses) == (None, {"labels": 1.0})
-    assert any(note.startswith("Without the teacher vit_tiny") for note in report.notes)
+    assert any(note.startswith("Training continues without the teacher vit_tiny") for note in report.notes)
 
 
 def test_an_older_file_without_lineage_still_loads(mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_an_older_file_without_lineage_still_loads(mini: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--data", "{flat}", "--loss", "labels=1"], ["--loss labels needs labelled images"]),
+        (["--data", "{flat}", "--loss", "labels=1"], ["--loss labels needs labeled images"]),
         (["--data", "{regrouped}", "--loss", "logits=1"], ["--loss logits needs a teacher of the same classes"]),
         (["--data", "{regrouped}", "--loss", "features=1"], ["--loss features: ", "are logits of classes"]),
         (["--data", "{regrouped}", "--img-size", "60"], ["--img-size 60", "Use 56 or 64"]),

@@ -121,10 +121,10 @@ def test_what_does_not_fit_the_model_is_refused(recipe: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"adapter_rank": 2, "basis": 2}, "exclude each other"),
-        ({"width": 0.5, "basis": 2}, "exclude each other"),
+        ({"adapter_rank": 2, "basis": 2}, "cannot be used together. Give only one of them"),
+        ({"width": 0.5, "basis": 2}, "cannot be used together. Give only one of them"),
         ({"matrices": False}, "--no-matrices needs"),
-        ({"groups": "0-3", "pattern": "cycle"}, "exclude each other"),
+        ({"groups": "0-3", "pattern": "cycle"}, "cannot be used together. Give only one of them"),
     ],
 )
 def test_contradictions_are_refused(recipe: dict[str, Any], message: str) -> None:

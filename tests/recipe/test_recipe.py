@@ -32,8 +32,11 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     [
         ({"share": 0}, "--share 0: input should be greater than or equal to 1"),
         ({"share": -2}, "--share -2"),
-        ({"share": 2, "groups": "0-1"}, "--share and --groups exclude each other"),
-        ({"steps": 1, "epochs": 1.0}, "--steps, --epochs and --max-minutes exclude each other"),
+        ({"share": 2, "groups": "0-1"}, "--share and --groups cannot be used together. Give only one of them"),
+        (
+            {"steps": 1, "epochs": 1.0},
+            "--steps, --epochs and --max-minutes cannot be used together. Give only one of them",
+        ),
         ({"transforms": "heads,convolution"}, "--transforms convolution: input should be 'heads', 'mlp' or 'rpe'"),
         ({"transforms": "mlp,mlp"}, "--transforms names a transformation twice"),
         ({"token_kernel": 4}, "--token-kernel 4: must be odd"),
@@ -87,7 +90,7 @@ def test_the_nearest_option_of_the_new_stages() -> None:
 
 
 def test_a_missing_file_and_a_missing_model(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"nowhere\.yaml: No such file"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml: there is no file and no built-in recipe of this name"):
         build({}, file=tmp_path / "nowhere.yaml")
     with pytest.raises(RecipeError, match="No model is named"):
         build({})

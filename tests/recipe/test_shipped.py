@@ -163,7 +163,12 @@ def test_an_unknown_recipe_names_the_nearest(vitcompress: Vitcompress) -> None:
 def test_an_unknown_recipe_hides_no_other_fault(vitcompress: Vitcompress) -> None:
     ended = vitcompress("compress", "--recipe", "mini-swint", "--preset", "minvit", "--share", 0, "--dry-run")
     assert (ended.code, ended.out) == (2, "")
-    for line in ("--recipe mini-swint: No such file", "did you mean mini-swin-t?", "--preset minvit", "--share 0"):
+    for line in (
+        "--recipe mini-swint: there is no file and no built-in recipe of this name",
+        "did you mean mini-swin-t?",
+        "--preset minvit",
+        "--share 0",
+    ):
         assert line in ended.err
     assert "No model" not in ended.err
 

@@ -16,8 +16,8 @@ from vitcompress.report.gates import missed_gates
     [
         (GateRecipe(max_drop=1.5, min_ratio=3.7, max_size=100), []),
         (GateRecipe(max_drop=1.4), ["--max-drop 1.4: top-1 drops by 1.50 points."]),
-        (GateRecipe(min_ratio=9.0), ["--min-ratio 9: 3.77 times fewer parameters."]),
-        (GateRecipe(max_size=99), ["--max-size 99 bytes: the file has 100."]),
+        (GateRecipe(min_ratio=9.0), ["--min-ratio 9: the student has only 3.77 times fewer parameters."]),
+        (GateRecipe(max_size=99), ["--max-size 99 bytes: the file has 100 bytes."]),
     ],
     ids=str,
 )

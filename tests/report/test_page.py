@@ -160,7 +160,7 @@ def test_report_compare_and_diff_on_the_command_line(made: Path, tmp_path: Path,
     assert [row["file"] for row in both] == ["mini.safetensors", "copy.safetensors"]
     assert vitcompress("compare", file, copy, "--html", page).code == 0
     assert "copy.safetensors" in page.read_text(encoding="utf-8")
-    assert "alike" in vitcompress("diff", file, copy).out
+    assert "have the same plan, recipe, numbers and versions" in vitcompress("diff", file, copy).out
     assert json.loads(vitcompress("diff", file, copy, "--json").out) == []
 
 

@@ -62,7 +62,7 @@ def test_the_report_says_what_layers_are_made_of() -> None:
         assert "3 blocks in groups of 2+1, taken in turn" in text
         assert "2 of 3 blocks: residuals of rank 4 with a basis of the group added to the matrices of attn.qkv." in text
         assert "1 of 3 blocks: products of rank 8 in place of the matrices of attn.qkv, mlp.fc1." in text
-        assert "narrow, 48 hidden neurons, 16 channels of queries and keys per head, 12 channels of values" in text
+        assert "narrower: 48 hidden neurons; per head, 16 channels for queries and keys and 12 for values" in text
     assert "12 blocks that share nothing" in to_markdown(replace(REPORT, groups=(1,) * 12))
     tree = to_json(REPORT)
     del tree["made_of"]  # a report from before

@@ -74,7 +74,7 @@ def test_plan_measures_options(teacher: list[str], flat: Path, vitcompress: Vitc
     words = ["plan", *teacher, "--calibrate", flat, "--calibration-images", 8, "--kinds", "narrow,share", "-q"]
     ended = vitcompress(*words)
     assert (ended.code, ended.err) == (0, "")
-    assert "what each option alone does" in ended.out
+    assert "cost of each option, applied alone" in ended.out
     rows = json.loads(vitcompress(*words, "--json").out)
     assert {row["kind"] for row in rows} == {"narrow hidden", "narrow qk", "narrow v", "share"}
     assert all(math.isfinite(row["cost"]) and row["cost"] >= 0 for row in rows)
@@ -96,4 +96,4 @@ def test_a_learning_rate_that_was_typed_wins(
     for typed in ([], ["--lr", "3e-4"]):
         ended = vitcompress("compress", *teacher, *words, *typed, "--out", tmp_path / "m.safetensors")
         assert ended.code == 0
-        assert ("--lr " in ended.err) == (not typed)
+        assert ("Learning rate: " in ended.err) == (not typed)

@@ -64,7 +64,7 @@ class Photograph:
     Attributes:
         file: name of the file.
         author: name of the photographer.
-        licence: its licence.
+        licence: its license.
         held_out: whether it is for evaluation only.
     """
 

@@ -2,7 +2,7 @@
 
 Trains a small ViT on Fashion-MNIST from random weights, and writes the two files beside this
 script: the weights and a subset of the images. The images come from Debian's package
-`dataset-fashion-mnist` (MIT licence) or from any other copy of the four IDX files. Takes about an
+`dataset-fashion-mnist` (MIT license) or from any other copy of the four IDX files. Takes about an
 hour on two CPU cores.
 """
 

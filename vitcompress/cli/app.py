@@ -39,7 +39,7 @@ def main() -> None:
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
-    """Make pretrained Vision Transformers small and fast, after the fact."""
+    """Compress pretrained Vision Transformers: fewer parameters, smaller files."""
     if version:
         put(vitcompress.__version__)
         raise typer.Exit

@@ -30,12 +30,19 @@ def compress(
     preset: PresetOption = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check everything but weights and images, print plan and recipe, and stop."),
+        typer.Option(
+            "--dry-run",
+            help="Check the recipe and the plan, print both, and stop. "
+            "Weights, images, --out and this machine are not checked.",
+        ),
     ] = False,
     quiet: QuietOption = False,
     log_json: LogOption = None,
 ) -> None:
-    """Compress a model into one verified .safetensors file with a report."""
+    """Compress a model into one verified .safetensors file with a report.
+
+    The source model is the teacher unless --teacher is given.
+    """
     with reporting(log_json, quiet=quiet) as reporter:
         resolved = compose.build(flags, file=recipe, preset=preset, family_name=family_name)
         if dry_run:

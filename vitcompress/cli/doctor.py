@@ -94,11 +94,11 @@ def _precision(torch: Any) -> str:
     else:
         ask = getattr(torch.cpu, "get_capabilities", None)  # later than torch 2.9
         native = any(ask().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")) if ask else None
-        tf32 = "no tf32 (a GPU's)"
-    how = {True: "in hardware", False: "emulated, so slow", None: "(whether in hardware is unknown)"}
+        tf32 = "no tf32 (needs a GPU)"
+    how = {True: "in hardware", False: "emulated (slow)", None: "(whether in hardware is unknown)"}
     return f"fp32, bf16 {how[native]}, {tf32}"
 
 
 def _compiler() -> str:
     path = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    return f"with {path}" if path else "not on CPU: there is no C++ compiler (g++ or clang++)"
+    return f"works (compiler: {path})" if path else "not on CPU: there is no C++ compiler (g++ or clang++)"

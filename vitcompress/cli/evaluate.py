@@ -21,7 +21,15 @@ from vitcompress.report.model import to_json
 from vitcompress.report.terminal import print_accuracy
 
 
-@takes("data", only=IMAGE_FLAGS)
+@takes(
+    "data",
+    only=IMAGE_FLAGS,
+    helps={
+        "data": "Images to measure on: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in. "
+        "Default: built-in, for a model that has built-in images.",
+        "batch_size": "Images per batch.",
+    },
+)
 def evaluate(
     file: FileArgument,
     flags: dict[str, Any],

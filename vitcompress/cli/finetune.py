@@ -14,7 +14,16 @@ from vitcompress.recipe import compose
 from vitcompress.runtime.console import STARTED
 
 
-@takes("data", "teacher", "distill", "store", "run", "gates", without=("baselines",))
+@takes(
+    "data", "teacher", "distill", "store", "run", "gates",
+    without=("baselines",),
+    helps={
+        "data": "Training images: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in.",
+        "teacher": "Model to learn from: a timm name, hf-hub:…, local-dir:… or a vitcompress file. "
+        "Default: the file's source, if the classes are the same.",
+        "store": "Number format of the file. Default: the input file's.",
+    },
+)  # fmt: skip
 def finetune(
     file: FileArgument,
     out: OutOption,
@@ -26,7 +35,10 @@ def finetune(
     quiet: QuietOption = False,
     log_json: LogOption = None,
 ) -> None:
-    """Train a file on other classes or at another image size, and keep what its blocks share."""
+    """Fine-tune a compressed file on other classes or another image size.
+
+    Shared weights stay shared.
+    """
     with reporting(log_json, quiet=quiet) as reporter:
         resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=family_name)
         from vitcompress.pipeline import finetune

@@ -46,6 +46,8 @@ def print_survey(survey: Survey, console: Console) -> None:
     if survey.unfit:
         lines.append(f"cannot be compressed: {shorten(survey.unfit)}")
     if survey.num_more:
-        lines.append(f"{survey.num_more} more names of timm: vitcompress models PATTERN")
+        lines.append(
+            f"{survey.num_more} more timm models are not shown. To search them, run: vitcompress models PATTERN"
+        )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

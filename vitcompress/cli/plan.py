@@ -21,7 +21,9 @@ def plan(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|built-in", help="Measure what each option costs on these images, or search a target's plan."
+            metavar="DIR|built-in",
+            help="Measure on these images how much each way of compressing costs. "
+            "With --target-…, use them for the search.",
         ),
     ] = None,
     calibration_images: Annotated[int | None, typer.Option(min=1, help="Number of images to use.")] = None,
@@ -33,7 +35,7 @@ def plan(
 ) -> None:
     """Show which blocks share what and how many parameters remain.
 
-    Weights are loaded only to measure options or to search a plan.
+    Loads weights only with --calibrate or with a --target-… flag.
     """
     measuring = {"data": calibrate, "calibration_images": calibration_images, "device": device}
     flags = {**flags, **{name: value for name, value in measuring.items() if value is not None}}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,24 +32,33 @@ RecipeOption = Annotated[
     Path | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="A recipe of the package, or a YAML file of these options. Flags override it.",
+        help="Name of a built-in recipe (see vitcompress recipes), or a YAML file. Flags override its values.",
     ),
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option(metavar="minivit", help="Start from the settings of the released MiniViT code. Flags override them."),
+    typer.Option(
+        metavar="minivit",
+        help="Use the settings of the released MiniViT code as defaults. Flags override these defaults.",
+    ),
 ]
 HtmlOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")]
 CheckpointOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of the teacher.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
 LogOption = Annotated[
     str | None,
-    typer.Option(metavar="FILE|-", help="Write events as JSON lines; - means stderr, replacing progress output."),
+    typer.Option(
+        metavar="FILE|-",
+        help="Write events to this file as JSON lines. With -, write them to stderr instead of the progress.",
+    ),
 ]
 
 
 def takes(
-    *stages: str, only: tuple[str, ...] = (), without: tuple[str, ...] = ()
+    *stages: str,
+    only: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    helps: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the flags of a recipe's stages; it receives the typed ones as `flags`.
 
@@ -58,8 +68,14 @@ def takes(
         stages: names of stages of `vitcompress.recipe.Recipe`.
         only: names of the fields to take; all if empty.
         without: names of the fields to leave out.
+        helps: help texts by field name, where the command uses a field in another way.
     """
-    specs = [spec for spec in flag_specs(*stages) if (not only or spec.name in only) and spec.name not in without]
+    helps = helps or {}
+    specs = [
+        dataclasses.replace(spec, help=helps.get(spec.name, spec.help))
+        for spec in flag_specs(*stages)
+        if (not only or spec.name in only) and spec.name not in without
+    ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         options = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]

@@ -11,12 +11,12 @@ from vitcompress.cli.exits import user_errors
 from vitcompress.cli.output import put
 from vitcompress.recipe import shipped
 
-app = typer.Typer(help="List the recipes of the package, or show one.")
+app = typer.Typer(help="List the built-in recipes, or show one.")
 
 
 @app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
-    """List the recipes of the package; `recipes show NAME` prints one."""
+    """List the built-in recipes; `recipes show NAME` prints one."""
     if context.invoked_subcommand is None:
         for name in shipped.recipe_names():
             put(f"{name:<28}{yaml.safe_load(shipped.recipe_text(name))['notes']['what']}")

@@ -22,14 +22,21 @@ from vitcompress.cli.recipe_flags import (
 )
 from vitcompress.errors import VitcompressError
 from vitcompress.pipeline import pages
-from vitcompress.recipe import compose
+from vitcompress.recipe import compose, flag_of
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.model import to_json
 from vitcompress.report.terminal import print_report
 from vitcompress.runtime.console import Reporter
 
 
-@takes("data", only=IMAGE_FLAGS)
+@takes(
+    "data",
+    only=IMAGE_FLAGS,
+    helps={
+        "data": "Images to show examples from: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in.",
+        "batch_size": "Images per batch.",
+    },
+)
 def report(
     file: FileArgument,
     flags: dict[str, Any],
@@ -42,10 +49,11 @@ def report(
 
     With --html and --data, the page has images on which the file differs from its teacher.
     """
-    if (flags or checkpoint) and html is None:
-        raise VitcompressError("--data requires --html.", hint="Give --html FILE, or use vitcompress evaluate.")
-    if (flags or checkpoint) and "data" not in flags:
-        raise VitcompressError("Options on images require --data.", hint="Give --data DIR.")
+    typed = [*map(flag_of, flags), *(["--checkpoint"] if checkpoint else [])]
+    if typed and html is None:
+        raise VitcompressError(f"{typed[0]} requires --html.", hint="Give --html FILE, or use vitcompress evaluate.")
+    if typed and "data" not in flags:
+        raise VitcompressError(f"{typed[0]} requires --data.", hint="Give --data DIR.")
     result = pages.result_of(file, named_classes=html is not None)
     if html is not None:
         pages.check_page(html, [file], checkpoint)
@@ -67,7 +75,7 @@ def report(
 
 
 def compare(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Two or more files of vitcompress.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Two or more vitcompress files.")],
     html: HtmlOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -88,7 +96,7 @@ def compare(
 
 
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A file of vitcompress.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="A vitcompress file.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another file.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +112,10 @@ def diff(
 
 @takes("gates")
 def check(file: FileArgument, flags: dict[str, Any], log_json: LogOption = None) -> None:
-    """Check a file against quality gates; exit code 3 and one line per missed gate."""
+    """Check a file against quality gates.
+
+    If any is missed, print one line for each and exit with code 3.
+    """
     with reporting(log_json) as reporter:
         gates = compose.build({"model": "", **flags}).gates
         if not flags:

@@ -102,7 +102,7 @@ def label_images(
         DataError: the classes of the images match no mapping.
     """
     if isinstance(images.reader, StreamReader):
-        return _labelled_stream(images.name, images.reader, where, num_classes, class_map, classes)
+        return _labeled_stream(images.name, images.reader, where, num_classes, class_map, classes)
     indices = tuple(range(len(images.reader)))
     if images.targets is None or num_classes == 0:
         return ImageSet(images.name, images.reader, None, indices)
@@ -111,7 +111,7 @@ def label_images(
     return ImageSet(images.name, images.reader, labels, indices, names_in_order(index_of, num_classes))
 
 
-def _labelled_stream(
+def _labeled_stream(
     name: str, reader: StreamReader, where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str]
 ) -> ImageSet:
     """Return a stream whose labels are names or numbers of the model's classes, read on the way."""

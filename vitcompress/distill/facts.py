@@ -22,7 +22,7 @@ _WITHOUT_EFFECT = {  # fields that do not change the weights, by stage; None for
 
 
 def run_facts(recipe: Mapping[str, Any], images: ImageSet | None, **more: Any) -> dict[str, Any]:
-    """Return everything that determines the resulting weights, to recognise a resumed run.
+    """Return everything that determines the resulting weights, to recognize a resumed run.
 
     Args:
         recipe: as a tree, stage → field → value.

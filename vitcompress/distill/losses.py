@@ -70,9 +70,9 @@ def kl_logits(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> 
 
 
 def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error between features of models without a head, normalised over channels.
+    """Mean squared error between features of models without a head, normalized over channels.
 
-    Softmax and KL would treat features as scores of classes. Normalising keeps a few channels of
+    Softmax and KL would treat features as scores of classes. Normalizing keeps a few channels of
     large variance from dominating, and gives the loss weight the same meaning for every model.
 
     Args:
@@ -88,9 +88,9 @@ def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def hidden_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Mean squared error between hidden states, each token normalised over its channels.
+    """Mean squared error between hidden states, each token normalized over its channels.
 
-    Normalising makes blocks comparable (the residual stream grows with depth) and keeps a few
+    Normalizing makes blocks comparable (the residual stream grows with depth) and keeps a few
     channels with massive activations from dominating.
 
     Args:
@@ -101,7 +101,7 @@ def hidden_mse(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         Scalar `[]`: mean over blocks, images, tokens and channels; 0 for equal, 2 for uncorrelated
         states.
 
-    Source: ours; normalised like the input of each block's attention (layer norm without its affine
+    Source: ours; normalized like the input of each block's attention (layer norm without its affine
         part).
     """
     errors = [

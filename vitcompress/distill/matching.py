@@ -137,7 +137,8 @@ def _check_same_kind(student: ComparedModel, teacher: ComparedModel) -> None:
     if student.input_size[0] != teacher.input_size[0]:
         raise RecipeError(
             f"--teacher {teacher.name} takes {teacher.input_size[0]} channels, {student.name} {student.input_size[0]}.",
-            hint="Name a teacher with as many channels, or build it with them: --teacher-arg in_chans=N.",
+            hint=f"Choose a teacher that takes {student.input_size[0]} channels, or pass --teacher-arg "
+            f"in_chans={student.input_size[0]}.",
         )
     if has_classes(student.model) != has_classes(teacher.model):
         kinds = ["logits of classes" if has_classes(side.model) else "features" for side in (teacher, student)]

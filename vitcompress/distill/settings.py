@@ -17,7 +17,7 @@ class TrainSettings:
     """How a student is trained.
 
     Attributes:
-        recipe: temperature, optimizer and regularisation.
+        recipe: temperature, optimizer and regularization.
         matching: the losses, and where student and teacher are read.
         blocks: names of all blocks of the student, for drop path.
         matrices: names of the blocks' shared matrices, for the optimizer.

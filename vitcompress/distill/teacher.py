@@ -109,9 +109,9 @@ def _from_artifact(path: Path, recipe: TeacherRecipe, checkpoint_flag: str) -> T
 def adapt_inputs(
     teacher: nn.Module, config: Mapping[str, Any], view_config: Mapping[str, Any], image_size: tuple[int, int] | None
 ) -> None:
-    """Make `teacher` take the student's views, in place: change normalisation and, if needed, size.
+    """Make `teacher` take the student's views, in place: change normalization and, if needed, size.
 
-    The change of normalisation is exact; resizing is bicubic with antialiasing, like the views.
+    The change of normalization is exact; resizing is bicubic with antialiasing, like the views.
 
     Args:
         teacher: any model.

@@ -48,7 +48,7 @@ def write(artifact: LoadedArtifact, path: Path) -> Written:
     card = model_card(artifact, picture=PICTURE if picture else None)
     (path / CARD).write_text(card, encoding="utf-8")
     limit = artifact.path.stat().st_size + TEXT_BYTES
-    note = f"The licence of its weights is not known: fill it in in {CARD} before you publish the folder."
+    note = f"The license of its weights is not known: fill it in in {CARD} before you publish the folder."
     return Written(load(path), artifact.tensor_bytes, limit, () if licence_of(artifact) else (note,))
 
 

@@ -1,4 +1,4 @@
-"""Write the model card of an artifact: how to load it, its licence, source, data and report."""
+"""Write the model card of an artifact: how to load it, its license, source, data and report."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _TEMPLATES = Environment(
     autoescape=False, keep_trailing_newline=True,  # Markdown, not HTML
 )  # fmt: skip
 _TEMPLATES.filters["cell"] = cell
-_NAME = re.compile(r"[A-Za-z0-9_./-]{1,200}")  # a licence or model name that means nothing in YAML or Markdown
-UNKNOWN = "other"  # the Hub's word for a licence that is not in its list
+_NAME = re.compile(r"[A-Za-z0-9_./-]{1,200}")  # a license or model name that means nothing in YAML or Markdown
+UNKNOWN = "other"  # the Hub's word for a license that is not in its list
 
 
 def model_card(artifact: LoadedArtifact, *, picture: str | None) -> str:
@@ -53,9 +53,9 @@ def model_card(artifact: LoadedArtifact, *, picture: str | None) -> str:
 
 
 def licence_of(artifact: LoadedArtifact) -> str | None:
-    """Return the licence of the weights, in the Hub's words; None if it is not known.
+    """Return the license of the weights, in the Hub's words; None if it is not known.
 
-    Only the user knows the licence of weights that came from a file.
+    Only the user knows the license of weights that came from a file.
     """
     source = artifact.manifest.source
     if source["name"] == FASHION_VIT.name:

@@ -149,12 +149,12 @@ class BlockFit:
         if group.widths.qk is not None or group.widths.v is not None:
             self._narrow_attention()
         for layer in attention:
-            self._factorise(layer, writes=bool(family.writes.fullmatch(layer)))
+            self._factorize(layer, writes=bool(family.writes.fullmatch(layer)))
         if group.widths.hidden is not None:
             self._narrow_mlp()
         for layer in group.ranks:
             if layer not in attention:
-                self._factorise(layer, writes=bool(family.writes.fullmatch(layer)))
+                self._factorize(layer, writes=bool(family.writes.fullmatch(layer)))
 
     def _narrow_attention(self) -> None:
         self.cache["heads"] = q, k, attended = self.cache.get("heads") or self._head_moments()
@@ -186,20 +186,20 @@ class BlockFit:
             moments.add(hidden, targets, self.weights["mlp.fc2"])
         return moments
 
-    def _factorise(self, layer: str, *, writes: bool) -> None:
+    def _factorize(self, layer: str, *, writes: bool) -> None:
         moments = self._moments_of(layer, writes=writes)
         factored: FactoredLinear = self.block.get_submodule(layer)
         linear = self.teacher_block.get_submodule(layer)
-        centred = factored.bias is not None  # without a bias, nothing takes up the mean
-        covariance = moments.covariance() if centred else moments.second()
+        centered = factored.bias is not None  # without a bias, nothing takes up the mean
+        covariance = moments.covariance() if centered else moments.second()
         weight = linear.weight.detach().double()
         scale = self._layer_scale(layer)[0] if writes else torch.ones_like(weight[:, 0])
         if writes:
-            weight = regress(covariance, moments.cross() if centred else moments.yx / moments.count)
+            weight = regress(covariance, moments.cross() if centered else moments.yx / moments.count)
         up, down = low_rank(weight, covariance, factored.rank)
         factored.up.copy_(up / scale[:, None])
         factored.down.copy_(down)
-        if centred:
+        if centered:
             mean = moments.mean_target if writes else weight @ moments.mean + linear.bias.double()
             factored.bias.copy_((mean - up @ (down @ moments.mean)) / scale)
 

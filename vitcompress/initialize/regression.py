@@ -102,9 +102,9 @@ def roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def low_rank(weight: Tensor, covariance: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factorise a matrix so that its outputs change least.
+    """Factorize a matrix so that its outputs change least.
 
-    Minimises E‖(weight − up·down) x‖²: a truncated SVD, whitened by the inputs. It keeps the
+    Minimizes E‖(weight − up·down) x‖²: a truncated SVD, whitened by the inputs. It keeps the
     directions in which the outputs vary most, so an eigendecomposition of the smaller side is
     enough.
 

@@ -35,9 +35,9 @@ def start_mean(student: nn.Module, teacher: nn.Module, plan: Plan, images: Image
 def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
     """Set every shared matrix to the least-squares fit of its blocks' layers, in place.
 
-    Minimises Σ_i E‖(W x_i + b_i') − (W_i x_i + b_i)‖² over W and the biases, where x_i is the input
+    Minimizes Σ_i E‖(W x_i + b_i') − (W_i x_i + b_i)‖² over W and the biases, where x_i is the input
     of the layer in the group's block i of the teacher. Private biases take up the mean error of
-    each block, so W is fitted to centred inputs; a shared bias is fitted together with W. Computed
+    each block, so W is fitted to centered inputs; a shared bias is fitted together with W. Computed
     in float64.
 
     Args:
@@ -126,9 +126,9 @@ class _Fit:
             w = regress_near(moment - mean_in.outer(mean_in), target - mean_out.outer(mean_in), weights.mean(0))
             _set(student, f"{group.donor}.{layer}.bias", mean_out - w @ mean_in)
         else:
-            centred = moment - torch.einsum("gd,ge->de", means, means) / len(means)
+            centered = moment - torch.einsum("gd,ge->de", means, means) / len(means)
             explained = torch.einsum("god,gd,ge->oe", weights, means, means) / len(means)
-            w = regress_near(centred, target - explained, weights.mean(0))
+            w = regress_near(centered, target - explained, weights.mean(0))
             for block, output, mean in zip(group.blocks, outputs, means, strict=True):
                 _set(student, f"{block}.{layer}.bias", output - w @ mean)
         _set(student, f"{group.donor}.{layer}.weight", w)

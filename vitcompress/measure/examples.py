@@ -64,7 +64,7 @@ class Examples:
         """Collect examples from a batch.
 
         Args:
-            images: normalised, `[B, C, H, W]`.
+            images: normalized, `[B, C, H, W]`.
             student: logits `[B, K]`; features are ignored.
             teacher: logits `[B, K]`; None without a teacher, which gives no examples.
             labels: `[B]`; -1 without labels.

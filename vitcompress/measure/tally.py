@@ -188,9 +188,9 @@ def paired_interval(only_teacher: int, only_student: int, count: int) -> tuple[f
         differ.
     """
     b, c, n = only_teacher + 0.5, only_student + 0.5, count + 2
-    centre = (b - c) / n
+    center = (b - c) / n
     half = 1.959964 * ((b + c) - (b - c) ** 2 / n) ** 0.5 / n
-    return round(100 * (centre - half), 4), round(100 * (centre + half), 4)
+    return round(100 * (center - half), 4), round(100 * (center + half), 4)
 
 
 def _lost_share(row: ClassHits) -> float:

@@ -1,1 +1,1 @@
-"""The verbs of the program, one file each: the only place where stages meet."""
+"""The commands as functions, one module each; only these modules combine the other packages."""

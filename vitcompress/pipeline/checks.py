@@ -65,9 +65,9 @@ def unfit_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None) -
         hint = "Give --data DIR; or --steps, for crops of built-in photographs."
         faults.append((f"--epochs {recipe.distill.epochs:g}: there are no images to pass over.", hint))
     if (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
-        faults.append(("--loss labels needs labelled images.", "Give --data DIR with class folders."))
+        faults.append(("--loss labels needs labeled images.", "Give --data DIR with class folders."))
     if recipe.gates.max_drop is not None and (val is None or val.labels is None):
-        faults.append(("--max-drop needs labelled images.", "Give --val-data DIR with class folders."))
+        faults.append(("--max-drop needs labeled images.", "Give --val-data DIR with class folders."))
     return faults + endless_epochs(recipe, train)
 
 
@@ -79,7 +79,7 @@ def endless_epochs(recipe: Recipe, train: ImageSet | None) -> list[tuple[str, st
 
 
 def check_store(recipe: StoreRecipe, distill: DistillRecipe) -> None:
-    """Make sure that quantisation-aware training has a store that quantises, and a training.
+    """Make sure that quantization-aware training has a store that quantizes, and a training.
 
     Raises:
         RecipeError: it lacks one.
@@ -89,11 +89,11 @@ def check_store(recipe: StoreRecipe, distill: DistillRecipe) -> None:
     flag = f"--qat-fraction {recipe.qat_fraction:g}"
     if recipe.kind not in QUANTIZED_STORES:
         raise RecipeError(
-            f"{flag}: --store {recipe.kind} quantises nothing.",
+            f"{flag}: --store {recipe.kind} quantizes nothing.",
             hint=f"Give --store {' or '.join(QUANTIZED_STORES)}, or leave it out.",
         )
     if distill.steps == 0:
-        raise RecipeError(f"{flag}: --steps 0 trains nothing.", hint="Give a length, or leave it out.")
+        raise RecipeError(f"{flag}: --steps 0 trains nothing.", hint="Give --steps N, or remove --qat-fraction.")
 
 
 def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
@@ -185,7 +185,9 @@ def check_run(recipe: Recipe, *, trains: bool = True, starts: bool = False) -> N
     if run.precision == "tf32" and not (on_gpu and torch.cuda.get_device_capability()[0] >= 8):
         faults.append(("--precision tf32 needs an Ampere or newer GPU.", "Use fp32 or bf16."))
     if run.resume and run.save_every == "none":
-        faults.append(("--resume: --save-every none keeps no state to resume from.", "Leave one of them out."))
+        faults.append(
+            ("--resume needs saved states, but --save-every none saves none.", "Remove one of the two flags.")
+        )
     if run.log_with is not None and missing_packages(run.log_with):  # accelerate would skip it silently
         faults.append((f"--log-with {run.log_with}: it is not installed.", install_hint(run.log_with)))
     if on_gpu and run.num_processes is not None and run.num_processes > torch.cuda.device_count():
@@ -210,7 +212,7 @@ def _indivisible(recipe: Recipe, processes: int) -> list[tuple[str, str]]:
 
 
 def check_cache(recipe: Recipe, losses: Mapping[str, float]) -> None:
-    """Make sure that what the losses read of the teacher can be cached, where that is asked for.
+    """Check that --cache-teacher, if given, can cache the teacher outputs that the losses need.
 
     Args:
         recipe: what to do.
@@ -278,12 +280,12 @@ def _plan_faults(recipe: Recipe, target: str) -> list[tuple[str, str]]:
     free = PlanRecipe(transforms=recipe.plan.transforms, token_kernel=recipe.plan.token_kernel)
     given = [f.name for f in dataclasses.fields(PlanRecipe) if getattr(recipe.plan, f.name) != getattr(free, f.name)]
     faults = [
-        (f"{flag_of(name)} and {target} exclude each other.",
-         "Leave it out: the search decides what is shared.")
+        (f"{flag_of(name)} and {target} cannot be used together.",
+         f"Remove {flag_of(name)}: with {target}, the search decides the plan.")
         for name in given
     ]  # fmt: skip
     if "rpe" in (recipe.plan.transforms or ()) and "narrow" in recipe.target.kinds:
         others = ",".join(kind for kind in recipe.target.kinds if kind != "narrow") or "share"
-        faults.append(("--transforms rpe: its table has the channels of a whole head, so narrow heads cannot have it.",
-                       f"Leave it out, or give --kinds {others}."))  # fmt: skip
+        faults.append(("--transforms rpe does not work with narrow heads: its table needs the channels of a full head.",
+                       f"Remove rpe from --transforms, or give --kinds {others}."))  # fmt: skip
     return faults

@@ -1,4 +1,4 @@
-"""Compress a model: check, load, plan, start, distil, store, measure, write.
+"""Compress a model: check, load, plan, start, distill, store, measure, write.
 
 Recipe → Plan → student → TrainLog → Report → artifact
 """
@@ -109,21 +109,21 @@ def compress(
         source.cpu()  # until it is evaluated: `turned` takes its place
     tell_plan(reporter, run.source.name, run.plan)
 
-    # distil
-    learn = partial(_distil, run, started, student, source, turned)
+    # distill
+    learn = partial(_distill, run, started, student, source, turned)
 
     # store, measure, write
     return conclude(run, student, Reference(source, source_sha256), learn)
 
 
 def _resumed(run: Run, settled: Mapping[str, Any]) -> Run:
-    """Return the run with what an interrupted one had settled: plan, store and learning rate."""
+    """Return the run with the choices of the interrupted run: plan, store and learning rate."""
     run = with_plan(run, TypeAdapter(Plan).validate_python(settled["plan"]), settled["store"])
     return replace(run, recipe=replace(run.recipe, distill=replace(run.recipe.distill, lr=settled["lr"])))
 
 
 def _settled(run: Run) -> dict[str, Any]:
-    """Return what an interrupted run need not find out again."""
+    """Return the choices that a resumed run reuses."""
     plan = TypeAdapter(Plan).dump_python(run.plan, mode="json")
     return {"plan": plan, "store": run.recipe.store.store, "lr": run.recipe.distill.lr}
 
@@ -161,11 +161,14 @@ def _with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
     nats, chance = divergence_and_chance(student.eval(), source, images)
     width = int(source.num_features)  # type: ignore[arg-type]
     lr = from_main(lr_for_start(nats, chance, run.recipe.data.batch_size, width), run.accelerator)
-    run.reporter.say(f"start: {nats:.3f} nats from {run.source.name} (chance is {chance:.2f}): --lr {lr:.2g}")
+    run.reporter.say(
+        f"Before training, the student's predictions differ from {run.source.name}'s by {nats:.3f} nats of KL "
+        f"divergence (random predictions: {chance:.2f}). Learning rate: {lr:.2g}."
+    )
     return replace(run, recipe=replace(run.recipe, distill=replace(recipe, lr=lr)))
 
 
-def _distil(run: Run, started: float, student: nn.Module, source: nn.Module, turned: nn.Module) -> TrainLog:
+def _distill(run: Run, started: float, student: nn.Module, source: nn.Module, turned: nn.Module) -> TrainLog:
     """Train the student, in place, to do what the teacher does.
 
     Args:
@@ -180,8 +183,8 @@ def _distil(run: Run, started: float, student: nn.Module, source: nn.Module, tur
     teacher = load_adapted(run.teacher, run.config, run.matching) if run.teacher else turned
     if fade and run.num_steps != 0:
         run.reporter.say(
-            f"the blocks' own matrices fade out during the first {fade:.0%} of the training: "
-            "the loss rises from near 0 until then, and falls afterwards"
+            f"During the first {100 * fade:.0f} % of training, each block's own matrices fade out, "
+            "so the loss rises. Afterwards it falls."
         )
     with fading(student, turned, run.plan, fade) as follow:
         seconds = training_seconds(run, started, student, turned)

@@ -89,17 +89,23 @@ def _reference(
         if checkpoint is None and not manifest.source_sha256:
             raise CheckpointError("the file was fine-tuned: its source has another head or another image size.")
         if checkpoint is None and ":" in name:
-            raise CheckpointError("the file names a place to fetch its teacher from, which is not trusted.")
+            raise CheckpointError(
+                "the file names a download location for its teacher; vitcompress does not follow it.",
+                hint="Give --checkpoint FILE.",
+            )
         reporter.say(f"loading {name}")
         source = resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"])))
         check_source(source, manifest, file_bytes=path.stat().st_size)
         reference = load_pretrained(source)
         if sha256_of(reference.state_dict()) != manifest.source_sha256:
-            raise CheckpointError("these are other weights than the artifact was made from.")
+            raise CheckpointError(
+                f"the weights of {name} are not those that {path.name} was made from.",
+                hint="Give --checkpoint FILE with those weights.",
+            )
     except VitcompressError as error:
         if checkpoint is not None or not has_classes(student):
             raise  # features can only be compared
-        reporter.say(f"Without the teacher: {error} {error.hint}")
+        reporter.say(f"The teacher is not compared: {error} {error.hint}")
         return None
     return reference
 

@@ -170,12 +170,13 @@ def _with_teacher(request: _Request) -> tuple[Run, nn.Module | None]:
     try:
         teacher = source.load()
         if not is_named and sha256_of(teacher.state_dict()) != request.parent.source_sha256:
-            raise CheckpointError("these are other weights than the artifact was made from.")
+            file = run.lineage[-1].name
+            raise CheckpointError(f"the weights of {source.name} are not those that {file} was made from.")
     except VitcompressError as error:
         rest = {name: weight for name, weight in run.matching.losses.items() if not LOSSES[name].teacher}
         if is_named or not rest:
             raise
-        note = f"Without the teacher {source.name}: {error}"
+        note = f"Training continues without the teacher {source.name}: {error}"
         run.reporter.say(note)
         run = replace(
             run, recipe=with_losses(run.recipe, rest), matching=Matching(rest), teacher=None, teacher_name=None,
@@ -218,9 +219,11 @@ def _prepare(
     if recipe.teacher.teacher is None and num_classes is None:
         teacher = source_as_teacher(parent)
     if recipe.gates.max_drop is not None and (val is None or val.labels is None or teacher is None):
-        faults.add("--max-drop needs labelled images and a teacher.", "Give --val-data and --teacher.")
+        faults.add("--max-drop needs labeled images and a teacher.", "Give --val-data and --teacher.")
     if num_classes and recipe.distill.steps == 0:
-        faults.add(f"--steps 0: the new head of {num_classes} classes would stay random.", "Train it.")
+        faults.add(
+            f"--steps 0: the new head of {num_classes} classes would stay random.", "Give --steps greater than 0."
+        )
     source = attempt(adapted_source, old, num_classes=num_classes, img_size=img_size)
     config = dict(parent.data_config)
     if img_size:
@@ -240,7 +243,7 @@ def _prepare(
     assert source is not None
     assert matching is not None
     plan = with_macs(with_sizes_on(parent.plan, empty, recipe.store.kind), empty, config["input_size"])
-    hint = "What the file shares stays shared; --store int8 and int4 need fewer bytes."
+    hint = "finetune cannot change the sharing. Lower the gate, or use --store int8 or int4."
     faults.extend((message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates))
     faults.raise_as(RecipeError)
     taught = teacher is not None and any(LOSSES[name].teacher for name in matching.losses)
@@ -282,7 +285,10 @@ def _check_stages(recipe: Recipe) -> None:
         if value != default[stage][name]
     ]
     if changed:
-        raise RecipeError(f"finetune takes from the file what {', '.join(changed)} would change.", hint="Leave it out.")
+        flags = ", ".join(changed)
+        raise RecipeError(
+            f"{flags} cannot be used with finetune: the file already decides this.", hint=f"Remove {flags}."
+        )
 
 
 def _lineage(path: Path, parent: Manifest) -> tuple[Parent, ...]:

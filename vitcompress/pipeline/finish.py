@@ -31,7 +31,7 @@ _MIN_CURVE_POINTS = 10
 
 
 def measure(run: Run, student: nn.Module, teacher: nn.Module | None) -> Accuracy | None:
-    """Evaluate a student next to its teacher, or alone if it has classes and the images labels.
+    """Evaluate a student next to its teacher, or alone if it has classes and images have labels.
 
     Args:
         run: the request, with the images.
@@ -53,7 +53,7 @@ def measure(run: Run, student: nn.Module, teacher: nn.Module | None) -> Accuracy
 
 @dataclass(frozen=True)
 class Reference:
-    """What a student is measured beside.
+    """What a student is compared with.
 
     Attributes:
         teacher: the model to compare outputs with; None for none.
@@ -73,7 +73,7 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
     Args:
         run: the request.
         student: the trained student.
-        reference: what it is measured beside.
+        reference: what it is compared with.
         log: the training log.
         out: path of the artifact.
 
@@ -155,12 +155,12 @@ def _write(
 
 
 def conclude(run: Run, student: nn.Module, reference: Reference, learn: Callable[[], TrainLog]) -> Report:
-    """Train and write; of a training that diverges, write its last good state beside `out`.
+    """Train and write the file. If training diverges, write the last good state instead.
 
     Args:
         run: the request.
         student: the student at its start.
-        reference: what it is measured beside.
+        reference: what it is compared with.
         learn: trains the student, in place.
 
     Raises:

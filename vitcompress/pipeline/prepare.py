@@ -115,7 +115,9 @@ def prepare(
         reporter.say(train.note)
         notes.append(train.note)
     if teacher is not None and recipe.distill.steps != 0:
-        notes.append(f"The student learned from {teacher.name}; it is compared with {source.name} all the same.")
+        notes.append(
+            f"The student learned from {teacher.name}, but the report compares it with its source {source.name}."
+        )
     out = out or Path()
     return Run(
         recipe=recipe if recipe.target.is_given else with_losses(recipe, matching.losses),

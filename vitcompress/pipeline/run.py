@@ -183,13 +183,13 @@ def train(
     )
     cache = None if teacher is None else _teacher_cache(run, cached_as or teacher, num_classes, share)
     with (
-        quantization_aware_training(student, recipe.store.kind, recipe.store.qat_fraction) as quantise,
+        quantization_aware_training(student, recipe.store.kind, recipe.store.qat_fraction) as quantize,
         run.reporter.training(forecast=recipe.distill.max_minutes is None) as ticker,
     ):
 
         def before_step(done: float) -> None:
             follow(done)
-            quantise(done)
+            quantize(done)
 
         settings = TrainSettings(
             recipe.distill,

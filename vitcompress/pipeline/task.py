@@ -41,7 +41,7 @@ def images_to_learn(
     images, val = open_with(num_classes=None)
     if images is None:
         raise RecipeError("There are no images to learn from.", hint="Give --data DIR.")
-    if images.labels is None:  # images to evaluate on are labelled by the model's classes
+    if images.labels is None:  # images to evaluate on are labeled by the model's classes
         return images, open_with(num_classes=num_classes)[1]
     if not images.streams and len(set(images.labels)) < 2:
         raise RecipeError(f"{images.name} has images of only one class.", hint="Give images of at least two classes.")
@@ -102,7 +102,7 @@ def settle_losses(
             hint="Give --data DIR with class folders, or --teacher MODEL of the same classes.",
         )
     if losses.get("labels") and images.labels is None:
-        raise RecipeError("--loss labels needs labelled images.", hint="Give --data DIR with class folders.")
+        raise RecipeError("--loss labels needs labeled images.", hint="Give --data DIR with class folders.")
     if recipe.label_smoothing and not losses.get("labels"):
         raise RecipeError(f"--label-smoothing {recipe.label_smoothing:g}: there is no labels loss to smooth.")
     if teacher is not None:

@@ -68,9 +68,11 @@ def notes_on(plan: Plan) -> tuple[str, ...]:
     shares = any(len(group.blocks) > 1 for group in plan.groups)
     if shares and (size.teacher_macs is None or size.student_macs is None or size.student_macs >= size.teacher_macs):
         notes.append("Sharing makes a model smaller, not faster: every block is still computed.")
-    for transform, name in (("heads", "Head mixing needs"), ("rpe", "The position term on keys needs")):
+    for transform, name in (("heads", "Head mixing reads"), ("rpe", "The position term on keys reads")):
         if transform in plan.transforms:
-            notes.append(f"{name} the attention maps, so it gives up fused attention (--transforms mlp keeps it).")
+            notes.append(
+                f"{name} the attention maps, so fused attention cannot be used. With --transforms mlp, it can."
+            )
     return tuple(notes)
 
 

@@ -90,7 +90,7 @@ def _parse_groups(text: str, kinds: Mapping[str, BlockKind]) -> list[tuple[str, 
 
 
 def _mixed_kinds(group: tuple[str, ...], kinds: Mapping[str, BlockKind]) -> str:
-    """Say why the first block that cannot share with the donor cannot; empty if all can."""
+    """Return why the first unsuitable block is unsuitable; empty if all are suitable."""
     for block in group:
         if kinds[block].stage != kinds[group[0]].stage:
             return f"{group[0]} and {block} are in different stages"

@@ -151,7 +151,7 @@ def _make_group(
 
 
 def _default_transforms(family: Family, groups: Sequence[Group]) -> tuple[str, ...]:
-    """Return the default transformations, which tell blocks apart that share whole matrices.
+    """Return the default transformations, which let blocks that share whole matrices differ.
 
     Empty if no blocks do.
     """
@@ -201,7 +201,7 @@ def _width_faults(
 
 
 def _transform_fault(family: Family, transform: str, model: nn.Module, blocks: Sequence[str], name: str) -> str:
-    """Say why the first block that cannot have the transformation cannot; empty if all can."""
+    """Return why the first unsuitable block is unsuitable; empty if all are suitable."""
     if transform not in family.transforms:
         return f"the {family.name} family only has {shorten(family.transforms)}"
     for block in blocks:

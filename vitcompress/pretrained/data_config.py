@@ -32,7 +32,7 @@ def data_config(model: nn.Module, recipe: ModelRecipe) -> dict[str, Any]:
     for name in ("mean", "std"):
         values = tuple(overrides.get(name, config[name]))
         if len(values) == 1 or (name not in overrides and len(values) != channels):
-            values = (sum(values) / len(values),) * channels  # a grey model with an RGB config
+            values = (sum(values) / len(values),) * channels  # a gray model with an RGB config
         if len(values) != channels:
             raise RecipeError(f"--{name} has {len(values)} values; the model has {channels} channels.")
         overrides[name] = values

@@ -1,4 +1,4 @@
-"""Compose a recipe from flags, a recipe file, a preset and defaults; the earlier ones win.
+"""Compose a recipe from several sources: the first source that sets a field wins.
 
 flags  >  recipe file  >  preset  >  defaults of a built-in model  >  defaults of the fields
 """
@@ -33,7 +33,8 @@ def build(
     Args:
         flags: values by field name; each field name belongs to one stage.
         file: a YAML file of stages, each a mapping of fields, optionally with `preset: NAME` and
-            `notes: …`; or the name of a recipe that comes with the package, which wins over a file.
+            `notes: …`; or the name of a built-in recipe, which takes precedence over a file of the
+            same name.
         preset: name of a preset; wins over the file's.
         family_name: returns the name of a model's family; a preset needs it.
 
@@ -123,9 +124,8 @@ def _read(file: Path) -> dict[str, Any]:
         tree = yaml.safe_load(recipe_text(name) if name in recipe_names() else file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(
-            f"--recipe {file}: {error.strerror}, and no such recipe comes with vitcompress"
-            f"{nearest(name, recipe_names())}.",
-            hint="`vitcompress recipes` lists the recipes that do.",
+            f"--recipe {file}: there is no file and no built-in recipe of this name{nearest(name, recipe_names())}.",
+            hint="Run `vitcompress recipes` to list the built-in recipes.",
         ) from error
     except OSError as error:
         raise RecipeError(f"--recipe {file}: {error.strerror}.") from error

@@ -21,7 +21,9 @@ class GateRecipe:
     """Requirements of the result; a missed one makes the command exit with code 3."""
 
     max_drop: float | None = option(None, "Largest allowed drop of top-1, in points.")
-    min_ratio: float | None = option(None, "Smallest allowed ratio of parameters, source to student.", gt=0)
+    min_ratio: float | None = option(
+        None, "The source must have at least this many times the student's parameters.", gt=0
+    )
     max_size: Annotated[Annotated[int, Field(gt=0)] | None, Bytes] = option(
         None, "Largest allowed file size, like 40MB or 38MiB."
     )

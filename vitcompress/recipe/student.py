@@ -59,17 +59,26 @@ class PlanRecipe:
         "sequence", "How --share groups blocks: neighbors (sequence, 0 0 1 1) or in turn (cycle, 0 1 0 1)."
     )
     matrices: bool = option(
-        True, "Share whole matrices in a group. --no-matrices: only factors (--adapter-rank, --basis)."
+        True,
+        "Share whole weight matrices in a group. --no-matrices replaces them by low-rank factors "
+        "(needs --adapter-rank or --basis).",
     )
     adapter_rank: int | None = option(
         None, "Rank of a low-rank residual that each block adds to the matrices it shares.", ge=1
     )
     basis: int | None = option(
-        None, "Like --adapter-rank, but the group shares the factor on the residual stream's side.", ge=1
+        None,
+        "Rank of low-rank factors of which the group shares one: the factor that reads from or writes to the "
+        "residual stream.",
+        ge=1,
     )
     width: float | None = option(None, "Fraction of each block's hidden neurons and head channels to keep.", gt=0, lt=1)
-    share_biases: bool = option(False, "Share the biases of shared layers too, as MiniViT does.")
-    share_tables: bool = option(False, "Share relative position bias tables too, as MiniViT does.")
+    share_biases: bool = option(
+        False, "Also share the biases of shared layers. MiniViT does this; the default does not."
+    )
+    share_tables: bool = option(
+        False, "Also share relative position bias tables. MiniViT does this; the default does not."
+    )
     transforms: Annotated[tuple[Literal["heads", "mlp", "rpe"], ...] | None, Words] = option(
         None,
         "Transformations added to each block, comma-separated: heads, mlp, rpe (plain ViTs only), "
@@ -79,15 +88,15 @@ class PlanRecipe:
 
     def __post_init__(self) -> None:
         if self.share is not None and self.groups is not None:
-            raise ValueError("--share and --groups exclude each other")
+            raise ValueError("--share and --groups cannot be used together. Give only one of them")
         kinds = {"--adapter-rank": self.adapter_rank, "--basis": self.basis, "--width": self.width}
         given = [flag for flag, value in kinds.items() if value is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other")
+            raise ValueError(f"{' and '.join(given)} cannot be used together. Give only one of them")
         if not self.matrices and self.adapter_rank is None and self.basis is None:
             raise ValueError("--no-matrices needs --adapter-rank or --basis to replace the matrices")
         if self.pattern == "cycle" and self.groups is not None:
-            raise ValueError("--pattern and --groups exclude each other")
+            raise ValueError("--pattern and --groups cannot be used together. Give only one of them")
         if self.token_kernel % 2 == 0:
             raise ValueError(f"--token-kernel {self.token_kernel}: must be odd, so that the kernel has a center")
         if self.transforms is not None and len(set(self.transforms)) < len(self.transforms):
@@ -99,22 +108,31 @@ class TargetRecipe:
     """What to search a plan for, instead of giving one."""
 
     target_ratio: float | None = option(
-        None, "Find the best plan with at least this many times fewer parameters.", gt=1
+        None, "Search for the best plan that divides the number of parameters by at least this.", gt=1
     )
     target_size: Annotated[Annotated[int, Field(gt=0)] | None, Bytes] = option(
-        None, "Find the best plan and store for a file of at most this size, like 20MB."
+        None, "Search for the best plan and store for a file of at most this size, like 20MB."
     )
     target_drop: float | None = option(
-        None, "Find the smallest plan that loses at most this many points before training.", gt=0
+        None,
+        "Search for the smallest plan that loses at most this many percentage points of top-1, measured before "
+        "training.",
+        gt=0,
     )
     kinds: Annotated[tuple[Literal["narrow", "low_rank", "share", "adapter", "basis"], ...], Words] = option(
-        KINDS, "Kinds of compression that the search may use, comma-separated.", min_length=1
+        KINDS,
+        "Kinds of compression that the search may use, comma-separated. narrow: fewer neurons and head channels; "
+        "low_rank: factors instead of matrices; share: shared blocks; adapter: shared matrix plus own factors; "
+        "basis: one factor shared.",
+        min_length=1,
     )
 
     def __post_init__(self) -> None:
         given = [name for name in ("target_ratio", "target_size", "target_drop") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(flag_of(name) for name in given)} exclude each other")
+            raise ValueError(
+                f"{' and '.join(flag_of(name) for name in given)} cannot be used together. Give only one of them"
+            )
 
     @property
     def is_given(self) -> bool:
@@ -127,7 +145,9 @@ class StartRecipe:
     """The weights that groups start from."""
 
     start: Literal["first", "mean", "calibrated"] = option(
-        "calibrated", "Initial weights of a group: of its first block, their mean, or a least-squares fit to images."
+        "calibrated",
+        "Initial weights that a group shares: those of its first block (first), the mean of its blocks (mean), or a "
+        "least-squares fit on calibration images (calibrated).",
     )
     calibration_images: int = option(512, "Number of images for calibrated starts and for the search.", ge=1)
 
@@ -138,7 +158,7 @@ class StoreRecipe:
 
     store: StoreName | None = option(
         None,
-        "Number format of the file. Default: source (float32, as the model computes); "
+        "Number format of the file. Default: source (the data type of the model's weights, usually float32); "
         "with --target-size, the search chooses.",
     )
     qat_fraction: float = option(

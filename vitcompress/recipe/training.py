@@ -26,10 +26,12 @@ class DataRecipe:
     data: Annotated[str | None, AnyPath] = option(
         None,
         "Training images: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in. "
-        f"Default: {BUILT_IN}, if images are needed.",
+        f"Default: {BUILT_IN}, the images that come with the package.",
     )
     val_data: Annotated[str | None, AnyPath] = option(
-        None, "Images to evaluate on. Default: the validation split of --data, else a tenth held out of it."
+        None,
+        "Images to evaluate on. Default: the validation split of --data, "
+        "otherwise 10 % of --data, held out from training.",
     )
     image_key: str | None = option(None, "Column (hfds) or file extension (wds) of the images. Default: detected.")
     label_key: str | None = option(
@@ -63,9 +65,12 @@ class TeacherRecipe:
     """The teacher, if it is not the source."""
 
     teacher: str | None = option(
-        None, "Model to learn from: a name like MODEL, or a vitcompress file. Default: the source model."
+        None,
+        "Model to learn from: a timm name, hf-hub:…, local-dir:… or a vitcompress file. Default: the source model.",
     )
-    teacher_checkpoint: Path | None = option(None, "Weights of the teacher, like --checkpoint.")
+    teacher_checkpoint: Path | None = option(
+        None, "Weights of the teacher: .safetensors, .pth, .pt or .bin, or a transformers folder."
+    )
     teacher_arg: Annotated[dict[str, Any], Pairs] = option(
         {}, "key=value argument of the teacher's constructor; repeatable."
     )
@@ -88,7 +93,9 @@ class DistillRecipe:
         None, "Minutes for the whole command, including evaluation and writing, instead of --steps.", gt=0
     )
     optimizer: Literal["adamw", "muon"] = option(
-        "adamw", "muon: Muon for the blocks' matrices, AdamW for the rest; for long runs, far starts."
+        "adamw",
+        "adamw, or muon (Muon for the matrices in blocks, AdamW for all else). "
+        "muon suits long runs and students that start far from the source.",
     )
     lr: float | None = option(
         None, "Peak learning rate of AdamW. Default: depends on how far the start is from the source.", gt=0
@@ -96,7 +103,11 @@ class DistillRecipe:
     matrix_lr: float = option(0.02, "Peak learning rate of Muon.", gt=0)
     weight_decay: float = option(0.05, "Weight decay of matrices; vectors and transformations have none.", ge=0)
     fade: float = option(
-        0.0, "Fraction of the training over which each block's own matrices fade into the shared ones.", ge=0, le=0.9
+        0.0,
+        "At the start, each block still uses its own matrices; they are blended into the shared ones over this "
+        "fraction of the training. 0 turns this off.",
+        ge=0,
+        le=0.9,
     )
     warmup: float = option(0.1, "Fraction of the training for learning rate warmup.", ge=0, lt=1)
     clip_norm: float = option(1.0, "Maximum gradient norm.", gt=0)
@@ -113,8 +124,8 @@ class DistillRecipe:
     label_smoothing: float = option(0.0, "Label smoothing of the labels loss.", ge=0, lt=1)
     layers: str | None = option(
         None,
-        "Blocks to compare, as student:teacher, like 1:3,3:9 (numbered from 0; 1 means 1:1). "
-        "Default: every block of the student, with blocks of the teacher at even distances.",
+        "Blocks to compare, as student:teacher, like 1:3,3:9 (numbered from 0; a single number n means n:n). "
+        "Default: every block of the student, paired with evenly spaced blocks of the teacher.",
     )
     relation_heads: int = option(
         1, "Number of parts that channels are split into for attention relations; MiniViT uses 1.", ge=1
@@ -132,7 +143,7 @@ class DistillRecipe:
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.steps, self.epochs, self.max_minutes)) > 1:
-            raise ValueError("--steps, --epochs and --max-minutes exclude each other")
+            raise ValueError("--steps, --epochs and --max-minutes cannot be used together. Give only one of them")
         if self.loss is None:
             return
         for name in self.loss.keys() - set(LOSS_NAMES):
@@ -168,7 +179,9 @@ class RunRecipe:
     save_every: str = option("10m", "How often to save the training state: steps (500), minutes (10m) or none.")
     resume: bool = option(False, "Continue from the last saved state of an interrupted run of the same recipe.")
     cache_teacher: Path | None = option(
-        None, "Cache the teacher's logits here for later runs on the same views (logits loss only)."
+        None,
+        "Folder that caches the teacher's logits. Later runs with the same data, augmentation and seed reuse it. "
+        "Only for --loss logits.",
     )
     log_with: Literal["tensorboard", "wandb"] | None = option(None, "Log loss curves to this tracker.")
 

@@ -77,7 +77,7 @@ def _column(result: Result) -> dict[str, str]:
     cells = {
         "source": report.model,
         "blocks": describe_sharing(report.groups, report.made_of),
-        "own in each block": ", ".join(report.transforms) or "–",
+        "transformations": ", ".join(report.transforms) or "–",
         "stored as": report.store,
         "file": megabytes(result.file_bytes),
     }

@@ -10,7 +10,7 @@ from vitcompress.report.svg import draw_svg
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#a66f00", "#56b4e9")
+_COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#a66f00", "#56b4e9")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _MAX_ROWS = 8  # of the table
 
@@ -50,8 +50,8 @@ def draw_curves(train: TrainLog) -> str:
         for number, name in enumerate(names):
             points = [(point["step"], point[name]) for point in train.loss_curve if name in point and "step" in point]
             steps, losses = zip(*points, strict=True) if points else ((), ())
-            colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
-            axes.plot(steps, losses, color=colour, linestyle=dash, linewidth=1.8, label=_label(name))
+            color, dash = _COLORS[number % len(_COLORS)], _DASHES[number % len(_DASHES)]
+            axes.plot(steps, losses, color=color, linestyle=dash, linewidth=1.8, label=_label(name))
         values = [point[name] for point in train.loss_curve for name in names if name in point]
         if min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")

@@ -66,7 +66,7 @@ def print_differences(rows: Sequence[Difference], names: tuple[str, str], consol
         ]
         print_table([part, *names, "change"], cells, console)
     if not rows:
-        print_lines(["The two files are alike: plan, recipe, numbers and versions."], console)
+        print_lines(["The two files have the same plan, recipe, numbers and versions."], console)
 
 
 def _plan_fields(result: Result) -> dict[str, Any]:

@@ -18,8 +18,8 @@ def unreachable_gates(size: Size, gates: GateRecipe) -> list[tuple[str, str]]:
     """
     faults = []
     if gates.min_ratio is not None and size.params_ratio < gates.min_ratio:
-        message = f"--min-ratio {gates.min_ratio:g}: this plan gives {size.params_ratio:.2f}."
-        faults.append((message, "Share more, or give --target-ratio."))
+        message = f"--min-ratio {gates.min_ratio:g}: this plan only reaches {size.params_ratio:.2f}."
+        faults.append((message, f"Increase --share, or use --target-ratio {gates.min_ratio:g}."))
     if gates.max_size is not None and size.student_bytes > gates.max_size:
         message = f"--max-size {gates.max_size:,} bytes: this plan's tensors alone have {size.student_bytes:,}."
         faults.append((message, "Give --store int8 or int4, or --target-size."))
@@ -29,7 +29,7 @@ def unreachable_gates(size: Size, gates: GateRecipe) -> list[tuple[str, str]]:
 def missed_gates(report: Report, gates: GateRecipe, *, file_bytes: int) -> list[str]:
     """Return one line for each gate that a result misses.
 
-    What was not measured, or is NaN, misses its gate.
+    A value that is NaN or was not measured misses its gate.
 
     Args:
         report: report of the result.
@@ -40,11 +40,12 @@ def missed_gates(report: Report, gates: GateRecipe, *, file_bytes: int) -> list[
     if gates.max_drop is not None:
         drop = report.accuracy.top1_drop if report.accuracy else None
         if drop is None:
-            missed.append(f"--max-drop {gates.max_drop:g}: not measured (no labelled images, or no teacher).")
+            missed.append(f"--max-drop {gates.max_drop:g}: not measured (no labeled images, or no teacher).")
         elif not drop <= gates.max_drop:
             missed.append(f"--max-drop {gates.max_drop:g}: top-1 drops by {drop:.2f} points.")
     if gates.min_ratio is not None and not gates.min_ratio <= report.size.params_ratio < math.inf:
-        missed.append(f"--min-ratio {gates.min_ratio:g}: {report.size.params_ratio:.2f} times fewer parameters.")
+        ratio = f"{report.size.params_ratio:.2f}"
+        missed.append(f"--min-ratio {gates.min_ratio:g}: the student has only {ratio} times fewer parameters.")
     if gates.max_size is not None and not file_bytes <= gates.max_size:
-        missed.append(f"--max-size {gates.max_size:,} bytes: the file has {file_bytes:,}.")
+        missed.append(f"--max-size {gates.max_size:,} bytes: the file has {file_bytes:,} bytes.")
     return missed

@@ -12,8 +12,8 @@ from vitcompress.report.svg import draw_svg
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {"teacher": "#000000", "student": "#d55e00", "baseline": "#0072b2"}  # of Okabe and Ito's palette
-_MARKERS = "os^vDph<>d"  # a different one for each model, so that nobody depends on colour
+_COLORS = {"teacher": "#000000", "student": "#d55e00", "baseline": "#0072b2"}  # of Okabe and Ito's palette
+_MARKERS = "os^vDph<>d"  # a different one for each model, so that nobody depends on color
 _LEGEND_LINE = 0.2  # inches
 _MAX_NAME = 34  # letters
 
@@ -87,7 +87,7 @@ def draw_sizes(points: Sequence[Point], title: str, size: tuple[float, float] = 
         _lay_out(axes, points)
         for number, point in enumerate(points):
             axes.plot(
-                _megabytes(point), point.top1 or 0.0, _MARKERS[number % len(_MARKERS)], color=_COLOURS[point.kind],
+                _megabytes(point), point.top1 or 0.0, _MARKERS[number % len(_MARKERS)], color=_COLORS[point.kind],
                 markersize=9, markeredgecolor="white", label=str(number),
                 zorder=3 if point.kind == "baseline" else 4,  # teachers and students are in front
             )  # fmt: skip

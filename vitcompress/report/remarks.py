@@ -22,7 +22,7 @@ def report_remarks(report: Report) -> list[str]:
         parent = report.lineage[-1]
         lines.append(f"Fine-tuned from {parent.name} (SHA-256 {parent.sha256[:12]}…), made by: {parent.command}")
     if report.speed:
-        lines.append(f"Latency: median, {report.speed.threads} threads, {report.speed.device}.")
+        lines.append(f"Latency: median, {_count(report.speed.threads, 'thread')}, {report.speed.device}.")
     return [*lines, *report.notes]
 
 
@@ -85,19 +85,23 @@ def _training_remark(report: Report) -> str:
 
 def _layer_remarks(groups: Sequence[Group]) -> list[str]:
     """Return a sentence for each kind of factored or narrow layers, with its number of blocks."""
-    counts: dict[str, int] = {}
+    counts: dict[tuple[str, bool], int] = {}
     narrow = [group for group in groups if _describe_widths([group])]
     in_one_line = len({_describe_widths([group]) for group in narrow}) > _MAX_WIDTHS  # after a search, usually
     if in_one_line:
-        counts[_describe_widths(narrow)] = sum(len(group.blocks) for group in narrow)
+        counts[_describe_widths(narrow), True] = sum(len(group.blocks) for group in narrow)
     for group in groups:
         widths = "" if in_one_line else _describe_widths([group])
-        for text in filter(None, (*_describe_factors(group), widths)):
-            counts[text] = counts.get(text, 0) + len(group.blocks)
+        texts = [(text, False) for text in _describe_factors(group)] + ([(widths, True)] if widths else [])
+        for key in texts:
+            counts[key] = counts.get(key, 0) + len(group.blocks)
     total = sum(len(group.blocks) for group in groups)
-    return [
-        f"{'Each block' if count == total else f'{count} of {total} blocks'}: {text}." for text, count in counts.items()
-    ]
+    lines = []
+    for (text, is_narrow), count in counts.items():
+        who = "Each block" if count == total else f"{count} of {total} blocks"
+        verb = "is" if count in (1, total) else "are"
+        lines.append(f"{who}{f' {verb} narrower' if is_narrow else ''}: {text}.")
+    return lines
 
 
 def _describe_factors(group: Group) -> list[str]:
@@ -115,14 +119,21 @@ def _describe_factors(group: Group) -> list[str]:
 
 def _describe_widths(groups: Sequence[Group]) -> str:
     """Describe the range of widths of narrow MLPs and heads; empty if no group is narrow."""
-    names = {
-        "hidden": "hidden neurons",
-        "qk": "channels of queries and keys per head",
-        "v": "channels of values per head",
-    }
-    ranges = []
-    for field, name in names.items():
-        widths = {width for group in groups if (width := getattr(group.widths, field)) is not None}
-        if widths:
-            ranges.append(f"{'–'.join(dict.fromkeys((str(min(widths)), str(max(widths)))))} {name}")
-    return f"narrow, {', '.join(ranges)}" if ranges else ""
+    hidden, qk, v = (_range(groups, field) for field in ("hidden", "qk", "v"))
+    parts = [f"{_count(hidden, 'hidden neuron')}"] if hidden else []
+    if qk or v:
+        uses = [(width, use) for width, use in ((qk, "queries and keys"), (v, "values")) if width]
+        (first, use), *rest = uses
+        heads = [f"{_count(first, 'channel')} for {use}", *(f"{width} for {use}" for width, use in rest)]
+        parts.append(f"per head, {' and '.join(heads)}")
+    return "; ".join(parts)
+
+
+def _range(groups: Sequence[Group], field: str) -> str:
+    """Return the range of a width: `32`, or `32–64`; empty if no group has it."""
+    widths = {width for group in groups if (width := getattr(group.widths, field)) is not None}
+    return "–".join(dict.fromkeys((str(min(widths)), str(max(widths))))) if widths else ""
+
+
+def _count(number: int | str, noun: str) -> str:
+    return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from vitcompress.plans.model import Group
 from vitcompress.report.model import Report
 
-_NUM_COLOURS = 8
+_NUM_COLORS = 8
 
 
 class Box(NamedTuple):
@@ -19,7 +19,7 @@ class Box(NamedTuple):
     Attributes:
         block: its number inside its stage.
         group: name of its group: A, B, …; empty if it shares with no other block.
-        colour: number of the group's colour; the letter says the same without colour.
+        colour: number of the group's color; the letter says the same without color.
         is_donor: the group's weights are stored under this block's name.
     """
 
@@ -53,11 +53,14 @@ def _describe_sizes(sizes: Sequence[int]) -> str:
 
 def describe_layers(group: Group) -> str:
     """Describe widths and ranks of a group in a few words; empty if they are the source's."""
-    widths = [f"{name} {width}" for name in ("hidden", "qk", "v") if (width := getattr(group.widths, name))]
+    names = {"qk": "query/key", "v": "value"}
+    heads = [f"{words} {width}" for name, words in names.items() if (width := getattr(group.widths, name))]
+    widths = [f"MLP {group.widths.hidden}"] if group.widths.hidden else []
+    widths += [f"{' and '.join(heads)} per head"] if heads else []
     ranks: dict[str, list[str]] = {}
     for layer, rank in group.ranks.items():
-        kind = "basis" if layer in group.bases else "rank"
-        ranks.setdefault(f"{'+' if group.whole(layer) else ''}{kind} {rank}", []).append(layer)
+        kind = "basis of rank" if layer in group.bases else "rank"
+        ranks.setdefault(f"{'plus ' if group.whole(layer) else ''}{kind} {rank}", []).append(layer)
     return ", ".join([*widths, *(f"{', '.join(layers)}: {rank}" for rank, layers in ranks.items())])
 
 
@@ -77,12 +80,12 @@ def group_rows(report: Report) -> list[tuple[str, str, str, str]]:
 def boxes(report: Report) -> list[list[Box]]:
     """Return a box for each block in the order in which they run, a list for each stage."""
     groups = _named_groups(report)
-    colours = {name: number % _NUM_COLOURS for number, name in enumerate(name for name, _ in groups if name)}
+    colors = {name: number % _NUM_COLORS for number, name in enumerate(name for name, _ in groups if name)}
     homes = {block: (name, group) for name, group in groups for block in group.blocks}
     stages: dict[str, list[Box]] = {}
     for block in sorted(homes, key=_block_numbers):
         name, group = homes[block]
-        box = Box(_block_numbers(block)[-1], name, colours.get(name, 0), bool(name) and block == group.donor)
+        box = Box(_block_numbers(block)[-1], name, colors.get(name, 0), bool(name) and block == group.donor)
         stages.setdefault(block.rpartition(".")[0], []).append(box)
     return list(stages.values())
 

@@ -1,4 +1,4 @@
-"""Draw with matplotlib, and put drawings into an HTML page, in the page's colours.
+"""Draw with matplotlib, and put drawings into an HTML page, in the page's colors.
 
 matplotlib is imported when something is drawn, not before.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SVG_LINK = "{http://www.w3.org/1999/xlink}href"
-_CSS_COLOURS = {  # colours of the drawings, and their names in style.css.j2
+_CSS_COLORS = {  # colors of the drawings, and their names in style.css.j2
     "#000000": "currentColor",
     "#ffffff": "var(--page)",
     "#e0e0e0": "var(--line)",
@@ -27,7 +27,7 @@ _CSS_COLOURS = {  # colours of the drawings, and their names in style.css.j2
     "#a66f00": "var(--fifth)",
     "#56b4e9": "var(--sixth)",
 }
-_COLOUR = re.compile("|".join(_CSS_COLOURS))
+_COLOR = re.compile("|".join(_CSS_COLORS))
 
 
 def draw_svg(size: tuple[float, float], plot: Callable[[Axes], None]) -> str:
@@ -89,11 +89,11 @@ def inline_svg(svg: str, key: str, title: str, description: str) -> str:
 
 
 def _convert_attribute(name: str, value: str, key: str) -> str:
-    """Return an attribute's value with the page's colours and with unique ids."""
+    """Return an attribute's value with the page's colors and with unique ids."""
     if name == "id":
         return f"{key}-{value}"
     if name == _SVG_LINK:
         return value.replace("#", f"#{key}-", 1)
     if name == "style":
-        return _COLOUR.sub(lambda match: _CSS_COLOURS[match[0]], value)
+        return _COLOR.sub(lambda match: _CSS_COLORS[match[0]], value)
     return value.replace("url(#", f"url(#{key}-")

@@ -35,7 +35,7 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
         console: console to print on.
     """
     _print_title(name, [len(group.blocks) for group in plan.groups], plan.groups, console)
-    columns = ["group", "donor", "blocks", "made of"]
+    columns = ["group", "donor", "blocks", "width or rank"]
     rows = [
         [
             str(number),
@@ -51,8 +51,10 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     shared = sorted({name for group in plan.groups if len(group.blocks) > 1 for name in shared_names(group)})
     lines = [
         f"shared in each group: {', '.join(shared) or 'nothing'}",
-        f"own in each block:    {', '.join(['everything else', *plan.transforms])}",
+        f"kept by each block:   {'all other parameters' if shared else 'all parameters'}",
     ]
+    if plan.transforms:
+        lines.append(f"added to each block:  transformations {', '.join(plan.transforms)}")
     print_lines([*lines, *plan_remarks(plan.groups, plan.why)], console)
     print_table(COLUMNS, size_rows(plan.size), console)
 
@@ -71,9 +73,11 @@ def print_options(options: Sequence[Mapping[str, Any]], name: str, console: Cons
         blocks = option["blocks"][0].rpartition("blocks.")[0] + "–".join(dict.fromkeys((numbers[0], numbers[-1])))
         cost = f"{option['dial'] or 'whole'}: {option['cost']:.3g}, −{option['saved_params']:,}"
         lines.setdefault((blocks, option["part"], option["kind"]), []).append(cost)
-    console.print(f"{name}: what each option alone does to the predictions", style="bold", markup=False)
-    columns = ("blocks", "part", "kind", "width or rank: nats of KL per image, parameters saved")
+    console.print(f"{name}: cost of each option, applied alone", style="bold", markup=False)
+    columns = ("blocks", "part", "kind", "options")
     print_table(columns, [(*key, " · ".join(costs)) for key, costs in lines.items()], console)
+    legend = "Options: width or rank (whole: shared whole): nats of KL divergence per image, −parameters saved."
+    print_lines([legend], console)
 
 
 def print_accuracy(accuracy: Accuracy, console: Console) -> None:

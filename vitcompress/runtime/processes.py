@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _UNTIE = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron"}
 _WORKER_SECONDS = 30.0  # longer than a step takes, and as long as torch's launcher waits
-_TIMEOUT_HOURS = 24  # the main process searches and writes alone; one that dies ends the others anyway
+_TIMEOUT_HOURS = 24  # the main process searches and writes alone; if a process dies, the launcher ends the others
 
 
 def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
@@ -74,7 +74,10 @@ def precision_of(run: RunRecipe) -> str:
 
 
 def cpu_capabilities() -> Mapping[str, Any]:
-    """Return torch's names of what the CPU can do; empty before torch 2.10, which does not tell."""
+    """Return torch's names of what the CPU can do.
+
+    Empty before torch 2.10, which has no such function.
+    """
     ask = getattr(torch.cpu, "get_capabilities", None)
     return ask() if ask else {}
 

@@ -32,7 +32,7 @@ def watch() -> None:
 
 def _receive(number: int, frame: FrameType | None) -> None:
     global _raised
-    again = number == signal.SIGINT and number in _received  # a launcher may send SIGTERM twice; a user means it
+    again = number == signal.SIGINT and number in _received  # a second Ctrl-C from a user is deliberate
     _received.append(number)
     if again or number not in _deferred:
         _raised = True

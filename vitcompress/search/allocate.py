@@ -30,7 +30,7 @@ class Choice:
         last: number of the block after the last.
         params: parameters of the run.
         cost: nats per image.
-        key: what the caller recognises the choice by.
+        key: what the caller recognizes the choice by.
     """
 
     first: int
