@@ -280,8 +280,8 @@ def test_a_folder_for_the_hub_says_what_it_is_and_loads(mini: Path, images: Path
     card = (out / "README.md").read_text(encoding="utf-8")
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "vitcompress"
-    assert front["license"] == "other"  # weights from a file are under a licence that only the user knows
-    for text in ("vitcompress.load(", "Licence", "Data", "parameters", read_manifest(mini).source_sha256):
+    assert front["license"] == "other"  # weights from a file are under a license that only the user knows
+    for text in ("vitcompress.load(", "License", "Data", "parameters", read_manifest(mini).source_sha256):
         assert text in card, text
     loaded, first = load(out), load(mini)
     assert all(torch.equal(t, first.state_dict()[name]) for name, t in loaded.state_dict().items())
