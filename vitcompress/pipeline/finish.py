@@ -151,7 +151,7 @@ def _write(
             run.reporter.say(f"--target-size {limit:,} bytes is missed: {out} has {size:,}.")
             return report
         run.reporter.say(f"{out} exceeds --target-size {limit:,} bytes: writing it again with half of the loss curve")
-        report = replace(report, train=replace(report.train, loss_curve=curve[1::2]))
+        report = replace(report, train=replace(report.train, loss_curve=curve[::-2][::-1]))
 
 
 def conclude(run: Run, student: nn.Module, reference: Reference, learn: Callable[[], TrainLog]) -> Report:
