@@ -33,7 +33,7 @@ def test_compress_reaches_a_ratio_and_says_why_and_how_fast_it_learns(
     ended = vitcompress("compress", *roomy_flags, *words, "--out", out)
     assert ended.code == 0, ended
     assert "nats predicted" in ended.err
-    assert "(chance is " in ended.err
+    assert "(random predictions: " in ended.err
     tree = json.loads((tmp_path / "m.report.json").read_text())
     assert 2 <= tree["size"]["params_ratio"] <= 2.5  # noise costs next to nothing, whatever is done
     assert tree["why"]
