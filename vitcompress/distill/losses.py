@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -211,3 +211,8 @@ LOSSES: Mapping[str, Loss] = {
         lambda student, teacher, context: cross_entropy(student.logits, context.targets), reads="logits", teacher=False
     ),
 }
+
+
+def needs_teacher(losses: Iterable[str]) -> bool:
+    """Return whether any of the named losses reads a teacher."""
+    return any(LOSSES[name].teacher for name in losses)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vitcompress.distill.hooks import ReadPoints, reading_outputs
-from vitcompress.distill.losses import LOSSES, Outputs
+from vitcompress.distill.losses import LOSSES, Outputs, needs_teacher
 from vitcompress.distill.pairing import pair_layers
 from vitcompress.errors import RecipeError, first_line, raise_faults
 from vitcompress.families.base import Family
@@ -106,7 +106,7 @@ def match_models(student: ComparedModel, teacher: ComparedModel, recipe: Distill
         kind = "logits" if has_classes(teacher.model) else "features"
         dropped = ", ".join(block_losses)
         notes.append(f"{teacher.name} has no blocks to compare: it gives {kind} only, without the losses {dropped}.")
-        if not any(LOSSES[name].teacher for name in losses):
+        if not needs_teacher(losses):
             raise RecipeError(notes[-1], hint=f"Add --loss {next(iter(default_losses(student.model)))}=1.")
     elif recipe.layers is not None:
         raise RecipeError(f"--layers {recipe.layers}: no --loss compares blocks.", hint="Add --loss attention=1.")

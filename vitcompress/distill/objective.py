@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.distill.hooks import TokenSubset, reading_outputs
-from vitcompress.distill.losses import LOSSES, LossContext, Outputs
+from vitcompress.distill.losses import LOSSES, LossContext, Outputs, needs_teacher
 from vitcompress.distill.settings import TrainSettings
 
 NO_STEP = -1  # number of a step that is not part of the training
@@ -31,7 +31,7 @@ def weighted_losses(student: nn.Module, teacher: nn.Module | None, settings: Tra
     """
     recipe, matching = settings.recipe, settings.matching
     fields = {LOSSES[name].reads for name in matching.losses}
-    if not any(LOSSES[name].teacher for name in matching.losses):
+    if not needs_teacher(matching.losses):
         teacher = None
     tokens = TokenSubset(recipe.max_relation_tokens, seed=settings.seed)
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ from vitcompress.artifact.paths import SUFFIX, check_not_an_input
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data.sets import NO_LENGTH_HINT, ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
-from vitcompress.distill.losses import LOSSES
+from vitcompress.distill.losses import LOSSES, needs_teacher
 from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faults
 from vitcompress.initialize.start import needs_images
 from vitcompress.plans.model import Plan
@@ -234,7 +234,7 @@ def check_cache(recipe: Recipe, losses: Mapping[str, float]) -> None:
             f"{flag} keeps only logits, and the losses {', '.join(others)} need more of the teacher.",
             hint="Give --loss logits=1.",
         )
-    if not any(LOSSES[name].teacher for name in losses):
+    if not needs_teacher(losses):
         raise RecipeError(f"{flag}: no loss needs a teacher.", hint="Leave it out.")
 
 

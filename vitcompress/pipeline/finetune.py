@@ -22,7 +22,7 @@ from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import known_classes
 from vitcompress.data.views import Views
 from vitcompress.distill.log import TrainLog
-from vitcompress.distill.losses import LOSSES
+from vitcompress.distill.losses import LOSSES, needs_teacher
 from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import adapt_inputs, find_teacher
@@ -246,7 +246,7 @@ def _prepare(
     hint = "finetune cannot change the sharing. Lower the gate, or use --store int8 or int4."
     faults.extend((message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates))
     faults.raise_as(RecipeError)
-    taught = teacher is not None and any(LOSSES[name].teacher for name in matching.losses)
+    taught = teacher is not None and needs_teacher(matching.losses)
     note = "Sizes and latencies of the teacher are those of the same model without sharing."
     if num_classes:
         note += f" The head is new, for {num_classes} classes, so there is no accuracy from before."
