@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
-from vitcompress.artifact.atomic import replacing
+from vitcompress.artifact.atomic import write_text
 from vitcompress.distill.facts import describe_differences
 from vitcompress.distill.state import TrainState, set_parameters
 from vitcompress.errors import ArtifactError, RecipeError, TrainingError, first_line
@@ -153,8 +153,7 @@ class Checkpoints:
 
     def _write_run(self) -> None:
         self.folder.mkdir(exist_ok=True)
-        with replacing(self.folder / "run.json") as beside:
-            beside.write_text(self.text, encoding="utf-8")
+        write_text(self.folder / "run.json", self.text)
 
     def due(self, steps: int) -> bool:
         """Return whether to keep the state after `steps`, or now if the interval is in seconds."""

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitcompress.artifact.atomic import replacing
+from vitcompress.artifact.atomic import write_text
 from vitcompress.data.loaders import ProcessShare
 from vitcompress.distill.facts import describe_differences
 from vitcompress.errors import ArtifactError, RecipeError
@@ -80,8 +80,7 @@ class TeacherCache:
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise RecipeError(f"--cache-teacher {folder} holds something else.", hint="Use an empty folder.")
             folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as beside:
-                beside.write_text(json.dumps(facts), encoding="utf-8")
+            write_text(path, json.dumps(facts))
         except (OSError, ValueError, RecursionError, ArtifactError) as error:
             raise RecipeError(f"--cache-teacher {folder} cannot be used: {error.__cause__ or error}.") from error
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitcompress.artifact.atomic import replacing
+from vitcompress.artifact.atomic import write_text
 from vitcompress.artifact.hub import locate
 from vitcompress.artifact.paths import check_no_weights, check_not_an_input
 from vitcompress.artifact.read import read_manifest
@@ -75,8 +75,7 @@ def write_page(out: Path, html: str, reporter: Reporter) -> None:
     Raises:
         ArtifactError: the folder cannot be written to.
     """
-    with replacing(out) as beside:
-        beside.write_text(html, encoding="utf-8")
+    write_text(out, html)
     reporter.say(f"wrote {out}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcompress.artifact.atomic import replacing
+from vitcompress.artifact.atomic import write_text
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.write import write
 from vitcompress.plans.model import Plan
@@ -42,24 +42,19 @@ def write_result(
     size = manifest.data_config["input_size"]
     probe = torch.randn(PROBE_IMAGES, *size, generator=torch.Generator().manual_seed(0))
     write(out, student, manifest, probe, stored=tensors)
-    _write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
+    write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(to_json(report), indent=2) + "\n")
     picture, svg = picture_of(out), to_svg(report)
     if svg is not None:
-        _write_text(picture, svg)
+        write_text(picture, svg)
     else:  # an older picture would show other numbers
         picture.unlink(missing_ok=True)
-    _write_text(out.with_name(f"{out.stem}.report.md"), to_markdown(report, picture=picture.name if svg else None))
+    write_text(out.with_name(f"{out.stem}.report.md"), to_markdown(report, picture=picture.name if svg else None))
     reporter.say(f"wrote {out} ({out.stat().st_size:,} bytes), verified")
 
 
 def picture_of(out: Path) -> Path:
     """Return the path of the picture beside an artifact."""
     return out.with_name(f"{out.stem}.report.svg")
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
 
 
 def notes_on(plan: Plan) -> tuple[str, ...]:
