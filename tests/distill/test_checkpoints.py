@@ -315,7 +315,7 @@ def test_sigterm_where_nothing_trains_ends_at_once(words: list[object], tmp_path
     command.wait_for("\n")  # the search has started
     command.send(signal.SIGTERM)
     ended = command.ended(60)
-    assert (ended.returncode, "Traceback" in ended.stderr) == (143, False)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (143, False), ended.stderr
     assert not list(tmp_path.glob("*.safetensors"))
 
 

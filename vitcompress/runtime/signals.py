@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _LAUNCHER_SECONDS = 10.0  # longer than a process takes to end on a busy machine
+_RETRY_SECONDS = 0.01  # a destructor is over by then
 
 
 class TerminationError(BaseException):
@@ -18,20 +22,43 @@ class TerminationError(BaseException):
 _received: list[int] = []  # signals, in order
 _raised = False  # whether one of them has become an exception
 _deferred: frozenset[int] = frozenset()
+_process = 0  # the one that watches; its children inherit the handlers
 
 
 def watch() -> None:
     """Turn SIGTERM and Ctrl-C into exceptions, so that half-written files are removed."""
-    global _raised
+    global _raised, _process
     _received.clear()
     _raised = False
+    _process = os.getpid()
+    if not isinstance(sys.unraisablehook, _Hook):
+        sys.unraisablehook = _Hook(sys.unraisablehook)
     signal.signal(signal.SIGTERM, _receive)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background jobs ignore it
         signal.signal(signal.SIGINT, _receive)
 
 
+class _Hook:
+    """Raise a signal's exception again that a destructor has swallowed; it would be lost."""
+
+    def __init__(self, others: Callable[[sys.UnraisableHookArgs], object]) -> None:
+        self._others = others
+
+    def __call__(self, args: sys.UnraisableHookArgs) -> None:
+        if not isinstance(args.exc_value, (KeyboardInterrupt, TerminationError)):
+            self._others(args)
+            return
+        timer = threading.Timer(_RETRY_SECONDS, os.kill, (os.getpid(), _received[0] if _received else signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
+
 def _receive(number: int, frame: FrameType | None) -> None:
     global _raised
+    if os.getpid() != _process:  # a data worker that has not set its own handlers yet
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
     again = number == signal.SIGINT and number in _received  # a second Ctrl-C from a user is deliberate
     _received.append(number)
     if again or number not in _deferred:
