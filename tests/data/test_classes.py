@@ -22,7 +22,7 @@ def labels_by_folder(root: Path, num_classes: int, class_map: Path | None = None
         (("n01440764", "n02123159", "n15075141"), 1000, (0, 282, 999)),
         (("0", "3", "12"), 20, (0, 3, 12)),
         (("000", "003", "012"), 20, (0, 3, 12)),
-        (("ant", "Bee", "cat"), 3, (1, 0, 2)),  # sorted by code point, as torchvision and timm do
+        (("ant", "Bee", "cat"), 3, (0, 1, 2)),  # natural order, as timm
         (("n02123159", "n01440764"), 2, (1, 0)),  # synsets, but no ImageNet model
     ],
     ids=["synsets", "numbers", "padded-numbers", "sorted-names", "synsets-of-a-small-model"],

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
+from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import count_unreadable, evaluation_loader
 from vitcompress.data.open import open_to_evaluate
 from vitcompress.errors import ExportError
@@ -76,7 +77,7 @@ def read_probe(artifact: LoadedArtifact, data: Path | None, num_images: int) -> 
     if data is None and artifact.input_size[0] not in (1, 3):
         return Probe(f"{num_images} images of noise", _split(_noise(artifact, num_images)))
     spec = BUILT_IN if data is None else str(data)
-    images = open_to_evaluate(spec, "--data", DataRecipe(), FASHION_VIT, 0)
+    images = open_to_evaluate(spec, "--data", DataRecipe(), FASHION_VIT, ModelClasses(0))
     count = min(num_images, len(images))
     chosen = images.subset([position * len(images) // count for position in range(count)], images.name)
     recipe = DataRecipe(batch_size=BATCH_SIZE, num_workers=0)

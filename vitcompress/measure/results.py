@@ -12,6 +12,7 @@ from pydantic import Field
 
 from vitcompress.plans.bounds import Count, Number, Percent, Points, Positive, PositiveCount, Text
 
+MIN_IMAGES = 30  # with fewer, a result no better than chance is only a note
 MAX_CLASSES = 20  # in a report: it is part of the file's header
 MAX_CONFUSIONS = 10
 _Batch = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
@@ -71,6 +72,9 @@ class Accuracy:
         feature_cosine: mean cosine similarity, −1 to 1; the only measure without classes.
         classes: the classes that changed most, at most 20; empty without labels.
         confusions: the student's most frequent added mistakes, at most 10; empty without labels.
+        chance_top1: of a guess that is always the commonest class, in percent.
+        above_chance: whether the teacher (without one, the student) is better than that, by a
+            one-sided binomial test at 1 %.
     """
 
     data: Text
@@ -87,6 +91,13 @@ class Accuracy:
     feature_cosine: Number | None = None
     classes: Annotated[tuple[ClassHits, ...], Field(max_length=100)] = ()
     confusions: Annotated[tuple[Confusion, ...], Field(max_length=100)] = ()
+    chance_top1: Percent | None = None
+    above_chance: bool | None = None
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether enough labeled images show that the teacher is no better than chance."""
+        return self.above_chance is False and self.num_images >= MIN_IMAGES
 
 
 @dataclass(frozen=True)
