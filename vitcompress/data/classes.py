@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,20 @@ class Numbering:
 
     Attributes:
         index_of: class index by name, normalized to NFC.
-        how: what decided, for a line that a user reads.
+        subject: what is numbered: `12 folders`.
+        how: what decided, as the end of a sentence on the subject.
         others: numberings that are as plausible; the teacher's predictions tell them apart.
         has_default: whether this one is used where they do not.
     """
 
     index_of: Mapping[str, int]
+    subject: str
     how: str
     others: tuple[Numbering, ...] = ()
     has_default: bool = True
+
+    def __str__(self) -> str:
+        return f"classes: {self.subject} {self.how}"
 
     @property
     def count(self) -> int:
@@ -102,7 +107,7 @@ class ModelClasses:
     """
 
     count: int | None
-    names: tuple[str, ...] = field(default=())
+    names: tuple[str, ...] = ()
 
 
 def number_classes(
@@ -149,7 +154,7 @@ def number_stream(where: str, model: ModelClasses, recipe: DataRecipe) -> Number
     """
     if recipe.class_map is not None:
         known = read_class_map(recipe.class_map)
-        how = f"the lines of --class-map {recipe.class_map}"
+        how = f"numbered by --class-map {recipe.class_map}"
     elif model.count is None or recipe.class_order is not None:
         raise DataError(
             f"{where} is a stream, so its classes are not known in advance.",
@@ -157,9 +162,9 @@ def number_stream(where: str, model: ModelClasses, recipe: DataRecipe) -> Number
         )
     else:
         known = {nfc(name): number for number, name in enumerate(model.names)}
-        how = "their numbers from 0, or their names in the model" if known else "their numbers, counted from 0"
+        how = "are numbers from 0" + (", or the names of the model's classes" if known else "")
     count = len(known) if model.count is None else model.count
-    return Numbering({**{str(number): number for number in range(count)}, **known}, f"labels are {how}")
+    return Numbering({**{str(number): number for number in range(count)}, **known}, "labels", how)
 
 
 def _by_map(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]) -> Numbering | None:
@@ -174,7 +179,7 @@ def _by_map(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also:
     beyond = [name for name in names if model.count is not None and known[nfc(name)] >= model.count]
     if beyond:
         raise DataError(f"--class-map {path}: beyond the model's {model.count} classes: {shorten(beyond)}.")
-    return Numbering(known, f"{_count(images)}, numbered by --class-map {path}")
+    return Numbering(known, _count(images), f"numbered by --class-map {path}")
 
 
 def read_class_map(path: Path) -> dict[str, int]:
@@ -206,7 +211,7 @@ def _by_given_order(
     names = _as_many(images, model)
     if names is None:
         return None
-    return _ordered(images, names, recipe.class_order, f"(--class-order {recipe.class_order})")
+    return _ordered(images, names, recipe.class_order, f" (--class-order {recipe.class_order})")
 
 
 def _by_known_names(
@@ -220,7 +225,7 @@ def _by_known_names(
         given = zip(images.names, images.numbers, strict=True)
         if all(known.get(nfc(name), number) == number for name, number in given):
             return None  # a table whose numbers agree spells some names in another way
-    numbering = Numbering(known, f"{_count(images)}, by the names of the model's classes")
+    numbering = Numbering(known, _count(images), "named like the model's classes")
     numbering.indices(images.names, images.where)
     return numbering
 
@@ -231,11 +236,10 @@ def _by_format(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, al
     if model.count is None:  # a new head has no class without images
         given = dict(zip(map(nfc, images.names), images.numbers, strict=True))
         index_of = {name: number for number, name in enumerate(sorted(given, key=given.__getitem__))}
-        return Numbering(index_of, f"{_count(images)}, in the order of the data set")
+        return Numbering(index_of, _count(images), "in the order of the data set")
     if images.named and len(images.names) != model.count:
         return None
-    how = f"{_count(images)}, as the data set numbers them"
-    return _numbered(images.names, images.numbers, model.count, how)
+    return _numbered(images, images.names, images.numbers, model.count, "numbered by the data set")
 
 
 def _by_synsets(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]) -> Numbering | None:
@@ -246,7 +250,7 @@ def _by_synsets(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, a
     missing = [name for name in images.names if name not in known]
     if missing:
         raise DataError(f"{images.where}: not classes of {subset}: {shorten(missing)}.", hint="Give --class-map FILE.")
-    return Numbering(known, f"{_count(images)}, by ImageNet's synsets")
+    return Numbering(known, _count(images), "named by ImageNet's synsets")
 
 
 def _by_numbers(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]) -> Numbering | None:
@@ -256,36 +260,39 @@ def _by_numbers(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, a
     numbers = tuple(map(int, names))
     if len(set(numbers)) < len(numbers):
         return None
-    numbering = _numbered(names, numbers, model.count, f"{_count(images)} named by numbers")
+    numbering = _numbered(images, names, numbers, model.count, "named by numbers")
     if numbering is None or len(images.names) != model.count:
         return numbering
-    ascii_order = _ordered(images, images.names, "ascii", "as torchvision numbers them")
+    ascii_order = _ordered(images, images.names, "ascii", ", as torchvision numbers them")
     others = (*numbering.others, *(() if _same(ascii_order, numbering) else (ascii_order,)))
-    return Numbering(numbering.index_of, numbering.how, others)
+    return replace(numbering, others=others)
 
 
-def _numbered(names: Sequence[str], numbers: Sequence[int], count: int, how: str) -> Numbering | None:
+def _numbered(
+    images: ImageClasses, names: Sequence[str], numbers: Sequence[int], count: int, how: str
+) -> Numbering | None:
     """Take numbers as class indices, from 0 or from 1; None where they are beyond the model's."""
     from_zero = {nfc(name): number for name, number in zip(names, numbers, strict=True)}
-    from_one = Numbering({name: number - 1 for name, number in from_zero.items()}, f"{how}, counted from 1")
+    less_one = {name: number - 1 for name, number in from_zero.items()}
+    from_one = Numbering(less_one, _count(images), f"{how}, counted from 1")
     if min(numbers) < 0 or max(numbers) > count or (min(numbers) == 0 and max(numbers) == count):
         return None
     if max(numbers) == count:
         return from_one
-    return Numbering(from_zero, f"{how}, counted from 0", (from_one,) if min(numbers) > 0 else ())
+    return Numbering(from_zero, _count(images), f"{how}, counted from 0", (from_one,) if min(numbers) > 0 else ())
 
 
 def _by_order(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]) -> Numbering | None:
     names = _as_many(images, model)
     if names is None or (model.names and model.count is not None):
         return None
-    natural = _ordered(images, names, "natural", "as timm numbers them")
-    by_code_point = _ordered(images, names, "ascii", "as torchvision numbers them")
+    natural = _ordered(images, names, "natural", ", as timm numbers them")
+    by_code_point = _ordered(images, names, "ascii", ", as torchvision numbers them")
     if model.count is None:
         return natural
     if _same(natural, by_code_point):
-        return Numbering(natural.index_of, f"{_count(images)} in alphabetical order")
-    return Numbering(natural.index_of, natural.how, (by_code_point,), has_default=False)
+        return replace(natural, how="in alphabetical order")
+    return replace(natural, others=(by_code_point,), has_default=False)
 
 
 def _as_many(images: ImageClasses, model: ModelClasses) -> tuple[str, ...] | None:
@@ -302,7 +309,7 @@ def _ordered(images: ImageClasses, names: Iterable[str], order: str, why: str) -
     key: Callable[[str], Any] = (lambda name: (natural_key(name), name)) if order == "natural" else str
     index_of = {nfc(name): number for number, name in enumerate(sorted(names, key=key))}
     shown = "natural" if order == "natural" else "ASCII"
-    return Numbering(index_of, f"{_count(images)} in {shown} order, {why}".replace(", (", " ("))
+    return Numbering(index_of, _count(images), f"in {shown} order{why}")
 
 
 def _same(one: Numbering, other: Numbering) -> bool:

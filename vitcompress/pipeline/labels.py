@@ -40,7 +40,7 @@ def tell_images(reporter: Reporter, *sets: ImageSet | None) -> list[str]:
 def numbered_line(images: ImageSet) -> str:
     """Return how the classes of images are numbered; empty where that is not decided yet."""
     numbering = images.numbering
-    return f"classes: {numbering.how}" if numbering and numbering.has_default and not numbering.others else ""
+    return str(numbering) if numbering and not numbering.others else ""
 
 
 def classes_of(*sets: ImageSet | None) -> tuple[str, ...]:
@@ -139,15 +139,15 @@ def judge(
     right = [predicted == _moved(given, first, candidate) for candidate in candidates]
     best = max(range(len(right)), key=lambda number: int(right[number].sum()))
     wins = all(_is_better(right[best], other) for number, other in enumerate(right) if number != best)
-    counts = [f"{int(r.sum())} {candidate.how}" for r, candidate in zip(right, candidates, strict=True)]
-    told = f"{name} classifies {' or '.join(counts)} correctly, of {len(given)} images"
+    counts = [f"on {int(r.sum())} {candidate.how}" for r, candidate in zip(right, candidates, strict=True)]
+    told = f"of {len(given)} images, {name} is right {', '.join(counts)}"
     if not wins and not first.has_default:
-        raise DataError(f"{images.name}: it is not clear which folder is which class. {told}.", hint=HINT_ORDER)
+        raise DataError(f"{images.name}: it is not clear which folder is which class: {told}.", hint=HINT_ORDER)
     chosen = candidates[best] if wins else first
-    numbering = Numbering(chosen.index_of, chosen.how)
+    numbering = replace(chosen, others=(), has_default=True)
     if chosen is not first:  # the accuracy above is that of other labels
         accuracy = judge(renumbered(images, numbering), model, config, recipe, name, seed=seed).accuracy
-    return Judged(numbering, f"classes: {chosen.how} ({told})", accuracy)
+    return Judged(numbering, f"{numbering}. {told[0].upper()}{told[1:]}.", accuracy)
 
 
 def _moved(labels: Tensor, before: Numbering, after: Numbering) -> Tensor:
