@@ -16,7 +16,7 @@ def report_remarks(report: Report) -> list[str]:
     """Return the sentences below the tables of a report."""
     lines = [*better_baseline(report), *plan_remarks(report.made_of, report.why)]
     if report.accuracy:
-        lines += accuracy_remarks(report.accuracy)
+        lines = [*chance_warning(report.accuracy), *lines, accuracy_remark(report.accuracy)]
     lines.append(_training_remark(report))
     if report.lineage:
         parent = report.lineage[-1]
@@ -60,11 +60,12 @@ def chance_remark(accuracy: Accuracy, who: str) -> str:
     )
 
 
-def accuracy_remarks(accuracy: Accuracy) -> list[str]:
-    """Return the lines on an accuracy: a warning, if one is due, and what it was measured on."""
+def chance_warning(accuracy: Accuracy) -> list[str]:
+    """Return a warning, or with few images a note, if the teacher is no better than chance."""
     remark = chance_remark(accuracy, "The student" if accuracy.teacher_top1 is None else "The teacher")
-    warning = [f"Warning: {remark} {CAUSES_OF_CHANCE}"] if accuracy.is_at_chance else [remark] if remark else []
-    return [*warning, accuracy_remark(accuracy)]
+    if accuracy.is_at_chance:
+        return [f"Warning: {remark} {CAUSES_OF_CHANCE}"]
+    return [remark] if remark else []
 
 
 def accuracy_remark(accuracy: Accuracy) -> str:
