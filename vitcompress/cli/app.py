@@ -16,7 +16,7 @@ from vitcompress.cli import recipes
 from vitcompress.cli.compress import compress
 from vitcompress.cli.doctor import doctor
 from vitcompress.cli.evaluate import evaluate
-from vitcompress.cli.exits import user_errors
+from vitcompress.cli.exits import say, user_errors
 from vitcompress.cli.export import export
 from vitcompress.cli.finetune import finetune
 from vitcompress.cli.models import models
@@ -24,6 +24,7 @@ from vitcompress.cli.output import put
 from vitcompress.cli.plan import plan
 from vitcompress.cli.report import check, compare, diff, report
 from vitcompress.runtime import signals
+from vitcompress.runtime.console import notices
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,7 +32,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 def main() -> None:
     """Run the command line."""
     signals.watch()
-    with user_errors():
+    with user_errors(), notices(say):
         app()
 
 
