@@ -40,7 +40,9 @@ def check_launch(*, on_gpu: bool) -> None:
     if not os.environ.get("WORLD_SIZE") and given:
         faults.append(f"{_listed(given)} in the environment, but not WORLD_SIZE.")
     if size is not None and rank is not None and rank >= max(1, size):
-        faults.append(f"RANK={rank} in the environment, but of {max(1, size)} processes the last is {max(0, size - 1)}.")
+        faults.append(
+            f"RANK={rank} in the environment, but of {max(1, size)} processes the last is {max(0, size - 1)}."
+        )
     missing = [name for name in (*_NEEDED, *(["LOCAL_RANK"] if on_gpu else [])) if not os.environ.get(name)]
     if size is not None and size > 1 and missing:
         faults.append(f"WORLD_SIZE={size} in the environment, but not {', '.join(missing)}.")

@@ -22,6 +22,7 @@ from torch import Tensor
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import Recipe, RunRecipe
 from vitcompress.recipe.compose import to_dict
+from vitcompress.runtime import signals
 from vitcompress.runtime.console import launched
 from vitcompress.runtime.joining import VARIABLES, check_launch, join_group
 
@@ -146,6 +147,7 @@ def outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
     sys.excepthook = _hide_broken_pipes
+    signals.unblock()
 
 
 def _end_later(number: int, frame: FrameType | None) -> None:
