@@ -1,4 +1,4 @@
-"""Data workers: no more of them than fit the shared memory, and an error instead of a wait where one dies."""
+"""Data workers: as many as the shared memory holds, and an error where one of them dies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from functools import partial
 from multiprocessing.queues import Queue
 from typing import Any
 
-import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
@@ -25,7 +24,7 @@ from vitcompress.runtime import signals
 from vitcompress.runtime.console import Notice, local_processes
 from vitcompress.runtime.processes import outlive_signals
 
-_SHARED = "/dev/shm"  # Linux; other systems have no such limit  # noqa: S108
+_SHARED = "/dev/shm"  # Linux; other systems have no such limit
 _PREFETCHED = 2  # batches of each worker that are in shared memory, as torch's default
 _MARGIN = 0.9  # of the free room, which other programs use too
 _PAGES = 1 << 16  # bytes that a batch takes beside its images
@@ -40,12 +39,13 @@ class _LostBatchError(Exception):
 class Loader(DataLoader[Any]):
     """A data loader that ends with an error where a worker dies or cannot pass on a batch.
 
-    torch's loader waits for ever for a batch that a worker could not send, and raises an error about
+    torch's loader waits for ever for a batch that a worker could not send, and raises the error of
     a dead worker anywhere in the main process.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, worker_init_fn=_begin, **options)
+        options["worker_init_fn"] = _begin
+        super().__init__(*args, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches.

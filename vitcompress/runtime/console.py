@@ -78,7 +78,7 @@ def notices(say: Callable[[str], None], *, is_main: bool = True) -> Iterator[Non
 
 
 def launched(name: str) -> int | None:
-    """Return a number that a launcher has set in the environment; None where it is missing or no number."""
+    """Return a whole number that a launcher has set in the environment; None without one."""
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else None
 

@@ -1,4 +1,6 @@
-"""Join the processes that a launcher started, with a limit: variables of an old launch may be left over.
+"""Join the processes that a launcher started; give up where they do not come.
+
+Variables of an old launch may be left over in the environment.
 
 torch waits for the other processes outside Python, where no signal handler runs. So a thread waits
 there, while the main thread counts the seconds.
@@ -50,7 +52,7 @@ def check_launch(*, on_gpu: bool) -> None:
 
 
 def join_group(start: Callable[[], object]) -> None:
-    """Run a function that returns when every process has called it; end at a signal, and after a while.
+    """Wait until every process has called this; end at a signal, and after a while.
 
     Args:
         start: waits for the other processes.

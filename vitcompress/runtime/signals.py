@@ -117,7 +117,7 @@ def unblock() -> None:
 
 @contextmanager
 def deferring(*, ctrl_c: bool) -> Iterator[Callable[[], bool]]:
-    """Defer SIGTERM until the context ends; a second one after two seconds ends the process at once.
+    """Defer SIGTERM until the context ends; a second one, two seconds later, ends it at once.
 
     Args:
         ctrl_c: defer the first Ctrl-C too; the second one ends the process at once.
