@@ -1,4 +1,4 @@
-"""Data workers fit the shared memory; where one dies or cannot send, the run ends with its reason."""
+"""Data workers fit the shared memory; where one dies or cannot send, the run ends."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_loaders_ask_for_room(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
         draw_image(tmp_path / f"{number}.png", number)
     images, recipe = folder_set(tmp_path), DataRecipe(batch_size=4, num_workers=2)
 
-    def loader() -> Loader:
+    def loader() -> Any:
         if kind == "training":
             return training_loader(images, RGB, recipe, seed=0, num_steps=2)
         return evaluation_loader(images, RGB, DataRecipe(batch_size=1, num_workers=2))
@@ -87,14 +87,14 @@ def test_loaders_ask_for_room(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_room_is_that_of_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(workers.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(workers, "_SHARED", str(tmp_path))
     room = shared_room()
     assert room is not None
     assert room == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.5)
     monkeypatch.setattr(workers, "_SHARED", str(tmp_path / "missing"))
     assert shared_room() == 0
-    monkeypatch.setattr(workers.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     assert shared_room() is None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -25,12 +26,14 @@ from vitcompress.cli.plan import plan
 from vitcompress.cli.report import check, compare, diff, report
 from vitcompress.runtime import signals
 from vitcompress.runtime.console import notices
+from vitcompress.runtime.encoding import encode_what_can_be
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
     """Run the command line."""
+    encode_what_can_be(sys.stdout, sys.stderr)
     signals.watch()
     with user_errors(), notices(say):
         app()

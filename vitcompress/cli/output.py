@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import typer
+import yaml
 from rich.console import Console
 
 import vitcompress
@@ -20,6 +21,7 @@ from vitcompress.artifact.paths import check_no_weights
 from vitcompress.cli.exits import EXIT_GATE, EXIT_NO_READER, EXIT_WRONG, exit_code, say
 from vitcompress.errors import ExportError, RecipeError, VitcompressError
 from vitcompress.runtime.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main, notices
+from vitcompress.runtime.encoding import encodes
 from vitcompress.runtime.signals import unwrapped
 
 LOG_START = b'{"log_version"'
@@ -121,7 +123,16 @@ def put(text: str, *, nl: bool = True) -> None:
         nl: end with a newline.
     """
     with _written():
-        typer.echo(text, nl=nl)
+        sys.stdout.write(text + "\n" * nl)  # typer.echo would write UTF-8 to a stream of ASCII
+        sys.stdout.flush()
+
+
+def put_yaml(tree: dict[str, Any]) -> None:
+    """Print a result as YAML; characters that stdout cannot encode are escaped."""
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    if not encodes(sys.stdout, text):
+        text = yaml.safe_dump(tree, sort_keys=False)
+    put(text, nl=False)
 
 
 def put_json(tree: dict[str, Any] | list[dict[str, Any]]) -> None:
@@ -152,6 +163,6 @@ def exit_on_missed(missed: list[str], reporter: Reporter) -> None:
     reporter.tell("gate", missed=missed)
     for line in missed:
         if not (reporter.log and reporter.log.stream is sys.stderr):
-            typer.echo(f"missed: {line}", err=True)
+            say(f"missed: {line}")
     if missed:
         raise typer.Exit(EXIT_GATE)
