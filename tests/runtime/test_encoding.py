@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import draw_image
 from vitcompress.runtime.encoding import encode_what_can_be, encodes
 
 TEXT = "1.15× – “naïve” 66,915 → 40,167 … ≥ ½ ┏━┳┓│ █ 日 \udcff"
@@ -29,9 +30,9 @@ def written(encoding: str, text: str, errors: str = "strict") -> bytes:
 @pytest.mark.parametrize(
     ("encoding", "errors", "expected"),
     [
-        ("ascii", "strict", '1.15x - "naive" 66,915 -> 40,167 ... >= 1/2 +-++| # ? ?'),
-        ("ascii", "backslashreplace", '1.15x - "naive" 66,915 -> 40,167 ... >= 1/2 +-++| # ? ?'),
-        ("cp1251", "strict", "1.15x – “naive” 66,915 -> 40,167 … >= 1/2 +-++| # ? ?"),
+        ("ascii", "strict", '1.15x - "na?ve" 66,915 -> 40,167 ... >= 1/2 +-++| # ? ?'),
+        ("ascii", "backslashreplace", '1.15x - "na?ve" 66,915 -> 40,167 ... >= 1/2 +-++| # ? ?'),
+        ("cp1251", "strict", "1.15x – “na?ve” 66,915 -> 40,167 … >= 1/2 +-++| # ? ?"),
         ("cp1252", "strict", "1.15× – “naïve” 66,915 -> 40,167 … >= ½ +-++| # ? ?"),
         ("cp437", "strict", '1.15x - "naïve" 66,915 -> 40,167 ... ≥ ½ +-++│ █ ? ?'),
         ("utf-8", "strict", TEXT.replace("\udcff", "?")),
@@ -75,9 +76,11 @@ def test_results_for_programs_stay_whole(mini: Path, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == json.loads(run("utf-8", "report", mini, "--json").stdout)
     assert "×" in page.read_text(encoding="utf-8")
-    recipe = run("ascii", "compress", "deit_tiny_patch16_224", "--data", "Fußgänger", "--share", 2, "--dry-run")
+    images = tmp_path / "Fußgänger"
+    draw_image(images / "a.png", 0)
+    recipe = run("ascii", "compress", "deit_tiny_patch16_224", "--data", images, "--share", 2, "--dry-run")
     assert recipe.returncode == 0, recipe.stderr
-    assert yaml.safe_load(recipe.stdout)["data"]["data"] == "Fußgänger"
+    assert yaml.safe_load(recipe.stdout)["data"]["data"] == str(images)
 
 
 @pytest.mark.thorough

@@ -10,7 +10,7 @@ from typing import IO
 _SIMILAR = {
     "×": "x", "·": "*", "•": "*", "–": "-", "—": "-", "‑": "-", "−": "-", "…": "...", "→": "->", "←": "<-",
     "⇒": "=>", "≤": "<=", "≥": ">=", "≈": "~", "±": "+-", "√": "sqrt", "Σ": "sum", "‖": "||", "“": '"', "”": '"',
-    "„": '"', "‘": "'", "’": "'", "«": '"', "»": '"', "µ": "u", "°": " degrees", "ß": "ss", "►": ">", "╲": "\\",
+    "„": '"', "‘": "'", "’": "'", "«": '"', "»": '"', "µ": "u", "°": " degrees", "►": ">", "╲": "\\",
 }  # fmt: skip
 _BOX_LINES = {"HORIZONTAL": "-", "VERTICAL": "|"}  # by the word that a box character's name has alone
 _HANDLER = "vitcompress.similar"
@@ -54,5 +54,6 @@ def _in_ascii(character: str) -> str:
         return directions[0] if len(directions) == 1 and " AND " not in name else "+"
     if name.endswith((" BLOCK", " SHADE")):
         return "#"
-    plain = unicodedata.normalize("NFKD", character).replace("\u2044", "/").encode("ascii", "ignore").decode()
-    return plain or ("" if unicodedata.combining(character) else "?")
+    if character.isalpha():  # a file name with other letters would be another name
+        return "?"
+    return unicodedata.normalize("NFKD", character).replace("\u2044", "/").encode("ascii", "ignore").decode() or "?"
