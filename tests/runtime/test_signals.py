@@ -49,3 +49,28 @@ def test_a_worker_without_handlers_of_its_own_ends_silently() -> None:
         print(worker.exitcode)
     """
     assert run(code) == (str(-signal.SIGTERM), "")
+
+
+def test_a_second_sigterm_ends_even_what_defers_the_first_one() -> None:
+    code = """
+        import os, signal, sys, time
+        from vitcompress.runtime import signals
+
+        def terminate():
+            os.kill(os.getpid(), signal.SIGTERM)
+            "the handler runs".split()
+
+        signals._DELIBERATE_SECONDS = 0.5
+        signals.watch()
+        try:
+            with signals.deferring(ctrl_c=False) as received:
+                terminate()
+                terminate()  # a launcher and a process group may both send it
+                print("deferred", received())
+                time.sleep(0.6)
+                terminate()
+                print("too late")
+        except signals.TerminationError:
+            print("terminated")
+    """
+    assert run(code) == ("deferred True\nterminated", "")

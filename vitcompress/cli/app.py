@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from vitcompress.cli import recipes
 from vitcompress.cli.compress import compress
 from vitcompress.cli.doctor import doctor
 from vitcompress.cli.evaluate import evaluate
-from vitcompress.cli.exits import user_errors
+from vitcompress.cli.exits import say, user_errors
 from vitcompress.cli.export import export
 from vitcompress.cli.finetune import finetune
 from vitcompress.cli.models import models
@@ -24,14 +25,17 @@ from vitcompress.cli.output import put
 from vitcompress.cli.plan import plan
 from vitcompress.cli.report import check, compare, diff, report
 from vitcompress.runtime import signals
+from vitcompress.runtime.console import notices
+from vitcompress.runtime.encoding import encode_what_can_be
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
     """Run the command line."""
+    encode_what_can_be(sys.stdout, sys.stderr)
     signals.watch()
-    with user_errors():
+    with user_errors(), notices(say):
         app()
 
 

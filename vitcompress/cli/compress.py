@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 
-from vitcompress.cli.output import Results, command_line, exit_on_missed, put, reporting
+from vitcompress.cli.output import Results, command_line, exit_on_missed, put_yaml, reporting
 from vitcompress.cli.recipe_flags import LogOption, PresetOption, QuietOption, RecipeOption, takes
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import STAGES, GateRecipe, ModelRecipe, Recipe, compose
@@ -88,4 +87,4 @@ def _print_dry_run(recipe: Recipe, reporter: Reporter) -> None:
         print_plan(plan, recipe.model.model, Console(stderr=True, quiet=reporter.console.quiet))
     for note in notes:
         reporter.say(note)
-    put(yaml.safe_dump(compose.to_dict(recipe), sort_keys=False, allow_unicode=True), nl=False)
+    put_yaml(compose.to_dict(recipe))

@@ -29,14 +29,14 @@ def user_errors() -> Iterator[None]:
     except (VitcompressError, ExportError) as error:
         if not is_main():
             await_launcher()  # the main process prints a mistake that all processes meet
-        _print(str(error), label="Error:", style="bold red")
+        say(str(error), label="Error:", style="bold red")
         if hint := getattr(error, "hint", ""):
-            _print(hint, label="Hint:", style="bold")
+            say(hint, label="Hint:", style="bold")
         sys.exit(exit_code(error))
     except (KeyboardInterrupt, TerminationError) as error:
         if is_main():
             interrupted = f"Interrupted. {str(error) or 'No unfinished file is left behind.'}"
-            _print(interrupted if isinstance(error, KeyboardInterrupt) else f"Terminated. {error}".strip())
+            say(interrupted if isinstance(error, KeyboardInterrupt) else f"Terminated. {error}".strip())
         sys.exit(exit_code(error))
 
 
@@ -50,7 +50,14 @@ def exit_code(error: BaseException) -> int:
     return next((code for kind, code in kinds.items() if isinstance(error, kind)), EXIT_WRONG)
 
 
-def _print(text: str, *, label: str = "", style: str = "") -> None:
+def say(text: str, *, label: str = "", style: str = "") -> None:
+    """Print a message on stderr.
+
+    Args:
+        text: one line or more.
+        label: printed before the text.
+        style: rich's style of the label.
+    """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if label:
         console.print(label, style=style, end=" ")

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import typer
+import yaml
 from rich.console import Console
 
 import vitcompress
 from vitcompress.artifact.paths import check_no_weights
-from vitcompress.cli.exits import EXIT_GATE, EXIT_NO_READER, EXIT_WRONG, exit_code
+from vitcompress.cli.exits import EXIT_GATE, EXIT_NO_READER, EXIT_WRONG, exit_code, say
 from vitcompress.errors import ExportError, RecipeError, VitcompressError
-from vitcompress.runtime.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main
+from vitcompress.runtime.console import STARTED, STARTED_VARIABLE, JsonLog, Reporter, is_main, notices
+from vitcompress.runtime.encoding import encodes
 from vitcompress.runtime.signals import unwrapped
 
 LOG_START = b'{"log_version"'
@@ -37,7 +39,9 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
         RecipeError: the log cannot be written.
     """
     if log_json is None or not is_main():
-        yield Reporter(quiet=quiet or log_json == "-")
+        reporter = Reporter(quiet=quiet or log_json == "-")
+        with notices(reporter.say if is_main() else say, is_main=is_main()):
+            yield reporter
         return
     is_child = "RANK" in os.environ and STARTED_VARIABLE in os.environ  # the command that started it has begun the log
     stream = sys.stderr if log_json == "-" else _open_log(Path(log_json), append=is_child)
@@ -45,8 +49,9 @@ def reporting(log_json: str | None, *, quiet: bool = False) -> Iterator[Reporter
     try:
         if not is_child:
             log.write("start", command=command_line(), version=vitcompress.__version__)
-        with unwrapped():
-            yield Reporter(quiet=quiet or log_json == "-", log=log)
+        reporter = Reporter(quiet=quiet or log_json == "-", log=log)
+        with unwrapped(), notices(reporter.say):
+            yield reporter
     except BaseException as error:
         code = exit_code(error)
         if not isinstance(error, (SystemExit, typer.Exit)):
@@ -118,7 +123,16 @@ def put(text: str, *, nl: bool = True) -> None:
         nl: end with a newline.
     """
     with _written():
-        typer.echo(text, nl=nl)
+        sys.stdout.write(text + "\n" * nl)  # typer.echo would write UTF-8 to a stream of ASCII
+        sys.stdout.flush()
+
+
+def put_yaml(tree: dict[str, Any]) -> None:
+    """Print a result as YAML; characters that stdout cannot encode are escaped."""
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    if not encodes(sys.stdout, text):
+        text = yaml.safe_dump(tree, sort_keys=False)
+    put(text, nl=False)
 
 
 def put_json(tree: dict[str, Any] | list[dict[str, Any]]) -> None:
@@ -149,6 +163,6 @@ def exit_on_missed(missed: list[str], reporter: Reporter) -> None:
     reporter.tell("gate", missed=missed)
     for line in missed:
         if not (reporter.log and reporter.log.stream is sys.stderr):
-            typer.echo(f"missed: {line}", err=True)
+            say(f"missed: {line}")
     if missed:
         raise typer.Exit(EXIT_GATE)

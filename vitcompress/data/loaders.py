@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,10 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import ShardSample, StreamReader
 from vitcompress.data.views import UNREADABLE, View, Views
+from vitcompress.data.workers import Loader, fitting_workers
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 from vitcompress.runtime.console import local_processes
-from vitcompress.runtime.processes import outlive_signals
 
 T = TypeVar("T")
 Key = tuple[int, int]  # position in the image set, number of the draw
@@ -148,7 +149,10 @@ def training_loader(
     stream = ShuffledBatches(
         count, recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats, start=start, share=share
     )
-    return DataLoader(views, batch_sampler=stream, collate_fn=collate, **_loader_options(recipe, images))
+    share = share or ProcessShare()
+    size = recipe.batch_size // (share.num_processes * share.accumulate)
+    number = _num_workers(recipe, images, _Room(size, config, 2 * share.accumulate))
+    return Loader(views, batch_sampler=stream, collate_fn=collate, **_loader_options(number))
 
 
 def evaluation_loader(
@@ -166,15 +170,17 @@ def evaluation_loader(
     """
     batch_size = batch_size or recipe.batch_size
     views = Views(images, config, training=False, recipe=recipe, seed=0)
-    options, share = _loader_options(recipe, images), share or ProcessShare()
+    share, room = share or ProcessShare(), _Room(batch_size, config)
     if isinstance(images.reader, StreamReader):  # one worker reads it from front to back
-        options["num_workers"] = min(1, options["num_workers"])
-        return DataLoader(_OnePass(views, images.reader, batch_size, share), batch_size=None, **options)
+        number = _num_workers(recipe, images, room, at_most=1)
+        one_pass = _OnePass(views, images.reader, batch_size, share)
+        return Loader(one_pass, batch_size=None, **_loader_options(number))
     keys = [(position, 0) for position in range(len(images))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    options["num_workers"] = min(len(batches), options["num_workers"])
+    room = _Room(min(batch_size, len(keys)), config)
+    number = _num_workers(recipe, images, room, at_most=len(batches))
     batches = batches[share.process :: share.num_processes]
-    return DataLoader(views, batch_sampler=batches, collate_fn=collate, **options)
+    return Loader(views, batch_sampler=batches, collate_fn=collate, **_loader_options(number))
 
 
 class _OnePass(IterableDataset[Batch]):
@@ -199,15 +205,47 @@ class _OnePass(IterableDataset[Batch]):
             return View(None, -1, (f"{sample.where}: {error}",))
 
 
-def _loader_options(recipe: DataRecipe, images: ImageSet) -> dict[str, Any]:
-    """Return the options of a `DataLoader`; its workers prefetch two batches each."""
+class _Room(NamedTuple):
+    """The shared memory that loading takes.
+
+    Attributes:
+        num_images: images per batch.
+        config: timm's data config.
+        held: number of batches that the main process holds at once, while it loads more.
+    """
+
+    num_images: int
+    config: Mapping[str, Any]
+    held: int = 2
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of an image."""
+        pixels: int = math.prod(self.config["input_size"])
+        return pixels * torch.float32.itemsize
+
+
+def _num_workers(recipe: DataRecipe, images: ImageSet, room: _Room, *, at_most: int | None = None) -> int:
+    """Return the number of workers that have something to do, and room for it.
+
+    Args:
+        recipe: number of workers to use.
+        images: images to load.
+        room: what they take.
+        at_most: number of workers that have something to do; None for any number.
+    """
     number = recipe.num_workers if isinstance(recipe.num_workers, int) else default_num_workers()
+    number = number if at_most is None else min(number, at_most)
+    number = fitting_workers(number, room.num_images, room.image_bytes, room.held)
     if isinstance(images.reader, StreamReader):  # workers and lanes are powers of two, so that no shard is read twice
         number = next(n for n in range(min(number, images.reader.num_lanes), -1, -1) if n == 0 or n & (n - 1) == 0)
+    return number
+
+
+def _loader_options(num_workers: int) -> dict[str, Any]:
     return {
-        "num_workers": number, "persistent_workers": False, "pin_memory": torch.cuda.is_available(),
+        "num_workers": num_workers, "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator(),  # otherwise each pass draws from the global generator
-        "worker_init_fn": outlive_signals,
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, Protocol
@@ -40,14 +41,56 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
 }  # fields of each event, beside log_version, event and time
 
 
+class Notice(UserWarning):
+    """Something that the user should know, and that does not stop the command.
+
+    Args:
+        text: one line.
+        everywhere: every process says it, not only the main one.
+    """
+
+    def __init__(self, text: str, *, everywhere: bool = False) -> None:
+        super().__init__(text)
+        self.everywhere = everywhere
+
+
+@contextmanager
+def notices(say: Callable[[str], None], *, is_main: bool = True) -> Iterator[None]:
+    """Pass every new `Notice` to a function until the context ends.
+
+    Args:
+        say: prints one line.
+        is_main: this process prints; otherwise it passes on only what every process says.
+    """
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not isinstance(message, Notice):
+            others(message, category, *where, **more)
+        elif str(message) not in said and (is_main or message.everywhere):
+            said.add(str(message))
+            say(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        others, warnings.showwarning = warnings.showwarning, show
+        yield
+
+
+def launched(name: str) -> int | None:
+    """Return a whole number that a launcher has set in the environment; None without one."""
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else None
+
+
 def is_main() -> bool:
     """Whether this process prints and writes; launchers set RANK in the environment."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return not launched("RANK")
 
 
 def local_processes() -> int:
     """Return the number of processes on this machine."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return launched("LOCAL_WORLD_SIZE") or 1
 
 
 class Ticker(Protocol):

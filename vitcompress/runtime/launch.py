@@ -17,19 +17,19 @@ import torch
 
 from vitcompress.errors import TrainingError
 from vitcompress.recipe import RunRecipe
-from vitcompress.runtime.console import STARTED, STARTED_VARIABLE
+from vitcompress.runtime.console import STARTED, STARTED_VARIABLE, launched
 
 _EXPLAINED_CODES = (2, 3, 130, 143)  # exit codes whose reason the process itself has printed
 
 
 def num_launched() -> int:
     """Return the number of launched processes on all machines; 1 where nothing was launched."""
-    return int(os.environ.get("WORLD_SIZE", "0")) or 1
+    return launched("WORLD_SIZE") or 1
 
 
 def num_processes(run: RunRecipe) -> int:
     """Return the number of processes of a run on all machines, launched or still to be started."""
-    if int(os.environ.get("WORLD_SIZE", "0")):
+    if launched("WORLD_SIZE"):
         return num_launched()
     if run.num_processes is not None:
         return run.num_processes
@@ -38,7 +38,7 @@ def num_processes(run: RunRecipe) -> int:
 
 def must_start(run: RunRecipe) -> bool:
     """Whether the command must start processes: it needs several, and none were launched."""
-    return "WORLD_SIZE" not in os.environ and num_processes(run) > 1
+    return not os.environ.get("WORLD_SIZE") and num_processes(run) > 1
 
 
 def start(run: RunRecipe, arguments: Sequence[str]) -> int:

@@ -22,6 +22,9 @@ from torch import Tensor
 from vitcompress.errors import RecipeError
 from vitcompress.recipe import Recipe, RunRecipe
 from vitcompress.recipe.compose import to_dict
+from vitcompress.runtime import signals
+from vitcompress.runtime.console import launched
+from vitcompress.runtime.joining import VARIABLES, check_launch, join_group
 
 T = TypeVar("T")
 
@@ -38,14 +41,21 @@ def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
         logs: folder for trackers that write to disk.
 
     Raises:
-        RecipeError: accelerate is configured to shard parameters, which would untie shared ones.
+        RecipeError: accelerate is configured to shard parameters, which would untie shared ones; or
+            the other processes do not come.
     """
+    cpu = run.device == "cpu" or not torch.cuda.is_available()  # accelerate would choose MPS, which has no float64
+    check_launch(on_gpu=not cpu)
+    timeout = datetime.timedelta(hours=_TIMEOUT_HOURS)
+    if (launched("WORLD_SIZE") or 1) > 1 and not torch.distributed.is_initialized():
+        backend = "gloo" if cpu else "nccl"  # as accelerate chooses, which takes the group that is there
+        join_group(lambda: torch.distributed.init_process_group(backend, timeout=timeout))
     accelerator = _accelerator(
-        cpu=run.device == "cpu" or not torch.cuda.is_available(),  # accelerate would choose MPS, which has no float64
+        cpu=cpu,
         mixed_precision="bf16" if precision_of(run) == "bf16" else "no",
         log_with=run.log_with,
         project_dir=logs if run.log_with else None,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=_TIMEOUT_HOURS))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
     )
     name = _UNTIE.get(accelerator.distributed_type)
     if name:
@@ -88,9 +98,14 @@ def alone() -> Accelerator:
 
 
 def _accelerator(**how: Any) -> Accelerator:
-    if "WORLD_SIZE" not in os.environ:  # an earlier call in this process may have used another device or precision
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(**how)
+    if (launched("WORLD_SIZE") or 1) > 1:
+        return Accelerator(**how)
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier call may have used another device or precision
+    left_over = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
+    try:  # a launcher's variables would make accelerate look for a group of one process
+        return Accelerator(**how)
+    finally:
+        os.environ.update(left_over)
 
 
 def mean_of(values: Tensor, accelerator: Accelerator) -> Tensor:
@@ -132,6 +147,7 @@ def outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
     sys.excepthook = _hide_broken_pipes
+    signals.unblock()
 
 
 def _end_later(number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,8 @@ from types import FrameType
 
 _LAUNCHER_SECONDS = 10.0  # longer than a process takes to end on a busy machine
 _RETRY_SECONDS = 0.01  # a destructor is over by then
+_DELIBERATE_SECONDS = 2.0  # a launcher or a process group may send SIGTERM twice in less
+_WATCHED = frozenset((signal.SIGTERM, signal.SIGINT))
 
 
 class TerminationError(BaseException):
@@ -20,6 +22,7 @@ class TerminationError(BaseException):
 
 
 _received: list[int] = []  # signals, in order
+_first_at = 0.0  # when the first one came
 _raised = False  # whether one of them has become an exception
 _deferred: frozenset[int] = frozenset()
 _process = 0  # the one that watches; its children inherit the handlers
@@ -54,12 +57,15 @@ class _Hook:
 
 
 def _receive(number: int, frame: FrameType | None) -> None:
-    global _raised
+    global _raised, _first_at
     if os.getpid() != _process:  # a data worker that has not set its own handlers yet
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
-    again = number == signal.SIGINT and number in _received  # a second Ctrl-C from a user is deliberate
+    now = time.monotonic()
+    late = number == signal.SIGINT or now - _first_at > _DELIBERATE_SECONDS
+    again = number in _received and late  # a second Ctrl-C, or SIGTERM after a while, is deliberate
+    _first_at = _first_at if _received else now
     _received.append(number)
     if again or number not in _deferred:
         _raised = True
@@ -85,9 +91,33 @@ def pending() -> BaseException:
     return KeyboardInterrupt() if signal.SIGINT in _received[:1] else TerminationError()
 
 
+def received() -> bool:
+    """Return whether a signal has come."""
+    return bool(_received)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Hold back signals while processes start; they inherit this, and call `unblock`."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock() -> None:
+    """Let a started process receive signals; its handlers are set."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+
+
 @contextmanager
 def deferring(*, ctrl_c: bool) -> Iterator[Callable[[], bool]]:
-    """Defer SIGTERM until the context ends.
+    """Defer SIGTERM until the context ends; a second one, two seconds later, ends it at once.
 
     Args:
         ctrl_c: defer the first Ctrl-C too; the second one ends the process at once.
