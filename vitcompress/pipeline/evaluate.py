@@ -15,6 +15,7 @@ from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import known_classes
 from vitcompress.data.open import open_to_evaluate
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.teacher import find_teacher
@@ -64,6 +65,7 @@ def evaluate(
     images = _images(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
     reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
     device = join(RunRecipe()).device
+    reporter.say(f"preprocessing: {describe_preprocessing(manifest.data_config)}")
     evaluator = Evaluator(images, manifest.data_config, recipe)
     with reporter.counting("evaluating", brief=True) as tell:
         accuracy = evaluator(student.to(device), reference.to(device) if reference else None, tell, watch)

@@ -20,6 +20,7 @@ from vitcompress.artifact.load import check_known, load
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import known_classes
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.data.views import Views
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES, needs_teacher
@@ -246,6 +247,7 @@ def _prepare(
     hint = "finetune cannot change the sharing. Lower the gate, or use --store int8 or int4."
     faults.extend((message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates))
     faults.raise_as(RecipeError)
+    reporter.say(f"preprocessing: {describe_preprocessing(config)}")
     taught = teacher is not None and needs_teacher(matching.losses)
     note = "Sizes and latencies of the teacher are those of the same model without sharing."
     if num_classes:
