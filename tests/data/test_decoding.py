@@ -1,4 +1,4 @@
-"""A photo gives the same pixels through every reader, and is upright as an image viewer shows it."""
+"""A photo gives the same pixels through every reader, upright as an image viewer shows it."""
 
 from __future__ import annotations
 
