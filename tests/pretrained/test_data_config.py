@@ -1,5 +1,6 @@
 """Data configs of models: overrides, channels, input size, and values that cannot be."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,4 +138,15 @@ def test_another_size_in_the_config_is_told_unless_it_was_asked_for(tmp_path: Pa
 
     (note,) = notes()
     assert "names images of 64 x 64 px, but its model is built for 32 x 32 px" in note
+    assert "--model-arg img_size=64" in note
     assert notes(model_arg={"img_size": 32}) == ()
+
+
+def test_a_config_beside_a_bare_checkpoint_is_not_read_and_that_is_told(tmp_path: Path) -> None:
+    folder = save_as_timm_does(tmp_path / "m", tiny().state_dict(), pretrained_cfg=CONFIG)
+    recipe = ModelRecipe(ARCHITECTURE, folder / "model.safetensors")
+    (note,) = preprocessing_notes(resolve(recipe), tiny(), replace(recipe, model_arg={"img_size": 32}))
+    assert note == (
+        "config.json beside --checkpoint model.safetensors is not read; to take the preprocessing from it, name the "
+        f"folder: local-dir:{folder}."
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm.data
@@ -53,7 +54,7 @@ def preprocessing_notes(source: Source, model: nn.Module, recipe: ModelRecipe) -
         model: the model, on any device.
         recipe: the recipe that names it.
     """
-    return (*source.notes, *_size_notes(model, recipe))
+    return (*source.notes, *_size_notes(model, recipe), *_checkpoint_notes(recipe.checkpoint))
 
 
 def _size_notes(model: nn.Module, recipe: ModelRecipe) -> tuple[str, ...]:
@@ -62,9 +63,23 @@ def _size_notes(model: nn.Module, recipe: ModelRecipe) -> tuple[str, ...]:
     built = model_input_size(model, named)
     if tuple(named[1:]) == tuple(built[1:]) or "img_size" in recipe.model_arg:
         return ()
+    way = f"img_size={named[1]}" if named[1] == named[2] else f"img_size=[{named[1]},{named[2]}]"
     return (
         f"The config of {recipe.model} names images of {named[1]} x {named[2]} px, but its model is built for "
-        f"{built[1]} x {built[2]} px, and gets these.",
+        f"{built[1]} x {built[2]} px, and gets these. --model-arg {way} builds it for the former.",
+    )
+
+
+def _checkpoint_notes(checkpoint: Path | None) -> tuple[str, ...]:
+    """Return a note where the folder of the weights names a preprocessing that is not read."""
+    if checkpoint is None or not checkpoint.is_file():
+        return ()
+    found = [name for name in ("preprocessor_config.json", "config.json") if (checkpoint.parent / name).is_file()]
+    if not found:
+        return ()
+    return (
+        f"{found[0]} beside --checkpoint {checkpoint.name} is not read; to take the preprocessing from it, name the "
+        f"folder: local-dir:{checkpoint.parent}.",
     )
 
 
