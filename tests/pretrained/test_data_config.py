@@ -137,7 +137,7 @@ def test_another_size_in_the_config_is_told_unless_it_was_asked_for(tmp_path: Pa
         return preprocessing_notes(source, empty_model(source), found)
 
     (note,) = notes()
-    assert "names images of 64 x 64 px, but its model is built for 32 x 32 px" in note
+    assert "names images of 64 x 64 px, but the model is built for 32 x 32 px" in note
     assert "--model-arg img_size=64" in note
     assert notes(model_arg={"img_size": 32}) == ()
 

@@ -65,8 +65,8 @@ def _size_notes(model: nn.Module, recipe: ModelRecipe) -> tuple[str, ...]:
         return ()
     way = f"img_size={named[1]}" if named[1] == named[2] else f"img_size=[{named[1]},{named[2]}]"
     return (
-        f"The config of {recipe.model} names images of {named[1]} x {named[2]} px, but its model is built for "
-        f"{built[1]} x {built[2]} px, and gets these. --model-arg {way} builds it for the former.",
+        f"The config of {recipe.model} names images of {named[1]} x {named[2]} px, but the model is built for "
+        f"{built[1]} x {built[2]} px, so images get that size. For the size in the config, give --model-arg {way}.",
     )
 
 

@@ -47,7 +47,7 @@ _HARMLESS = frozenset({  # they change no pixel of an image that is given as a f
     "image_processor_type", "feature_extractor_type", "processor_class", "transformers_version", "do_convert_rgb",
     "input_data_format", "return_tensors", "device", "disable_grouping", "image_seq_length", "do_reduce_labels",
     "reduce_labels", "use_fast", "backend", "model_input_names", "_valid_processor_keys", "_valid_kwargs_names",
-    "_processor_class", "_commit_hash",
+    "_processor_class", "_commit_hash", "_name_or_path", "name_or_path",
 })  # fmt: skip
 _CONVNEXT_SQUASH = 384  # from this size on, ConvNext's processor changes the shape instead of cropping
 _HINT = (
