@@ -103,6 +103,7 @@ def finetune(
             if num_classes
             else f"{run.train.name}: the model's own classes, so its head is kept"
         )
+    reporter.say(f"preprocessing: {describe_preprocessing(run.config)}")
     set_seed(recipe.run.seed, device_specific=True)
 
     # load
@@ -247,7 +248,6 @@ def _prepare(
     hint = "finetune cannot change the sharing. Lower the gate, or use --store int8 or int4."
     faults.extend((message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates))
     faults.raise_as(RecipeError)
-    reporter.say(f"preprocessing: {describe_preprocessing(config)}")
     taught = teacher is not None and needs_teacher(matching.losses)
     note = "Sizes and latencies of the teacher are those of the same model without sharing."
     if num_classes:
