@@ -147,7 +147,7 @@ def test_a_folder_of_transformers_is_evaluated_as_its_preprocessor_says(
     for command in (["plan"], ["compress", *QUICK, "--val-data", wide / "val", "--out", tmp_path / "c.safetensors"]):
         ended = vitcompress(command[0], f"local-dir:{tmp_path / 'm'}", *command[1:])
         assert ended.code == 2
-        assert "mean in its config is 127.5,127.5,127.5" in words_of(ended.err)
+        assert ": image_mean in its config is 127.5,127.5,127.5" in words_of(ended.err)
         assert "--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5" in words_of(ended.err)
     (tmp_path / "m" / "preprocessor_config.json").write_text(json.dumps({**BASE, "do_flip_channel_order": True}))
     ended = vitcompress("plan", f"local-dir:{tmp_path / 'm'}")

@@ -76,6 +76,7 @@ def test_the_input_size_is_that_of_the_model_not_of_its_config() -> None:
         ({"mean": (0.0,), "std": (255.0,)}, "^--std is 255,255,255", "--mean 0,0,0 --std 1,1,1."),
         ({"mean": (127.5,), "std": (127.5,)}, "--mean is", "--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5."),
         ({"mean": (-0.5,)}, "^--mean is -0.5,-0.5,-0.5", "means from 0 to 1"),
+        ({"std": (0.5, 0.5, 1.5)}, "^--std is 0.5,0.5,1.5", "means from 0 to 1"),
         ({"mean": (300.0,)}, "^--mean is 300,300,300", "means from 0 to 1"),
     ],
     ids=str,

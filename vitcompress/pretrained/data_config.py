@@ -17,9 +17,11 @@ from torch import nn
 from vitcompress.data.preprocessing import CROP_MODES, INTERPOLATIONS
 from vitcompress.errors import RecipeError
 from vitcompress.pretrained.resolve import Source
+from vitcompress.pretrained.transformers_config import is_transformers_folder
 from vitcompress.recipe import ModelRecipe
 
 _OPTIONS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+_TRANSFORMERS_NAMES = {"mean": "image_mean", "std": "image_std", "interpolation": "resample"}
 _MIN_CROP_PCT, _MAX_CROP_PCT = 0.1, 10  # as in an artifact
 
 
@@ -99,8 +101,13 @@ def model_input_size(model: nn.Module, fallback: tuple[int, int, int]) -> tuple[
 
 
 def _named(name: str, given: Mapping[str, Any], recipe: ModelRecipe) -> str:
-    """Return how to call a field in a message: its flag, or the model's config."""
-    return f"--{name.replace('_', '-')}" if name in given else f"{recipe.model}: {name} in its config"
+    """Return how to call a field in a message: its flag, or its name in the model's config."""
+    if name in given:
+        return f"--{name.replace('_', '-')}"
+    in_folder = recipe.checkpoint is not None and recipe.checkpoint.is_dir()
+    folder = recipe.checkpoint if in_folder else Path(recipe.model.removeprefix("local-dir:"))
+    is_transformers = folder is not None and is_transformers_folder(folder)
+    return f"{recipe.model}: {_TRANSFORMERS_NAMES.get(name, name) if is_transformers else name} in its config"
 
 
 def _per_channel(values: Sequence[float], channels: int, where: str, *, averaged: bool) -> tuple[float, ...]:
@@ -162,7 +169,7 @@ def _check_scale(config: Mapping[str, Any], given: Mapping[str, Any], recipe: Mo
 
 def _hint(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
     """Return what to give instead: the values divided by 255, if they are on the scale 0–255."""
-    in_bytes = max(mean) > 1 or max(std) > 1
+    in_bytes = max(mean) > 2 or max(std) > 2  # no statistics of bytes are that small
     # beside means of 0–255, a deviation of 1 is on that scale too, and a smaller one on 0–1
     means = tuple(value / 255 for value in mean) if max(mean) > 1 else mean
     deviations = tuple(value / 255 for value in std) if max(std) > 1 or (max(mean) > 1 and min(std) == 1) else std
