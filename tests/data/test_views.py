@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 
 from tests.conftest import draw_image
 from tests.data.opened import GREY, RGB, folder_set
@@ -133,3 +134,47 @@ def test_no_broken_image_of_any_kind_crashes(kind: str, tmp_path: Path) -> None:
             assert found.view is not None or str(path) in found.bad[0]
     path.write_bytes(cuts[3])
     assert views[0, 0].view is None
+
+
+# --- crop modes, as timm has them
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(32, 32), (32, 48), (48, 32)])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.8, 1.25])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_evaluation_crops_as_timm_does(
+    mode: str, crop_pct: float, size: tuple[int, int], channels: int, tmp_path: Path
+) -> None:
+    config = {
+        "input_size": (channels, *size), "mean": (0.25,) * channels, "std": (0.5,) * channels, "crop_pct": crop_pct,
+        "interpolation": "bilinear", "crop_mode": mode,
+    }  # fmt: skip
+    draw_image(tmp_path / "a.png", 0, size=(90, 40))
+    views = Views(folder_set(tmp_path), config, training=False, recipe=DataRecipe(), seed=0)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = create_transform(**config, is_training=False)(image.convert("RGB" if channels == 3 else "L"))
+    view = views[0, 0].view
+    assert view is not None
+    assert torch.equal(view, expected)
+
+
+def test_a_narrow_image_is_squashed_but_not_enlarged(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 100_000)).save(tmp_path / "a.png")
+    for mode, readable in (("center", False), ("squash", True)):
+        views = Views(folder_set(tmp_path), {**RGB, "crop_mode": mode}, training=False, recipe=DataRecipe(), seed=0)
+        assert (views[0, 0].view is not None) is readable
+
+
+def test_where_evaluation_squashes_training_does_too(tmp_path: Path) -> None:
+    """Of an image four times as wide as high, the whole is a crop like any other."""
+    ramp = np.repeat(np.linspace(0, 255, 128, dtype=np.uint8)[None], 32, 0)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    recipe = DataRecipe(crop_min=0.9, hflip=0.0)
+    spans = {}
+    for mode in ("center", "squash"):
+        views = Views(folder_set(tmp_path), {**RGB, "crop_mode": mode}, training=True, recipe=recipe, seed=0)
+        drawn = [views[0, draw].view for draw in range(20)]
+        spans[mode] = [float(view[0, 0, -1] - view[0, 0, 0]) * 0.5 for view in drawn if view is not None]
+    assert min(spans["squash"]) > 0.75  # of all columns
+    assert max(spans["center"]) < 0.5

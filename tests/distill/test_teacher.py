@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vitcompress
-from tests.factories import ARGS, tiny
+from tests.factories import ARGS, save_as_timm_does, tiny
 from vitcompress.distill.teacher import adapt_inputs, find_teacher
-from vitcompress.errors import CheckpointError, VitcompressError
+from vitcompress.errors import CheckpointError, RecipeError, VitcompressError
 from vitcompress.recipe import TeacherRecipe
 from vitcompress.recipe.compose import build
 from vitcompress.report.model import Report
@@ -178,3 +178,11 @@ def test_everything_at_once_is_the_same_for_any_number_of_workers_and_checkpoint
     assert runs[0][0] == runs[1][0]
     assert set(runs[0][0][0]) == {"step", "lr", "loss", "logits", "hidden", "attention", "hidden_relation", "labels"}
     assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+
+
+def test_a_teacher_whose_config_is_on_another_scale_is_refused(tmp_path: Path) -> None:
+    config = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "input_size": [3, 32, 32]}
+    folder = save_as_timm_does(tmp_path / "m", tiny().state_dict(), pretrained_cfg=config)
+    with pytest.raises(RecipeError, match=r"^--teacher local-dir:\S+: mean in its config is 123\.675") as caught:
+        find_teacher(TeacherRecipe(f"local-dir:{folder}"))
+    assert caught.value.hint == "Correct the config of the teacher."

@@ -17,12 +17,14 @@ import pytest
 import timm
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vitcompress
 from tests.conftest import Vitcompress, listing
 from tests.factories import KINDS, ROWS, Row, build, planned, randomise, row_images, student_of
+from tests.report.samples import REPORT
 from vitcompress import export
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.manifest import Manifest
@@ -37,6 +39,7 @@ from vitcompress.export.parity import Probe, compare_outputs
 from vitcompress.pretrained.data_config import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
+from vitcompress.report.model import to_json
 from vitcompress.runtime.extras import missing_packages
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -47,7 +50,7 @@ with_executorch = pytest.mark.skipif(
 with_each_family = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 
 
-def write(path: Path, row: Row, store: str = "source", **recipe: Any) -> Path:
+def write(path: Path, row: Row, store: str = "source", *, model: ModelRecipe | None = None, **recipe: Any) -> Path:
     """Write an artifact of a model whose parameters are all random."""
     teacher = build(row)
     plan = planned(teacher, **recipe)
@@ -58,7 +61,8 @@ def write(path: Path, row: Row, store: str = "source", **recipe: Any) -> Path:
     source = {"name": row.architecture, "architecture": row.architecture, "model_args": dict(row.args)}
     manifest = Manifest(
         source={**source, "pretrained_cfg": {}}, source_sha256=sha256_of(teacher.state_dict()), plan=plan,
-        data_config=data_config(teacher, ModelRecipe(row.architecture)), recipe={}, report={}, versions={}, store=store,
+        data_config=data_config(teacher, model or ModelRecipe(row.architecture)), recipe={}, report=to_json(REPORT),
+        versions={}, store=store,
     )  # fmt: skip
     probe = torch.randn(2, *manifest.data_config["input_size"])
     write_artifact(path, student, manifest, probe, stored=stored)
@@ -81,6 +85,41 @@ def initializers(path: Path) -> dict[str, Any]:
     import onnx
 
     return {t.name: t for t in onnx.load(path).graph.initializer}
+
+
+def metadata_of(path: Path, to: str) -> Any:
+    """The data config in the metadata of an export."""
+    if to == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return json.loads(session.get_modelmeta().custom_metadata_map["data_config"])
+    if to == "pt2":
+        extra = {"data_config.json": ""}
+        torch.export.load(path, extra_files=extra)
+        return json.loads(extra["data_config.json"])
+    if to == "hf":
+        return json.loads((path / "config.json").read_text())["vitcompress"]["data_config"]
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["data_config"])
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("timm", "m.timm.safetensors"), ("hf", "m"), ("pt2", "m.pt2"), pytest.param("onnx", "m.onnx", marks=with_onnx)],
+)
+def test_an_export_tells_the_preprocessing_exactly(to: str, name: str, tmp_path: Path) -> None:
+    recipe = ModelRecipe("vit", mean=(1 / 3,), std=(2 / 7,), crop_mode="squash", crop_pct=0.8)
+    path = write(tmp_path / "m.safetensors", ROWS["vit"], model=recipe, share=2, transforms=())
+    config = read_manifest(path).data_config
+    line = "32 x 32 px, squash to 40 x 40 (bicubic), center crop; mean 0.333333, 0.333333, 0.333333"
+    done = exported(path, to, name)
+    assert done.notes[-1].startswith(f"preprocessing: {line}")
+    assert metadata_of(tmp_path / name, to) == json.loads(json.dumps(dict(config)))
+    if to == "hf":
+        assert f"| preprocessing | {line}" in (tmp_path / name / "README.md").read_text()
+        assert read_manifest(tmp_path / name / "model.safetensors").data_config == config
 
 
 ONNX_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -15,6 +15,10 @@ def test_files_stand_side_by_side_and_cautions_say_what_cannot_be_compared() -> 
     assert rows["top-1"] == ["84.50 % (-1.50 points)", "–"]
     assert rows["agreement with the teacher"] == ["92.00 %", "88.00 %"]
     assert cautions([RESULT, RESULT]) == []
+    squashed = replace(RESULT, report=replace(RESULT.report, preprocessing="squash"))
+    assert cautions([squashed, replace(squashed, report=replace(RESULT.report, preprocessing="center"))]) == [
+        "Images are prepared in different ways: center / squash."
+    ]
     assert "different images: flat; val." in cautions([RESULT, other])[0]
     html = compared_html([RESULT, RESULT])
     assert "mini.safetensors (2)" in html

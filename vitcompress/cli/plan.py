@@ -54,5 +54,12 @@ def plan(
             student_plan = plan.search(resolved, reporter=reporter)
         else:
             student_plan = plan.plan(resolved.model, resolved.plan, resolved.store.kind)
+        preprocessing, notes = plan.preprocessing(resolved.model)
+        if not resolved.target.is_given:  # otherwise they were told before the search
+            for note in notes:
+                reporter.say(note)
         events.tell_plan(reporter, name, student_plan)
-        put_json(to_json(student_plan)) if as_json else print_plan(student_plan, name, Results())
+        if as_json:
+            put_json({**to_json(student_plan), "preprocessing": preprocessing})
+        else:
+            print_plan(student_plan, name, Results(), preprocessing=preprocessing)

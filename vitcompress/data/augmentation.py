@@ -5,6 +5,7 @@ A seed decides every random choice.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from timm.data import Mixup, auto_augment, create_transform
 from timm.data.mixup import mixup_target
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 
 from vitcompress.errors import RecipeError
@@ -26,6 +28,9 @@ _MIXING_STREAM = 1  # separates the random numbers of mixing from those of the v
 
 def training_transform(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
     """Return timm's training transform.
+
+    Where evaluation squashes images (`crop_mode`), so does training: timm's range of shapes is
+    relative to the shape of the image.
 
     Args:
         config: timm's data config.
@@ -44,11 +49,31 @@ def training_transform(config: Mapping[str, Any], recipe: DataRecipe) -> Any:
             f"--auto-augment {recipe.auto_augment}: timm has no such policy: {error}.",
             hint="For example rand-m9-mstd0.5-inc1, augmix-m3-w3, original or v0.",
         ) from error
+    if config.get("crop_mode") == "squash":
+        transform.transforms[0] = _SquashedCrop(transform.transforms[0])
     for step in transform.transforms:
         for op in (*getattr(step, "ops", ()), *itertools.chain(*getattr(step, "policy", ()))):
             if op.aug_fn is auto_augment.posterize:
                 op.aug_fn = _posterize
     return transform
+
+
+class _SquashedCrop:
+    """Random crops that are stretched about as much as the whole image would be.
+
+    Args:
+        crop: timm's random crop.
+    """
+
+    def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
+        self.crop = crop
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return a crop, scaled to the input size."""
+        crop = copy.copy(self.crop)
+        crop.ratio = tuple(ratio * image.width / image.height for ratio in self.crop.ratio)
+        cropped: Image.Image = crop(image)
+        return cropped
 
 
 def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from vitcompress.data.classes import ImageClasses
+from vitcompress.data.readers import FileReader, Reader
 from vitcompress.data.sets import RawImageSet
 from vitcompress.errors import DataError, first_line, nearest
 
@@ -35,7 +36,7 @@ NAMES: Mapping[str, tuple[str, tuple[dict[str, Any], dict[str, Any]]]] = {
 
 @dataclass(frozen=True)
 class NamedReader:
-    """Images of a torchvision data set.
+    """Images of a torchvision data set that holds them as arrays.
 
     Attributes:
         images: the data set.
@@ -49,7 +50,7 @@ class NamedReader:
         return len(self.images)
 
     def open(self, index: int, at_least: int = 0) -> Image.Image:
-        """Decode image `index`."""
+        """Return image `index`."""
         image: Image.Image = self.images[index][0]
         return image
 
@@ -97,10 +98,22 @@ def open_named(place: str, split: str, where: str) -> RawImageSet:
             else f"Name its folder: torch/{name}:FOLDER.",
         ) from error
     title = f"{where} ({'training' if split == 'train' else 'validation or test'} images)"
-    targets = _targets(images)
+    targets, paths = _targets(images), _paths(images)
     names = _classes(images, targets)
     classes = ImageClasses(names, where, "labels", tuple(range(len(names))), named=hasattr(images, "classes"))
-    return RawImageSet(title, NamedReader(images, title), targets, classes)
+    reader: Reader = FileReader(paths) if paths else NamedReader(images, title)
+    return RawImageSet(title, reader, targets, classes)
+
+
+def _paths(images: Any) -> tuple[str, ...]:
+    """Return the files of the images, to be decoded like any others; empty if there are none."""
+    for name in ("samples", "_samples"):  # pairs of path and label
+        if hasattr(images, name):
+            return tuple(str(path) for path, _ in getattr(images, name))
+    for name in ("_image_files", "_images"):
+        if hasattr(images, name):
+            return tuple(map(str, getattr(images, name)))
+    return ()
 
 
 def _targets(images: Any) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, features
+from PIL import ExifTags, Image, features
 
 # formats that Pillow decodes itself, whatever the file is called; for PostScript it would run
 # Ghostscript
@@ -19,6 +19,16 @@ _EXTENSIONS = {
 }  # fmt: skip
 FORMATS = tuple(name for name in _EXTENSIONS if name != "AVIF" or features.check("avif"))
 EXTENSIONS = frozenset(extension for name in FORMATS for extension in _EXTENSIONS[name].split())
+_TURNS = {  # by EXIF's orientation; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_FIELDS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for an orientation
 
 
 class Reader(Protocol):
@@ -79,7 +89,7 @@ class ArrayReader:
 
 
 def decode(image: Path | str | bytes, at_least: int = 0) -> Image.Image:
-    """Decode an image.
+    """Decode an image, upright: turned as its EXIF orientation says.
 
     Args:
         image: its path, or the content of its file.
@@ -93,4 +103,21 @@ def decode(image: Path | str | bytes, at_least: int = 0) -> Image.Image:
         if at_least:
             picture.draft(picture.mode, (at_least, at_least))  # only JPEG does this
         picture.load()
+        return upright(picture)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turn or mirror a picture as its EXIF orientation says; damaged EXIF counts as none.
+
+    Pillow's own function also writes the EXIF anew, which fails for some cameras.
+    """
+    try:
+        turn = _TURNS.get(int(picture.getexif().get(ExifTags.Base.Orientation, 1)))
+    except Exception:  # Pillow raises anything for EXIF that is damaged; the pixels are still good
+        turn = None
+    if turn is None:
         return picture
+    turned = picture.transpose(turn)
+    for name in _EXIF_FIELDS:
+        turned.info.pop(name, None)  # so that it is not turned again
+    return turned

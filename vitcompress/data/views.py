@@ -1,4 +1,4 @@
-"""Views of images, as tensors: random crops for training, otherwise the center crop."""
+"""Views of images, as tensors: random crops for training, otherwise as the data config says."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitcompress.data.augmentation import seeded, training_transform
+from vitcompress.data.preprocessing import resized_size
 from vitcompress.data.sets import ImageSet
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
@@ -50,7 +51,7 @@ class Views(Dataset[View]):
     Args:
         images: the images.
         config: timm's data config.
-        training: random crops and augmentation; otherwise the center crop.
+        training: random crops and augmentation; otherwise the whole image, or its center.
         recipe: options of the augmentation.
         seed: with `draw`, decides the view.
 
@@ -72,7 +73,8 @@ class Views(Dataset[View]):
         )
         # a training view is a crop that is scaled down, so JPEGs are decoded just large enough
         size = max(config["input_size"][1:])
-        self.resized_side = size / config.get("crop_pct", 1.0)
+        self.grows = not training and config.get("crop_mode", "center") == "center"
+        self.resized_side = max(resized_size(config))
         self.min_side = math.ceil(size / (math.sqrt(recipe.crop_min) * _MIN_ASPECT)) if training else 0
 
     def __getitem__(self, key: tuple[int, int]) -> View:
@@ -106,7 +108,7 @@ class Views(Dataset[View]):
             ValueError: the image is too narrow.
         """
         short, long = sorted(image.size)
-        if not self.training and short < self.resized_side and self.resized_side**2 * long > _MAX_PIXELS * short:
+        if self.grows and short < self.resized_side and self.resized_side**2 * long > _MAX_PIXELS * short:
             raise ValueError(f"its sides are {short:,} and {long:,} pixels: too narrow to be enlarged")
 
 

@@ -79,8 +79,11 @@ def find_teacher(recipe: TeacherRecipe, *, checkpoint_flag: str = "--teacher-che
         with _naming_teacher_flags(checkpoint_flag):
             return load_pretrained(source)
 
-    classes = label_names(source.pretrained_cfg)
-    return Teacher(source.name, model, data_config(model, model_recipe), load, classes)
+    try:
+        config = data_config(model, model_recipe)
+    except RecipeError as error:
+        raise RecipeError(f"--teacher {error}", hint="Correct the config of the teacher.") from error
+    return Teacher(source.name, model, config, load, label_names(source.pretrained_cfg))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitcompress.artifact.paths import check_not_an_input
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.errors import ExportError, VitcompressError, first_line, nearest
 from vitcompress.export.format import Format, Written
 from vitcompress.export.hf import push_folder
@@ -127,7 +128,8 @@ def export(
         format=to, out=str(out), out_bytes=out_bytes, artifact_bytes=artifact.path.stat().st_size,
         tensor_bytes=written.tensor_bytes, images=probe.name, num_images=match.num_images,
         max_difference=match.max_difference, largest_output=match.largest_output, same_top1=match.same_top1,
-        notes=(*written.notes, *probe.notes), top1=match.top1, artifact_top1=match.artifact_top1,
+        notes=(*written.notes, *probe.notes, f"preprocessing: {describe_preprocessing(artifact.manifest.data_config)}"),
+        top1=match.top1, artifact_top1=match.artifact_top1,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from timm.models import split_model_name_tag
 
 from vitcompress.bundled import FASHION_VIT
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.export.loaded import LoadedArtifact
 from vitcompress.families.outputs import has_classes
 from vitcompress.report.markdown import to_markdown
@@ -44,7 +45,7 @@ def model_card(artifact: LoadedArtifact, *, picture: str | None) -> str:
         source=manifest.source,
         source_sha256=manifest.source_sha256,
         plan=manifest.plan,
-        config=manifest.data_config,
+        preprocessing=describe_preprocessing(manifest.data_config),
         num_classes=artifact.student.num_classes,
         store="as in the source" if manifest.store == "source" else manifest.store,
         data=_data(report),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ class LoadedArtifact:
         """Channels, rows and columns of an image."""
         channels, rows, columns = self.manifest.data_config["input_size"]
         return channels, rows, columns
+
+    @property
+    def data_config_json(self) -> str:
+        """Preprocessing of images, as timm's data config in JSON, for the metadata of a file."""
+        return json.dumps(dict(self.manifest.data_config))
 
     @property
     def tensor_bytes(self) -> int:

@@ -60,6 +60,7 @@ def write(artifact: LoadedArtifact, path: Path) -> Written:
     use_stored_tensors(model, artifact.tensors, donors_of(artifact.student), store)
     optimize(model, artifact.tensors)
     model.graph.name = artifact.manifest.source["architecture"]
+    model.metadata_props["data_config"] = artifact.data_config_json
     onnx_ir.save(model, path)
     tensor_bytes = check_tensors(path, artifact)
     return Written(open_session(path), tensor_bytes, limit_of(artifact, artifact.tensor_bytes))

@@ -39,7 +39,7 @@ def write(artifact: LoadedArtifact, path: Path) -> Written:
     for node in traced.graph.nodes:
         node.meta.pop("stack_trace", None)  # names lines of our source files
     content = io.BytesIO()  # given a path, torch would store its temporary name in the file
-    torch.export.save(traced, content)
+    torch.export.save(traced, content, extra_files={"data_config.json": artifact.data_config_json})
     path.write_bytes(content.getbuffer())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.9, about its own code

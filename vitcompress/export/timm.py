@@ -52,7 +52,7 @@ def write(artifact: LoadedArtifact, path: Path) -> Written:
     name, arguments = timm_call(artifact)
     plain = timm.create_model(name, **arguments)
     weights = plain_weights(artifact, list(plain.state_dict()))
-    save_file(weights, path, metadata={"format": "pt"})
+    save_file(weights, path, metadata={"format": "pt", "data_config": artifact.data_config_json})
     plain.load_state_dict(load_file(path))
     plain.eval()
 

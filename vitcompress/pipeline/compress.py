@@ -201,7 +201,7 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
 
     Returns:
         The plan, None where it is searched for on weights and images; and notes on the
-        distillation.
+        preprocessing and the distillation.
 
     Raises:
         VitcompressError: all faults at once.
@@ -213,7 +213,8 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
         faults.attempt(training_transform, resolved.config, recipe.data)
     faults.raise_as(RecipeError)
     assert resolved.matching is not None  # otherwise there was a fault
-    return None if recipe.target.is_given else resolved.plan, resolved.matching.notes
+    notes = (f"preprocessing: {resolved.preprocessing}", *resolved.notes, *resolved.matching.notes)
+    return None if recipe.target.is_given else resolved.plan, notes
 
 
 def check(recipe: Recipe, out: Path) -> None:

@@ -15,6 +15,7 @@ from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import ModelClasses, known_classes
 from vitcompress.data.open import open_to_evaluate
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.data.sets import ImageSet, renumbered
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.teacher import find_teacher
@@ -66,6 +67,7 @@ def evaluate(
     tell_images(reporter, images)
     reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
     device = join(RunRecipe()).device
+    reporter.say(f"preprocessing: {describe_preprocessing(manifest.data_config)}")
     if images.numbering is not None and images.numbering.others:
         judge_by, name = (reference, "the teacher") if reference else (student, path.name)
         judged = judge(images, judge_by.to(device), manifest.data_config, recipe, name)

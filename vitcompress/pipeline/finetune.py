@@ -20,6 +20,7 @@ from vitcompress.artifact.load import check_known, load
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import ModelClasses, known_classes
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.data.views import Views
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES, needs_teacher
@@ -103,6 +104,7 @@ def finetune(
             if num_classes
             else f"{run.train.name}: the model's own classes, so its head is kept"
         )
+    reporter.say(f"preprocessing: {describe_preprocessing(run.config)}")
     set_seed(recipe.run.seed, device_specific=True)
 
     # load

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vitcompress.artifact.manifest import Manifest
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.state import DivergedError
 from vitcompress.families.outputs import has_classes
@@ -114,6 +115,7 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
             baselines=baselines,
             made_of=plan.groups,
             why=() if run.lineage else plan.why,
+            preprocessing=describe_preprocessing(run.config),
         )
         report = _write(replace(run, plan=plan), student, tensors, reference.source_sha256, report, out)
     report = from_main(report, run.accelerator)

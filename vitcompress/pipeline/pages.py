@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from vitcompress.artifact.atomic import write_text
 from vitcompress.artifact.hub import locate
 from vitcompress.artifact.paths import check_no_weights, check_not_an_input
 from vitcompress.artifact.read import read_manifest
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.recipe import DataRecipe
 from vitcompress.report.model import Result, from_json
 from vitcompress.report.remarks import chance_warning
@@ -33,6 +35,8 @@ def result_of(file: Path, *, named_classes: bool = False) -> Result:
     path = locate(file)
     manifest = read_manifest(path)
     report = from_json(manifest.report)
+    if not report.preprocessing:  # written by an older version
+        report = replace(report, preprocessing=describe_preprocessing(manifest.data_config))
     classes = class_names(manifest) if named_classes else ()
     return Result(file.name, path.stat().st_size, report, manifest.recipe, classes)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vitcompress.data.calibration import draw_images
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.distill.log import MAX_POINTS
 from vitcompress.families.registry import family_of
 from vitcompress.measure.accuracy import Evaluator
@@ -24,7 +25,7 @@ from vitcompress.pipeline.run import Run
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
-from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.data_config import data_config, preprocessing_notes
 from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import resolve
 from vitcompress.quantize.store import stored_tensors
@@ -56,6 +57,13 @@ def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
     empty = empty_model(resolve(model))
     student_plan = make_plan(empty, recipe, name=model.model, store=store)
     return with_macs(student_plan, empty, data_config(empty, model)["input_size"])
+
+
+def preprocessing(model: ModelRecipe) -> tuple[str, tuple[str, ...]]:
+    """Return how images become a model's input, in one line, and notes on it; loads no weights."""
+    source = resolve(model)
+    empty = empty_model(source)
+    return describe_preprocessing(data_config(empty, model)), preprocessing_notes(source, empty, model)
 
 
 def family_name(model: ModelRecipe) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from vitcompress.data.classes import ModelClasses, known_classes, label_names
 from vitcompress.data.open import open_sets
+from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.data.views import Views
 from vitcompress.distill.matching import ComparedModel, Matching, match_models
 from vitcompress.distill.student import check_student
@@ -37,7 +38,7 @@ from vitcompress.pipeline.run import Run
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
-from vitcompress.pretrained.data_config import data_config
+from vitcompress.pretrained.data_config import data_config, preprocessing_notes
 from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.recipe import PlanRecipe, Recipe
 from vitcompress.report.gates import unreachable_gates
@@ -57,6 +58,7 @@ class Resolved:
         config: timm's data config.
         teacher: another model to learn from; None where none is named.
         matching: the losses, and where student and teacher are read.
+        notes: what a user should know about the preprocessing.
     """
 
     source: Source | None
@@ -65,6 +67,12 @@ class Resolved:
     config: dict[str, Any] | None
     teacher: Teacher | None
     matching: Matching | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def preprocessing(self) -> str:
+        """How images become the model's input, in one line; empty where that is not known."""
+        return "" if self.config is None else describe_preprocessing(self.config)
 
 
 def prepare(
@@ -111,7 +119,10 @@ def prepare(
     assert plan is not None
     assert config is not None
     assert matching is not None
-    notes = tell_images(reporter, train, val)
+    reporter.say(f"preprocessing: {resolved.preprocessing}")
+    for note in resolved.notes:
+        reporter.say(note)
+    notes = [*resolved.notes, *tell_images(reporter, train, val)]
     if teacher is not None and recipe.distill.steps != 0:
         notes.append(
             f"The student learned from {teacher.name}, but the report compares it with its source {source.name}."
@@ -163,7 +174,7 @@ def resolve_recipe(recipe: Recipe, faults: Faults, *, measures: bool = False) ->
             faults.attempt(check_cache, recipe, matching.losses)
     if plan and not (measures or recipe.target.is_given):
         faults.extend(unreachable_gates(plan.size, recipe.gates))
-    return Resolved(source, model, plan, config, teacher, matching)
+    return Resolved(source, model, plan, config, teacher, matching, preprocessing_notes(source, model, recipe.model))
 
 
 def match_losses(

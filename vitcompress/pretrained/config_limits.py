@@ -17,12 +17,11 @@ _POSITIVE_FIELDS = (  # of transformers' configs
 _NONNEGATIVE_FIELDS = ("patch_size", "mlp_ratio", "num_register_tokens", "layer_norm_eps", "layerscale_value")
 
 
-def check_transformers(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:
-    """Check the sizes and statistics in transformers' configs.
+def check_transformers(config: Mapping[str, Any]) -> None:
+    """Check the sizes in transformers' config.
 
     Args:
         config: content of config.json.
-        preprocessor: content of preprocessor_config.json; empty if there is none.
 
     Raises:
         ModelError: names the first implausible field.
@@ -30,7 +29,6 @@ def check_transformers(config: Mapping[str, Any], preprocessor: Mapping[str, Any
     for name in (*_POSITIVE_FIELDS, *_NONNEGATIVE_FIELDS):
         if name in config:
             _check_numbers(name, config[name], minimum=1 if name in _POSITIVE_FIELDS else 0)
-    _check_statistics(preprocessor, "image_mean", "image_std")
 
 
 def check_timm(model_args: Any, pretrained_cfg: Any) -> None:
@@ -53,6 +51,9 @@ def check_timm(model_args: Any, pretrained_cfg: Any) -> None:
         _check_numbers("input_size", size, minimum=1)
         if not isinstance(size, (list, tuple)) or len(size) != 3:
             raise ModelError("its input_size does not consist of three numbers.")
+    crop_pct = pretrained_cfg.get("crop_pct")
+    if crop_pct is not None and (type(crop_pct) not in (int, float) or not 0 < crop_pct <= _MAX_SIZE):
+        raise ModelError(f"its crop_pct cannot be {str(crop_pct)[:40]}.")
     _check_statistics(pretrained_cfg, "mean", "std")
 
 

@@ -39,6 +39,7 @@ class Source:
         pretrained_cfg: timm's data config and label names from the Hub, a folder or the bundle;
             empty for timm's own models.
         checkpoint: file of the weights; None if timm fetches them.
+        notes: what a user should know about the preprocessing.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained_cfg: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def resolve(recipe: ModelRecipe) -> Source:
@@ -81,7 +83,7 @@ def _resolve_name(name: str, *, headless: bool) -> Source:
         check_folder(Path(identifier))
         if is_transformers_folder(Path(identifier)):
             model, weights_path = read_folder(Path(identifier), headless=headless)
-            return Source(name, model.architecture, model.model_args, model.pretrained_cfg, weights_path)
+            return Source(name, model.architecture, model.model_args, model.pretrained_cfg, weights_path, model.notes)
         return _read_timm_config(name, identifier, load_model_config_from_path)
     architecture = _find_architecture(identifier)
     return Source(architecture, architecture)
@@ -135,7 +137,7 @@ def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
             f"--checkpoint {folder} holds a model like {model.architecture}; {source.name} is built differently.",
             hint=f"Name the folder as the model instead: local-dir:{folder}.",
         )
-    return Source(source.name, model.architecture, model.model_args, model.pretrained_cfg, weights_path)
+    return Source(source.name, model.architecture, model.model_args, model.pretrained_cfg, weights_path, model.notes)
 
 
 def _find_architecture(name: str) -> str:

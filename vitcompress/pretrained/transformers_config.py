@@ -15,6 +15,7 @@ from typing import Any
 
 from vitcompress.errors import CheckpointError, ModelError, shorten
 from vitcompress.pretrained.config_limits import check_transformers
+from vitcompress.pretrained.transformers_preprocessor import read_preprocessor
 
 Config = Mapping[str, Any]
 
@@ -28,12 +29,14 @@ class TimmModel:
         modules: timm's modules whose models have that structure.
         model_args: arguments for the model's constructor, among them every size.
         pretrained_cfg: timm's data config and label names.
+        notes: what a user should know about the preprocessing.
     """
 
     architecture: str
     modules: tuple[str, ...]
     model_args: dict[str, Any]
     pretrained_cfg: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def is_transformers_folder(folder: Path) -> bool:
@@ -50,18 +53,17 @@ def read_folder(folder: Path, *, headless: bool) -> tuple[TimmModel, Path]:
 
     Args:
         folder: holds config.json, model.safetensors or pytorch_model.bin, and optionally
-            preprocessor_config.json.
+            preprocessor_config.json or processor_config.json.
         headless: whether to leave out the classifier.
 
     Raises:
         ModelError: its config.json cannot be read, or timm has no such model.
         CheckpointError: it has no single file of weights.
     """
-    preprocessor_path = folder / "preprocessor_config.json"
     try:
         config = _read_json(folder / "config.json")
-        preprocessor = _read_json(preprocessor_path) if preprocessor_path.is_file() else None
-        check_transformers(config, preprocessor or {})
+        check_transformers(config)
+        preprocessor = _read_preprocessor(folder)
         model = to_timm_model(config, preprocessor, headless=headless)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}", hint=error.hint) from error
@@ -74,6 +76,31 @@ def read_folder(folder: Path, *, headless: bool) -> tuple[TimmModel, Path]:
             hint="If the weights are in several files, save them again with max_shard_size='100GB'.",
         )
     return model, paths[0]
+
+
+def _read_preprocessor(folder: Path) -> dict[str, Any] | None:
+    """Return the fields of a folder's image processor; None if it has none.
+
+    Like transformers, it prefers processor_config.json, which can hold several processors.
+
+    Raises:
+        ModelError: the file cannot be read or is not a JSON object.
+    """
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            fields = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"its {name} cannot be read: {repr(error)[:200]}.") from error
+        if name == "processor_config.json":
+            fields = fields.get("image_processor") if isinstance(fields, dict) else None
+            if fields is None:
+                continue
+        if not isinstance(fields, dict):
+            raise ModelError(f"its {name} is not a JSON object.")
+        return fields
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -102,11 +129,13 @@ def to_timm_model(config: Config, preprocessor: Config | None = None, *, headles
     num_classes = 0 if headless or not head else len(config.get("id2label", (0, 1)))  # transformers' default is two
     model = _KINDS[kind](config, head if num_classes else "")
     sizes = {"num_classes": num_classes, "in_chans": config.get("num_channels", 3), "img_size": _image_size(config)}
+    data_config, notes = _data_config(sizes, preprocessor, kind)
     return TimmModel(
         model.architecture,
         model.modules,
         {**sizes, **model.model_args},
-        {**model.pretrained_cfg, **_data_config(sizes, preprocessor or {}), **_labels(config, num_classes)},
+        {**model.pretrained_cfg, **data_config, **_labels(config, num_classes)},
+        notes,
     )
 
 
@@ -121,29 +150,15 @@ def _image_size(config: Config) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _data_config(sizes: Config, preprocessor: Config) -> dict[str, Any]:
-    """Return those fields of timm's data config that preprocessor_config.json determines."""
-    data_config: dict[str, Any] = {
-        "input_size": (sizes["in_chans"], *sizes["img_size"]),
-        "num_classes": sizes["num_classes"],
-        "crop_pct": 1.0,
-    }
-    for name, timm_name in (("image_mean", "mean"), ("image_std", "std")):
-        if name in preprocessor:
-            data_config[timm_name] = tuple(preprocessor[name])
-    if "resample" in preprocessor:
-        data_config["interpolation"] = _INTERPOLATIONS.get(preprocessor["resample"], "bicubic")
-    edge = _edge(preprocessor.get("size"))
-    crop = _edge(preprocessor.get("crop_size")) if preprocessor.get("do_center_crop") else None
-    if edge and crop and crop < edge:
-        data_config["crop_pct"] = crop / edge
-    return data_config
-
-
-def _edge(size: Any) -> int | None:
-    """Return the shorter side of a size: a number, `{height, width}` or `{shortest_edge}`."""
-    values = [v for v in size.values() if isinstance(v, int)] if isinstance(size, dict) else [size]
-    return min((v for v in values if isinstance(v, int)), default=None)
+def _data_config(sizes: Config, preprocessor: Config | None, kind: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return those fields of timm's data config that the preprocessor determines, and notes."""
+    fields: dict[str, Any] = {"input_size": (sizes["in_chans"], *sizes["img_size"]), "crop_pct": 1.0}
+    notes: tuple[str, ...] = (_NO_PREPROCESSOR,)
+    if preprocessor is not None:
+        fields, notes = read_preprocessor(
+            preprocessor, model_type=kind, channels=sizes["in_chans"], image_size=sizes["img_size"]
+        )
+    return {**fields, "num_classes": sizes["num_classes"]}, notes
 
 
 def _labels(config: Config, num_classes: int) -> dict[str, Any]:
@@ -151,7 +166,10 @@ def _labels(config: Config, num_classes: int) -> dict[str, Any]:
     return {"label_names": tuple(labels[key] for key in sorted(labels, key=int))} if labels else {}
 
 
-_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by PIL's numbers
+_NO_PREPROCESSOR = (
+    "There is no preprocessor_config.json, so the preprocessing is an assumption; --mean, --std, --interpolation, "
+    "--crop-pct and --crop-mode correct it."
+)
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
 _VIT_MODULES = ("vision_transformer", "deit")

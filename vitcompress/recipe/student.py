@@ -32,16 +32,21 @@ class ModelRecipe:
         {}, "key=value argument of timm's model constructor, like img_size=384; repeatable."
     )
     mean: Annotated[tuple[float, ...] | None, Words] = option(
-        None, "Channel means of the normalization, like 0.5,0.5,0.5. Default: the model's."
+        None, "Channel means of the normalization, 0–1, like 0.5,0.5,0.5. Default: the model's."
     )
     std: Annotated[tuple[Annotated[float, Field(ge=1e-6)], ...] | None, Words] = option(
-        None, "Channel standard deviations of the normalization, like 0.5,0.5,0.5. Default: the model's."
+        None, "Channel standard deviations of the normalization, up to 1, like 0.5,0.5,0.5. Default: the model's."
     )
-    interpolation: Literal["bicubic", "bilinear", "nearest"] | None = option(
+    interpolation: Literal["bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"] | None = option(
         None, "Interpolation for resizing images. Default: the model's."
     )
     crop_pct: float | None = option(
         None, "Fraction of the resized image that the center crop keeps. Default: the model's.", ge=0.1, le=1
+    )
+    crop_mode: Literal["center", "squash", "border"] | None = option(
+        None,
+        "How images are made to fit: cut off what is too long (center), change their shape (squash), or add borders "
+        "(border). Default: the model's.",
     )
 
 

@@ -67,6 +67,9 @@ def cautions(results: Sequence[Result]) -> list[str]:
         lines.append("The files were measured on different images: " + "; ".join(sorted(n for n, _ in images)) + ".")
     if len({r.model for r in reports}) > 1:
         lines.append("The files come from different models: drops and ratios are relative to each file's own source.")
+    prepared = sorted({r.preprocessing for r in reports})
+    if len({r.model for r in reports}) == 1 and len(prepared) > 1:
+        lines.append(f"Images are prepared in different ways: {' / '.join(prepared)}.")
     if len({(r.speed.device, r.speed.threads) for r in reports if r.speed}) > 1:
         lines.append("Latencies were measured on different devices or numbers of threads.")
     return lines

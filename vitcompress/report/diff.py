@@ -11,7 +11,10 @@ from vitcompress.report.model import Result, to_json
 from vitcompress.report.sharing import describe_layers, describe_sharing, shared_names
 from vitcompress.report.terminal import print_lines, print_table
 
-_NOT_NUMBERS = ("schema_version", "groups", "made_of", "transforms", "versions", "command", "notes", "why", "lineage")
+_NOT_NUMBERS = (
+    "schema_version", "groups", "made_of", "transforms", "versions", "command", "notes", "why", "lineage",
+    "preprocessing",
+)  # fmt: skip
 _LONG_LISTS = ("loss_curve", "classes", "confusions")  # do not fit into a cell
 _MAX_NUMBER = 10**18  # recipes in a file are not checked and may hold any number
 
@@ -73,6 +76,7 @@ def _plan_fields(result: Result) -> dict[str, Any]:
     report = result.report
     fields: dict[str, Any] = {"model": report.model, "sharing": describe_sharing(report.groups, report.made_of)}
     fields["transforms"] = ", ".join(report.transforms) or "none"
+    fields["preprocessing"] = report.preprocessing or "not known"
     for group in report.made_of:
         shared = f"share {', '.join(shared_names(group))}" if len(group.blocks) > 1 else ""
         count = f"{len(group.blocks)} blocks" if len(group.blocks) > 1 else "one block"

@@ -62,6 +62,7 @@ class Report:
         baselines: the whole teacher in fewer bits, on the same images; empty if not measured.
         made_of: the groups in full, with ranks and widths of their layers; empty in older reports.
         why: plans that a search chose from, one line each, best first; empty without a search.
+        preprocessing: size, resizing, crop and normalization of images; empty in older reports.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # also for the dataclasses in it
@@ -85,6 +86,7 @@ class Report:
     baselines: Annotated[tuple[Baseline, ...], Field(max_length=16)] = ()
     made_of: Annotated[tuple[Group, ...], Field(max_length=MAX_BLOCKS)] = ()
     why: Texts = ()
+    preprocessing: Text = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ def report_remarks(report: Report) -> list[str]:
     lines = [*better_baseline(report), *plan_remarks(report.made_of, report.why)]
     if report.accuracy:
         lines = [*chance_warning(report.accuracy), *lines, accuracy_remark(report.accuracy)]
+    if report.preprocessing:
+        lines.append(preprocessing_remark(report.preprocessing))
     lines.append(_training_remark(report))
     if report.lineage:
         parent = report.lineage[-1]
@@ -81,6 +83,11 @@ def accuracy_remark(accuracy: Accuracy) -> str:
     if accuracy.num_skipped:
         text += f" {accuracy.num_skipped:,} unreadable images were skipped."
     return text
+
+
+def preprocessing_remark(preprocessing: str) -> str:
+    """Return the sentence on how images become the model's input."""
+    return f"Preprocessing: {preprocessing}."
 
 
 def better_baseline(report: Report) -> list[str]:

@@ -12,7 +12,13 @@ from rich.table import Table
 from vitcompress.measure.results import Accuracy
 from vitcompress.plans.model import Group, Plan
 from vitcompress.report.model import Report
-from vitcompress.report.remarks import accuracy_remark, chance_warning, plan_remarks, report_remarks
+from vitcompress.report.remarks import (
+    accuracy_remark,
+    chance_warning,
+    plan_remarks,
+    preprocessing_remark,
+    report_remarks,
+)
 from vitcompress.report.rows import COLUMNS, accuracy_rows, baseline_columns, baseline_rows, report_rows, size_rows
 from vitcompress.report.sharing import describe_layers, describe_sharing, shared_names
 
@@ -26,13 +32,14 @@ def print_report(report: Report, console: Console) -> None:
     print_lines(report_remarks(report), console)
 
 
-def print_plan(plan: Plan, name: str, console: Console) -> None:
+def print_plan(plan: Plan, name: str, console: Console, *, preprocessing: str = "") -> None:
     """Print the groups of a plan and the sizes before and after.
 
     Args:
         plan: plan to print.
         name: name of the model.
         console: console to print on.
+        preprocessing: how images become the model's input, in one line; empty to leave it out.
     """
     _print_title(name, [len(group.blocks) for group in plan.groups], plan.groups, console)
     columns = ["group", "donor", "blocks", "width or rank"]
@@ -55,7 +62,8 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     ]
     if plan.transforms:
         lines.append(f"added to each block:  transformations {', '.join(plan.transforms)}")
-    print_lines([*lines, *plan_remarks(plan.groups, plan.why)], console)
+    about_images = [preprocessing_remark(preprocessing)] if preprocessing else []
+    print_lines([*lines, *plan_remarks(plan.groups, plan.why), *about_images], console)
     print_table(COLUMNS, size_rows(plan.size), console)
 
 
