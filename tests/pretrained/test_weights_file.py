@@ -17,7 +17,7 @@ import vitcompress as package
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, model_flags
 from tests.factories import tiny
 from vitcompress.errors import ArtifactError, CheckpointError
-from vitcompress.pretrained.weights_file import read_weights
+from vitcompress.pretrained.states import read_weights
 
 
 def mistake(ended: Ended, *named: object) -> None:

@@ -26,10 +26,12 @@ class ModelRecipe:
         Field(description="timm model name, short name (deit_base), hf-hub:…, local-dir:… or fashion_vit (built in)."),
     ]
     checkpoint: Path | None = option(
-        None, "Weights: .safetensors, .pth, .pt or .bin (code in it never runs), or a transformers folder."
+        None,
+        "Weights: .safetensors, .pth, .pt or .bin (code in it never runs), an index of shards, or a folder with one "
+        "of these.",
     )
     model_arg: Annotated[dict[str, Any], Pairs] = option(
-        {}, "key=value argument of timm's model constructor, like img_size=384; repeatable."
+        {}, "key=value argument of timm's model constructor, like img_size=384 or depths=2,2,6,2; repeatable."
     )
     mean: Annotated[tuple[float, ...] | None, Words] = option(
         None, "Channel means of the normalization, like 0.5,0.5,0.5. Default: the model's."
@@ -43,6 +45,15 @@ class ModelRecipe:
     crop_pct: float | None = option(
         None, "Fraction of the resized image that the center crop keeps. Default: the model's.", ge=0.1, le=1
     )
+    checkpoint_key: str | None = option(
+        None,
+        "Key of the weights in the checkpoint, like model_ema or teacher.backbone, where it holds several models. "
+        "Default: detected.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_key is not None and self.checkpoint is None:
+            raise ValueError("--checkpoint-key needs --checkpoint")
 
 
 @dataclass(frozen=True, config=CONFIG)

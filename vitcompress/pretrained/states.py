@@ -1,0 +1,269 @@
+"""Choose one state dict of those that a checkpoint holds, and take the prefix off its names.
+
+file ── read_tree ──► tree ── choose ──► one state dict ── without_prefix ──► names of a model
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitcompress.errors import CheckpointError, shorten
+from vitcompress.pretrained.weights_file import Tree, check_tensors, is_plain, read_tree
+
+State = Mapping[str, Tensor]
+
+_MAX_DEPTH = 5  # of nested keys
+_MIN_COVERED = 0.5  # share of the model's tensors, or of the largest state's, that makes a state plausible
+_MAX_LAG = 0.5  # an average whose vectors are smaller than this share of the weights' has not followed them
+_BESIDE = re.compile(
+    r"optim.*|.*optimizer.*|.*sched.*|.*scaler.*|amp|rng.*|.*_rng|callbacks?|loops|loss.*|criterion.*|"
+    r"hyper_parameters|args|config|cfg|.*meter.*"
+)  # keys of what training keeps beside the weights
+_AVERAGE = re.compile(r"(^|[_.])ema([_.\d]|$)|(^|[_.])swa([_.]|$)|averaged?([_.]|$)")
+_WRAPPERS = re.compile(
+    r"(_orig_mod|module|model|net|network|backbone|encoder|base_encoder|student|teacher|_forward_module|base_model)\."
+)  # prefixes that can be taken off where all names have them
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of one state dict, under names as a model has them.
+
+    Attributes:
+        tensors: by name.
+        notes: which state was taken and what was unwrapped, in clauses that end with a period.
+    """
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def read_weights(path: Path, expected: Collection[str] = (), *, key: str | None = None, what: str = "") -> Weights:
+    """Return the state dict in a checkpoint; runs no code in the file.
+
+    Args:
+        path: a file that safetensors or torch wrote, or the index of its shards.
+        expected: names of the model's tensors, which tell states and prefixes apart.
+        key: dotted key of the state, or prefix of its names; None to find it.
+        what: the flag and the file, at the start of messages; by default those of `--checkpoint`.
+
+    Raises:
+        CheckpointError: the file is unreadable, holds no plain tensors, or holds several states
+            and it is not clear which to take.
+    """
+    what = what or f"--checkpoint {path}"
+    weights = find_weights(read_tree(path, what), expected, key=key, what=what)
+    check_tensors(weights.tensors, path, what)
+    return weights
+
+
+def find_weights(tree: Tree, expected: Collection[str], *, key: str | None = None, what: str) -> Weights:
+    """Return the state dict in what a checkpoint holds; see `read_weights`.
+
+    Raises:
+        CheckpointError: there is none, or several and it is not clear which to take.
+    """
+    states = dict(_states(tree))
+    if not states:
+        raise CheckpointError(f"{what} holds no named tensors.", hint="Save only the state dict.")
+    if key is not None:
+        state = _named(states, key, what)
+        notes: tuple[str, ...] = (f"the weights under {key} were taken.",)
+    else:
+        name, notes = _choose(states, expected, what)
+        state = states[name]
+    prefix, copies = _prefix(state, expected, what)
+    if prefix:
+        notes = (*notes, f"the prefix {prefix} was taken off the names.")
+    return Weights(_without(state, prefix, copies, what), notes)
+
+
+def _states(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the mappings of names to tensors in a tree, by dotted key."""
+    if not isinstance(tree, Mapping) or len(path) > _MAX_DEPTH:
+        return
+    tensors = {name: t for name, t in tree.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    if tensors:
+        yield ".".join(path), tensors
+    for name, subtree in tree.items():
+        if isinstance(name, str):
+            yield from _states(subtree, (*path, name))
+
+
+def _named(states: Mapping[str, State], key: str, what: str) -> State:
+    """Return the state under a key, or the tensors of a state whose names start with it.
+
+    Raises:
+        CheckpointError: there is none; the hint lists the keys.
+    """
+    if key in states:
+        return states[key]
+    below = [name for name in states if name.startswith(f"{key}.")]
+    if len(below) == 1:
+        return states[below[0]]
+    found = [
+        {inner[len(rest) :]: t for inner, t in state.items() if inner.startswith(rest)}
+        for name, state in states.items()
+        for rest in [f"{key[len(name) + 1 :] if name else key}."]
+        if not name or key.startswith(f"{name}.")
+    ]
+    found = [state for state in found if state]
+    if len(found) == 1:
+        return found[0]
+    raise CheckpointError(f"{what}: there are no weights under {key!r}.", hint=f"It has {_keys(states)}.")
+
+
+def _keys(states: Mapping[str, State]) -> str:
+    """List the keys of states, largest first, for a hint."""
+    if list(states) == [""]:
+        starts = Counter(name.partition(".")[0] for name in states[""])
+        return f"no keys; its names start with {shorten(name for name, _ in starts.most_common())}"
+    names = sorted(states, key=lambda name: -len(states[name]))
+    return shorten(f"{name or 'the top level'} ({len(states[name])} tensors)" for name in names)
+
+
+def _choose(states: Mapping[str, State], expected: Collection[str], what: str) -> tuple[str, tuple[str, ...]]:
+    """Return the key of the state to take, and what to say about it.
+
+    Of weights and their moving average, the average is taken, as timm does.
+
+    Raises:
+        CheckpointError: several states fit and differ, and none is to be preferred.
+    """
+    plausible = _plausible(states, expected)
+    if len(plausible) == 1:
+        name = plausible[0]
+        return name, (f"the weights under {name} were taken.",) if name else ()
+    if all(_equal(states[plausible[0]], states[other]) for other in plausible[1:]):
+        return plausible[0], (f"{shorten(plausible)} are equal; {plausible[0]} was taken.",)
+    averages = [name for name in plausible if _AVERAGE.search(name.lower())]
+    flags = " or ".join(f"--checkpoint-key {name}" for name in plausible if name)
+    if len(plausible) == 2 and len(averages) == 1:
+        average, other = averages[0], next(name for name in plausible if name not in averages)
+        lag = _lag(states[average], states[other])
+        if lag < _MAX_LAG:
+            raise CheckpointError(
+                f"{what} holds {other or 'weights'} and their moving average {average}, which has not followed them: "
+                f"its biases and norms moved {lag:.0%} as far from where training starts.",
+                hint=f"Choose one: {flags}.",
+            )
+        note = f"{average} was taken, the moving average of {other or 'the weights'}, as timm does."
+        return average, (f"{note} --checkpoint-key {other} takes the other." if other else note,)
+    raise CheckpointError(
+        f"{what} holds several states that differ: {shorten(name or 'the top level' for name in plausible)}.",
+        hint=f"Choose one: {flags}.",
+    )
+
+
+def _plausible(states: Mapping[str, State], expected: Collection[str]) -> list[str]:
+    """Return the keys of the states that can be the model's weights."""
+    names = [name for name in states if not any(_BESIDE.fullmatch(key.lower()) for key in name.split("."))]
+    names = names or list(states)
+    covered = {name: len(set(expected) & _suffixes(states[name])) for name in names}
+    fitting = [name for name in names if covered[name] >= max(1, _MIN_COVERED * len(expected))] if expected else []
+    if fitting:
+        return [name for name in fitting if covered[name] >= _MIN_COVERED * max(covered.values())]
+    largest = max(len(states[name]) for name in names)
+    return [name for name in names if len(states[name]) >= _MIN_COVERED * largest]
+
+
+def _suffixes(names: Collection[str]) -> set[str]:
+    """Return names without their first parts: of a.b.c, also b.c and c."""
+    return {".".join(parts[i:]) for parts in (name.split(".") for name in names) for i in range(len(parts))}
+
+
+def _equal(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(_same_tensor(one[name], other[name]) for name in one)
+
+
+def _lag(average: State, weights: State) -> float:
+    """Return how far an average moved from the start of training, as a share of its weights' way.
+
+    Biases start at zero and weights of norms at one. A new head is looked at alone too: in
+    fine-tuning, all else starts from pretrained weights.
+    """
+    lags = []
+    for only in (r"", r"(^|\.)(head|fc|classifier)(\.|_)"):
+        moved = [0.0, 0.0]
+        for name, t in weights.items():
+            is_vector = is_plain(t) and t.ndim == 1 and t.is_floating_point() and re.search(only, name) is not None
+            if not is_vector or name not in average or average[name].shape != t.shape or not is_plain(average[name]):
+                continue
+            if name.endswith("bias") or (name.endswith("weight") and "norm" in name):
+                start = 0.0 if name.endswith("bias") else 1.0
+                for i, vector in enumerate((average[name], t)):
+                    moved[i] += float((vector.double() - start).square().sum())
+        lags.append((moved[0] / moved[1]) ** 0.5 if moved[1] else 1.0)
+    return min(lags)
+
+
+def _prefix(state: State, expected: Collection[str], what: str) -> tuple[str, list[str]]:
+    """Return the prefix, with its dot, under which a state has a model's names; empty for none.
+
+    The second value lists prefixes of equal copies of the same tensors.
+
+    Raises:
+        CheckpointError: several prefixes fit, and the tensors under them differ.
+    """
+    votes: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            if ".".join(parts[i:]) in expected:
+                votes["".join(f"{part}." for part in parts[:i])] += 1
+    most = max(votes.values(), default=0)
+    if most < max(2, _MIN_COVERED * min(len(expected), len(state)) / 2):
+        return _shared_wrapper(state), []  # names of another publisher
+    rivals = [prefix for prefix, count in votes.items() if count >= _MIN_COVERED * most]
+    best = max(rivals, key=lambda prefix: votes[prefix])
+    under = {p: {name[len(p) :]: t for name, t in state.items() if name.startswith(p)} for p in rivals}
+    differing = [
+        p for p in rivals
+        if p != best and any(name in under[best] and not _same_tensor(under[best][name], under[p][name])
+               for name in under[p] if name in expected)
+    ]  # fmt: skip
+    if differing:
+        flags = " or ".join(f"--checkpoint-key {p.rstrip('.')}" for p in rivals if p)
+        names = shorten(p or "names without a prefix" for p in rivals)
+        raise CheckpointError(f"{what} holds several models that differ: {names}.", hint=f"Choose one: {flags}.")
+    return best, [p for p in rivals if p != best and under[p].keys() <= under[best].keys()]
+
+
+def _same_tensor(one: Tensor, other: Tensor) -> bool:
+    if not (is_plain(one) and is_plain(other) and one.shape == other.shape):
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _shared_wrapper(names: Collection[str]) -> str:
+    """Return the known prefixes that all names have, like `module.model.`; empty for none."""
+    first, taken = next(iter(names)), ""
+    while match := _WRAPPERS.match(first, len(taken)):
+        if not all(name.startswith(match[0], len(taken)) for name in names):
+            break
+        taken += match[0]
+    return taken
+
+
+def _without(state: State, prefix: str, copies: Collection[str], what: str) -> dict[str, Tensor]:
+    """Return a state without a prefix and without copies; other names stay as they are.
+
+    Raises:
+        CheckpointError: two names become one.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, t in state.items():
+        if any(copy and name.startswith(copy) for copy in copies):
+            continue
+        new = name.removeprefix(prefix)
+        if new in tensors:
+            raise CheckpointError(f"{what} holds {new} twice, once under {prefix.rstrip('.')}.", hint="Save only one.")
+        tensors[new] = t
+    return tensors
