@@ -59,6 +59,7 @@ def fit(model: nn.Module, weights: State, what: str) -> Fitted:
     faults = [*_mismatches(model, rest), *tables]
     if not faults:
         return Fitted(rest, tuple(told))
+    named, renamed = _prepared(model, named)
     converted = _converted(model, named) if not tables else None
     if converted is None:
         raise _misfit(model, rest, faults, what)
@@ -69,7 +70,7 @@ def fit(model: nn.Module, weights: State, what: str) -> Fitted:
         if any(name.endswith("qkv.bias") for name in named) and not any(n.endswith(".q_bias") for n in tensors):
             hint = "Give the model that has these biases, such as DINOv3's with qkvb in the name. " + FIT_HINT
         raise _misfit(model, rest, lost, what, hint=hint)
-    return Fitted(tensors, (*told, *_changes(model, named, tensors, flow)))
+    return Fitted(tensors, (*told, *renamed, *_changes(model, named, tensors, flow)))
 
 
 def _misfit(model: nn.Module, weights: State, faults: list[str], what: str, *, hint: str = "") -> CheckpointError:
@@ -112,6 +113,9 @@ def _advice(model: nn.Module, weights: State) -> str:
             return f"The weights are {weights[name].numel()} wide, the model {t.numel()}. "
     if "fc_norm.weight" in weights and "fc_norm.weight" not in expected:
         return "The weights pool over patches: try --model-arg global_pool=avg. "
+    missing = [name for name in expected if name not in weights]
+    if missing and all(re.match(r"(head|head\.fc|head_dist)\.(weight|bias)$", name) for name in missing):
+        return "The weights have no classifier: --model-arg num_classes=0 builds the model without one. "
     if any(".pre_logits." in f".{name}" for name in weights):
         return "The weights have a layer before the head (pre_logits), which timm's models no longer have. "
     return ""
@@ -141,7 +145,7 @@ def _converted(model: nn.Module, named: State) -> tuple[dict[str, Tensor], _Flow
     family = find_family(model)
     if family is None:
         return None
-    given = {name: t.detach().clone() for name, t in _prepared(model, named).items()}  # one storage each
+    given = {name: t.detach().clone() for name, t in named.items()}  # one storage each
     tensors = _run(family.convert, model, given)
     if tensors is None:
         return None
@@ -157,17 +161,21 @@ def _converted(model: nn.Module, named: State) -> tuple[dict[str, Tensor], _Flow
     return rest, _Flow(sources, unread, used)
 
 
-def _prepared(model: nn.Module, named: State) -> dict[str, Tensor]:
-    """Return the weights with what timm's conversion leaves to the caller done."""
+def _prepared(model: nn.Module, named: State) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights with what timm's conversion leaves to its caller done, and what to tell."""
     prepared = dict(named)
     for name, mask in named.items():  # DINOv3 masks the biases of keys
-        bias = f"{name.removesuffix('_mask')}"
+        bias = name.removesuffix("_mask")
         if name.endswith(".bias_mask") and bias in prepared and prepared[bias].shape == mask.shape:
             prepared[bias] = prepared[bias] * mask
             del prepared[name]
-    if any(name.endswith(".ls1.gamma") for name in model.state_dict()):  # DeiT III as published
-        prepared = {re.sub(r"^(blocks\.\d+)\.gamma_(\d)$", r"\1.ls\2.gamma", name): t for name, t in prepared.items()}
-    return prepared if len(prepared) <= len(named) else dict(named)
+    new = {name: re.sub(r"^(blocks\.\d+)\.gamma_(\d)$", r"\1.ls\2.gamma", name) for name in prepared}
+    layer_scales = [name for name in new if new[name] != name]
+    if not layer_scales or "blocks.0.ls1.gamma" not in model.state_dict() or len(set(new.values())) < len(new):
+        return prepared, []
+    return {new[name]: t for name, t in prepared.items()}, [
+        _renaming([f"{name} to {new[name]}" for name in layer_scales])
+    ]
 
 
 def _run(convert: Convert, model: nn.Module, given: State) -> dict[str, Tensor] | None:
@@ -204,14 +212,13 @@ def _flows(convert: Convert, model: nn.Module, given: State, name: str, mask: Te
 
 def _lost(model: nn.Module, named: State, flow: _Flow) -> list[str]:
     """Return the names of tensors whose unread elements matter: neither zero nor listed."""
-    rest, _, _ = split_off({name: named[name] for name in flow.unread if name in named}, model)
+    rest, _, _ = split_off(named, model)
     names = []
     for name, t in rest.items():
-        if name in flow.used:
+        if name not in flow.unread or name in flow.used:
             continue
         mask = flow.unread[name]
-        masked = t * named[f"{name}_mask"] if f"{name}_mask" in named else t
-        if name.endswith("bias") and not bool(masked[mask].any()):
+        if name.endswith("bias") and not bool(t[mask].any()):
             continue  # adding zero changes nothing
         names.append(name)
     return names
@@ -231,11 +238,19 @@ def _changes(model: nn.Module, named: State, tensors: State, flow: _Flow) -> lis
         elif source is None:
             renamed.append(f"what became {name}")
         elif t.shape != named[name].shape:
-            resampled.setdefault(f"{name} reshaped from {_by(named[name].shape)} to {_by(t.shape)}", []).append(name)
+            verb = "reshaped" if t.numel() == named[name].numel() else "cut"
+            line = f"{name} {verb} from {_by(named[name].shape)} to {_by(t.shape)}"
+            resampled.setdefault(line, []).append(name)
     lines = [f"{line}{f' ({len(names)} tensors)' if len(names) > 1 else ''}." for line, names in resampled.items()]
     if renamed:
-        lines.append(f"{len(renamed)} tensors were renamed, such as {renamed[0]}.")
+        lines.append(_renaming(renamed))
     return lines
+
+
+def _renaming(renamed: list[str]) -> str:
+    if len(renamed) == 1:
+        return f"{renamed[0].replace(' to ', ' was renamed to ')}."
+    return f"{len(renamed)} tensors were renamed, such as {renamed[0]}."
 
 
 def _resampling(model: nn.Module, name: str, before: Tensor, after: Tensor) -> str:
@@ -256,6 +271,8 @@ def _resampling(model: nn.Module, name: str, before: Tensor, after: Tensor) -> s
             num_extra = after.shape[0] - math.prod(2 * side - 1 for side in window)
             side = (math.isqrt(before.shape[0] - num_extra) + 1) // 2
             return f"relative position bias resampled from window {side}x{side} to {_by(window)}"
+    if before.shape == after.shape:
+        return f"{name} computed from several tensors of the file"
     return f"{name} resampled from {_by(before.shape)} to {_by(after.shape)}"
 
 

@@ -47,7 +47,7 @@ _KINDS = (
           "pretraining only"),
     _kind(r"(criterion|loss|loss_fn|train_\w+|val_\w+|test_\w+|metrics?|mixup)\..*", "losses and metrics are not part "
           "of the model"),
-    _kind(r"(.*\.)?(token_embedding|text_projection|ln_final|text|text_model|transformer\.resblocks|"
+    _kind(r"(module\.)?(token_embedding|text_projection|ln_final|text|text_model|transformer\.resblocks|"
           r"positional_embedding|logit_scale|logit_bias)(\..*)?",
           "the text encoder takes no images", where=r"(module\.)?visual\..*"),
     _kind(r"beit3\.text_embed\.weight|beit3\..*\.B\..*", "BEiT-3's layers for text take no images"),
@@ -82,7 +82,7 @@ def split_off(weights: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str
         if name in expected:
             rest[name] = t
         elif _COMPUTED.fullmatch(name):
-            reason, fault = _compare_table(name, t, buffers.get(_buffer_name(name)))
+            reason, fault = _compare_table(name, t, _own_table(name, buffers))
             faults += [fault] if fault else []
             if reason:
                 left.setdefault(reason, []).append(name)
@@ -103,8 +103,12 @@ def _reason(name: str, names: Collection[str], *, headless: bool) -> str | None:
     return None
 
 
-def _buffer_name(name: str) -> str:
-    return name.replace("rope_embed.", "rope.")
+def _own_table(name: str, buffers: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the table of the model that is called `name` in a file; None if it has none."""
+    angles = buffers.get("rope.pos_embed")  # one for all blocks, sines beside cosines
+    if angles is not None and name.endswith(("rope.freqs_sin", "rope.freqs_cos")):
+        return angles.chunk(2, dim=-1)[name.endswith("cos")]
+    return buffers.get(name.replace("rope_embed.", "rope."))
 
 
 def _compare_table(name: str, t: Tensor, buffer: Tensor | None) -> tuple[str, str]:

@@ -26,7 +26,7 @@ _BESIDE = re.compile(
     r"optim.*|.*optimizer.*|.*sched.*|.*scaler.*|amp|rng.*|.*_rng|callbacks?|loops|loss.*|criterion.*|"
     r"hyper_parameters|args|config|cfg|.*meter.*"
 )  # keys of what training keeps beside the weights
-_AVERAGE = re.compile(r"(^|[_.])ema([_.\d]|$)|(^|[_.])swa([_.]|$)|averaged?([_.]|$)")
+_AVERAGE = re.compile(r"(^|[_.])ema([_.\d]|$)|(^|[_.])swa([_.]|$)|(^|[_.])(avg|averaged?)([_.]|$)")
 _WRAPPERS = re.compile(
     r"(_orig_mod|module|model|net|network|backbone|encoder|base_encoder|student|teacher|_forward_module|base_model)\."
 )  # prefixes that can be taken off where all names have them
@@ -141,17 +141,18 @@ def _choose(states: Mapping[str, State], expected: Collection[str], what: str) -
     if len(plausible) == 1:
         name = plausible[0]
         return name, (f"the weights under {name} were taken.",) if name else ()
-    if all(_equal(states[plausible[0]], states[other]) for other in plausible[1:]):
+    bare = {name: _bare(states[name], expected, what) for name in plausible}
+    if all(_equal(bare[plausible[0]], bare[other]) for other in plausible[1:]):
         return plausible[0], (f"{shorten(plausible)} are equal; {plausible[0]} was taken.",)
     averages = [name for name in plausible if _AVERAGE.search(name.lower())]
     flags = " or ".join(f"--checkpoint-key {name}" for name in plausible if name)
     if len(plausible) == 2 and len(averages) == 1:
         average, other = averages[0], next(name for name in plausible if name not in averages)
-        lag = _lag(states[average], states[other])
+        lag = _lag(bare[average], bare[other])
         if lag < _MAX_LAG:
             raise CheckpointError(
-                f"{what} holds {other or 'weights'} and their moving average {average}, which has not followed them: "
-                f"its biases and norms moved {lag:.0%} as far from where training starts.",
+                f"{what} holds {other or 'weights'} and their moving average {average}, which has hardly followed "
+                f"them: its biases and norms are only {lag:.0%} as far from their initial values.",
                 hint=f"Choose one: {flags}.",
             )
         note = f"{average} was taken, the moving average of {other or 'the weights'}, as timm does."
@@ -177,6 +178,13 @@ def _plausible(states: Mapping[str, State], expected: Collection[str]) -> list[s
 def _suffixes(names: Collection[str]) -> set[str]:
     """Return names without their first parts: of a.b.c, also b.c and c."""
     return {".".join(parts[i:]) for parts in (name.split(".") for name in names) for i in range(len(parts))}
+
+
+def _bare(state: State, expected: Collection[str], what: str) -> State:
+    """Return the model's tensors in a state, without the prefix of their names."""
+    prefix, copies = _prefix(state, expected, what)
+    tensors = _without(state, prefix, copies, what)
+    return {name: t for name, t in tensors.items() if name in expected} or tensors
 
 
 def _equal(one: State, other: State) -> bool:
