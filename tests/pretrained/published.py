@@ -85,7 +85,8 @@ def clip(model: nn.Module) -> State:
     del weights["head.bias"]
     weights = _replaced(
         weights, (r"^head\.weight", "proj"), ("cls_token", "class_embedding"), ("pos_embed", "positional_embedding"),
-        (r"patch_embed\.proj", "conv1"), ("norm_pre", "ln_pre"), (r"^norm\.", "ln_post."), (r"blocks\.", "transformer.resblocks."),
+        (r"patch_embed\.proj", "conv1"), ("norm_pre", "ln_pre"), (r"^norm\.", "ln_post."),
+        (r"blocks\.", "transformer.resblocks."),
         (r"\.norm(\d)", r".ln_\1"), (r"qkv\.", "in_proj_"), (r"attn\.proj", "attn.out_proj"), (r"mlp\.fc1", "mlp.c_fc"),
         (r"mlp\.fc2", "mlp.c_proj"),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint is taken, resampled and told, left out for a reason, or refused by name."""
+"""Every tensor of a checkpoint is taken, told of, left out for a reason, or refused by name."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_what_is_resampled_is_told_with_its_sizes(
 
 
 def test_a_table_of_another_window_is_told_and_one_of_other_values_is_refused() -> None:
-    """Swin V2 has no parameter of the window's size: only its tables tell that the window differs."""
+    """Swin V2 has no parameter of the window's size: only its tables tell windows apart."""
     model, small = sized("swin v2"), sized("swin v2", window_size=2)
     _, result = fitted(small, PUBLISHED["swin v2"](model))
     assert "relative_coords_table" in result.notes[0]
@@ -166,7 +166,7 @@ def test_whole_numbers_are_not_taken_for_weights() -> None:
 
 
 def test_two_tensors_that_get_one_name_are_not_merged_silently() -> None:
-    """timm renames `norm` to `fc_norm` where there is a mask token, over a `fc_norm` in the file."""
+    """timm renames `norm` to `fc_norm` where there is a mask token, over an `fc_norm`."""
     model = build(ROWS["eva02"])
     weights = {**model.state_dict(), "mask_token": torch.zeros(1, 1, 32)}
     both = {"norm.weight": torch.ones(32), "norm.bias": torch.ones(32), **weights}

@@ -42,7 +42,16 @@ ADDED = (
     "rel_pos_bias.relative_position_bias_table", "local_cls_norm.weight", "projectors.0.weight",
 )  # fmt: skip
 QUIET = ("n_averaged", "blocks.0.total_ops")
-PREFIXES = ("module.", "model.", "backbone.", "module.model.", "encoder.", "teacher.", "_orig_mod.", "student.backbone.")
+PREFIXES = (
+    "module.",
+    "model.",
+    "backbone.",
+    "module.model.",
+    "encoder.",
+    "teacher.",
+    "_orig_mod.",
+    "student.backbone.",
+)
 
 
 class Model(NamedTuple):
@@ -167,7 +176,12 @@ def check(seed: int) -> str:
         difference = float((student(images) - logits).abs().max())
     if difference < 0.02 or same_layout:
         return "same"
-    assert any(word in notes for word in ("resampled", "reshaped", "renamed", "cut from", "computed from")), (name, change, difference, notes)
+    assert any(word in notes for word in ("resampled", "reshaped", "renamed", "cut from", "computed from")), (
+        name,
+        change,
+        difference,
+        notes,
+    )
     return "told"
 
 

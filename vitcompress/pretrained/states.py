@@ -126,7 +126,8 @@ def _keys(states: Mapping[str, State]) -> str:
         starts = Counter(name.partition(".")[0] for name in states[""])
         return f"no keys; its names start with {shorten(name for name, _ in starts.most_common())}"
     names = sorted(states, key=lambda name: -len(states[name]))
-    return shorten(f"{name or 'the top level'} ({len(states[name])} tensors)" for name in names)
+    counts = {name: len(states[name]) for name in names}
+    return shorten(f"{name or 'the top level'} ({n} tensor{'s' if n > 1 else ''})" for name, n in counts.items())
 
 
 def _choose(states: Mapping[str, State], expected: Collection[str], what: str) -> tuple[str, tuple[str, ...]]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitcompress.errors import CheckpointError, first_line, shorten
+from vitcompress.pretrained.quiet import without_library_output
 
 Tree = Mapping[str, Any]  # what a file holds: tensors by name, or such trees by key
 
@@ -56,10 +57,10 @@ def read_tree(path: Path, what: str) -> Tree:
     try:
         if _is_safetensors(path):
             return load_file(path, device="cpu")
-        _check_archive(path)
         _check_foreign(path, what)
-        with torch.serialization.safe_globals(_PLAIN):
-            tree = torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        with torch.serialization.safe_globals(_PLAIN), without_library_output(), path.open("rb") as file:
+            tree = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # a broken file can make torch, pickle, zipfile or safetensors raise anything
@@ -112,7 +113,8 @@ def _read_shards(index: Path, what: str) -> dict[str, Any]:
     try:
         if index.stat().st_size > _MAX_INDEX_BYTES:
             raise ValueError("it is too large for an index")
-        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shard_of = {name: str(shard) for name, shard in weight_map.items()}
         names = sorted(set(shard_of.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{what} is not an index of shards: {first_line(error)}.") from error
@@ -163,8 +165,6 @@ def _check_archive(path: Path) -> None:
     if not _is_archive(path):
         return
     with zipfile.ZipFile(path) as archive:
-        if any(name.endswith(".npy") for name in archive.namelist()):
-            return  # numpy may compress; such a file is refused unread
         unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
     if unpacked_bytes > path.stat().st_size:
         raise ValueError(f"it is an archive of {unpacked_bytes:,} bytes packed into {path.stat().st_size:,}")
@@ -191,7 +191,21 @@ def _check_foreign(path: Path, what: str) -> None:
     for pattern, kind in _FOREIGN:
         if pattern.search(path.name):
             raise CheckpointError(f"{what} is a file of {kind}, not of torch.", hint=_SAVE_HINT)
+    with path.open("rb") as file:
+        start = file.read(_TAR_MARK.stop)
+    if not start.startswith((b"PK\3\4", b"\x80")) and start[_TAR_MARK] != b"ustar":
+        hints = (hint for beginning, hint in _NO_WEIGHTS.items() if start.lstrip().startswith(beginning))
+        raise CheckpointError(
+            f"{what} cannot be read: it is neither a safetensors file nor one of torch.",
+            hint=next(hints, _TRUNCATED_HINT),
+        )
 
+
+_TAR_MARK = slice(257, 262)  # in what torch wrote before version 0.2
+_NO_WEIGHTS = {
+    b"version https://git-lfs": "It is a pointer of Git LFS: run git lfs pull.",
+    b"<": "It is a web page: download the file itself.",
+}
 
 _FOREIGN = tuple(
     (re.compile(pattern, re.IGNORECASE), kind)
@@ -245,13 +259,11 @@ def unreadable_error(what: str, error: BaseException) -> CheckpointError:
         error: an error of torch, pickle, zipfile or safetensors.
     """
     message = first_line(error).rstrip(".")
-    if isinstance(error, pickle.UnpicklingError) or isinstance(error.__cause__, pickle.UnpicklingError):
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in message:
         kind = re.search(r"GLOBAL ([\w.]+)", str(error))
-        return CheckpointError(
+        return CheckpointError(  # torch's advice to switch its protection off is not passed on
             f"{what} holds more than tensors{f', an object of type {kind[1]}' if kind else ''}; the code in it was "
             "not run.",
             hint=_SAVE_HINT,
         )
-    if "weights_only" in message:  # torch's advice to switch its protection off is not passed on
-        return CheckpointError(f"{what} holds more than tensors; the code in it was not run.", hint=_SAVE_HINT)
     return CheckpointError(f"{what} cannot be read: {message}.", hint=_TRUNCATED_HINT)
