@@ -19,7 +19,8 @@ from vitcompress.pretrained.states import find_weights
 
 State = dict[str, Tensor]
 MODELS = (
-    "vit", "dinov2 registers", "deit3", "clip", "swin", "swin v2", "beit", "beit shared bias", "eva", "eva02", "dinov3 biases",
+    "vit", "dinov2 registers", "deit3", "clip", "swin", "swin v2", "beit", "beit shared bias", "eva", "eva02",
+    "dinov3 biases",
 )  # fmt: skip
 CASES = 2000
 
@@ -35,8 +36,10 @@ ADDED = (
     "pre_logits.fc.weight", "pre_logits.weight", "head_dist.weight", "rope.freqs", "rope.periods", "rope.weight",
     "blocks.0.attn.k_bias", "blocks.0.attn.q_norm.weight", "blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias",
     "blocks.9.norm1.weight", "layers.0.downsample.reduction.weight", "relative_position_index", "encoder", "model",
-    "module", "state_dict", "visual.class_embedding", "visual.conv1.weight", "conv1.weight", "visual.proj", "lm_head.weight",
-    "blocks.0.attn.relative_position_index", "layers.0.blocks.1.attn_mask", "layers.0.blocks.0.attn.relative_coords_table",
+    "module", "state_dict", "visual.class_embedding", "visual.conv1.weight", "conv1.weight", "visual.proj",
+    "lm_head.weight",
+    "blocks.0.attn.relative_position_index", "layers.0.blocks.1.attn_mask",
+    "layers.0.blocks.0.attn.relative_coords_table",
     "blocks.0.attn.q_proj.weight", "blocks.0.gamma_1", "n_averaged", "blocks.0.total_ops", "beit3.x", "text.x",
     "layers.0.blocks.0.attn.relative_position_index", "attn_pool.latent", "norm_pre.weight", "decoder_embed.weight",
     "rel_pos_bias.relative_position_bias_table", "local_cls_norm.weight", "projectors.0.weight",
@@ -145,6 +148,7 @@ def transpose(weights: State, rng: random.Random) -> State:
     return {**weights, one: weights[one].permute(axes).contiguous()}
 
 
+TELLS = ("resampled", "reshaped", "renamed", "cut from", "computed from")
 CHANGES = (rename, drop, add, reshape, resize, transpose)
 
 
@@ -165,7 +169,7 @@ def check(seed: int) -> str:
     except CheckpointError:
         return "refused"
     notes = " ".join((*found.notes, *fitted.notes))
-    extra = [n for n in changed if n.removesuffix(".extra") in given or n in ADDED and n not in QUIET]
+    extra = [n for n in changed if n.removesuffix(".extra") in given or (n in ADDED and n not in QUIET)]
     extra = [n for n in extra if n not in given]
     assert not extra or "left out" in notes or "renamed" in notes, (name, change, extra, notes)
     layout = {n: t.shape for n, t in found.tensors.items() if n in given}
@@ -176,7 +180,7 @@ def check(seed: int) -> str:
         difference = float((student(images) - logits).abs().max())
     if difference < 0.02 or same_layout:
         return "same"
-    assert any(word in notes for word in ("resampled", "reshaped", "renamed", "cut from", "computed from")), (
+    assert any(word in notes for word in TELLS), (
         name,
         change,
         difference,

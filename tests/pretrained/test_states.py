@@ -75,15 +75,16 @@ WRAPPINGS: dict[str, tuple[Callable[[State], Any], list[str]]] = {
                         ["the prefix backbone. was taken off the names.",
                          "left out head.mlp.0.weight: the projection head of DINO and iBOT is for pretraining only."]),
     "equal twice": (lambda w: {"teacher": under("backbone.", w), "student": under("module.backbone.", w)},
-                    ["teacher, student are equal; teacher was taken.", "the prefix backbone. was taken off the names."]),
+                    ["teacher, student are equal; teacher was taken.",
+                     "the prefix backbone. was taken off the names."]),
     "equal prefixes": (lambda w: {**under("student.", w), **under("teacher.", w)},
                        ["the prefix student. was taken off the names."]),
     "followed": (lambda w: {"model": near(w), "model_ema": w},
                  ["model_ema was taken, the moving average of model, as timm does. --checkpoint-key model takes the "
                   "other."]),
     "ema of another kind": (lambda w: {"state_dict": near(w), "ema_state_dict": under("module.", w)},
-                            ["ema_state_dict was taken, the moving average of state_dict, as timm does. --checkpoint-key "
-                             "state_dict takes the other.", "the prefix module. was taken off the names."]),
+                            ["ema_state_dict was taken, the moving average of state_dict, as timm does. "
+                             "--checkpoint-key state_dict takes the other.", "the prefix module. was taken off the names."]),
     "another teacher": (lambda w: {"teacher": {f"conv{i}.weight": torch.ones(2) for i in range(90)}, "student": w},
                         ["the weights under student were taken."]),
 }  # fmt: skip
@@ -114,11 +115,13 @@ UNCLEAR: dict[str, tuple[Callable[[State], Any], str, str]] = {
     "untrained head of an average": (
         lambda w: {"state_dict": w, "state_dict_ema": {n: 0 * t if n == "head.bias" else t for n, t in w.items()}},
         "hardly followed", "--checkpoint-key state_dict or --checkpoint-key state_dict_ema"),
-    "teacher and student": (lambda w: {"student": w, "teacher": near(w)}, "several states that differ: student, teacher",
+    "teacher and student": (lambda w: {"student": w, "teacher": near(w)},
+                            "several states that differ: student, teacher",
                             "--checkpoint-key student or --checkpoint-key teacher"),
     "three": (lambda w: {"model": w, "model_ema": near(w), "best": other(w)}, "several states that differ", "best"),
     "two prefixes": (lambda w: {**under("base_encoder.", w), **under("momentum_encoder.", near(w))},
-                     "several models that differ", "--checkpoint-key base_encoder or --checkpoint-key momentum_encoder"),
+                     "several models that differ",
+                     "--checkpoint-key base_encoder or --checkpoint-key momentum_encoder"),
 }  # fmt: skip
 
 

@@ -225,7 +225,7 @@ def test_a_pickle_with_code_is_not_run_and_nobody_is_told_to_run_it(
     make: Callable[[Path], object], tmp_path: Path
 ) -> None:
     make(tmp_path)
-    with pytest.raises(CheckpointError, match="holds more than tensors.*not run") as caught:
+    with pytest.raises(CheckpointError, match=r"holds more than tensors.*not run") as caught:
         read_weights(tmp_path / "w.pth")
     assert "weights_only" not in f"{caught.value} {caught.value.hint}"
     assert "Save only the state dict" in caught.value.hint

@@ -162,7 +162,7 @@ def _converted(model: nn.Module, named: State) -> tuple[dict[str, Tensor], _Flow
 
 
 def _prepared(model: nn.Module, named: State) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the weights with what timm's conversion leaves to its caller done, and what to tell."""
+    """Do what timm's conversion leaves to its caller; also return what to tell of it."""
     prepared = dict(named)
     for name, mask in named.items():  # DINOv3 masks the biases of keys
         bias = name.removesuffix("_mask")
