@@ -84,7 +84,8 @@ WRAPPINGS: dict[str, tuple[Callable[[State], Any], list[str]]] = {
                   "other."]),
     "ema of another kind": (lambda w: {"state_dict": near(w), "ema_state_dict": under("module.", w)},
                             ["ema_state_dict was taken, the moving average of state_dict, as timm does. "
-                             "--checkpoint-key state_dict takes the other.", "the prefix module. was taken off the names."]),
+                             "--checkpoint-key state_dict takes the other.",
+                             "the prefix module. was taken off the names."]),
     "another teacher": (lambda w: {"teacher": {f"conv{i}.weight": torch.ones(2) for i in range(90)}, "student": w},
                         ["the weights under student were taken."]),
 }  # fmt: skip
