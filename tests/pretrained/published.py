@@ -98,7 +98,26 @@ def clip(model: nn.Module) -> State:
     return {**{f"visual.{name}": t for name, t in weights.items()}, **text}
 
 
+def transformers(model: nn.Module) -> State:
+    """transformers' ViT: queries, keys and values apart."""
+    weights = {}
+    for name, t in model.state_dict().items():
+        if ".qkv." in name:
+            parts = zip(("query", "key", "value"), t.chunk(3), strict=True)
+            weights |= {name.replace("attn.qkv", f"attention.attention.{part}"): chunk for part, chunk in parts}
+        else:
+            weights[name] = t
+    return _replaced(
+        weights, (r"^cls_token", "vit.embeddings.cls_token"), (r"^pos_embed", "vit.embeddings.position_embeddings"),
+        (r"^patch_embed\.proj", "vit.embeddings.patch_embeddings.projection"), (r"^norm\.", "vit.layernorm."),
+        (r"^blocks\.", "vit.encoder.layer."), (r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."),
+        (r"\.attn\.proj\.", ".attention.output.dense."), (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."), (r"^head\.", "classifier."),
+    )  # fmt: skip
+
+
 PUBLISHED: dict[str, Callable[[nn.Module], State]] = {
+    "vit": transformers,
     "dinov2 registers": dinov2,
     "dinov3 biases": dinov3,
     "deit3": deit3,

@@ -30,6 +30,8 @@ SYNONYMS = (
     ("reg_token", "register_tokens"), ("reg_token", "storage_tokens"), ("q_bias", "v_bias"), ("qkv.", "in_proj_"),
     ("mlp.norm.", "mlp.ffn_ln."), ("blocks.", "transformer.resblocks."), ("cls_token", "class_embedding"),
     ("patch_embed.proj.", "conv1."), ("patch_embed.", "visual.trunk.patch_embed."), ("layers.1.", "layers.0."),
+    ("layernorm_before", "norm1"), ("query", "key"), ("vit.", ""), ("vit.", "model.vit."),
+    ("encoder.layer.", "blocks."),
 )  # fmt: skip
 ADDED = (
     "mask_token", "storage_tokens", "register_tokens", "fc_norm.weight", "norm.weight", "norm.bias", "head.weight",
@@ -43,6 +45,8 @@ ADDED = (
     "blocks.0.attn.q_proj.weight", "blocks.0.gamma_1", "n_averaged", "blocks.0.total_ops", "beit3.x", "text.x",
     "layers.0.blocks.0.attn.relative_position_index", "attn_pool.latent", "norm_pre.weight", "decoder_embed.weight",
     "rel_pos_bias.relative_position_bias_table", "local_cls_norm.weight", "projectors.0.weight",
+    "vit.embeddings.mask_token", "pooler.dense.weight", "vit.layernorm.weight", "classifier.bias",
+    "vit.encoder.layer.0.attention.attention.query.bias",
 )  # fmt: skip
 QUIET = ("n_averaged", "blocks.0.total_ops")
 PREFIXES = (

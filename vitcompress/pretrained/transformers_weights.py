@@ -65,9 +65,11 @@ def to_timm_weights(weights: Mapping[str, Tensor], *, what: str) -> dict[str, Te
             raise CheckpointError(f"{what}: two tensors have the name {timm_name} in timm, one of them is {name}.")
         renamed[timm_name] = t
     timm_weights = _fuse_qkv(renamed)
-    if "layers.0.blocks.0.norm1.weight" in timm_weights:  # timm's Swin keeps its classifier in a pooling head
+    is_swin = "layers.0.blocks.0.norm1.weight" in timm_weights
+    if is_swin and not any(name.startswith("head.fc.") for name in timm_weights):
+        # timm's Swin keeps its classifier in a pooling head
         timm_weights = {re.sub(r"^head\.", "head.fc.", name): t for name, t in timm_weights.items()}
-    if "head_dist.weight" not in timm_weights and "dist_token" in timm_weights:
+    if "dist_token" in timm_weights and not {"head_dist.weight", "reg_token"} & timm_weights.keys():
         timm_weights["reg_token"] = timm_weights.pop("dist_token")
     if "reg_token" in timm_weights and any(name.endswith("embeddings.register_tokens") for name in weights):
         # timm gives registers no position embedding and adds that of the class token to the token
@@ -96,13 +98,15 @@ def _rename(name: str) -> str:
 def _fuse_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Concatenate `query`, `key` and `value` of each block to one `qkv`.
 
-    The three stay as they are where a block lacks one of them, or they differ in shape.
+    The three stay as they are where a block lacks one of them, they differ in shape, or there is
+    a `qkv` beside them.
     """
     fused = dict(weights)
     for name, query in weights.items():
         if ".attn.query." not in name:
             continue
         names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if all(part in weights and weights[part].shape == query.shape for part in names):
-            fused[name.replace(".query.", ".qkv.")] = torch.cat([fused.pop(part) for part in names])
+        qkv = name.replace(".query.", ".qkv.")
+        if qkv not in weights and all(part in weights and weights[part].shape == query.shape for part in names):
+            fused[qkv] = torch.cat([fused.pop(part) for part in names])
     return fused
