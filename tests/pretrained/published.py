@@ -100,7 +100,7 @@ def clip(model: nn.Module) -> State:
 
 def transformers(model: nn.Module) -> State:
     """transformers' ViT: queries, keys and values apart."""
-    weights = {}
+    weights: State = {}
     for name, t in model.state_dict().items():
         if ".qkv." in name:
             parts = zip(("query", "key", "value"), t.chunk(3), strict=True)
