@@ -146,10 +146,12 @@ def resize(weights: State, rng: random.Random) -> State:
 
 
 def transpose(weights: State, rng: random.Random) -> State:
-    one = rng.choice([n for n, t in weights.items() if t.ndim > 1])
+    """Permute the axes of a tensor so that its shape changes: of a square nothing could be seen."""
+    one = rng.choice([n for n, t in weights.items() if t.ndim > 1] or list(weights))
     axes = list(range(weights[one].ndim))
     rng.shuffle(axes)
-    return {**weights, one: weights[one].permute(axes).contiguous()}
+    permuted = weights[one].permute(axes).contiguous()
+    return {**weights, one: permuted if permuted.shape != weights[one].shape else permuted.flatten()}
 
 
 TELLS = ("resampled", "reshaped", "renamed", "cut from", "computed from")
@@ -183,7 +185,7 @@ def check(seed: int) -> str:
     student.load_state_dict(fitted.tensors)
     with torch.no_grad():
         difference = float((student(images) - logits).abs().max())
-    if difference < 0.02 or other_values:  # a transposed square cannot be seen
+    if difference < 0.02 or other_values:  # values alone cannot be seen
         return "same"
     assert any(word in notes for word in TELLS), (
         name,
