@@ -219,6 +219,15 @@ def test_a_local_folder_may_hold_shards(tmp_path: Path) -> None:
     assert same(load_pretrained(resolve(ModelRecipe(f"local-dir:{folder}"))).state_dict(), weights)
 
 
+def test_a_plan_needs_no_weights_in_the_folder(tmp_path: Path) -> None:
+    folder = save_as_timm_does(tmp_path / "m", tiny().state_dict())
+    (folder / "model.safetensors").unlink()
+    source = resolve(ModelRecipe(f"local-dir:{folder}"))
+    assert empty_model(source).num_classes == 5
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not exist"):
+        load_pretrained(source)
+
+
 def test_several_files_in_a_local_folder_are_not_chosen_from(tmp_path: Path) -> None:
     folder = save_as_timm_does(tmp_path / "m", tiny().state_dict(), file="first.pth")
     torch.save(tiny().state_dict(), folder / "second.pth")

@@ -69,6 +69,10 @@ WRAPPINGS: dict[str, tuple[Callable[[State], Any], list[str]]] = {
     "averaged": (lambda w: {"n_averaged": torch.tensor(1), **under("module.", w)},
                  ["the prefix module. was taken off the names."]),
     "counted": (lambda w: {"total_ops": torch.zeros(1), "blocks.0.total_params": torch.zeros(1), **w}, []),
+    "wrapped blocks": (lambda w: {n.replace("blocks.0.", "blocks.0._orig_mod."): t for n, t in w.items()},
+                       ["_orig_mod was taken out of the names."]),
+    "counts": (lambda w: {**w, "epoch": torch.tensor(3)},
+               ["left out epoch: counts of training are not part of the model."]),
     "head beside": (lambda w: {n if n.startswith("head") else f"backbone.{n}": t for n, t in w.items()},
                     ["the prefix backbone. was taken off the names."]),
     "projection head": (lambda w: {**under("backbone.", w), "head.mlp.0.weight": torch.ones(2)},
@@ -116,6 +120,9 @@ UNCLEAR: dict[str, tuple[Callable[[State], Any], str, str]] = {
     "untrained head of an average": (
         lambda w: {"state_dict": w, "state_dict_ema": {n: 0 * t if n == "head.bias" else t for n, t in w.items()}},
         "hardly followed", "--checkpoint-key state_dict or --checkpoint-key state_dict_ema"),
+    "head of an average at random": (
+        lambda w: {"model": w, "model_ema": {n: t.flip(0) if n == "head.weight" else t for n, t in w.items()}},
+        "hardly followed", "--checkpoint-key model"),
     "teacher and student": (lambda w: {"student": w, "teacher": near(w)},
                             "several states that differ: student, teacher",
                             "--checkpoint-key student or --checkpoint-key teacher"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,20 +21,24 @@ class _Kind:
         reason: why; empty where nobody needs to be told.
         where: matches a name that the same checkpoint must have.
         headless: only where the model is built without classes.
+        single: only a single number.
     """
 
     names: re.Pattern[str]
     reason: str = ""
     where: re.Pattern[str] = re.compile(r"")
     headless: bool = False
+    single: bool = False
 
 
-def _kind(names: str, reason: str = "", *, where: str = "", headless: bool = False) -> _Kind:
-    return _Kind(re.compile(names), reason, re.compile(where), headless)
+def _kind(names: str, reason: str = "", *, where: str = "", **only: bool) -> _Kind:
+    return _Kind(re.compile(names), reason, re.compile(where), **only)
 
 
 _KINDS = (
     _kind(r"(.*\.)?(n_averaged|total_ops|total_params)"),  # counters of torch's AveragedModel and of thop
+    _kind(r"(global_)?(epochs?|steps?|iter(ation)?s?)|num_(updates|steps)|best_\w+|version|initted",
+          "counts of training are not part of the model", single=True),
     _kind(r"(.*\.)?bias_mask"),  # of DINOv3's k bias; `fit` multiplies it in
     _kind(r"(.*[._])?mask_token(\.weight)?", "mask tokens stand for hidden patches in pretraining only"),
     _kind(r"lm_head\.(weight|bias)", "the head that predicts hidden patches is for pretraining only"),
@@ -94,11 +98,11 @@ def split_off(weights: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str
     return rest, told, faults
 
 
-def _reason(name: str, names: Collection[str], *, headless: bool) -> str | None:
+def _reason(name: str, weights: Mapping[str, Tensor], *, headless: bool) -> str | None:
     """Return why a tensor can be left out, empty if nobody needs to know; None if it cannot be."""
     for kind in _KINDS:
-        fits = kind.names.fullmatch(name) and (headless or not kind.headless)
-        if fits and any(kind.where.match(other) for other in names):
+        allowed = (headless or not kind.headless) and (weights[name].numel() == 1 or not kind.single)
+        if allowed and kind.names.fullmatch(name) and any(kind.where.match(other) for other in weights):
             return kind.reason
     return None
 

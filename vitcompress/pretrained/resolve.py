@@ -24,7 +24,7 @@ from vitcompress.errors import CheckpointError, ModelError, first_line, shorten
 from vitcompress.pretrained.config_limits import check_timm
 from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.pretrained.transformers_config import is_transformers_folder, read_folder
-from vitcompress.pretrained.weights_file import check_folder, folder_files, weights_in
+from vitcompress.pretrained.weights_file import WEIGHT_FILES, check_folder, folder_files, weights_in
 from vitcompress.recipe import ModelRecipe
 
 _SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")  # of weights in a folder
@@ -87,7 +87,7 @@ def _resolve_name(name: str, *, headless: bool) -> Source:
             model, weights_path = read_folder(Path(identifier), headless=headless)
             return Source(name, model.architecture, model.model_args, model.pretrained_cfg, weights_path)
         source = _read_timm_config(name, identifier, load_model_config_from_path)
-        return replace(source, checkpoint=_weights_of(Path(identifier), f"MODEL {name}"))
+        return replace(source, checkpoint=_weights_of(Path(identifier), f"MODEL {name}", optional=True))
     architecture = _find_architecture(identifier)
     return Source(architecture, architecture)
 
@@ -140,12 +140,13 @@ def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
     return Source(source.name, model.architecture, model.model_args, model.pretrained_cfg, weights_path)
 
 
-def _weights_of(folder: Path, what: str) -> Path:
+def _weights_of(folder: Path, what: str, *, optional: bool = False) -> Path:
     """Return the only file of weights in a folder, or the index of its shards.
 
     Args:
         folder: the folder; files with the Hub's usual names come first.
         what: the flag and the folder, at the start of messages.
+        optional: return the usual path where there are none; a plan needs no weights.
 
     Raises:
         CheckpointError: it has none, or several.
@@ -154,6 +155,8 @@ def _weights_of(folder: Path, what: str) -> Path:
     if usual is not None:
         return usual
     paths = [path for path in folder_files(folder) if path.name.endswith(_SUFFIXES)]
+    if optional and not paths:
+        return folder / WEIGHT_FILES[0]
     if len(paths) != 1:
         names = f"several: {shorten(path.name for path in paths)}" if paths else "none"
         raise CheckpointError(

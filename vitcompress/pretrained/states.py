@@ -1,6 +1,6 @@
-"""Choose one state dict of those that a checkpoint holds, and take the prefix off its names.
+"""Choose one state dict of those that a checkpoint holds.
 
-file ── read_tree ──► tree ── choose ──► one state dict ── without_prefix ──► names of a model
+file ── read_tree ──► tree ── choose ──► one state dict ── bare_names ──► names of a model
 """
 
 from __future__ import annotations
@@ -12,24 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitcompress.errors import CheckpointError, shorten
+from vitcompress.pretrained.prefixes import State, bare_names, same_tensor, suffixes
 from vitcompress.pretrained.weights_file import Tree, check_tensors, is_plain, read_tree
-
-State = Mapping[str, Tensor]
 
 _MAX_DEPTH = 5  # of nested keys
 _MIN_COVERED = 0.5  # share of the model's tensors, or of the largest state's, that makes a state plausible
-_MAX_LAG = 0.5  # an average whose vectors are smaller than this share of the weights' has not followed them
+_MIN_FOLLOWED = 0.5  # an average that went less than this share of the weights' way has not followed them
 _BESIDE = re.compile(
     r"optim.*|.*optimizer.*|.*sched.*|.*scaler.*|amp|rng.*|.*_rng|callbacks?|loops|loss.*|criterion.*|"
     r"hyper_parameters|args|config|cfg|.*meter.*"
 )  # keys of what training keeps beside the weights
 _AVERAGE = re.compile(r"(^|[_.])ema([_.\d]|$)|(^|[_.])swa([_.]|$)|(^|[_.])(avg|averaged?)([_.]|$)")
-_WRAPPERS = re.compile(
-    r"(_orig_mod|module|model|net|network|backbone|encoder|base_encoder|student|teacher|_forward_module|base_model)\."
-)  # prefixes that can be taken off where all names have them
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,8 @@ def find_weights(tree: Tree, expected: Collection[str], *, key: str | None = Non
     else:
         name, notes = _choose(states, expected, what)
         state = states[name]
-    prefix, copies = _prefix(state, expected, what)
-    if prefix:
-        notes = (*notes, f"the prefix {prefix} was taken off the names.")
-    return Weights(_without(state, prefix, copies, what), notes)
+    tensors, more_notes = bare_names(state, expected, what)
+    return Weights(tensors, (*notes, *more_notes))
 
 
 def _states(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -149,11 +144,10 @@ def _choose(states: Mapping[str, State], expected: Collection[str], what: str) -
     flags = " or ".join(f"--checkpoint-key {name}" for name in plausible if name)
     if len(plausible) == 2 and len(averages) == 1:
         average, other = averages[0], next(name for name in plausible if name not in averages)
-        lag = _lag(bare[average], bare[other])
-        if lag < _MAX_LAG:
+        if _lag(bare[average], bare[other]) < _MIN_FOLLOWED:
             raise CheckpointError(
                 f"{what} holds {other or 'weights'} and their moving average {average}, which has hardly followed "
-                f"them: its biases and norms are only {lag:.0%} as far from their initial values.",
+                "them: its biases, norms or head are near where training starts.",
                 hint=f"Choose one: {flags}.",
             )
         note = f"{average} was taken, the moving average of {other or 'the weights'}, as timm does."
@@ -168,7 +162,7 @@ def _plausible(states: Mapping[str, State], expected: Collection[str]) -> list[s
     """Return the keys of the states that can be the model's weights."""
     names = [name for name in states if not any(_BESIDE.fullmatch(key.lower()) for key in name.split("."))]
     names = names or list(states)
-    covered = {name: len(set(expected) & _suffixes(states[name])) for name in names}
+    covered = {name: len(set(expected) & suffixes(states[name])) for name in names}
     fitting = [name for name in names if covered[name] >= max(1, _MIN_COVERED * len(expected))] if expected else []
     if fitting:
         return [name for name in fitting if covered[name] >= _MIN_COVERED * max(covered.values())]
@@ -176,29 +170,28 @@ def _plausible(states: Mapping[str, State], expected: Collection[str]) -> list[s
     return [name for name in names if len(states[name]) >= _MIN_COVERED * largest]
 
 
-def _suffixes(names: Collection[str]) -> set[str]:
-    """Return names without their first parts: of a.b.c, also b.c and c."""
-    return {".".join(parts[i:]) for parts in (name.split(".") for name in names) for i in range(len(parts))}
-
-
 def _bare(state: State, expected: Collection[str], what: str) -> State:
     """Return the model's tensors in a state, without the prefix of their names."""
-    prefix, copies = _prefix(state, expected, what)
-    tensors = _without(state, prefix, copies, what)
+    tensors, _ = bare_names(state, expected, what)
     return {name: t for name, t in tensors.items() if name in expected} or tensors
 
 
 def _equal(one: State, other: State) -> bool:
-    return one.keys() == other.keys() and all(_same_tensor(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(same_tensor(one[name], other[name]) for name in one)
 
 
 def _lag(average: State, weights: State) -> float:
     """Return how far an average moved from the start of training, as a share of its weights' way.
 
     Biases start at zero and weights of norms at one. A new head is looked at alone too: in
-    fine-tuning, all else starts from pretrained weights.
+    fine-tuning, all else starts from pretrained weights. Its matrix is compared by the angle.
     """
-    lags = []
+    lags = [
+        float(torch.cosine_similarity(average[name].double().flatten(), t.double().flatten(), dim=0))
+        for name, t in weights.items()
+        if re.search(r"(^|\.)(head|fc|classifier)\.weight$", name)
+        and all(is_plain(one) and one.shape == t.shape for one in (t, average.get(name, t[:0])))
+    ]
     for only in (r"", r"(^|\.)(head|fc|classifier)(\.|_)"):
         moved = [0.0, 0.0]
         for name, t in weights.items():
@@ -211,68 +204,3 @@ def _lag(average: State, weights: State) -> float:
                     moved[i] += float((vector.double() - start).square().sum())
         lags.append((moved[0] / moved[1]) ** 0.5 if moved[1] else 1.0)
     return min(lags)
-
-
-def _prefix(state: State, expected: Collection[str], what: str) -> tuple[str, list[str]]:
-    """Return the prefix, with its dot, under which a state has a model's names; empty for none.
-
-    The second value lists prefixes of equal copies of the same tensors.
-
-    Raises:
-        CheckpointError: several prefixes fit, and the tensors under them differ.
-    """
-    votes: Counter[str] = Counter()
-    for name in state:
-        parts = name.split(".")
-        for i in range(len(parts)):
-            if ".".join(parts[i:]) in expected:
-                votes["".join(f"{part}." for part in parts[:i])] += 1
-    most = max(votes.values(), default=0)
-    if most < max(2, _MIN_COVERED * min(len(expected), len(state)) / 2):
-        return _shared_wrapper(state), []  # names of another publisher
-    rivals = [prefix for prefix, count in votes.items() if count >= _MIN_COVERED * most]
-    best = max(rivals, key=lambda prefix: votes[prefix])
-    under = {p: {name[len(p) :]: t for name, t in state.items() if name.startswith(p)} for p in rivals}
-    differing = [
-        p for p in rivals
-        if p != best and any(name in under[best] and not _same_tensor(under[best][name], under[p][name])
-               for name in under[p] if name in expected)
-    ]  # fmt: skip
-    if differing:
-        flags = " or ".join(f"--checkpoint-key {p.rstrip('.')}" for p in rivals if p)
-        names = shorten(p or "names without a prefix" for p in rivals)
-        raise CheckpointError(f"{what} holds several models that differ: {names}.", hint=f"Choose one: {flags}.")
-    return best, [p for p in rivals if p != best and under[p].keys() <= under[best].keys()]
-
-
-def _same_tensor(one: Tensor, other: Tensor) -> bool:
-    if not (is_plain(one) and is_plain(other) and one.shape == other.shape):
-        return False
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def _shared_wrapper(names: Collection[str]) -> str:
-    """Return the known prefixes that all names have, like `module.model.`; empty for none."""
-    first, taken = next(iter(names)), ""
-    while match := _WRAPPERS.match(first, len(taken)):
-        if not all(name.startswith(match[0], len(taken)) for name in names):
-            break
-        taken += match[0]
-    return taken
-
-
-def _without(state: State, prefix: str, copies: Collection[str], what: str) -> dict[str, Tensor]:
-    """Return a state without a prefix and without copies; other names stay as they are.
-
-    Raises:
-        CheckpointError: two names become one.
-    """
-    tensors: dict[str, Tensor] = {}
-    for name, t in state.items():
-        if any(copy and name.startswith(copy) for copy in copies):
-            continue
-        new = name.removeprefix(prefix)
-        if new in tensors:
-            raise CheckpointError(f"{what} holds {new} twice, once under {prefix.rstrip('.')}.", hint="Save only one.")
-        tensors[new] = t
-    return tensors
