@@ -18,8 +18,9 @@ from torch import Tensor
 from tests.data.opened import GREY, RGB
 from tests.formats import write_shard
 from vitcompress.data.calibration import calibration_batches, draw_images
+from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import evaluation_loader, training_loader
-from vitcompress.data.open import open_images
+from vitcompress.data.open import open_to_evaluate
 from vitcompress.data.readers import decode, upright
 from vitcompress.recipe import DataRecipe
 
@@ -151,8 +152,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def views_of(place: str, config: dict[str, Any]) -> list[Tensor]:
     """Return the photo as it is evaluated, calibrated on and trained on."""
-    images = open_images(place, "train", "--data", DataRecipe(), None, 1)
-    assert images is not None
+    images = open_to_evaluate(place, "--data", DataRecipe(), None, ModelClasses(1))
     recipe = DataRecipe(batch_size=1, num_workers=0)
     evaluated = next(iter(evaluation_loader(images, config, recipe))).images
     calibrated = next(iter(calibration_batches(draw_images(images, 1, seed=0), config, recipe)))

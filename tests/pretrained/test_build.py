@@ -26,6 +26,8 @@ def test_an_empty_model_has_no_weights_but_the_shapes() -> None:
     [
         ("img_size=64", "pos_embed", (1, 65, 24)),
         ("img_size=[32, 64]", "pos_embed", (1, 33, 24)),
+        ("img_size=32,64", "pos_embed", (1, 33, 24)),
+        ("img_size=(32, 64)", "pos_embed", (1, 33, 24)),
         ("depth=2", "blocks.1.norm1.weight", (24,)),
         ("mlp_ratio=2.0", "blocks.0.mlp.fc1.weight", (48, 24)),
         ("in_chans=1", "patch_embed.proj.weight", (24, 1, 8, 8)),
@@ -40,6 +42,23 @@ def test_a_model_argument_reaches_the_constructor(argument: str, shape_of: str, 
     state = empty_model(resolve(recipe)).state_dict()
     assert tuple(state[shape_of].shape) == shape
     assert ("blocks.0.attn.qkv.bias" in state) == ("qkv_bias" not in argument)
+
+
+@pytest.mark.parametrize("text", ["2,2,2", "2, 2, 2", "(2,2,2)", "[2,2,2]"])
+def test_a_list_of_numbers_is_one_number_per_stage(text: str) -> None:
+    words = ["img_size=32", "patch_size=2", "embed_dim=16", "num_heads=2,4,8", "window_size=4", f"depths={text}"]
+    recipe = build({"model": "swin_tiny", "model_arg": words}).model
+    assert recipe.model_arg["depths"] == [2, 2, 2]
+    state = empty_model(resolve(recipe)).state_dict()
+    assert "layers.2.blocks.1.norm1.weight" in state
+    assert "layers.0.blocks.2.norm1.weight" not in state
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("a,b", "a,b"), ("gelu", "gelu"), ("2,b", "2,b"), ("0.5,1", [0.5, 1]), ("',,'", ",,")]
+)
+def test_what_is_no_list_of_numbers_stays_as_it_is(text: str, value: object) -> None:
+    assert build({"model": "vit_tiny", "model_arg": [f"key={text}"]}).model.model_arg == {"key": value}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.conftest import ARCHITECTURE
 from tests.factories import ARGS, VARIANTS, save_as_timm_does, tiny
+from tests.pretrained.test_states import write_shards
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, VitcompressError
 from vitcompress.pretrained.build import empty_model
@@ -174,6 +175,64 @@ def test_a_hub_model_comes_through_the_hub_client(tmp_path: Path, monkeypatch: p
     assert same(model.state_dict(), weights)
     assert data_config(model, recipe)["mean"] == (0.1, 0.2, 0.3)
     assert {(repo, revision) for repo, _, revision in asked} == {("someone/tiny", "v2")}
+
+
+def from_timm(folder: Path, monkeypatch: pytest.MonkeyPatch, **args: Any) -> tuple[Weights, list[str]]:
+    """Load from a folder what timm takes for its own weights; also return what is told."""
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, filename="", **__: str(folder / filename))
+    told: list[str] = []
+    model = load_pretrained(
+        resolve(ModelRecipe(ARCHITECTURE, None, {**ARGS, "num_classes": 1000, **args})), told.append
+    )
+    return dict(model.state_dict()), [note.removeprefix(f"MODEL {ARCHITECTURE}: ") for note in told]
+
+
+def test_published_weights_are_accounted_for_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    published = tiny(num_classes=1000).state_dict()
+    save_as_timm_does(tmp_path / "m", published)
+    loaded, told = from_timm(tmp_path / "m", monkeypatch)
+    assert same(loaded, dict(published))
+    assert told == []
+    assert from_timm(tmp_path / "m", monkeypatch, img_size=48)[1] == ["position embedding resampled from 4x4 to 6x6."]
+    headless, told = from_timm(tmp_path / "m", monkeypatch, num_classes=0)
+    assert same(headless, {n: t for n, t in published.items() if not n.startswith("head.")})
+    assert told == ["left out head.bias and 1 more: the model is built without a classifier."]
+    gray, told = from_timm(tmp_path / "m", monkeypatch, in_chans=1)
+    assert told == ["the patch embedding was changed from 3 to 1 channels."]
+    summed = published["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
+    torch.testing.assert_close(gray["patch_embed.proj.weight"], summed)
+    with pytest.raises(CheckpointError, match=r"missing: fc_norm\.weight"):  # timm leaves it random
+        from_timm(tmp_path / "m", monkeypatch, num_classes=0, global_pool="avg")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_local_folder_may_hold_shards(tmp_path: Path) -> None:
+    weights = dict(tiny().state_dict())
+    folder = save_as_timm_does(tmp_path / "m", weights)
+    (folder / "model.safetensors").unlink()
+    (folder / "s").mkdir()
+    index = write_shards(folder / "shards", weights)
+    for path in index.parent.iterdir():
+        path.rename(folder / path.name)
+    assert same(load_pretrained(resolve(ModelRecipe(f"local-dir:{folder}"))).state_dict(), weights)
+
+
+def test_a_plan_needs_no_weights_in_the_folder(tmp_path: Path) -> None:
+    folder = save_as_timm_does(tmp_path / "m", tiny().state_dict())
+    (folder / "model.safetensors").unlink()
+    source = resolve(ModelRecipe(f"local-dir:{folder}"))
+    assert empty_model(source).num_classes == 5
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not exist"):
+        load_pretrained(source)
+
+
+def test_several_files_in_a_local_folder_are_not_chosen_from(tmp_path: Path) -> None:
+    folder = save_as_timm_does(tmp_path / "m", tiny().state_dict(), file="first.pth")
+    torch.save(tiny().state_dict(), folder / "second.pth")
+    with pytest.raises(CheckpointError, match=r"several: first\.pth, second\.pth"):
+        resolve(ModelRecipe(f"local-dir:{folder}"))
 
 
 @pytest.mark.parametrize("model", ["hf-hub:someone/tiny", "deit_tiny"])

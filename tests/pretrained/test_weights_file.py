@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
 import pickle
@@ -9,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,7 +19,7 @@ import vitcompress as package
 from tests.conftest import ARCHITECTURE, Ended, Vitcompress, model_flags
 from tests.factories import tiny
 from vitcompress.errors import ArtifactError, CheckpointError
-from vitcompress.pretrained.weights_file import read_weights
+from vitcompress.pretrained.states import read_weights
 
 
 def mistake(ended: Ended, *named: object) -> None:
@@ -167,4 +169,64 @@ def test_a_pickle_with_the_name_of_safetensors_is_not_run(tmp_path: Path, vitcom
     mistake(compress(vitcompress, path, tmp_path / "m.safetensors"), path)
     with pytest.raises(ArtifactError):
         package.load(path)
+    assert not (tmp_path / "it-ran").exists()
+
+
+# --- files under other names, and files of other kinds
+
+
+@pytest.mark.parametrize("name", ["weights.sf", "weights", "weights.pth", "weights.bin"])
+def test_safetensors_are_known_by_their_content(name: str, tmp_path: Path) -> None:
+    save_file(tiny().state_dict(), tmp_path / name)
+    assert read_weights(tmp_path / name).tensors.keys() == tiny().state_dict().keys()
+
+
+def test_a_torch_file_is_known_by_its_content(tmp_path: Path) -> None:
+    torch.save(tiny().state_dict(), tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.safetensors").tensors.keys() == tiny().state_dict().keys()
+
+
+def write_script(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "w.pt": (write_script, "is a TorchScript archive", "torch.jit.load('w.pt').state_dict()"),
+    "w.npz": (lambda path: np.savez(path, cls=np.ones(2)), "is an .npz archive", "model.load_pretrained('w.npz')"),
+    "w.onnx": (lambda path: path.write_bytes(bytes(99)), "is a file of ONNX", "Save only the state dict"),
+    "w.h5": (lambda path: path.write_bytes(bytes(99)), "is a file of TensorFlow", "Save only the state dict"),
+    "w.pth": (lambda path: path.write_text("<!DOCTYPE html>"), "cannot be read: it is neither", "It is a web page"),
+    "w.bin": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"),
+        "it is neither",
+        "git lfs pull",
+    ),
+    "w.ckpt": (lambda path: path.write_bytes(bytes(99)), "it is neither", "download it again"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_another_kind_gets_a_hint_that_fits(name: str, tmp_path: Path) -> None:
+    write, message, hint = FOREIGN[name]
+    write(tmp_path / name)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_weights(tmp_path / name)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: torch.save({"model": tiny().state_dict(), "hook": CreatesFolder(path / "it-ran")}, path / "w.pth"),
+    lambda path: torch.save(tiny(), path / "w.pth"),
+    lambda path: torch.save({"model": tiny().state_dict(), "when": datetime.timedelta(1)}, path / "w.pth"),
+    lambda path: (path / "w.pth").write_bytes(pickle.dumps(CreatesFolder(path / "it-ran"))),
+], ids=["code", "model", "object", "pickle"])  # fmt: skip
+def test_a_pickle_with_code_is_not_run_and_nobody_is_told_to_run_it(
+    make: Callable[[Path], object], tmp_path: Path
+) -> None:
+    make(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds more than tensors.*not run") as caught:
+        read_weights(tmp_path / "w.pth")
+    assert "weights_only" not in f"{caught.value} {caught.value.hint}"
+    assert "Save only the state dict" in caught.value.hint
     assert not (tmp_path / "it-ran").exists()

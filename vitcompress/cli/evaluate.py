@@ -9,6 +9,7 @@ import typer
 from vitcompress.cli.output import Results, put_json, reporting
 from vitcompress.cli.recipe_flags import (
     IMAGE_FLAGS,
+    CheckpointKeyOption,
     CheckpointOption,
     FileArgument,
     JsonOption,
@@ -37,6 +38,7 @@ def evaluate(
         str | None, typer.Option(help="Compare with this model or file; default: the file's source.")
     ] = None,
     checkpoint: CheckpointOption = None,
+    checkpoint_key: CheckpointKeyOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     log_json: LogOption = None,
@@ -46,6 +48,7 @@ def evaluate(
         data = compose.build({"model": teacher or "", **flags}).data
         from vitcompress.pipeline import evaluate
 
-        reference = ModelRecipe(teacher, checkpoint) if teacher else None
-        accuracy = evaluate.evaluate(file, data, teacher=reference, checkpoint=checkpoint, reporter=reporter)
+        weights = evaluate.Checkpoint(checkpoint, checkpoint_key)
+        reference = ModelRecipe(teacher, checkpoint, checkpoint_key=checkpoint_key) if teacher else None
+        accuracy = evaluate.evaluate(file, data, teacher=reference, checkpoint=weights, reporter=reporter)
         put_json(to_json(accuracy)) if as_json else print_accuracy(accuracy, Results())

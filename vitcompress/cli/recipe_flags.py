@@ -45,6 +45,9 @@ PresetOption = Annotated[
 ]
 HtmlOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML report.")]
 CheckpointOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of the teacher.")]
+CheckpointKeyOption = Annotated[
+    str | None, typer.Option(metavar="KEY", help="Key of the weights in the checkpoint. Default: detected.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
 LogOption = Annotated[
     str | None,

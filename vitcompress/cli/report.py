@@ -13,6 +13,7 @@ import typer
 from vitcompress.cli.output import Results, exit_on_missed, put, put_json, reporting
 from vitcompress.cli.recipe_flags import (
     IMAGE_FLAGS,
+    CheckpointKeyOption,
     CheckpointOption,
     FileArgument,
     HtmlOption,
@@ -44,12 +45,14 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     html: HtmlOption = None,
     checkpoint: CheckpointOption = None,
+    checkpoint_key: CheckpointKeyOption = None,
 ) -> None:
     """Show the report stored in a file.
 
     With --html and --data, the page has images on which the file differs from its teacher.
     """
-    typed = [*map(flag_of, flags), *(["--checkpoint"] if checkpoint else [])]
+    named = {"--checkpoint": checkpoint, "--checkpoint-key": checkpoint_key}
+    typed = [*map(flag_of, flags), *(flag for flag, value in named.items() if value is not None)]
     if typed and html is None:
         raise VitcompressError(f"{typed[0]} requires --html.", hint="Give --html FILE, or use vitcompress evaluate.")
     if typed and "data" not in flags:
@@ -70,7 +73,11 @@ def report(
 
         data = compose.build({"model": "", **flags}).data
         reporter = Reporter()
-        examples = pages.examples_of(file, data, checkpoint=checkpoint, reporter=reporter) if flags else None
+        examples = None
+        if flags:
+            examples = pages.examples_of(
+                file, data, checkpoint=checkpoint, checkpoint_key=checkpoint_key, reporter=reporter
+            )
         pages.write_page(html, to_html(result, examples), reporter)
 
 

@@ -16,8 +16,8 @@ _WITHOUT_EFFECT = {  # fields that do not change the weights, by stage; None for
     "run": ("resume", "save_every", "log_with", "num_processes", "device", "cache_teacher"),
     "data": ("num_workers",),
     "gates": None,
-    "model": ("checkpoint",),  # its weights are compared instead
-    "teacher": ("teacher_checkpoint", "allow_weak_teacher"),
+    "model": ("checkpoint", "checkpoint_key"),  # its weights are compared instead
+    "teacher": ("teacher_checkpoint", "teacher_checkpoint_key", "allow_weak_teacher"),
 }
 
 

@@ -35,14 +35,15 @@ class Teacher:
         name: as shown in reports.
         model: without its weights.
         config: its timm data config.
-        load: returns the model with its weights, on CPU, in eval mode.
+        load: returns the model with its weights, on CPU, in eval mode; may be given what receives
+            sentences on what was done with the weights.
         classes: names of its classes, in order; empty if unknown.
     """
 
     name: str
     model: nn.Module
     config: Mapping[str, Any]
-    load: Callable[[], nn.Module]
+    load: Callable[..., nn.Module]
     classes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
@@ -70,14 +71,16 @@ def find_teacher(recipe: TeacherRecipe, *, checkpoint_flag: str = "--teacher-che
         return _from_artifact(Path(recipe.teacher), recipe, checkpoint_flag)
     if recipe.teacher_checkpoint is not None and not recipe.teacher_checkpoint.exists():
         raise RecipeError(f"{checkpoint_flag} {recipe.teacher_checkpoint} does not exist.")
-    model_recipe = ModelRecipe(recipe.teacher, recipe.teacher_checkpoint, recipe.teacher_arg)
+    model_recipe = ModelRecipe(
+        recipe.teacher, recipe.teacher_checkpoint, recipe.teacher_arg, checkpoint_key=recipe.teacher_checkpoint_key
+    )
     with _naming_teacher_flags(checkpoint_flag):
         source = resolve(model_recipe)
         model = empty_model(source)
 
-    def load() -> nn.Module:
+    def load(tell: Callable[[str], object] = lambda text: None) -> nn.Module:
         with _naming_teacher_flags(checkpoint_flag):
-            return load_pretrained(source)
+            return load_pretrained(source, lambda text: tell(_with_teacher_flags(text, checkpoint_flag)))
 
     try:
         config = data_config(model, model_recipe)
@@ -92,10 +95,14 @@ def _naming_teacher_flags(checkpoint_flag: str) -> Iterator[None]:
     try:
         yield
     except VitcompressError as error:
-        message, hint = str(error), error.hint
-        for flag, teacher_flag in {**_FLAGS, "--checkpoint": checkpoint_flag}.items():
-            message, hint = message.replace(flag, teacher_flag), hint.replace(flag, teacher_flag)
+        message, hint = (_with_teacher_flags(text, checkpoint_flag) for text in (str(error), error.hint))
         raise type(error)(message, hint=hint) from error
+
+
+def _with_teacher_flags(text: str, checkpoint_flag: str) -> str:
+    for flag, teacher_flag in {**_FLAGS, "--checkpoint": checkpoint_flag}.items():
+        text = text.replace(flag, teacher_flag)
+    return text
 
 
 def _from_artifact(path: Path, recipe: TeacherRecipe, checkpoint_flag: str) -> Teacher:
@@ -106,7 +113,7 @@ def _from_artifact(path: Path, recipe: TeacherRecipe, checkpoint_flag: str) -> T
         )
     manifest = read_manifest(path)
     model = empty_student(path, manifest)
-    return Teacher(path.name, model, manifest.data_config, lambda: load(path), manifest.classes)
+    return Teacher(path.name, model, manifest.data_config, lambda *tell: load(path), manifest.classes)
 
 
 def adapt_inputs(

@@ -84,7 +84,9 @@ def compress(
     set_seed(recipe.run.seed, device_specific=True)
 
     # load
-    source = load_source(run)
+    told: list[str] = []
+    source = load_source(run, told)
+    run = replace(run, notes=(*run.notes, *told))
     run = with_labels(run, source, stops=recipe.distill.steps != 0)
     source_sha256 = sha256_of(source.state_dict())
 
@@ -182,7 +184,7 @@ def _distill(run: Run, started: float, student: nn.Module, source: nn.Module, tu
     """
     fade = run.recipe.distill.fade
     student.to(run.accelerator.device)  # before the source's matrices are added to it
-    teacher = load_adapted(run.teacher, run.config, run.matching) if run.teacher else turned
+    teacher = load_adapted(run.teacher, run.config, run.matching, run.reporter.say) if run.teacher else turned
     if fade and run.num_steps != 0:
         run.reporter.say(
             f"During the first {100 * fade:.0f} % of training, each block's own matrices fade out, "

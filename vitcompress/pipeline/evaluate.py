@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from timm.models import split_model_name_tag
@@ -40,12 +41,29 @@ _MAX_TIMES_LARGER = 64
 _MAX_SOURCE_BYTES = 4 << 30
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of an artifact's source.
+
+    Attributes:
+        path: their file; None to look for it.
+        key: key of the weights in it; None to find them.
+    """
+
+    path: Path | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.key is not None and self.path is None:
+            raise CheckpointError("--checkpoint-key needs --checkpoint.")
+
+
 def evaluate(
     path: str | os.PathLike[str],
     recipe: DataRecipe,
     *,
     teacher: ModelRecipe | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | Path | None = None,
     reporter: Reporter | None = None,
     watch: Watch | None = None,
 ) -> Accuracy:
@@ -65,7 +83,8 @@ def evaluate(
     student = load(path)
     images = _images(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
     tell_images(reporter, images)
-    reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
+    weights = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    reference = _reference(path, manifest, student, teacher, weights, reporter)
     device = join(RunRecipe()).device
     reporter.say(f"preprocessing: {describe_preprocessing(manifest.data_config)}")
     if images.numbering is not None and images.numbering.others:
@@ -82,7 +101,7 @@ def evaluate(
 
 
 def _reference(
-    path: Path, manifest: Manifest, student: nn.Module, teacher: ModelRecipe | None, checkpoint: Path | None,
+    path: Path, manifest: Manifest, student: nn.Module, teacher: ModelRecipe | None, weights: Checkpoint,
     reporter: Reporter,
 ) -> nn.Module | None:  # fmt: skip
     """Load the model to compare with; None where none is named and the source cannot be loaded.
@@ -90,10 +109,10 @@ def _reference(
     Raises:
         VitcompressError: the named model is missing, or cannot be compared.
     """
-    name = str(manifest.source["name"])
+    name, checkpoint = str(manifest.source["name"]), weights.path
     if teacher is not None:
         reporter.say(f"loading {teacher.model}")
-        return _named(path, manifest, teacher)
+        return _named(path, manifest, teacher, reporter)
     try:
         if checkpoint is None and not manifest.source_sha256:
             raise CheckpointError("the file was fine-tuned: its source has another head or another image size.")
@@ -103,9 +122,10 @@ def _reference(
                 hint="Give --checkpoint FILE.",
             )
         reporter.say(f"loading {name}")
-        source = resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"])))
+        model_args = dict(manifest.source["model_args"])
+        source = resolve(ModelRecipe(name, checkpoint, model_args, checkpoint_key=weights.key))
         check_source(source, manifest, file_bytes=path.stat().st_size)
-        reference = load_pretrained(source)
+        reference = load_pretrained(source, reporter.say)
         if sha256_of(reference.state_dict()) != manifest.source_sha256:
             raise CheckpointError(
                 f"the weights of {name} are not those that {path.name} was made from.",
@@ -119,15 +139,18 @@ def _reference(
     return reference
 
 
-def _named(path: Path, manifest: Manifest, recipe: ModelRecipe) -> nn.Module:
+def _named(path: Path, manifest: Manifest, recipe: ModelRecipe, reporter: Reporter) -> nn.Module:
     """Load the model that --teacher names: a timm model or an artifact."""
-    teacher_recipe = TeacherRecipe(recipe.model, recipe.checkpoint, recipe.model_arg)
+    teacher_recipe = TeacherRecipe(
+        recipe.model, recipe.checkpoint, recipe.model_arg, teacher_checkpoint_key=recipe.checkpoint_key
+    )
     teacher = find_teacher(teacher_recipe, checkpoint_flag="--checkpoint")
     empty = empty_student(path, manifest)
     losses = {"logits" if has_classes(empty) else "features": 1.0}
     student = ComparedModel(path.name, empty, manifest.data_config["input_size"])
     config = dict(manifest.data_config)
-    return load_adapted(teacher, config, match_models(student, teacher.compared_model, DistillRecipe(loss=losses)))
+    matching = match_models(student, teacher.compared_model, DistillRecipe(loss=losses))
+    return load_adapted(teacher, config, matching, reporter.say)
 
 
 def check_source(source: Source, manifest: Manifest, *, file_bytes: int) -> None:

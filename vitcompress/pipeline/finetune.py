@@ -173,7 +173,7 @@ def _with_teacher(request: _Request) -> tuple[Run, nn.Module | None]:
     if source is None:
         return run, None
     try:
-        teacher = source.load()
+        teacher = source.load(run.reporter.say)
         if not is_named and sha256_of(teacher.state_dict()) != request.parent.source_sha256:
             file = run.lineage[-1].name
             raise CheckpointError(f"the weights of {source.name} are not those that {file} was made from.")

@@ -41,21 +41,25 @@ def result_of(file: Path, *, named_classes: bool = False) -> Result:
     return Result(file.name, path.stat().st_size, report, manifest.recipe, classes)
 
 
-def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, reporter: Reporter) -> Examples:
+def examples_of(
+    file: Path, recipe: DataRecipe, *, checkpoint: Path | None, checkpoint_key: str | None, reporter: Reporter
+) -> Examples:
     """Evaluate a file, and collect the images on which it differs most from its teacher.
 
     Args:
         file: an artifact.
         recipe: the images.
         checkpoint: weights of the source; None to look for them.
+        checkpoint_key: key of the weights in that file; None to find them.
         reporter: says why there is no teacher.
     """
     from vitcompress.measure.examples import Examples
-    from vitcompress.pipeline.evaluate import evaluate
+    from vitcompress.pipeline.evaluate import Checkpoint, evaluate
 
     config = read_manifest(locate(file)).data_config
     examples = Examples(config["mean"], config["std"])
-    examples.accuracy = evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=examples.watch)
+    weights = Checkpoint(checkpoint, checkpoint_key)
+    examples.accuracy = evaluate(file, recipe, checkpoint=weights, reporter=reporter, watch=examples.watch)
     for line in chance_warning(examples.accuracy):
         reporter.say(line)
     return examples

@@ -110,11 +110,22 @@ def _measuring(recipe: Recipe, reporter: Reporter | None) -> tuple[Run, nn.Modul
     return with_labels(run, source, stops=False), source
 
 
-def load_source(run: Run) -> nn.Module:
-    """Load the model that is compressed, onto the device."""
+def load_source(run: Run, told: list[str] | None = None) -> nn.Module:
+    """Load the model that is compressed, onto the device.
+
+    Args:
+        run: the run; says what is done with the weights.
+        told: receives the same sentences, for the report.
+    """
+
+    def tell(text: str) -> None:
+        run.reporter.say(text)
+        if told is not None:
+            told.append(text)
+
     run.reporter.say(f"loading {run.source.name}")  # from a hub it can take a while
     with run.accelerator.local_main_process_first():  # one process fetches, the others find the file
-        return load_pretrained(run.source).to(run.accelerator.device)
+        return load_pretrained(run.source, tell).to(run.accelerator.device)
 
 
 def search_plan(run: Run, source: nn.Module) -> Run:

@@ -130,15 +130,18 @@ class Run:
         return replace(log, teacher=self.teacher_name, losses=dict(self.matching.losses), precision=precision)
 
 
-def load_adapted(teacher: Teacher, config: dict[str, Any], matching: Matching) -> nn.Module:
+def load_adapted(
+    teacher: Teacher, config: dict[str, Any], matching: Matching, tell: Callable[[str], object]
+) -> nn.Module:
     """Load a teacher that accepts the student's views.
 
     Args:
         teacher: the teacher to load.
         config: timm's data config of the views.
         matching: says whether views must be resized.
+        tell: receives sentences on what was done with its weights.
     """
-    model = teacher.load()
+    model = teacher.load(tell)
     adapt_inputs(model, teacher.config, config, matching.image_size)
     return model
 

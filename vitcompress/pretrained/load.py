@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import timm.data
 import torch
-from torch import Tensor, nn
+from timm.models import adapt_input_conv, load_state_dict_from_hf
+from timm.models import load_pretrained as load_from_timm
+from torch import nn
 
 from vitcompress.errors import CheckpointError, first_line, shorten
-from vitcompress.families.registry import family_of
+from vitcompress.families.registry import find_family
 from vitcompress.pretrained.build import build_model, empty_model
+from vitcompress.pretrained.fit import FIT_HINT, fit
+from vitcompress.pretrained.quiet import without_library_output
 from vitcompress.pretrained.resolve import Source
-from vitcompress.pretrained.transformers_weights import has_transformers_names, to_timm_weights
-from vitcompress.pretrained.weights_file import read_weights, unreadable_error
+from vitcompress.pretrained.states import Weights, find_weights, read_weights
+from vitcompress.pretrained.weights_file import file_bytes
 
 _MIN_CHECKED_NUMBERS = 1 << 28  # a gigabyte; for smaller models, all tensors that do not fit are listed
-_FIT_HINT = "Name the model that the weights belong to, or set its sizes with --model-arg key=value."
+_PATCHES = "patch_embed.proj.weight"
+
+Tell = Callable[[str], object]
 
 
-def load_pretrained(source: Source) -> nn.Module:
+def load_pretrained(source: Source, tell: Tell = lambda text: None) -> nn.Module:
     """Return the model of `source` with its weights, in float32, on CPU, in eval mode.
+
+    Args:
+        source: the model and the place of its weights.
+        tell: receives sentences on what was done with the weights: which state of several was
+            taken, and what was unwrapped, renamed, resampled and left out.
 
     Raises:
         ModelError: timm cannot build it.
         CheckpointError: the weights are missing, unreadable, not finite or of another model.
     """
     if source.checkpoint is not None:
-        _check_file_size(source.checkpoint, source)
-        model = build_model(source)
-        _fill_from_checkpoint(model, source.checkpoint)
+        model = _from_checkpoint(source, source.checkpoint, tell)
     else:
-        model = _load_with_timm(source)
+        _check_head(source)
+        model = _from_elsewhere(source, tell)
     not_finite = [name for name, t in model.state_dict().items() if not bool(torch.isfinite(t.float()).all())]
     if not_finite:
         raise CheckpointError(
@@ -43,42 +55,113 @@ def load_pretrained(source: Source) -> nn.Module:
     return model.float().eval()
 
 
-def _check_file_size(checkpoint: Path, source: Source) -> None:
+def _from_checkpoint(source: Source, path: Path, tell: Tell) -> nn.Module:
+    """Build a model and load its weights from a file.
+
+    Raises:
+        CheckpointError: the file is unreadable, or its tensors are not those of the model.
+    """
+    is_own = source.name == f"local-dir:{path.parent}"
+    what = f"MODEL {source.name}: {path.name}" if is_own else f"--checkpoint {path}"
+    _check_file_size(path, source, what)
+    model = build_model(source)
+    weights = read_weights(path, model.state_dict().keys(), key=source.checkpoint_key, what=what)
+    _fill(model, _in_channels(model, weights) if is_own else weights, what, tell)
+    return model
+
+
+def _check_file_size(path: Path, source: Source, what: str) -> None:
     """Reject a file that is too small for the model before memory for the model is allocated.
 
     Raises:
         CheckpointError: the file is too small.
     """
-    if not checkpoint.is_file():
+    if not path.is_file():
         return  # reading it reports what is wrong
-    numbers = sum(t.numel() for t in empty_model(source).state_dict().values())
-    if numbers > 4 * checkpoint.stat().st_size + _MIN_CHECKED_NUMBERS:  # at least a byte each; some may be tied
+    numbers, size = sum(t.numel() for t in empty_model(source).state_dict().values()), file_bytes(path)
+    if numbers > 4 * size + _MIN_CHECKED_NUMBERS:  # at least a byte each; some may be tied
         raise CheckpointError(
-            f"--checkpoint {checkpoint} does not fit the model: it has {checkpoint.stat().st_size:,} bytes, but "
-            f"{source.name} has {numbers:,} numbers.",
-            hint=_FIT_HINT,
+            f"{what} does not fit the model: it has {size:,} bytes, but {source.name} has {numbers:,} numbers.",
+            hint=FIT_HINT,
         )
 
 
-def _load_with_timm(source: Source) -> nn.Module:
-    """Let timm build the model and load its weights from its cache, the Hub or a folder.
+def _fill(model: nn.Module, weights: Weights, what: str, tell: Tell) -> None:
+    """Load weights into a model, in place, and tell what was done with them.
 
     Raises:
-        CheckpointError: timm cannot load the weights, or they have another number of classes.
+        CheckpointError: they do not fit.
     """
-    remote = source.name.partition(":")[0] in ("hf-hub", "local-dir")
-    _check_head(source)
-    name = source.name if remote else source.architecture
+    fitted = fit(model, weights.tensors, what)
+    model.load_state_dict(fitted.tensors)
+    for note in (*weights.notes, *fitted.notes):
+        tell(f"{what}: {note}")
+
+
+def _in_channels(model: nn.Module, weights: Weights) -> Weights:
+    """Return weights for the model's channels, where they are timm's for another number of them."""
+    channels = getattr(model.get_parameter(_PATCHES), "shape", (0, 0))[1] if _PATCHES in model.state_dict() else None
+    tensors, notes = dict(weights.tensors), []
+    for name, t in weights.tensors.items():
+        if name.endswith(_PATCHES) and channels is not None and t.ndim == 4 and t.shape[1] != channels:
+            tensors[name] = adapt_input_conv(channels, t, base_chans=t.shape[1])
+            notes.append(f"the patch embedding was changed from {t.shape[1]} to {channels} channels.")
+    return replace(weights, tensors=tensors, notes=(*weights.notes, *notes))
+
+
+def _from_elsewhere(source: Source, tell: Tell) -> nn.Module:
+    """Build a model and load its weights from the Hub, or from where timm has them.
+
+    Raises:
+        CheckpointError: the weights cannot be fetched, or do not fit.
+    """
+    kind, _, place = source.name.partition(":")
+    model = build_model(source)
+    fetched: Mapping[str, Any] = {}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, **source.model_args)
+        with without_library_output():
+            if kind == "hf-hub":
+                fetched = load_state_dict_from_hf(place)
+            elif find_family(model) is not None:
+                fetched = _fetch_from_timm(model)
+            else:  # such as a convolutional teacher, which timm loads strictly
+                model = timm.create_model(source.architecture, pretrained=True, **source.model_args)
     except Exception as error:  # the Hub client raises dozens of types from three libraries
-        if source.name.startswith("local-dir:"):
-            raise unreadable_error(f"MODEL {source.name}", error) from error
         raise CheckpointError(
             f"Cannot load the weights of {source.name}: {first_line(error).rstrip('.')}.",
             hint="Without a network, give a local file with --checkpoint FILE.",
         ) from error
+    if fetched:
+        what = f"MODEL {source.name}"
+        weights = find_weights(fetched, model.state_dict().keys(), what=what)
+        _fill(model, _in_channels(model, _without_map_pooling(model, weights)), what, tell)
     return model
+
+
+def _fetch_from_timm(model: nn.Module) -> dict[str, Any]:
+    """Fetch the published weights of one of timm's models, as they are before timm converts them.
+
+    Where timm has no such step, the model is filled and nothing is returned.
+    """
+    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    fetched: dict[str, Any] = {}
+
+    def keep(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+        fetched.update(weights)
+        return model.state_dict()
+
+    channels = (cfg.get("input_size") or (3,))[0]
+    load_from_timm(model, cfg, num_classes=cfg.get("num_classes", 0), in_chans=channels, filter_fn=keep)
+    return fetched
+
+
+def _without_map_pooling(model: nn.Module, weights: Weights) -> Weights:
+    """Return published weights of SigLIP without their pooling, where timm's model has another."""
+    tensors = {name: t for name, t in weights.tensors.items() if "attn_pool." not in name}
+    if len(tensors) == len(weights.tensors) or any("attn_pool." in name for name in model.state_dict()):
+        return weights
+    note = "its pooling by attention was left out, since the model pools otherwise."
+    return replace(weights, tensors=tensors, notes=(*weights.notes, note))
 
 
 def _check_head(source: Source) -> None:
@@ -97,56 +180,3 @@ def _check_head(source: Source) -> None:
             "head would be random.",
             hint="Train a head first and give the result with --checkpoint.",
         )
-
-
-def _fill_from_checkpoint(model: nn.Module, path: Path) -> None:
-    """Load the weights in `path` into `model`, in place.
-
-    Names of transformers and of the other publishers that timm knows are translated.
-
-    Raises:
-        CheckpointError: the file is unreadable, or its tensors are not those of the model.
-    """
-    weights = read_weights(path)
-    if has_transformers_names(weights):
-        weights = to_timm_weights(weights, headless=getattr(model, "num_classes", None) == 0)
-    faults = _mismatches(model, weights)
-    if faults:
-        try:
-            converted = family_of(model, path.name).convert(dict(weights), model)
-        except Exception:  # the names in the file are then the ones to report
-            converted = {}
-        if not converted or _mismatches(model, converted):
-            raise CheckpointError(
-                f"--checkpoint {path} does not fit the model:\n" + "\n".join(f"  {fault}" for fault in faults),
-                hint=_compare_widths(model, weights) + _FIT_HINT,
-            )
-        weights = converted
-    model.load_state_dict(weights)
-
-
-def _mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """List missing and unexpected tensors and wrong shapes, of each kind the first and the last."""
-    expected = model.state_dict()
-    missing = [f"missing: {name} {tuple(t.shape)}" for name, t in expected.items() if name not in weights]
-    unexpected = [f"unexpected: {name} {tuple(t.shape)}" for name, t in weights.items() if name not in expected]
-    shapes = [
-        f"shape: {name} is {tuple(t.shape)}, the model has {tuple(expected[name].shape)}"
-        for name, t in weights.items()
-        if name in expected and t.shape != expected[name].shape
-    ]
-    return [line for faults in (missing, unexpected, shapes) for line in _first_and_last(faults)]
-
-
-def _first_and_last(faults: list[str]) -> list[str]:
-    """Return the first fault, with the number of those left out after it, and the last."""
-    num_more = len(faults) - 2
-    return faults if num_more <= 0 else [f"{faults[0]} … ({num_more} more)", faults[-1]]
-
-
-def _compare_widths(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Say how wide weights and model are, by the first norm that differs; empty if none does."""
-    for name, t in model.state_dict().items():
-        if name.endswith(("norm1.weight", "norm.weight")) and name in weights and t.shape != weights[name].shape:
-            return f"The weights are {weights[name].numel()} wide, the model {t.numel()}. "
-    return ""

@@ -24,8 +24,10 @@ from vitcompress.errors import CheckpointError, ModelError, first_line, shorten
 from vitcompress.pretrained.config_limits import check_timm
 from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.pretrained.transformers_config import is_transformers_folder, read_folder
-from vitcompress.pretrained.weights_file import check_folder
+from vitcompress.pretrained.weights_file import WEIGHT_FILES, check_folder, folder_files, weights_in
 from vitcompress.recipe import ModelRecipe
+
+_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")  # of weights in a folder
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Source:
             empty for timm's own models.
         checkpoint: file of the weights; None if timm fetches them.
         notes: what a user should know about the preprocessing.
+        checkpoint_key: key of the weights in that file; None to find them.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Source:
     pretrained_cfg: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
+    checkpoint_key: str | None = None
 
 
 def resolve(recipe: ModelRecipe) -> Source:
@@ -63,7 +67,7 @@ def resolve(recipe: ModelRecipe) -> Source:
         source = _use_folder(source, recipe.checkpoint, headless=headless)
     elif recipe.checkpoint is not None:
         source = replace(source, checkpoint=recipe.checkpoint)
-    return replace(source, model_args={**source.model_args, **recipe.model_arg})
+    return replace(source, model_args={**source.model_args, **recipe.model_arg}, checkpoint_key=recipe.checkpoint_key)
 
 
 def _resolve_name(name: str, *, headless: bool) -> Source:
@@ -83,8 +87,10 @@ def _resolve_name(name: str, *, headless: bool) -> Source:
         check_folder(Path(identifier))
         if is_transformers_folder(Path(identifier)):
             model, weights_path = read_folder(Path(identifier), headless=headless)
-            return Source(name, model.architecture, model.model_args, model.pretrained_cfg, weights_path, model.notes)
-        return _read_timm_config(name, identifier, load_model_config_from_path)
+            fields = (model.architecture, model.model_args, model.pretrained_cfg, weights_path)
+            return Source(name, *fields, notes=model.notes)
+        source = _read_timm_config(name, identifier, load_model_config_from_path)
+        return replace(source, checkpoint=_weights_of(Path(identifier), f"MODEL {name}", optional=True))
     architecture = _find_architecture(identifier)
     return Source(architecture, architecture)
 
@@ -119,18 +125,15 @@ def _read_timm_config(
 
 
 def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
-    """Return the model of a transformers folder that is given as the checkpoint of `source`.
+    """Return the model of a folder that is given as the checkpoint of `source`.
 
     Raises:
         ModelError: the folder's config.json is unusable.
-        CheckpointError: the folder holds no model, or one with another structure than `source`.
+        CheckpointError: the folder holds no weights, or a model unlike `source`.
     """
     check_folder(folder)
     if not is_transformers_folder(folder):
-        raise CheckpointError(
-            f"--checkpoint {folder} is a folder without a config.json of transformers.",
-            hint=f"Give the file in it, or name the folder as the model: local-dir:{folder}.",
-        )
+        return replace(source, checkpoint=_weights_of(folder, f"--checkpoint {folder}"))
     model, weights_path = read_folder(folder, headless=headless)
     if not is_model_in_modules(split_model_name_tag(source.architecture)[0], model.modules):
         raise CheckpointError(
@@ -138,6 +141,31 @@ def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
             hint=f"Name the folder as the model instead: local-dir:{folder}.",
         )
     return Source(source.name, model.architecture, model.model_args, model.pretrained_cfg, weights_path, model.notes)
+
+
+def _weights_of(folder: Path, what: str, *, optional: bool = False) -> Path:
+    """Return the only file of weights in a folder, or the index of its shards.
+
+    Args:
+        folder: the folder; files with the Hub's usual names come first.
+        what: the flag and the folder, at the start of messages.
+        optional: return the usual path where there are none; a plan needs no weights.
+
+    Raises:
+        CheckpointError: it has none, or several.
+    """
+    usual = weights_in(folder)
+    if usual is not None:
+        return usual
+    paths = [path for path in folder_files(folder) if path.name.endswith(_SUFFIXES)]
+    if optional and not paths:
+        return folder / WEIGHT_FILES[0]
+    if len(paths) != 1:
+        names = f"several: {shorten(path.name for path in paths)}" if paths else "none"
+        raise CheckpointError(
+            f"{what} should hold one file of weights and has {names}.", hint="Give the file: --checkpoint FILE."
+        )
+    return paths[0]
 
 
 def _find_architecture(name: str) -> str:

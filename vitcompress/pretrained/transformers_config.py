@@ -16,6 +16,7 @@ from typing import Any
 from vitcompress.errors import CheckpointError, ModelError, shorten
 from vitcompress.pretrained.config_limits import check_transformers
 from vitcompress.pretrained.transformers_preprocessor import read_preprocessor
+from vitcompress.pretrained.weights_file import WEIGHT_FILES, weights_in
 
 Config = Mapping[str, Any]
 
@@ -52,13 +53,13 @@ def read_folder(folder: Path, *, headless: bool) -> tuple[TimmModel, Path]:
     """Return the timm model of a folder and the path of its weights.
 
     Args:
-        folder: holds config.json, model.safetensors or pytorch_model.bin, and optionally
-            preprocessor_config.json or processor_config.json.
+        folder: holds config.json, model.safetensors or pytorch_model.bin or the index of their
+            shards, and optionally preprocessor_config.json or processor_config.json.
         headless: whether to leave out the classifier.
 
     Raises:
         ModelError: its config.json cannot be read, or timm has no such model.
-        CheckpointError: it has no single file of weights.
+        CheckpointError: it has no weights.
     """
     try:
         config = _read_json(folder / "config.json")
@@ -69,13 +70,10 @@ def read_folder(folder: Path, *, headless: bool) -> tuple[TimmModel, Path]:
         raise ModelError(f"{folder}: {error}", hint=error.hint) from error
     except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ModelError(f"{folder}: its config.json is incomplete or malformed: {repr(error)[:200]}.") from error
-    paths = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
-    if not paths:
-        raise CheckpointError(
-            f"{folder} has neither model.safetensors nor pytorch_model.bin.",
-            hint="If the weights are in several files, save them again with max_shard_size='100GB'.",
-        )
-    return model, paths[0]
+    weights = weights_in(folder)
+    if weights is None:
+        raise CheckpointError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}, nor an index of their shards.")
+    return model, weights
 
 
 def _read_preprocessor(folder: Path) -> dict[str, Any] | None:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-# applied in this order to every name; a name that becomes empty is dropped
+from vitcompress.errors import CheckpointError
+
+# applied in this order to every name
 _RENAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
         (r"^(vit|deit|dinov2|dinov2_with_registers|swin)\.", ""),
-        (r"^(pooler\..*|embeddings\.mask_token|.*\.relative_position_index)$", ""),
+        (r"^embeddings\.mask_token$", "mask_token"),
         (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
         (r"^embeddings\.norm\.", "patch_embed.norm."),
         (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -45,24 +47,46 @@ def has_transformers_names(weights: Mapping[str, Tensor]) -> bool:
     return any(re.search(r"(^|\.)embeddings\.patch_embeddings\.projection\.weight$", name) for name in weights)
 
 
-def to_timm_weights(weights: Mapping[str, Tensor], *, headless: bool = False) -> dict[str, Tensor]:
+def to_timm_weights(weights: Mapping[str, Tensor], *, what: str) -> dict[str, Tensor]:
     """Return the state dict under timm's names, with queries, keys and values fused.
 
     Args:
         weights: state dict under transformers' names.
-        headless: whether to leave out the classifier.
+        what: the flag and the file, at the start of messages.
+
+    Raises:
+        CheckpointError: two tensors get one name.
     """
-    timm_weights = _fuse_qkv({timm_name: t for name, t in weights.items() if (timm_name := _rename(name))})
-    if "layers.0.blocks.0.norm1.weight" in timm_weights:  # timm's Swin keeps its classifier in a pooling head
+    weights = _without_prefix(weights)
+    renamed: dict[str, Tensor] = {}
+    for name, t in weights.items():
+        timm_name = _rename(name)
+        if timm_name in renamed:
+            raise CheckpointError(f"{what}: two tensors have the name {timm_name} in timm, one of them is {name}.")
+        renamed[timm_name] = t
+    timm_weights = _fuse_qkv(renamed)
+    is_swin = "layers.0.blocks.0.norm1.weight" in timm_weights
+    if is_swin and not any(name.startswith("head.fc.") for name in timm_weights):
+        # timm's Swin keeps its classifier in a pooling head
         timm_weights = {re.sub(r"^head\.", "head.fc.", name): t for name, t in timm_weights.items()}
-    if "head_dist.weight" not in timm_weights and "dist_token" in timm_weights:
+    if "dist_token" in timm_weights and not {"head_dist.weight", "reg_token"} & timm_weights.keys():
         timm_weights["reg_token"] = timm_weights.pop("dist_token")
-    if any(name.endswith("embeddings.register_tokens") for name in weights):
+    if "reg_token" in timm_weights and any(name.endswith("embeddings.register_tokens") for name in weights):
         # timm gives registers no position embedding and adds that of the class token to the token
-        position = timm_weights["pos_embed"]
-        timm_weights["cls_token"] = timm_weights["cls_token"] + position[:, :1]
-        timm_weights["pos_embed"] = position[:, 1:]
-    return {name: t for name, t in timm_weights.items() if not (headless and name.startswith("head"))}
+        position = timm_weights.get("pos_embed")
+        if position is not None and position.ndim == 3 and "cls_token" in timm_weights:
+            timm_weights["cls_token"] = timm_weights["cls_token"] + position[:, :1]
+            timm_weights["pos_embed"] = position[:, 1:]
+    return timm_weights
+
+
+def _without_prefix(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return weights without what stands before the backbone's name, as in `model.vit.norm`."""
+    for name in weights:
+        match = re.match(r"(.+\.)(vit|deit|dinov2|dinov2_with_registers|swin)\.embeddings\.patch_embeddings\.", name)
+        if match and not any(name.removeprefix(match[1]) in weights for name in weights if name.startswith(match[1])):
+            return {name.removeprefix(match[1]): t for name, t in weights.items()}
+    return weights
 
 
 def _rename(name: str) -> str:
@@ -74,14 +98,15 @@ def _rename(name: str) -> str:
 def _fuse_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Concatenate `query`, `key` and `value` of each block to one `qkv`.
 
-    A block that lacks one of them gets no `qkv`.
+    The three stay as they are where a block lacks one of them, they differ in shape, or there is
+    a `qkv` beside them.
     """
-    fused: dict[str, Tensor] = {}
-    for name, t in weights.items():
-        if ".attn.query." in name:
-            key, value = (name.replace(".query.", f".{part}.") for part in ("key", "value"))
-            if key in weights and value in weights:
-                fused[name.replace(".query.", ".qkv.")] = torch.cat([t, weights[key], weights[value]])
-        elif not re.search(r"\.attn\.(key|value)\.", name):
-            fused[name] = t
+    fused = dict(weights)
+    for name, query in weights.items():
+        if ".attn.query." not in name:
+            continue
+        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        qkv = name.replace(".query.", ".qkv.")
+        if qkv not in weights and all(part in weights and weights[part].shape == query.shape for part in names):
+            fused[qkv] = torch.cat([fused.pop(part) for part in names])
     return fused

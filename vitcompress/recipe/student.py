@@ -26,10 +26,12 @@ class ModelRecipe:
         Field(description="timm model name, short name (deit_base), hf-hub:…, local-dir:… or fashion_vit (built in)."),
     ]
     checkpoint: Path | None = option(
-        None, "Weights: .safetensors, .pth, .pt or .bin (code in it never runs), or a transformers folder."
+        None,
+        "Weights: .safetensors, .pth, .pt or .bin (code in it never runs), an index of shards, or a folder with one "
+        "of these.",
     )
     model_arg: Annotated[dict[str, Any], Pairs] = option(
-        {}, "key=value argument of timm's model constructor, like img_size=384; repeatable."
+        {}, "key=value argument of timm's model constructor, like img_size=384 or depths=2,2,6,2; repeatable."
     )
     mean: Annotated[tuple[float, ...] | None, Words] = option(
         None, "Channel means of the normalization, 0–1, like 0.5,0.5,0.5. Default: the model's."
@@ -48,6 +50,15 @@ class ModelRecipe:
         "How images are made to fit: cut off what is too long (center), change their shape (squash), or add borders "
         "(border). Default: the model's.",
     )
+    checkpoint_key: str | None = option(
+        None,
+        "Key of the weights in the checkpoint, like model_ema or teacher.backbone, where it holds several models. "
+        "Default: detected.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_key is not None and self.checkpoint is None:
+            raise ValueError("--checkpoint-key needs --checkpoint")
 
 
 @dataclass(frozen=True, config=CONFIG)

@@ -73,18 +73,21 @@ class TeacherRecipe:
         None,
         "Model to learn from: a timm name, hf-hub:…, local-dir:… or a vitcompress file. Default: the source model.",
     )
-    teacher_checkpoint: Path | None = option(
-        None, "Weights of the teacher: .safetensors, .pth, .pt or .bin, or a transformers folder."
-    )
+    teacher_checkpoint: Path | None = option(None, "Weights of the teacher, as --checkpoint takes them.")
     teacher_arg: Annotated[dict[str, Any], Pairs] = option(
         {}, "key=value argument of the teacher's constructor; repeatable."
     )
     allow_weak_teacher: bool = option(False, "Train even if the source is no better than chance on the labeled images.")
+    teacher_checkpoint_key: str | None = option(
+        None, "Key of the weights in the teacher's checkpoint, like --checkpoint-key. Default: detected."
+    )
 
     def __post_init__(self) -> None:
         if self.teacher is None and (self.teacher_checkpoint is not None or self.teacher_arg):
             flag = "--teacher-arg" if self.teacher_checkpoint is None else "--teacher-checkpoint"
             raise ValueError(f"{flag} needs --teacher")
+        if self.teacher_checkpoint_key is not None and self.teacher_checkpoint is None:
+            raise ValueError("--teacher-checkpoint-key needs --teacher-checkpoint")
 
 
 @dataclass(frozen=True, config=CONFIG)

@@ -32,7 +32,7 @@ def _words(value: Any) -> Any:
 
 
 def _mapping(value: Any) -> Any:
-    """Read `key=value` strings as a mapping; values are YAML (`16`, `0.5`, `true`, `[14, 14]`)."""
+    """Read `key=value` strings as a mapping; values are YAML (`16`, `[14, 14]`) or `14,14`."""
     if not isinstance(value, (list, tuple)):
         return value
     pairs = {}
@@ -41,10 +41,20 @@ def _mapping(value: Any) -> Any:
         if not equals or not key:
             raise ValueError(f"{item!r} is not of the form key=value")
         try:
-            pairs[key.strip().replace("-", "_")] = yaml.safe_load(text)
+            pairs[key.strip().replace("-", "_")] = _numbers(yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise ValueError(f"{item!r}: {text!r} cannot be read as YAML") from error
     return pairs
+
+
+def _numbers(value: Any) -> Any:
+    """Read `32,64` or `(32, 64)` as a list of numbers; other values stay as they are."""
+    if not isinstance(value, str) or "," not in value:
+        return value
+    match = re.fullmatch(r"\((.*)\)|([^()]*)", value.strip())
+    words = [word.strip() for word in (match[1] or match[2] or "").rstrip(", ").split(",")] if match else []
+    numbers = [yaml.safe_load(word) if word else None for word in words]
+    return numbers if all(isinstance(number, (int, float)) for number in numbers) and numbers else value
 
 
 def _bytes(value: Any) -> Any:
