@@ -53,4 +53,8 @@ def plan(
         else:
             student_plan = plan.plan(resolved.model, resolved.plan, resolved.store.kind)
         events.tell_plan(reporter, name, student_plan)
-        put_json(to_json(student_plan)) if as_json else print_plan(student_plan, name, Results())
+        kind = plan.outputs_kind(resolved.model)
+        if as_json:
+            put_json({**to_json(student_plan), "outputs": kind.name})
+        else:
+            print_plan(student_plan, name, Results(), outputs=kind.noun)

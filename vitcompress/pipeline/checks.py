@@ -16,6 +16,7 @@ from vitcompress.data.sets import NO_LENGTH_HINT, ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.losses import LOSSES, needs_teacher
 from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faults
+from vitcompress.families.outputs import CLASSES, FEATURES, OutputKind, outputs_of
 from vitcompress.initialize.start import needs_images
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import (
@@ -52,23 +53,39 @@ def with_images(recipe: Recipe, plan: Plan | None) -> Recipe:
     return replace(recipe, data=replace(recipe.data, data=BUILT_IN))
 
 
-def unfit_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None) -> list[tuple[str, str]]:
+def unfit_images(
+    recipe: Recipe, train: ImageSet | None, val: ImageSet | None, *, has_classes: bool
+) -> list[tuple[str, str]]:
     """Return what the images lack for the recipe, as `(message, hint)` pairs.
 
     Args:
         recipe: what to do.
         train: training images.
         val: validation images.
+        has_classes: whether labels name the model's outputs; otherwise what needs labels is refused
+            elsewhere.
     """
     faults = []
     if train is None and recipe.distill.epochs is not None:
         hint = "Give --data DIR; or --steps, for crops of built-in photographs."
         faults.append((f"--epochs {recipe.distill.epochs:g}: there are no images to pass over.", hint))
-    if (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
+    if has_classes and (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
         faults.append(("--loss labels needs labeled images.", "Give --data DIR with class folders."))
-    if recipe.gates.max_drop is not None and (val is None or val.labels is None):
+    if has_classes and recipe.gates.max_drop is not None and (val is None or val.labels is None):
         faults.append(("--max-drop needs labeled images.", "Give --val-data DIR with class folders."))
     return faults + endless_epochs(recipe, train)
+
+
+def no_top1(flag: str, name: str, kind: OutputKind) -> tuple[str, str]:
+    """Return the fault of a flag that counts points of top-1, for outputs that have none.
+
+    Args:
+        flag: the flag.
+        name: name of the model.
+        kind: kind of its outputs.
+    """
+    message = f"{flag} counts points of top-1, but the outputs of {name} are {kind.noun}."
+    return message, f"Remove {flag}; the report compares the outputs with the teacher's."
 
 
 def endless_epochs(recipe: Recipe, train: ImageSet | None) -> list[tuple[str, str]]:
@@ -262,12 +279,15 @@ def check_target(recipe: Recipe, model: torch.nn.Module, *, measures: bool = Fal
         RecipeError: every fault at once.
     """
     target = next((flag_of(name) for name in _TARGETS if getattr(recipe.target, name) is not None), None)
+    kind = outputs_of(model)
     if target is None and not measures:
         if recipe.target.kinds != KINDS:
             raise RecipeError("--kinds needs a target.", hint="Give --target-ratio, --target-size or --target-drop.")
         return
     faults = []
-    if not getattr(model, "num_classes", 0):
+    if target == "--target-drop" and kind not in (CLASSES, FEATURES):
+        faults.append(no_top1(target, recipe.model.model, kind))
+    if kind.nats is None:
         faults.append((f"{target or '--calibrate'} needs a model with classes: the cost of an option is measured on "
                        "its predictions.", "Give --share, --width or --adapter-rank."))  # fmt: skip
     if target is not None:

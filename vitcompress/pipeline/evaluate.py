@@ -19,7 +19,7 @@ from vitcompress.data.sets import ImageSet
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.errors import CheckpointError, DataError, VitcompressError
-from vitcompress.families.outputs import has_classes
+from vitcompress.families.outputs import count_classes, has_classes, outputs_of
 from vitcompress.measure.accuracy import Evaluator, Watch
 from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.checks import bundle_of
@@ -61,7 +61,7 @@ def evaluate(
     path = locate(path)
     manifest = read_manifest(path)
     student = load(path)
-    images = _images(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
+    images = _images(recipe, manifest, count_classes(student))
     reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
     device = join(RunRecipe()).device
     evaluator = Evaluator(images, manifest.data_config, recipe)
@@ -104,7 +104,7 @@ def _reference(
             )
     except VitcompressError as error:
         if checkpoint is not None or not has_classes(student):
-            raise  # features can only be compared
+            raise  # other outputs can only be compared
         reporter.say(f"The teacher is not compared: {error} {error.hint}")
         return None
     return reference
@@ -113,9 +113,9 @@ def _reference(
 def _named(path: Path, manifest: Manifest, recipe: ModelRecipe) -> nn.Module:
     """Load the model that --teacher names: a timm model or an artifact."""
     teacher_recipe = TeacherRecipe(recipe.model, recipe.checkpoint, recipe.model_arg)
-    teacher = find_teacher(teacher_recipe, checkpoint_flag="--checkpoint")
+    teacher = find_teacher(teacher_recipe, outputs=recipe.outputs, checkpoint_flag="--checkpoint")
     empty = empty_student(path, manifest)
-    losses = {"logits" if has_classes(empty) else "features": 1.0}
+    losses = {outputs_of(empty).loss: 1.0}
     student = ComparedModel(path.name, empty, manifest.data_config["input_size"])
     config = dict(manifest.data_config)
     return load_adapted(teacher, config, match_models(student, teacher.compared_model, DistillRecipe(loss=losses)))

@@ -27,6 +27,7 @@ from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import adapt_inputs, find_teacher
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
+from vitcompress.families.outputs import count_classes, has_classes, outputs_of
 from vitcompress.families.registry import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
@@ -40,6 +41,7 @@ from vitcompress.pipeline.checks import (
     checkpoints_beside,
     endless_epochs,
     files_read,
+    no_top1,
 )
 from vitcompress.pipeline.finish import Reference, conclude, measure
 from vitcompress.pipeline.prepare import planned, with_losses
@@ -210,15 +212,20 @@ def _prepare(
         recipe = replace(recipe, store=replace(recipe.store, store=parent.store))  # type: ignore[arg-type]
     attempt(check_store, recipe.store, recipe.distill)
     old = Source(**parent.source)
-    old_classes: Any = empty_model(old).num_classes
-    known = known_classes(parent.classes, old.pretrained_cfg, old_classes)
-    sets = attempt(images_to_learn, recipe.data, parent, known, num_classes=old_classes, seed=recipe.run.seed)
+    old_model: Any = empty_model(old)
+    known = known_classes(parent.classes, old.pretrained_cfg, old_model.num_classes)
+    sets = attempt(
+        images_to_learn, recipe.data, parent, known if has_classes(old_model) else (),
+        num_classes=count_classes(old_model), seed=recipe.run.seed,
+    )  # fmt: skip
     images, val = sets or (None, None)
     faults.extend(endless_epochs(recipe, images))
-    classes, num_classes = new_head(images, known)
+    classes, num_classes = new_head(images, known, has_classes=has_classes(old_model))
     if recipe.teacher.teacher is None and num_classes is None:
         teacher = source_as_teacher(parent)
-    if recipe.gates.max_drop is not None and (val is None or val.labels is None or teacher is None):
+    if recipe.gates.max_drop is not None and num_classes is None and not has_classes(old_model):
+        faults.extend([no_top1("--max-drop", path.name, outputs_of(old_model))])
+    elif recipe.gates.max_drop is not None and (val is None or val.labels is None or teacher is None):
         faults.add("--max-drop needs labeled images and a teacher.", "Give --val-data and --teacher.")
     if num_classes and recipe.distill.steps == 0:
         faults.add(

@@ -45,11 +45,15 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
         checkpoint: weights of the source; None to look for them.
         reporter: says why there is no teacher.
     """
+    from vitcompress.artifact.load import empty_student
+    from vitcompress.families.outputs import outputs_of
     from vitcompress.measure.examples import Examples
     from vitcompress.pipeline.evaluate import evaluate
 
-    config = read_manifest(locate(file)).data_config
-    examples = Examples(config["mean"], config["std"])
+    path = locate(file)
+    manifest = read_manifest(path)
+    config, kind = manifest.data_config, outputs_of(empty_student(path, manifest))
+    examples = Examples(config["mean"], config["std"], kind)
     examples.accuracy = evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=examples.watch)
     return examples
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.errors import CheckpointError, first_line, shorten
+from vitcompress.families.outputs import tell_outputs
 from vitcompress.families.registry import family_of
 from vitcompress.pretrained.build import build_model, empty_model
 from vitcompress.pretrained.resolve import Source
@@ -78,6 +79,7 @@ def _load_with_timm(source: Source) -> nn.Module:
             f"Cannot load the weights of {source.name}: {first_line(error).rstrip('.')}.",
             hint="Without a network, give a local file with --checkpoint FILE.",
         ) from error
+    tell_outputs(model, source.outputs, name=source.name)
     return model
 
 

@@ -23,7 +23,7 @@ from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, ModelError, first_line, shorten
 from vitcompress.pretrained.config_limits import check_timm
 from vitcompress.pretrained.short_names import SHORT_NAMES
-from vitcompress.pretrained.transformers_config import is_transformers_folder, read_folder
+from vitcompress.pretrained.transformers_config import TimmModel, is_transformers_folder, read_folder
 from vitcompress.pretrained.weights_file import check_folder
 from vitcompress.recipe import ModelRecipe
 
@@ -39,6 +39,7 @@ class Source:
         pretrained_cfg: timm's data config and label names from the Hub, a folder or the bundle;
             empty for timm's own models.
         checkpoint: file of the weights; None if timm fetches them.
+        outputs: name of the kind of the outputs, where it is told; None lets their number decide.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source:
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained_cfg: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    outputs: str | None = None
 
 
 def resolve(recipe: ModelRecipe) -> Source:
@@ -61,7 +63,8 @@ def resolve(recipe: ModelRecipe) -> Source:
         source = _use_folder(source, recipe.checkpoint, headless=headless)
     elif recipe.checkpoint is not None:
         source = replace(source, checkpoint=recipe.checkpoint)
-    return replace(source, model_args={**source.model_args, **recipe.model_arg})
+    outputs = recipe.outputs or source.outputs
+    return replace(source, model_args={**source.model_args, **recipe.model_arg}, outputs=outputs)
 
 
 def _resolve_name(name: str, *, headless: bool) -> Source:
@@ -81,7 +84,7 @@ def _resolve_name(name: str, *, headless: bool) -> Source:
         check_folder(Path(identifier))
         if is_transformers_folder(Path(identifier)):
             model, weights_path = read_folder(Path(identifier), headless=headless)
-            return Source(name, model.architecture, model.model_args, model.pretrained_cfg, weights_path)
+            return _translated(name, model, weights_path)
         return _read_timm_config(name, identifier, load_model_config_from_path)
     architecture = _find_architecture(identifier)
     return Source(architecture, architecture)
@@ -116,6 +119,11 @@ def _read_timm_config(
     return Source(name, architecture, dict(model_args), dict(pretrained_cfg))
 
 
+def _translated(name: str, model: TimmModel, weights_path: Path) -> Source:
+    """Return the source called `name` of a folder of transformers."""
+    return Source(name, model.architecture, model.model_args, model.pretrained_cfg, weights_path, model.outputs)
+
+
 def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
     """Return the model of a transformers folder that is given as the checkpoint of `source`.
 
@@ -135,7 +143,7 @@ def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
             f"--checkpoint {folder} holds a model like {model.architecture}; {source.name} is built differently.",
             hint=f"Name the folder as the model instead: local-dir:{folder}.",
         )
-    return Source(source.name, model.architecture, model.model_args, model.pretrained_cfg, weights_path)
+    return _translated(source.name, model, weights_path)
 
 
 def _find_architecture(name: str) -> str:

@@ -28,12 +28,14 @@ class TimmModel:
         modules: timm's modules whose models have that structure.
         model_args: arguments for the model's constructor, among them every size.
         pretrained_cfg: timm's data config and label names.
+        outputs: name of the kind of the outputs; None where the config does not tell it.
     """
 
     architecture: str
     modules: tuple[str, ...]
     model_args: dict[str, Any]
     pretrained_cfg: dict[str, Any]
+    outputs: str | None = None
 
 
 def is_transformers_folder(folder: Path) -> bool:
@@ -107,6 +109,7 @@ def to_timm_model(config: Config, preprocessor: Config | None = None, *, headles
         model.modules,
         {**sizes, **model.model_args},
         {**model.pretrained_cfg, **_data_config(sizes, preprocessor or {}), **_labels(config, num_classes)},
+        _outputs(config) if num_classes else None,
     )
 
 
@@ -114,6 +117,22 @@ def _head(config: Config) -> str:
     """Return the classifier in the class name, like `ForImageClassification`; empty if none."""
     name = str((config.get("architectures") or [""])[0])
     return match[0] if (match := re.search(r"ForImageClassification\w*$", name)) else ""
+
+
+def _outputs(config: Config) -> str | None:
+    """Return the kind of the outputs that `problem_type` names; None where it is not set.
+
+    Raises:
+        ModelError: transformers has no such type.
+    """
+    problem = config.get("problem_type")
+    if problem is None:
+        return None
+    if problem not in PROBLEM_TYPES:
+        raise ModelError(
+            f"problem_type {problem!r} is not one of {', '.join(PROBLEM_TYPES)}.", hint="Correct it in config.json."
+        )
+    return PROBLEM_TYPES[problem]
 
 
 def _image_size(config: Config) -> tuple[int, int]:
@@ -151,6 +170,9 @@ def _labels(config: Config, num_classes: int) -> dict[str, Any]:
     return {"label_names": tuple(labels[key] for key in sorted(labels, key=int))} if labels else {}
 
 
+PROBLEM_TYPES = {
+    "single_label_classification": "classes", "multi_label_classification": "multi_label", "regression": "regression",
+}  # fmt: skip
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by PIL's numbers
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}

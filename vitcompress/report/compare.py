@@ -64,6 +64,8 @@ def cautions(results: Sequence[Result]) -> list[str]:
     images = {(r.accuracy.data, r.accuracy.num_images) for r in reports if r.accuracy}
     if len(images) > 1:
         lines.append("The files were measured on different images: " + "; ".join(sorted(n for n, _ in images)) + ".")
+    if len(kinds := {r.outputs for r in reports if r.outputs}) > 1:
+        lines.append(f"The files give different outputs, measured differently: {', '.join(sorted(kinds))}.")
     if len({r.model for r in reports}) > 1:
         lines.append("The files come from different models: drops and ratios are relative to each file's own source.")
     if len({(r.speed.device, r.speed.threads) for r in reports if r.speed}) > 1:
@@ -76,6 +78,7 @@ def _column(result: Result) -> dict[str, str]:
     report = result.report
     cells = {
         "source": report.model,
+        **({"outputs": report.outputs} if report.outputs else {}),
         "blocks": describe_sharing(report.groups, report.made_of),
         "transformations": ", ".join(report.transforms) or "–",
         "stored as": report.store,

@@ -11,8 +11,19 @@ from vitcompress.report.model import Result, to_json
 from vitcompress.report.sharing import describe_layers, describe_sharing, shared_names
 from vitcompress.report.terminal import print_lines, print_table
 
-_NOT_NUMBERS = ("schema_version", "groups", "made_of", "transforms", "versions", "command", "notes", "why", "lineage")
-_LONG_LISTS = ("loss_curve", "classes", "confusions")  # do not fit into a cell
+_NOT_NUMBERS = (
+    "schema_version",
+    "groups",
+    "made_of",
+    "transforms",
+    "versions",
+    "command",
+    "notes",
+    "why",
+    "lineage",
+    "outputs",
+)
+_LONG_LISTS = ("loss_curve", "classes", "confusions", "fits")  # do not fit into a cell
 _MAX_NUMBER = 10**18  # recipes in a file are not checked and may hold any number
 
 
@@ -72,6 +83,8 @@ def print_differences(rows: Sequence[Difference], names: tuple[str, str], consol
 def _plan_fields(result: Result) -> dict[str, Any]:
     report = result.report
     fields: dict[str, Any] = {"model": report.model, "sharing": describe_sharing(report.groups, report.made_of)}
+    if report.outputs:
+        fields["outputs"] = report.outputs
     fields["transforms"] = ", ".join(report.transforms) or "none"
     for group in report.made_of:
         shared = f"share {', '.join(shared_names(group))}" if len(group.blocks) > 1 else ""

@@ -62,6 +62,8 @@ class Report:
         baselines: the whole teacher in fewer bits, on the same images; empty if not measured.
         made_of: the groups in full, with ranks and widths of their layers; empty in older reports.
         why: plans that a search chose from, one line each, best first; empty without a search.
+        outputs: kind of the model's outputs: `classes`, `multi_label`, `regression` or `features`
+            (of a model without a head); None in older reports.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # also for the dataclasses in it
@@ -85,6 +87,7 @@ class Report:
     baselines: Annotated[tuple[Baseline, ...], Field(max_length=16)] = ()
     made_of: Annotated[tuple[Group, ...], Field(max_length=MAX_BLOCKS)] = ()
     why: Texts = ()
+    outputs: Text | None = None
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,17 @@ from vitcompress.report.sharing import boxes, describe_boxes, describe_sharing, 
 from vitcompress.report.svg import inline_svg
 
 if TYPE_CHECKING:
-    from vitcompress.measure.examples import Examples
+    from vitcompress.measure.examples import Examples, Prediction
 
 _SIZE = (4.4, 3.2)  # of the picture, in inches: its text stays readable on a phone
 _MIN_IMAGES = 10  # of a class; with fewer, one image changes its accuracy by more than 10 points
 _MAX_GATE = 1e18  # recipes in a file are not checked and may hold any number
 _MAX_LETTERS = 60  # of a class's name
+_NOUNS = {"classes": "class", "multi_label": "label", "regression": "output"}
+_AGREEING = {
+    "classes": "of images get the same class from both models",
+    "multi_label": "of labels get the same decision at 0.5 from both models",
+}
 
 
 def to_html(result: Result, examples: Examples | None = None) -> str:
@@ -94,7 +99,15 @@ def cards(report: Report, file_bytes: int) -> list[tuple[str, str, str]]:
         interval = f"95 % interval {low:.2f} to {high:.2f}, paired"
         rows.append(("top-1 drop", f"{accuracy.top1_drop:.2f} points", interval))
     if accuracy.agreement is not None:
-        rows.append(("agreement", f"{accuracy.agreement:.2f} %", "of images get the same class from both models"))
+        rows.append(
+            ("agreement", f"{accuracy.agreement:.2f} %", _AGREEING.get(accuracy.outputs or "", _AGREEING["classes"]))
+        )
+    if accuracy.mean_average_precision is not None:
+        rows.append(("precision", f"{accuracy.mean_average_precision:.2f} %", "mean average, of the teacher's labels"))
+    if accuracy.r2 is not None:
+        rows.append(("R²", f"{accuracy.r2:.4f}", "of the teacher's numbers; 1 is equal, 0 is their mean"))
+    if accuracy.relative_rmse is not None:
+        rows.append(("error", f"{accuracy.relative_rmse:.4f}", "of the deviation of the teacher's numbers"))
     if accuracy.feature_cosine is not None:
         rows.append(("features", f"{accuracy.feature_cosine:.4f}", "cosine similarity with the teacher's"))
     return rows
@@ -151,22 +164,33 @@ def confusion_rows(report: Report, names: Sequence[str]) -> list[Row]:
 
 
 def _example_rows(examples: Examples | None, names: Sequence[str]) -> list[tuple[str, bool, str, str, str]]:
-    """Return example images: picture, whether it is small, class, predictions of both models."""
+    """Return example images: picture, whether it is small, class, predictions of both models.
+
+    Images have classes only where the outputs are classes.
+    """
+    outputs = examples.kind.name if examples else ""
     return [
         (
             example.picture,
             example.is_small,
-            _class_name(names, example.label) if example.label >= 0 else "not known",
-            f"{_class_name(names, example.teacher)} ({example.teacher_percent:.0f} %)",
-            f"{_class_name(names, example.student)} ({example.student_percent:.0f} %)",
+            _class_name(names, example.label) if example.label >= 0 and outputs == "classes" else "not known",
+            _prediction(example.teacher, names, _NOUNS.get(outputs, "output")),
+            _prediction(example.student, names, _NOUNS.get(outputs, "output")),
         )
         for example in (examples.surest() if examples else ())
     ]
 
 
-def _class_name(names: Sequence[str], index: int) -> str:
-    """Return the name of a class; its number if the name is not known."""
-    return names[index][:_MAX_LETTERS] if 0 <= index < len(names) else f"class {index}"
+def _prediction(prediction: Prediction, names: Sequence[str], noun: str) -> str:
+    """Format what a model says of an image: `cat (93 %)`, or `3.1` where there is one output."""
+    if prediction.output is None:
+        return prediction.value
+    return f"{_class_name(names, prediction.output, noun)} ({prediction.value})"
+
+
+def _class_name(names: Sequence[str], index: int, noun: str = "class") -> str:
+    """Return the name of a class, label or output; its number if the name is not known."""
+    return names[index][:_MAX_LETTERS] if 0 <= index < len(names) else f"{noun} {index}"
 
 
 def size_plot(points: Sequence[Point], title: str) -> Markup:

@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from vitcompress.measure.results import Accuracy
 from vitcompress.plans.model import Group
 from vitcompress.report.model import Report
-from vitcompress.report.rows import MEASURES, baseline_measure, megabytes, show_measure, student_value
+from vitcompress.report.rows import baseline_measure, measure_name, megabytes, show_measure, student_value
 
+_OUTPUT_REMARKS = {  # for outputs that labels of images do not name
+    "multi_label": " The outputs are logits of independent labels: agreement is over labels at probability 0.5, and "
+    "precision is against the teacher's decisions.",
+    "regression": " The outputs are numbers: R² and error compare the student's with the teacher's, and the deviation "
+    "is that of the teacher's outputs over these images.",
+    "features": " The model has no classes: its features are compared with the teacher's.",
+}
 _MAX_WIDTHS = 3  # kinds of narrow blocks that are described one by one
 
 
@@ -17,6 +24,8 @@ def report_remarks(report: Report) -> list[str]:
     lines = [*better_baseline(report), *plan_remarks(report.made_of, report.why)]
     if report.accuracy:
         lines.append(accuracy_remark(report.accuracy))
+    elif report.outputs in _OUTPUT_REMARKS:
+        lines.append("Outputs were not compared: there were no images, or no teacher.")
     lines.append(_training_remark(report))
     if report.lineage:
         parent = report.lineage[-1]
@@ -43,8 +52,12 @@ def accuracy_remark(accuracy: Accuracy) -> str:
     if accuracy.top1_drop_ci95 is not None:
         low, high = accuracy.top1_drop_ci95
         text += f" 95 % interval of the top-1 drop: {low:.2f} to {high:.2f} points (paired)."
-    if accuracy.feature_cosine is not None:
-        text += " The model has no classes: its features are compared with the teacher's."
+    if accuracy.outputs in _OUTPUT_REMARKS:
+        text += _OUTPUT_REMARKS[accuracy.outputs]
+        if accuracy.outputs == "multi_label" and accuracy.mean_average_precision is None:
+            text += " The teacher finds no label on them, so there is no mean average precision."
+    elif accuracy.feature_cosine is not None:
+        text += _OUTPUT_REMARKS["features"]
     elif accuracy.student_top1 is None:
         text += " The images have no labels, so this is agreement with the teacher, not accuracy."
     if accuracy.num_skipped:
@@ -64,9 +77,10 @@ def better_baseline(report: Report) -> list[str]:
     if student is None or not any(value > student for value, _ in smaller):
         return []
     value, best = max(smaller, key=lambda pair: (pair[0], -pair[1].bytes))
+    name = measure_name(measure, report.outputs)
     return [
         f"The {best.name}, without training, is smaller than this student ({megabytes(best.bytes)} against "
-        f"{megabytes(student_bytes)}) and has a better {MEASURES[measure]} ({show_measure(value, measure)} against "
+        f"{megabytes(student_bytes)}) and has a better {name} ({show_measure(value, measure)} against "
         f"{show_measure(student, measure)})."
     ]
 

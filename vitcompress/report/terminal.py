@@ -26,13 +26,14 @@ def print_report(report: Report, console: Console) -> None:
     print_lines(report_remarks(report), console)
 
 
-def print_plan(plan: Plan, name: str, console: Console) -> None:
+def print_plan(plan: Plan, name: str, console: Console, *, outputs: str = "") -> None:
     """Print the groups of a plan and the sizes before and after.
 
     Args:
         plan: plan to print.
         name: name of the model.
         console: console to print on.
+        outputs: what the model's outputs are; empty to leave it out.
     """
     _print_title(name, [len(group.blocks) for group in plan.groups], plan.groups, console)
     columns = ["group", "donor", "blocks", "width or rank"]
@@ -55,6 +56,8 @@ def print_plan(plan: Plan, name: str, console: Console) -> None:
     ]
     if plan.transforms:
         lines.append(f"added to each block:  transformations {', '.join(plan.transforms)}")
+    if outputs:
+        lines.append(f"outputs:              {outputs}")
     print_lines([*lines, *plan_remarks(plan.groups, plan.why)], console)
     print_table(COLUMNS, size_rows(plan.size), console)
 
