@@ -165,7 +165,7 @@ def _check_same_kind(student: ComparedModel, teacher: ComparedModel) -> None:
         return
     raise RecipeError(
         f"--teacher {teacher.name} gives {other.noun}, {student.name} {kind.noun}.",
-        hint="Name a teacher of the same kind, or say with --outputs what both give."
+        hint="Name a teacher of the same kind. With compress, --outputs says what both give."
         if has_head
         else "Name a teacher of the same kind, or remove its head: --teacher-arg num_classes=0.",
     )

@@ -40,7 +40,7 @@ from vitcompress.report.events import tell_plan
 from vitcompress.report.model import Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import from_main
-from vitcompress.search.sensitivity import divergence_and_chance
+from vitcompress.search.sensitivity import divergence_and_chance, shown_nats
 
 
 def compress(
@@ -155,7 +155,7 @@ def _with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
     width = int(source.num_features)  # type: ignore[arg-type]
     lr = from_main(lr_for_start(nats, chance, run.recipe.data.batch_size, width), run.accelerator)
     run.reporter.say(
-        f"Before training, the student's predictions differ from {run.source.name}'s by {nats:.3f} nats of KL "
+        f"Before training, the student's predictions differ from {run.source.name}'s by {shown_nats(nats)} of KL "
         f"divergence (random predictions: {chance:.2f}). Learning rate: {lr:.2g}."
     )
     return replace(run, recipe=replace(run.recipe, distill=replace(recipe, lr=lr)))

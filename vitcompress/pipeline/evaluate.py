@@ -94,7 +94,8 @@ def _reference(
                 hint="Give --checkpoint FILE.",
             )
         reporter.say(f"loading {name}")
-        source = resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"])))
+        outputs = manifest.source.get("outputs")
+        source = resolve(ModelRecipe(name, checkpoint, dict(manifest.source["model_args"]), outputs=outputs))
         check_source(source, manifest, file_bytes=path.stat().st_size)
         reference = load_pretrained(source)
         if sha256_of(reference.state_dict()) != manifest.source_sha256:

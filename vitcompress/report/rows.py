@@ -54,6 +54,8 @@ def accuracy_rows(accuracy: Accuracy) -> list[Row]:
         rows.append((measure_name("agreement", accuracy.outputs), "", percent(accuracy.agreement), ""))
     if accuracy.mean_average_precision is not None:
         rows.append(("mean average precision", "", percent(accuracy.mean_average_precision), ""))
+    if accuracy.outputs == "multi_label" and accuracy.kl is not None:  # the two above do not see every change
+        rows.append(("KL from the teacher, per image", "", f"{accuracy.kl:.4g} nats", ""))
     if accuracy.r2 is not None:
         rows.append((MEASURES["r2"], "", f"{accuracy.r2:.4f}", ""))
     if accuracy.relative_rmse is not None:

@@ -135,6 +135,11 @@ def divergence_and_chance(student: nn.Module, teacher: nn.Module, images: Tensor
     return _nats(kind, _outputs(student, images), expected), _nats(kind, mean, expected)
 
 
+def shown_nats(value: float) -> str:
+    """Format a divergence; one that is small is not shown as zero."""
+    return f"{value:.3f} nats" if value == 0 or value >= 0.01 else f"{value:.2g} nats"
+
+
 def _nats(kind: OutputKind, student: Tensor, teacher: Tensor) -> float:
     """KL(teacher ‖ student) from outputs `[B, K]`, nats per image; never negative by rounding."""
     assert kind.nats is not None  # `check_target` makes sure that a search has such a teacher
