@@ -24,8 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.relation_memory import PeakBytes
+from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import training_loader
-from vitcompress.data.open import open_images
+from vitcompress.data.open import open_to_evaluate
 from vitcompress.distill.objective import weighted_losses
 from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.student import training_student
@@ -118,7 +119,7 @@ def images_per_core(recipe: Recipe) -> float:
         for number in range(64):
             noise = Image.fromarray(draw.integers(0, 256, (75, 100, 3), dtype=np.uint8)).resize((500, 375))
             noise.filter(ImageFilter.GaussianBlur(1)).save(Path(folder) / f"{number}.jpg", quality=90)
-        images = open_images(folder, "train", "--data", DataRecipe(), None, None)
+        images = open_to_evaluate(folder, "--data", DataRecipe(), None, ModelClasses(None))
         assert images is not None
         config = {
             "input_size": (3, 224, 224), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3,

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.conftest import draw_image
+from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import training_loader
-from vitcompress.data.open import open_images, open_sets
+from vitcompress.data.open import open_sets, open_to_evaluate
 from vitcompress.data.sets import ImageSet
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
@@ -34,9 +35,7 @@ def class_folders(root: Path, *names: str) -> Path:
 
 
 def open_folder(root: Path, num_classes: int | None, class_map: Path | None = None) -> ImageSet:
-    found = open_images(str(root), "train", "--data", DataRecipe(class_map=class_map), None, num_classes)
-    assert found is not None
-    return found
+    return open_to_evaluate(str(root), "--data", DataRecipe(class_map=class_map), None, ModelClasses(num_classes))
 
 
 def folder_set(root: Path) -> ImageSet:
@@ -44,7 +43,7 @@ def folder_set(root: Path) -> ImageSet:
 
 
 def opened(data: str, num_classes: int | None = 5, **recipe: Any) -> tuple[ImageSet, ImageSet]:
-    train, val = open_sets(DataRecipe(data=data, **recipe), bundle=None, num_classes=num_classes, seed=0)
+    train, val = open_sets(DataRecipe(data=data, **recipe), bundle=None, model=ModelClasses(num_classes), seed=0)
     assert train is not None
     assert val is not None
     return train, val

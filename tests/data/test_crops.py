@@ -14,6 +14,7 @@ from PIL import Image
 from tests.conftest import Vitcompress
 from vitcompress.bundled import PHOTOGRAPHS
 from vitcompress.data.calibration import calibration_batches, draw_images
+from vitcompress.data.classes import ModelClasses
 from vitcompress.data.crops import MIN_SIDE
 from vitcompress.data.loaders import training_loader
 from vitcompress.data.open import open_sets
@@ -25,7 +26,7 @@ FALLBACK = "a fallback"
 
 
 def sets() -> tuple[ImageSet, ImageSet]:
-    train, val = open_sets(DataRecipe(data="built-in"), bundle=None, num_classes=5, seed=0)
+    train, val = open_sets(DataRecipe(data="built-in"), bundle=None, model=ModelClasses(5), seed=0)
     assert train is not None
     assert val is not None
     return train, val

@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import draw_image
 from tests.data.opened import RGB, open_folder, refused
 from vitcompress.bundled import FASHION_VIT
+from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import evaluation_loader
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import hold_out
@@ -17,7 +18,7 @@ from vitcompress.recipe import DataRecipe
 
 
 def test_val_data_wins_over_the_folder_beside_train(images: Path, flat: Path) -> None:
-    train, val = open_sets(DataRecipe(data=str(images), val_data=str(flat)), bundle=None, num_classes=5, seed=0)
+    train, val = open_sets(DataRecipe(data=str(images), val_data=str(flat)), bundle=None, model=ModelClasses(5), seed=0)
     assert train is not None
     assert val is not None
     assert (len(train), val.name) == (15, str(flat))
@@ -37,12 +38,12 @@ def test_a_tenth_is_held_out_and_never_trained_on(tmp_path: Path) -> None:
 def test_one_image_is_too_few_to_hold_any_out(tmp_path: Path) -> None:
     draw_image(tmp_path / "only.png", 0)
     with pytest.raises(DataError, match="1 image") as caught:
-        open_sets(DataRecipe(data=str(tmp_path)), bundle=None, num_classes=5, seed=0)
+        open_sets(DataRecipe(data=str(tmp_path)), bundle=None, model=ModelClasses(5), seed=0)
     assert "--val-data" in caught.value.hint
 
 
 def test_held_out_images_keep_their_labels(images: Path) -> None:
-    train, val = open_sets(DataRecipe(data=str(images / "train")), bundle=None, num_classes=5, seed=3)
+    train, val = open_sets(DataRecipe(data=str(images / "train")), bundle=None, model=ModelClasses(5), seed=3)
     assert train is not None
     assert val is not None
     loader = evaluation_loader(val, RGB, DataRecipe(num_workers=0))
@@ -52,7 +53,7 @@ def test_held_out_images_keep_their_labels(images: Path) -> None:
 
 
 def test_the_built_in_images_keep_training_and_test_apart() -> None:
-    train, val = open_sets(DataRecipe(), bundle=FASHION_VIT, num_classes=10, seed=0)
+    train, val = open_sets(DataRecipe(), bundle=FASHION_VIT, model=ModelClasses(10), seed=0)
     assert train is not None
     assert val is not None
     assert train.labels is not None

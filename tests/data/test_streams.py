@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tests.conftest import Vitcompress
 from tests.formats import packed, photographs, samples, write_shard, write_shards
 from vitcompress.data.calibration import calibration_batches, draw_images
+from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import Batch, ShuffledBatches, count_unreadable, evaluation_loader, training_loader
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
@@ -41,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(data: str, num_classes: int | None = 5, **recipe: Any) -> tuple[ImageSet, ImageSet]:
-    train, val = open_sets(DataRecipe(data=data, **recipe), bundle=None, num_classes=num_classes, seed=0)
+    train, val = open_sets(DataRecipe(data=data, **recipe), bundle=None, model=ModelClasses(num_classes), seed=0)
     assert train is not None
     assert val is not None
     return train, val

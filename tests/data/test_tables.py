@@ -15,6 +15,7 @@ from tests.formats import (
     jpeg,
     photographs,
 )
+from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import evaluation_loader
 from vitcompress.data.open import open_sets
 from vitcompress.recipe import DataRecipe
@@ -70,7 +71,7 @@ def test_a_table_gives_its_images_labels_and_splits(layout: str, tables: Path) -
 
 def test_names_of_a_tables_classes_meet_those_of_the_model(tables: Path) -> None:
     recipe = DataRecipe(data=f"hfds:{tables / 'saved'}")
-    train, _ = open_sets(recipe, bundle=None, num_classes=5, seed=0, classes=CLASSES)
+    train, _ = open_sets(recipe, bundle=None, model=ModelClasses(5, CLASSES), seed=0)
     assert train is not None
     assert labels(train) == [4, 3, 2, 1, 0] * 2
 

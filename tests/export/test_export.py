@@ -33,7 +33,7 @@ from vitcompress.export import hf
 from vitcompress.export.format import Written
 from vitcompress.export.hf_card import model_card
 from vitcompress.export.loaded import LoadedArtifact
-from vitcompress.export.parity import compare_outputs
+from vitcompress.export.parity import Probe, compare_outputs
 from vitcompress.pretrained.data_config import data_config
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import ModelRecipe
@@ -389,15 +389,15 @@ def test_another_most_likely_class_is_found_unless_it_is_a_tie() -> None:
     def swapped(images: Tensor) -> Tensor:
         return torch.tensor([[1.0 - 5e-4, 1.0], [3.0, 0.0]])
 
-    batches = (torch.zeros(2, 3, 4, 4),)
+    probe = Probe("two images", (torch.zeros(2, 3, 4, 4),), torch.tensor([0, 1]))
     with pytest.raises(ExportError, match="of 1 of 2 images differs"):
-        compare_outputs(Student(1e-3), swapped, batches)
-    tied = compare_outputs(Student(1e-4), swapped, batches)
-    assert (tied.same_top1, tied.num_images) == (1, 2)
+        compare_outputs(Student(1e-3), swapped, probe)
+    tied = compare_outputs(Student(1e-4), swapped, probe)
+    assert (tied.same_top1, tied.num_images, tied.top1, tied.artifact_top1) == (1, 2, 0, 50)
     with pytest.raises(ExportError, match="differ by nan"):
-        compare_outputs(Student(0), lambda images: swapped(images) * torch.nan, batches)
+        compare_outputs(Student(0), lambda images: swapped(images) * torch.nan, probe)
     with pytest.raises(ExportError, match="outputs have shape"):
-        compare_outputs(Student(0), lambda images: torch.zeros(2, 3), batches)
+        compare_outputs(Student(0), lambda images: torch.zeros(2, 3), probe)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from vitcompress.runtime.console import STARTED
 
 @takes(
     "data", "teacher", "distill", "store", "run", "gates",
-    without=("baselines",),
+    without=("baselines", "allow_weak_teacher"),
     helps={
         "data": "Training images: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in.",
         "teacher": "Model to learn from: a timm name, hf-hub:…, local-dir:… or a vitcompress file. "

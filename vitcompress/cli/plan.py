@@ -8,14 +8,16 @@ import typer
 
 from vitcompress.cli.compress import family_name
 from vitcompress.cli.output import Results, put_json, reporting
-from vitcompress.cli.recipe_flags import JsonOption, LogOption, PresetOption, QuietOption, takes
-from vitcompress.recipe import compose
+from vitcompress.cli.recipe_flags import LABEL_FLAGS, JsonOption, LogOption, PresetOption, QuietOption, takes
+from vitcompress.recipe import compose, flag_specs
 from vitcompress.report import events
 from vitcompress.report.model import to_json
 from vitcompress.report.terminal import print_options, print_plan
 
+_LEFT_OUT = tuple(spec.name for spec in flag_specs("data") if spec.name not in (*LABEL_FLAGS, "skip_bad_images"))
 
-@takes("model", "plan", "target", "store", without=("qat_fraction", "baselines"))
+
+@takes("model", "plan", "target", "store", "data", without=("qat_fraction", "baselines", *_LEFT_OUT))
 def plan(
     flags: dict[str, Any],
     calibrate: Annotated[

@@ -21,7 +21,8 @@ ESSENTIAL = (
 )  # fmt: skip
 _MAX_UNGROUPED = 15
 _OUTPUT_OPTIONS = ("as_json", "quiet", "log_json")  # listed after the others
-IMAGE_FLAGS = ("data", "image_key", "label_key", "class_map", "skip_bad_images", "batch_size", "num_workers")
+LABEL_FLAGS = ("image_key", "label_key", "class_map", "class_order")
+IMAGE_FLAGS = ("data", *LABEL_FLAGS, "skip_bad_images", "batch_size", "num_workers")
 
 FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A file that vitcompress compress or finetune wrote.")

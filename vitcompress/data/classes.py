@@ -1,87 +1,342 @@
-"""Map classes of images to classes of the model: by a file, by name, by number or by order."""
+"""Decide once per run which class of the model each class of images is.
+
+What decides, in this order: `--class-map`; `--class-order`; names that the model knows; numbers
+that the data set itself gives; ImageNet's synsets; numbers as names; the order of the names. Where
+the orders of timm and of torchvision differ, the teacher's predictions decide
+(`vitcompress.pipeline.labels`).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.data.readers.class_map import load_class_map
+from timm.utils.misc import natural_key
 
-from vitcompress.errors import DataError, shorten
+from vitcompress.errors import DataError, nearest, shorten
+from vitcompress.recipe import DataRecipe
 
 _SYNSET = re.compile(r"n\d{8}")
+_PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' names of classes without names
+HINT_ORDER = (
+    "Give --class-map FILE with one class name per line, in the order of the model's classes; or, for as many folders "
+    "as classes, --class-order natural (as timm) or ascii (as torchvision)."
+)
 
 
-def class_indices(
-    names: Sequence[str], where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str] = ()
-) -> Mapping[str, int]:
-    """Return the model's class index of each class of images.
+@dataclass(frozen=True)
+class Numbering:
+    """The class index of each class of images.
+
+    Attributes:
+        index_of: class index by name, normalized to NFC.
+        subject: what is numbered: `12 folders`.
+        how: what decided, as the end of a sentence on the subject.
+        others: numberings that are as plausible; the teacher's predictions tell them apart.
+        has_default: whether this one is used where they do not.
+    """
+
+    index_of: Mapping[str, int]
+    subject: str
+    how: str
+    others: tuple[Numbering, ...] = ()
+    has_default: bool = True
+
+    def __str__(self) -> str:
+        return f"classes: {self.subject} {self.how}"
+
+    @property
+    def count(self) -> int:
+        """Number of classes: the largest index plus one."""
+        return 1 + max(self.index_of.values())
+
+    def indices(self, names: Sequence[str], where: str) -> tuple[int, ...]:
+        """Return the class index of each name.
+
+        Raises:
+            DataError: a name has no class index; all of them are listed.
+        """
+        missing = [name for name in names if nfc(name) not in self.index_of]
+        if missing:
+            near = nearest(missing[0], self.index_of)
+            raise DataError(
+                f"{where}: not among the {len(self.index_of)} known classes: {shorten(missing, limit=20)}{near}.",
+                hint="Rename them, or give --class-map FILE with one class name per line.",
+            )
+        return tuple(self.index_of[nfc(name)] for name in names)
+
+
+@dataclass(frozen=True)
+class ImageClasses:
+    """The classes of images, as their format gives them.
+
+    Attributes:
+        names: names in the format's order.
+        where: name of the images in messages.
+        noun: what the names are names of: folders or labels.
+        numbers: class index of each name, where the format gives it.
+        named: whether these numbers have names of their own.
+        empty: names of class folders without images.
+    """
+
+    names: tuple[str, ...]
+    where: str
+    noun: str = "folders"
+    numbers: tuple[int, ...] | None = None
+    named: bool = False
+    empty: tuple[str, ...] = ()
+
+    def text(self, limit: int = 4) -> str:
+        """Return the number of classes with some names."""
+        count = "1 class" if len(self.names) == 1 else f"{len(self.names)} classes"
+        return f"{count} ({shorten(self.names, limit=limit)})"
+
+
+@dataclass(frozen=True)
+class ModelClasses:
+    """The classes of a model.
+
+    Attributes:
+        count: number K of classes; None for a new head, which takes the images' classes.
+        names: names of the classes, in order; empty if unknown.
+    """
+
+    count: int | None
+    names: tuple[str, ...] = ()
+
+
+def number_classes(
+    images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str] = ()
+) -> Numbering:
+    """Decide the class index of each class of images.
 
     Args:
-        names: names of the images' classes, in the order of their folder, column or shard.
-        where: name of the images in messages.
-        num_classes: number K of the model's classes; None for as many as there are names.
-        class_map: text file with one class name per line, in the order of the model's classes.
-        classes: names of the model's classes, in order; empty if unknown.
+        images: the classes of the training images; of the images to evaluate on, without these.
+        model: the model's classes.
+        recipe: the class map and the order of classes.
+        also: names of classes of the other images.
 
     Raises:
-        DataError: the classes match no mapping.
+        DataError: the classes match no numbering.
     """
-    if class_map is not None:
-        return _mapped(names, where, num_classes, class_map)
-    if set(names) == set(classes) if num_classes is None else set(names) <= set(classes):
-        return {name: index for index, name in enumerate(classes)}
-    if num_classes is None:
-        num_classes = len(names)
-    subset = infer_imagenet_subset({"num_classes": num_classes})
-    if subset and all(_SYNSET.fullmatch(name) for name in names):
-        known = {synset: i for i, synset in enumerate(ImageNetInfo(subset).label_names())}
-        missing = [name for name in names if name not in known]
-        if not missing:
-            return known
-        raise DataError(f"{where}: not classes of {subset}: {shorten(missing)}.", hint="Give --class-map FILE.")
-    if all(name.isdecimal() and int(name) < num_classes for name in names):
-        return {name: int(name) for name in names}
-    if len(names) == num_classes:
-        numbered = all(name.isdecimal() for name in names)  # sort 1, 2, …, 10 as numbers
-        return {name: i for i, name in enumerate(sorted(names, key=int) if numbered else names)}
-    count = "1 class" if len(names) == 1 else f"{len(names)} classes"
+    deciders = (_by_map, _by_given_order, _by_known_names, _by_format, _by_synsets, _by_numbers, _by_order)
+    for decide in deciders:
+        numbering = decide(images, model, recipe, also)
+        if numbering is not None:
+            return numbering
+    if model.names and len(images.names) == model.count:
+        raise DataError(
+            f"{images.where} has {images.text()}, and none of them is one of the model's classes "
+            f"({shorten(model.names, limit=4)}).",
+            hint=HINT_ORDER,
+        )
     raise DataError(
-        f"{where} has {count} ({shorten(names, limit=4)}), but the model has {num_classes} classes.",
-        hint="Give --class-map FILE with one class name per line, in the order of the model's classes, or images "
-        "without labels, such as a flat folder, to measure agreement with the teacher only.",
+        f"{images.where} has {images.text()}, but the model has {model.count} classes.",
+        hint=f"{HINT_ORDER} Images without labels, such as a flat folder, measure agreement with the teacher only.",
     )
 
 
-def are_model_classes(names: Sequence[str], num_classes: int, classes: Sequence[str]) -> bool:
+def number_stream(where: str, model: ModelClasses, recipe: DataRecipe) -> Numbering:
+    """Decide the class index of each label of a stream, whose labels are not known in advance.
+
+    Args:
+        where: name of the images in messages.
+        model: the model's classes.
+        recipe: the class map.
+
+    Raises:
+        DataError: nothing names the classes.
+    """
+    if recipe.class_map is not None:
+        known = read_class_map(recipe.class_map)
+        how = f"numbered by --class-map {recipe.class_map}"
+    elif model.count is None or recipe.class_order is not None:
+        raise DataError(
+            f"{where} is a stream, so its classes are not known in advance.",
+            hint="Give --class-map FILE with one class name per line.",
+        )
+    else:
+        known = {nfc(name): number for number, name in enumerate(model.names)}
+        how = "are numbers from 0" + (", or the names of the model's classes" if known else "")
+    count = len(known) if model.count is None else model.count
+    return Numbering({**{str(number): number for number in range(count)}, **known}, "labels", how)
+
+
+def _by_map(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]) -> Numbering | None:
+    path = recipe.class_map
+    if path is None:
+        return None
+    known = read_class_map(path)
+    names = dict.fromkeys((*images.names, *also))
+    missing = [name for name in names if nfc(name) not in known]
+    if missing:
+        raise DataError(f"{images.where}: not in --class-map {path}: {shorten(missing, limit=20)}.")
+    beyond = [name for name in names if model.count is not None and known[nfc(name)] >= model.count]
+    if beyond:
+        raise DataError(f"--class-map {path}: beyond the model's {model.count} classes: {shorten(beyond)}.")
+    return Numbering(known, _count(images), f"numbered by --class-map {path}")
+
+
+def read_class_map(path: Path) -> dict[str, int]:
+    """Return the class index of each name in a class map, normalized to NFC.
+
+    Raises:
+        DataError: the file is not text, or names a class twice.
+    """
+    if not path.is_file() or path.suffix != ".txt":
+        raise DataError(f"--class-map {path} is not a .txt file.", hint="It must have one class name per line.")
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--class-map {path} cannot be read as text: {error}.") from error
+    names = [nfc(line.strip()) for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"--class-map {path}: several lines are {shorten(map(repr, twice))}.")
+    return {name: number for number, name in enumerate(names)}
+
+
+def _by_given_order(
+    images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]
+) -> Numbering | None:
+    if recipe.class_order is None:
+        return None
+    names = _as_many(images, model)
+    if names is None:
+        return None
+    return _ordered(images, names, recipe.class_order, f" (--class-order {recipe.class_order})")
+
+
+def _by_known_names(
+    images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]
+) -> Numbering | None:
+    known = {nfc(name): number for number, name in enumerate(model.names)}
+    names = {nfc(name) for name in images.names}
+    if not names & known.keys() or (model.count is None and names != known.keys()):
+        return None
+    if not names <= known.keys() and images.numbers is not None and len(images.names) == len(known):
+        given = zip(images.names, images.numbers, strict=True)
+        if all(known.get(nfc(name), number) == number for name, number in given):
+            return None  # a table whose numbers agree spells some names in another way
+    numbering = Numbering(known, _count(images), "named like the model's classes")
+    numbering.indices(images.names, images.where)
+    return numbering
+
+
+def _by_format(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]) -> Numbering | None:
+    if images.numbers is None:
+        return None
+    if model.count is None:  # a new head has no class without images
+        given = dict(zip(map(nfc, images.names), images.numbers, strict=True))
+        index_of = {name: number for number, name in enumerate(sorted(given, key=given.__getitem__))}
+        return Numbering(index_of, _count(images), "in the order of the data set")
+    if images.named and len(images.names) != model.count:
+        return None
+    return _numbered(images, images.names, images.numbers, model.count, "numbered by the data set")
+
+
+def _by_synsets(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]) -> Numbering | None:
+    subset = infer_imagenet_subset({"num_classes": model.count}) if model.count else None
+    if not subset or not all(_SYNSET.fullmatch(name) for name in images.names):
+        return None
+    known = {synset: number for number, synset in enumerate(ImageNetInfo(subset).label_names())}
+    missing = [name for name in images.names if name not in known]
+    if missing:
+        raise DataError(f"{images.where}: not classes of {subset}: {shorten(missing)}.", hint="Give --class-map FILE.")
+    return Numbering(known, _count(images), "named by ImageNet's synsets")
+
+
+def _by_numbers(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]) -> Numbering | None:
+    names = tuple(dict.fromkeys((*images.names, *also)))
+    if model.count is None or not all(name.isdecimal() for name in names):
+        return None
+    numbers = tuple(map(int, names))
+    if len(set(numbers)) < len(numbers):
+        return None
+    numbering = _numbered(images, names, numbers, model.count, "named by numbers")
+    if numbering is None or len(images.names) != model.count:
+        return numbering
+    ascii_order = _ordered(images, images.names, "ascii", ", as torchvision numbers them")
+    others = (*numbering.others, *(() if _same(ascii_order, numbering) else (ascii_order,)))
+    return replace(numbering, others=others)
+
+
+def _numbered(
+    images: ImageClasses, names: Sequence[str], numbers: Sequence[int], count: int, how: str
+) -> Numbering | None:
+    """Take numbers as class indices, from 0 or from 1; None where they are beyond the model's."""
+    from_zero = {nfc(name): number for name, number in zip(names, numbers, strict=True)}
+    less_one = {name: number - 1 for name, number in from_zero.items()}
+    from_one = Numbering(less_one, _count(images), f"{how}, counted from 1")
+    if min(numbers) < 0 or max(numbers) > count or (min(numbers) == 0 and max(numbers) == count):
+        return None
+    if max(numbers) == count:
+        return from_one
+    return Numbering(from_zero, _count(images), f"{how}, counted from 0", (from_one,) if min(numbers) > 0 else ())
+
+
+def _by_order(images: ImageClasses, model: ModelClasses, recipe: DataRecipe, also: Sequence[str]) -> Numbering | None:
+    names = _as_many(images, model)
+    if names is None or (model.names and model.count is not None):
+        return None
+    natural = _ordered(images, names, "natural", ", as timm numbers them")
+    by_code_point = _ordered(images, names, "ascii", ", as torchvision numbers them")
+    if model.count is None:
+        return natural
+    if _same(natural, by_code_point):
+        return replace(natural, how="in alphabetical order")
+    return replace(natural, others=(by_code_point,), has_default=False)
+
+
+def _as_many(images: ImageClasses, model: ModelClasses) -> tuple[str, ...] | None:
+    """Return the names of as many classes as the model has; None if there are more or fewer."""
+    names = images.names
+    if model.count is None or len(names) == model.count:
+        return names
+    with_empty = (*names, *images.empty)  # a class without images still has its number
+    return with_empty if len(with_empty) == model.count else None
+
+
+def _ordered(images: ImageClasses, names: Iterable[str], order: str, why: str) -> Numbering:
+    """Number classes in the order of their names: natural, as timm, or ascii, as torchvision."""
+    key: Callable[[str], Any] = (lambda name: (natural_key(name), name)) if order == "natural" else str
+    index_of = {nfc(name): number for number, name in enumerate(sorted(names, key=key))}
+    shown = "natural" if order == "natural" else "ASCII"
+    return Numbering(index_of, _count(images), f"in {shown} order{why}")
+
+
+def _same(one: Numbering, other: Numbering) -> bool:
+    return all(other.index_of.get(name, number) == number for name, number in one.index_of.items())
+
+
+def _count(images: ImageClasses) -> str:
+    noun = images.noun[:-1] if len(images.names) == 1 else images.noun
+    return f"{len(images.names)} {noun}"
+
+
+def nfc(name: str) -> str:
+    """Return a name in Unicode's composed form; file systems differ in this."""
+    return unicodedata.normalize("NFC", name)
+
+
+def are_model_classes(names: Sequence[str], model: ModelClasses) -> bool:
     """Return whether all classes of images are classes of the model, by name or by number.
 
     Args:
         names: names of the images' classes.
-        num_classes: number K of the model's classes.
-        classes: names of the model's classes, in order; empty if unknown.
+        model: the model's classes.
     """
-    known = {*classes, *map(str, range(num_classes))} if all(name.isdecimal() for name in names) else set(classes)
-    return bool(names) and set(names) <= known
-
-
-def _mapped(names: Sequence[str], where: str, num_classes: int | None, class_map: Path) -> Mapping[str, int]:
-    if not class_map.is_file() or class_map.suffix != ".txt":
-        raise DataError(f"--class-map {class_map} is not a .txt file.", hint="It must have one class name per line.")
-    try:
-        known: dict[str, int] = load_class_map(str(class_map))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--class-map {class_map} cannot be read as text: {error}.") from error
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise DataError(f"{where}: not in --class-map {class_map}: {shorten(missing)}.")
-    beyond = [name for name in names if num_classes is not None and known[name] >= num_classes]
-    if beyond:
-        raise DataError(f"--class-map {class_map}: beyond the model's {num_classes} classes: {shorten(beyond)}.")
-    return known
+    known = set(map(nfc, model.names))
+    if all(name.isdecimal() for name in names):
+        known |= set(map(str, range(model.count or 0)))
+    return bool(names) and set(map(nfc, names)) <= known
 
 
 def names_in_order(index_of: Mapping[str, int], num_classes: int | None) -> tuple[str, ...]:
@@ -99,7 +354,9 @@ def names_in_order(index_of: Mapping[str, int], num_classes: int | None) -> tupl
 def label_names(pretrained_cfg: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the class names in timm's description of weights; empty if there are none."""
     names = pretrained_cfg.get("label_names")
-    return tuple(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else ()
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return ()
+    return () if all(_PLACEHOLDER.fullmatch(name) for name in names) else tuple(names)
 
 
 def known_classes(recorded: Sequence[str], pretrained_cfg: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:

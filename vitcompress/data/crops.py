@@ -19,7 +19,7 @@ from PIL import Image
 
 from vitcompress.bundled import PHOTOGRAPHS
 from vitcompress.data.readers import decode
-from vitcompress.data.sets import ImageSet
+from vitcompress.data.sets import RawImageSet
 
 NUM_CROPS = 100_000  # different crops; each is augmented anew in every pass
 NUM_VAL_CROPS = 256
@@ -70,7 +70,7 @@ def _photograph(path: Path) -> Image.Image:
     return decode(path).convert("RGB")
 
 
-def open_crops(split: str) -> ImageSet:
+def open_crops(split: str) -> RawImageSet:
     """Return crops of the training photographs, or of the photograph that is held out.
 
     Args:
@@ -83,7 +83,7 @@ def open_crops(split: str) -> ImageSet:
     else:
         name = f"crops of {len(paths)} built-in photographs"
         reader = CropReader(paths, NUM_CROPS, 0)
-    return ImageSet(name, reader, None, tuple(range(len(reader))), note=NOTE, endless=True)
+    return RawImageSet(name, reader, notes=(NOTE,), endless=True)
 
 
 NOTE = (

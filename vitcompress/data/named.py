@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vitcompress.data.classes import ImageClasses
 from vitcompress.data.sets import RawImageSet
 from vitcompress.errors import DataError, first_line, nearest
 
@@ -97,7 +98,9 @@ def open_named(place: str, split: str, where: str) -> RawImageSet:
         ) from error
     title = f"{where} ({'training' if split == 'train' else 'validation or test'} images)"
     targets = _targets(images)
-    return RawImageSet(title, NamedReader(images, title), targets, _classes(images, targets))
+    names = _classes(images, targets)
+    classes = ImageClasses(names, where, "labels", tuple(range(len(names))), named=hasattr(images, "classes"))
+    return RawImageSet(title, NamedReader(images, title), targets, classes)
 
 
 def _targets(images: Any) -> tuple[int, ...]:

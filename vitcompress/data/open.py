@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from vitcompress.bundled import Bundle
+from vitcompress.data.classes import ImageClasses, ModelClasses, Numbering, number_classes, number_stream
 from vitcompress.data.crops import open_crops
 from vitcompress.data.folders import folder_at, open_folder
 from vitcompress.data.named import open_named
@@ -25,38 +25,52 @@ _KIND = re.compile(r"(wds|hfds|torch)([:/])(.+)", re.IGNORECASE | re.DOTALL)
 
 
 def open_sets(
-    recipe: DataRecipe, *, bundle: Bundle | None, num_classes: int | None, seed: int, classes: Sequence[str] = (),
-    flag: str = "--data",
-) -> tuple[ImageSet | None, ImageSet | None]:  # fmt: skip
+    recipe: DataRecipe, *, bundle: Bundle | None, model: ModelClasses, seed: int, flag: str = "--data"
+) -> tuple[ImageSet | None, ImageSet | None]:
     """Open the images to train and to evaluate on; decodes no image.
 
+    Both are labeled by one numbering of classes, that of the training images where these have
+    labels.
+
     Args:
-        recipe: names of the images, and the class map.
+        recipe: names of the images, and how their classes are numbered.
         bundle: built-in model whose images are the default.
-        num_classes: number K of the model's classes; 0 if it has no classes, so that labels are
-            left out; None to take the number from the training images.
+        model: the model's classes; with 0 of them, labels are left out.
         seed: decides which images are held out, if there are no validation images.
-        classes: names of the model's classes, in order; empty if unknown.
         flag: the flag that named the training images, for messages.
 
     Returns:
         Training and validation images; each None if not named.
 
     Raises:
-        DataError: images are missing, or their classes match no mapping.
+        DataError: images are missing, or their classes match no numbering.
     """
     data = BUILT_IN if recipe.data is None and bundle else recipe.data
-    train = open_images(data, "train", flag, recipe, bundle, num_classes, classes) if data else None
-    if num_classes is None and train is not None and train.classes:  # both sets have the same classes
-        num_classes, classes = len(train.classes), train.classes
+    train = _open(data, "train", flag, recipe, bundle) if data else None
     val = None
     if recipe.val_data is not None:
-        val = open_to_evaluate(recipe.val_data, "--val-data", recipe, bundle, num_classes, classes)
+        val = _open_to_evaluate(recipe.val_data, "--val-data", recipe, bundle)
     elif data is not None:
-        val = open_images(data, "val", flag, recipe, bundle, num_classes, classes)
-    if val is None and train is not None:
-        train, val = hold_out(train, seed=seed)
-    return train, val
+        val = _open(data, "val", flag, recipe, bundle)
+    numbering = _number(train, val, model, recipe)
+    if model.count is None and numbering is not None:
+        model = ModelClasses(numbering.count)
+    trained, judged = (label_images(images, numbering, model.count) if images else None for images in (train, val))
+    return hold_out(trained, seed=seed) if trained and judged is None else (trained, judged)
+
+
+def _number(
+    train: RawImageSet | None, val: RawImageSet | None, model: ModelClasses, recipe: DataRecipe
+) -> Numbering | None:
+    """Return the numbering of the classes of both sets; None without labels or classes."""
+    labeled = [images for images in (train, val) if images is not None and images.has_labels]
+    if not labeled or model.count == 0:
+        return None
+    first, *rest = labeled
+    if first.classes is None:
+        return number_stream(first.name, model, recipe)
+    also = [name for images in rest if images.classes for name in images.classes.names]
+    return number_classes(first.classes, model, recipe, also)
 
 
 def check_places(recipe: DataRecipe) -> None:
@@ -78,44 +92,31 @@ def check_places(recipe: DataRecipe) -> None:
     faults.raise_as(DataError)
 
 
-def open_to_evaluate(
-    spec: str, flag: str, recipe: DataRecipe, bundle: Bundle | None, num_classes: int | None,
-    classes: Sequence[str] = (),
-) -> ImageSet:  # fmt: skip
+def open_to_evaluate(spec: str, flag: str, recipe: DataRecipe, bundle: Bundle | None, model: ModelClasses) -> ImageSet:
     """Open the validation images of `spec`, or all its images if it has no validation split.
 
-    The arguments are those of `open_images`.
+    Args:
+        spec: name of the images, as --data takes it.
+        flag: the flag that `spec` was given for, for messages.
+        recipe: columns, and how classes are numbered.
+        bundle: built-in model whose images `built-in` means.
+        model: the model's classes; with 0 of them, labels are left out.
 
     Raises:
-        DataError: images are missing, or their classes match no mapping.
+        DataError: images are missing, or their classes match no numbering.
     """
-    val = open_images(spec, "val", flag, recipe, bundle, num_classes, classes)
-    images = val or open_images(spec, "train", flag, recipe, bundle, num_classes, classes)
+    images = _open_to_evaluate(spec, flag, recipe, bundle)
+    return label_images(images, _number(images, None, model, recipe), model.count)
+
+
+def _open_to_evaluate(spec: str, flag: str, recipe: DataRecipe, bundle: Bundle | None) -> RawImageSet:
+    images = _open(spec, "val", flag, recipe, bundle) or _open(spec, "train", flag, recipe, bundle)
     assert images is not None  # only a validation split may be missing
     return images
 
 
-def open_images(
-    spec: str, split: str, flag: str, recipe: DataRecipe, bundle: Bundle | None, num_classes: int | None,
-    classes: Sequence[str] = (),
-) -> ImageSet | None:  # fmt: skip
-    """Open the images of a split.
-
-    Args:
-        spec: name of the images, as --data takes it.
-        split: "train" or "val".
-        flag: the flag that `spec` was given for, for messages.
-        recipe: class map and columns.
-        bundle: built-in model whose images `built-in` means.
-        num_classes: number K of the model's classes; 0 if it has none; None to count the images'.
-        classes: names of the model's classes, in order; empty if unknown.
-
-    Returns:
-        The images; None if `split` is "val" and there is no validation split.
-
-    Raises:
-        DataError: images are missing, or their classes match no mapping.
-    """
+def _open(spec: str, split: str, flag: str, recipe: DataRecipe, bundle: Bundle | None) -> RawImageSet | None:
+    """Open the images of a split; None if `split` is "val" and there is no validation split."""
     if spec == BUILT_IN:
         return _bundled(bundle, split) if bundle else open_crops(split)
     kind, place = kind_of(spec)
@@ -129,10 +130,7 @@ def open_images(
         images = open_named(place, split, where)
     else:
         images = open_folder(place, split, flag)
-    if images is None:
-        return None
-    images = replace(images, name=images.name.removeprefix(f"{flag} "))
-    return label_images(images, where, num_classes, recipe.class_map, classes)
+    return replace(images, name=images.name.removeprefix(f"{flag} ")) if images else None
 
 
 def kind_of(spec: str) -> tuple[str, str]:
@@ -146,9 +144,10 @@ def kind_of(spec: str) -> tuple[str, str]:
     return match[1].lower(), match[3]
 
 
-def _bundled(bundle: Bundle, split: str) -> ImageSet:
+def _bundled(bundle: Bundle, split: str) -> RawImageSet:
     with np.load(bundle.images, allow_pickle=False) as arrays:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     name = f"Fashion-MNIST, {len(images):,} {'training' if split == 'train' else 'test'} images (built in)"
     names = tuple(bundle.pretrained_cfg["label_names"])
-    return ImageSet(name, ArrayReader(images, name), tuple(int(y) for y in labels), tuple(range(len(images))), names)
+    classes = ImageClasses(names, name, "labels", tuple(range(len(names))), named=True)
+    return RawImageSet(name, ArrayReader(images, name), tuple(labels.tolist()), classes)

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 # formats that Pillow decodes itself, whatever the file is called; for PostScript it would run
 # Ghostscript
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_EXTENSIONS = {
+    "AVIF": ".avif", "BMP": ".bmp", "GIF": ".gif", "JPEG": ".jfif .jpe .jpeg .jpg", "JPEG2000": ".j2k .jp2",
+    "PNG": ".png", "PPM": ".pbm .pgm .pnm .ppm", "TIFF": ".tif .tiff", "WEBP": ".webp",
+}  # fmt: skip
+FORMATS = tuple(name for name in _EXTENSIONS if name != "AVIF" or features.check("avif"))
+EXTENSIONS = frozenset(extension for name in FORMATS for extension in _EXTENSIONS[name].split())
 
 
 class Reader(Protocol):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from vitcompress.data.classes import class_indices, names_in_order
+from vitcompress.data.classes import ImageClasses, Numbering, names_in_order
 from vitcompress.data.readers import Reader
 from vitcompress.data.streams import StreamReader
 from vitcompress.errors import DataError
 
-TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "valid", "test")
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "validation", "valid", "eval", "evaluation", "test", "testing")
 HELD_OUT_FRACTION, MAX_HELD_OUT = 0.1, 5000
 _MAX_HELD_OUT_SHARDS = 8
 
@@ -29,8 +29,10 @@ class ImageSet:
             empty for a stream, whose labels are read with its images.
         indices: positions in `reader` of the images of the set; empty for a stream.
         classes: names of the model's classes, in order; empty if the images do not name them all.
-        note: remark for every report on these images; empty if there is none.
+        notes: remarks for every report on these images.
         endless: whether passes over the images cannot be counted.
+        numbering: the class index of each class name; None if unlabeled.
+        empty: names of class folders without images.
     """
 
     name: str
@@ -38,8 +40,10 @@ class ImageSet:
     labels: Sequence[int] | None
     indices: tuple[int, ...]
     classes: tuple[str, ...] = ()
-    note: str = ""
+    notes: tuple[str, ...] = ()
     endless: bool = False
+    numbering: Numbering | None = None
+    empty: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         if isinstance(self.reader, StreamReader):
@@ -75,63 +79,62 @@ class RawImageSet:
     Attributes:
         name: name of the images.
         reader: opens the images.
-        targets: position of each image's class in `classes`; None if unlabeled.
-        classes: names of the classes, in the format's order.
+        targets: position of each image's class in `classes.names`; None if unlabeled.
+        classes: the classes, as the format gives them; None if unlabeled.
+        notes: remarks on the images, such as files that were left out.
+        endless: whether passes over the images cannot be counted.
     """
 
     name: str
     reader: Reader
     targets: Sequence[int] | None = None
-    classes: tuple[str, ...] = ()
+    classes: ImageClasses | None = None
+    notes: tuple[str, ...] = ()
+    endless: bool = False
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images have labels."""
+        return self.reader.has_labels if isinstance(self.reader, StreamReader) else self.targets is not None
 
 
-def label_images(
-    images: RawImageSet, where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str]
-) -> ImageSet:
+def label_images(images: RawImageSet, numbering: Numbering | None, num_classes: int | None) -> ImageSet:
     """Return the images with class indices of the model as labels.
 
     Args:
         images: images with the labels of their format.
-        where: name of the images in messages.
-        num_classes: number K of the model's classes; 0 if it has none, so that labels are left out;
-            None to count the images' classes.
-        class_map: text file with one class name per line, in the order of the model's classes.
-        classes: names of the model's classes, in order; empty if unknown.
+        numbering: the class index of each class; None to leave labels out.
+        num_classes: number K of the model's classes; None to count those of the numbering.
 
     Raises:
-        DataError: the classes of the images match no mapping.
+        DataError: a class of the images has no number.
     """
+    stream = isinstance(images.reader, StreamReader)
+    plain = ImageSet(
+        images.name, images.reader, None, () if stream else tuple(range(len(images.reader))), notes=images.notes,
+        endless=stream or images.endless,
+    )  # fmt: skip
+    if numbering is None or not images.has_labels:
+        return plain
+    classes = names_in_order(numbering.index_of, num_classes)
+    labeled = replace(plain, classes=classes, numbering=numbering)
     if isinstance(images.reader, StreamReader):
-        return _labeled_stream(images.name, images.reader, where, num_classes, class_map, classes)
-    indices = tuple(range(len(images.reader)))
-    if images.targets is None or num_classes == 0:
-        return ImageSet(images.name, images.reader, None, indices)
-    index_of = class_indices(images.classes, where, num_classes, class_map, classes)
-    labels = tuple(index_of[images.classes[target]] for target in images.targets)
-    return ImageSet(images.name, images.reader, labels, indices, names_in_order(index_of, num_classes))
+        return replace(labeled, labels=(), reader=replace(images.reader, index_of=numbering.index_of))
+    assert images.classes is not None  # there are labels
+    assert images.targets is not None
+    indices = numbering.indices(images.classes.names, images.classes.where)
+    labels = tuple(indices[target] for target in images.targets)
+    return replace(labeled, labels=labels, empty=images.classes.empty)
 
 
-def _labeled_stream(
-    name: str, reader: StreamReader, where: str, num_classes: int | None, class_map: Path | None, classes: Sequence[str]
-) -> ImageSet:
-    """Return a stream whose labels are names or numbers of the model's classes, read on the way."""
-    if not reader.has_labels or num_classes == 0:
-        return ImageSet(name, reader, None, (), endless=True)
-    names: Sequence[str] = classes
-    if class_map is not None:
-        index_of: Mapping[str, int] = class_indices((), where, num_classes, class_map)
-        names = names_in_order(index_of, num_classes)
-    elif num_classes is None:
-        raise DataError(
-            f"{where} is a stream, so its classes are not known in advance.",
-            hint="Give --class-map FILE with one class name per line.",
-        )
-    else:
-        index_of = {name: number for number, name in enumerate(classes)}
-    count = len(names) if num_classes is None else num_classes
-    index_of = {**{str(number): number for number in range(count)}, **index_of}
-    reader = replace(reader, index_of=index_of)
-    return ImageSet(name, reader, (), (), tuple(names), endless=True)
+def renumbered(images: ImageSet, numbering: Numbering) -> ImageSet:
+    """Return the images labeled by another numbering of the same classes."""
+    if images.numbering is None or images.labels is None or images.streams:
+        return images
+    moved = {old: numbering.index_of[name] for name, old in images.numbering.index_of.items()}
+    labels = tuple(moved[label] for label in images.labels)
+    classes = names_in_order(numbering.index_of, len(images.classes)) if images.classes else ()
+    return replace(images, labels=labels, numbering=numbering, classes=classes)
 
 
 def hold_out(images: ImageSet, *, seed: int) -> tuple[ImageSet, ImageSet]:

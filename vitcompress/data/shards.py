@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitcompress.data.classes import ImageClasses
 from vitcompress.data.readers import EXTENSIONS, decode
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.data.streams import StreamReader, read_shard
@@ -149,8 +150,10 @@ def _indexed(urls: tuple[str, ...], where: str, image_key: str, label_key: str) 
             f"{where}: {len(targets) - len(labels)} of {len(targets)} images have no .{label_key}, "
             f"for example {names[targets.index(None)]}."
         )
-    classes = tuple(sorted(set(labels)))
-    position = {name: number for number, name in enumerate(classes)}
+    names = tuple(sorted(set(labels)))
+    position = {name: number for number, name in enumerate(names)}
+    indices = tuple(map(int, names)) if all(name.isdecimal() for name in names) else None
+    classes = ImageClasses(names, where, "labels", indices)
     return RawImageSet(where, reader, tuple(position[target] for target in labels), classes)
 
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from vitcompress.data.classes import nfc
 from vitcompress.data.readers import decode
 from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_image, is_remote, read_member
 
@@ -111,9 +112,9 @@ class StreamReader:
         """
         if not self.has_labels or not self.index_of:
             return -1
-        if sample.target is None or sample.target not in self.index_of:
+        if sample.target is None or nfc(sample.target) not in self.index_of:
             raise ValueError(f"its label {sample.target!r} (.{self.label_key}) is not a class of the model")
-        return self.index_of[sample.target]
+        return self.index_of[nfc(sample.target)]
 
     def draw(self, number: int, *, after: int, seed: int) -> StreamReader:
         """Return a reader of `number` images of shuffled shards, after skipping `after` of them.

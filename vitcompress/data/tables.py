@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from vitcompress.data.classes import ImageClasses
 from vitcompress.data.readers import decode
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.errors import DataError, first_line, nearest, shorten
@@ -109,8 +110,10 @@ def _load(datasets: Any, root: Path, where: str) -> Mapping[str, Any]:
 
 
 def _split_name(splits: Mapping[str, Any], split: str) -> str | None:
-    train = next((name for name in TRAIN_NAMES if name in splits), None)
-    val = next((name for name in VAL_NAMES if name in splits), None)
+    train, val = (
+        next((name for known in names for name in splits if name.lower() == known), None)
+        for names in (TRAIN_NAMES, VAL_NAMES)
+    )
     if split == "val":
         return val if len(splits) > 1 else None
     return train or next(iter(splits))
@@ -140,8 +143,8 @@ def _check_column(features: Any, where: str, column: str, flag: str) -> None:
         )
 
 
-def _labels(datasets: Any, table: Any, where: str, label_key: str) -> tuple[Sequence[int] | None, tuple[str, ...]]:
-    """Return the position of each row's class, and the names of the classes."""
+def _labels(datasets: Any, table: Any, where: str, label_key: str) -> tuple[Sequence[int] | None, ImageClasses | None]:
+    """Return the position of each row's class among the classes, and these."""
     features = table.features
     if label_key:
         _check_column(features, where, label_key, "--label-key")
@@ -153,20 +156,23 @@ def _labels(datasets: Any, table: Any, where: str, label_key: str) -> tuple[Sequ
         )
     column = column or (named[0] if named else "")
     if not column:
-        return None, ()
+        return None, None
     values = list(table.select_columns([column])[:][column])
     missing = [value is None or value == -1 for value in values]
     if all(missing):  # test sets on the Hub
-        return None, ()
+        return None, None
     if any(missing):
         raise DataError(f"{where}: {sum(missing)} of {len(values)} rows have no {column}.")
     if isinstance(features[column], datasets.ClassLabel):
-        return values, tuple(features[column].names)
+        names = tuple(features[column].names)
+        return values, ImageClasses(names, where, "labels", tuple(range(len(names))), named=True)
     if not all(isinstance(value, (int, str)) for value in values):
         raise DataError(
             f"{where}: column {column} holds neither numbers nor names of classes.",
             hint="Name another column with --label-key.",
         )
-    names = sorted(set(values))
-    position = {value: number for number, value in enumerate(names)}
-    return [position[value] for value in values], tuple(map(str, names))
+    found = sorted(set(values))
+    position = {value: number for number, value in enumerate(found)}
+    numbers = tuple(found) if all(isinstance(value, int) for value in found) else None
+    classes = ImageClasses(tuple(map(str, found)), where, "labels", numbers)
+    return [position[value] for value in values], classes

@@ -17,7 +17,7 @@ _WITHOUT_EFFECT = {  # fields that do not change the weights, by stage; None for
     "data": ("num_workers",),
     "gates": None,
     "model": ("checkpoint",),  # its weights are compared instead
-    "teacher": ("teacher_checkpoint",),
+    "teacher": ("teacher_checkpoint", "allow_weak_teacher"),
 }
 
 

@@ -16,6 +16,7 @@ from vitcompress.export.hf import push_folder
 from vitcompress.export.loaded import LoadedArtifact
 from vitcompress.export.parity import compare_outputs, read_probe
 from vitcompress.export.registry import FORMATS
+from vitcompress.recipe import DataRecipe
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.extras import require_extra
 
@@ -39,6 +40,8 @@ class Exported:
         same_top1: number of images with the same most likely class; None if the model has no
             classes.
         notes: what a user of the result should know.
+        top1: of the result, in percent; None without labeled images.
+        artifact_top1: of the artifact, in percent, on the same images.
     """
 
     format: str
@@ -52,6 +55,8 @@ class Exported:
     largest_output: float
     same_top1: int | None
     notes: tuple[str, ...] = ()
+    top1: float | None = None
+    artifact_top1: float | None = None
 
     def lines(self) -> list[str]:
         """Return a summary for people, as lines of text."""
@@ -61,7 +66,8 @@ class Exported:
         )
         scale = f"the largest output is {self.largest_output:.3g}"
         difference = f"outputs differ by at most {self.max_difference:.2g} ({scale}) on {self.images}{top1}"
-        return [f"wrote {size}", difference, *self.notes]
+        labeled = [] if self.top1 is None else [f"top-1: {self.top1:.2f} % (the artifact: {self.artifact_top1:.2f} %)"]
+        return [f"wrote {size}", difference, *labeled, *self.notes]
 
 
 def export(
@@ -69,7 +75,7 @@ def export(
     to: str,
     out: str | os.PathLike[str],
     *,
-    data: Path | None = None,
+    data: Path | DataRecipe | None = None,
     num_images: int = NUM_IMAGES,
     push: str | None = None,
     reporter: Reporter | None = None,
@@ -80,7 +86,8 @@ def export(
         path: a file that `vitcompress compress` or `finetune` wrote.
         to: the format, a key of `FORMATS`.
         out: path of the file to write, or of the folder for `hf`; its parent folder exists.
-        data: images to compare outputs on; None for the built-in ones and noise.
+        data: images to compare outputs on, or a recipe that names them and says how their classes
+            are numbered; None for the built-in ones and noise.
         num_images: maximum number of those images.
         push: repository of the Hugging Face Hub to upload the folder to; only for `hf`.
         reporter: receives progress; silent by default.
@@ -98,7 +105,8 @@ def export(
         check_not_an_input("--out", out, {str(path): Path(path)})
     artifact = LoadedArtifact.read(Path(path))
     target.check(artifact)
-    probe = read_probe(artifact, data, num_images)
+    recipe = data if data is None or isinstance(data, DataRecipe) else DataRecipe(data=str(data))
+    probe = read_probe(artifact, recipe, num_images, reporter)
     with target.placing(out) as temporary:
         reporter.say(f"writing {out}")
         try:
@@ -107,7 +115,7 @@ def export(
             raise ExportError(f"{out} was not written: {first_line(error)}.") from error
         reporter.say(f"comparing outputs on {probe.name}")
         try:
-            match = compare_outputs(artifact.student, written.run, probe.batches, written.tolerance)
+            match = compare_outputs(artifact.student, written.run, probe, written.tolerance)
         except ExportError as error:
             raise ExportError(f"{out} was not written: {error}.") from error
         out_bytes = _check_size(temporary, out, written)
@@ -119,7 +127,7 @@ def export(
         format=to, out=str(out), out_bytes=out_bytes, artifact_bytes=artifact.path.stat().st_size,
         tensor_bytes=written.tensor_bytes, images=probe.name, num_images=match.num_images,
         max_difference=match.max_difference, largest_output=match.largest_output, same_top1=match.same_top1,
-        notes=written.notes,
+        notes=(*written.notes, *probe.notes), top1=match.top1, artifact_top1=match.artifact_top1,
     )  # fmt: skip
 
 

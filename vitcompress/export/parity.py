@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
+from vitcompress.data.classes import ModelClasses, known_classes
 from vitcompress.data.loaders import count_unreadable, evaluation_loader
 from vitcompress.data.open import open_to_evaluate
-from vitcompress.errors import ExportError
+from vitcompress.data.sets import ImageSet, renumbered
+from vitcompress.errors import DataError, ExportError
 from vitcompress.export.loaded import LoadedArtifact
 from vitcompress.families.outputs import has_classes
+from vitcompress.pipeline.checks import bundle_of
+from vitcompress.pipeline.labels import judge, numbered_line
 from vitcompress.recipe import BUILT_IN, DataRecipe
+from vitcompress.runtime.console import Reporter
 
 Run = Callable[[Tensor], Tensor]
 
@@ -46,10 +51,14 @@ class Probe:
     Attributes:
         name: description for messages and reports.
         batches: images `[B, C, H, W]`, with different B.
+        labels: class index of each image, `[N]`; None without labels.
+        notes: remarks on the images and their labels.
     """
 
     name: str
     batches: tuple[Tensor, ...]
+    labels: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,34 +69,77 @@ class OutputMatch:
     max_difference: float
     largest_output: float
     same_top1: int | None
+    top1: float | None = None
+    artifact_top1: float | None = None
 
 
-def read_probe(artifact: LoadedArtifact, data: Path | None, num_images: int) -> Probe:
+def read_probe(artifact: LoadedArtifact, data: DataRecipe | None, num_images: int, reporter: Reporter) -> Probe:
     """Read images to compare on: the user's, or the built-in ones and noise.
 
     Args:
         artifact: the artifact; images are prepared as its model takes them.
-        data: folder of images; None for the built-in ones and noise.
+        data: the images, and how their classes are numbered; None for built-in ones and noise.
         num_images: maximum number of images, spread evenly over the folder.
+        reporter: says how classes are numbered.
 
     Raises:
-        DataError: the folder has no readable images.
+        DataError: there are no images, or one is unreadable.
     """
-    if data is None and artifact.input_size[0] not in (1, 3):
+    if data is None:
+        return _built_in_probe(artifact, num_images)
+    images, notes = _open(artifact, data)
+    for note in notes:
+        reporter.say(note)
+    chosen = _spread(images, num_images)
+    batches, labels = _read(artifact, chosen)
+    return Probe(
+        f"{len(labels)} images of {data.data}", _split(batches), labels if images.numbering is not None else None, notes
+    )
+
+
+def _built_in_probe(artifact: LoadedArtifact, num_images: int) -> Probe:
+    if artifact.input_size[0] not in (1, 3):
         return Probe(f"{num_images} images of noise", _split(_noise(artifact, num_images)))
-    spec = BUILT_IN if data is None else str(data)
-    images = open_to_evaluate(spec, "--data", DataRecipe(), FASHION_VIT, 0)
-    count = min(num_images, len(images))
-    chosen = images.subset([position * len(images) // count for position in range(count)], images.name)
-    recipe = DataRecipe(batch_size=BATCH_SIZE, num_workers=0)
-    batches = []
-    for batch in evaluation_loader(chosen, artifact.manifest.data_config, recipe):
+    images = open_to_evaluate(BUILT_IN, "--data", DataRecipe(), FASHION_VIT, ModelClasses(0))
+    batches, _ = _read(artifact, _spread(images, num_images))
+    name = f"{len(batches)} built-in images and {NOISE_IMAGES} of noise"
+    return Probe(name, _split(torch.cat([batches, _noise(artifact, NOISE_IMAGES)])))
+
+
+def _open(artifact: LoadedArtifact, data: DataRecipe) -> tuple[ImageSet, tuple[str, ...]]:
+    """Open images, labeled where their classes are the model's; return them with remarks."""
+    student: Any = artifact.student
+    manifest, spec = artifact.manifest, data.data or BUILT_IN
+    count = student.num_classes if has_classes(student) else 0
+    known = known_classes(manifest.classes, manifest.source["pretrained_cfg"], count)
+    bundle = bundle_of(str(manifest.source["name"]), manifest.classes)
+    try:
+        images = open_to_evaluate(spec, "--data", data, bundle, ModelClasses(count, known))
+        if images.numbering is None or not images.numbering.others:
+            return images, (*images.notes, *filter(None, [numbered_line(images)]))
+        judged = judge(images, student, manifest.data_config, data, artifact.path.name)
+        return renumbered(images, judged.numbering), (*images.notes, judged.line)
+    except DataError as error:  # outputs can be compared without labels
+        if data.class_map is not None or data.class_order is not None:
+            raise
+        images = open_to_evaluate(spec, "--data", data, bundle, ModelClasses(0))
+        return images, (*images.notes, f"Labels are not used: {error}")
+
+
+def _spread(images: ImageSet, count: int) -> ImageSet:
+    """Return at most `count` images, spread evenly."""
+    count = min(count, len(images))
+    return images.subset([position * len(images) // count for position in range(count)], images.name)
+
+
+def _read(artifact: LoadedArtifact, images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Return images `[N, C, H, W]` and their labels `[N]`."""
+    batches = list(
+        evaluation_loader(images, artifact.manifest.data_config, DataRecipe(batch_size=BATCH_SIZE, num_workers=0))
+    )
+    for batch in batches:
         count_unreadable(batch, skip=False)
-        batches.append(batch.images)
-    if data is not None:
-        return Probe(f"{count} images of {data}", _split(torch.cat(batches)))
-    name = f"{count} built-in images and {NOISE_IMAGES} of noise"
-    return Probe(name, _split(torch.cat([*batches, _noise(artifact, NOISE_IMAGES)])))
+    return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
 
 
 def _noise(artifact: LoadedArtifact, count: int) -> Tensor:
@@ -99,15 +151,13 @@ def _split(images: Tensor) -> tuple[Tensor, ...]:
     return (images[:1], *(images[1:].split(BATCH_SIZE) if len(images) > 1 else ()))
 
 
-def compare_outputs(
-    student: nn.Module, run: Run, batches: Sequence[Tensor], tolerance: Tolerance = EXACT
-) -> OutputMatch:
+def compare_outputs(student: nn.Module, run: Run, probe: Probe, tolerance: Tolerance = EXACT) -> OutputMatch:
     """Compare the outputs of an export with those of the artifact's model.
 
     Args:
         student: the artifact's model, in eval mode on CPU.
         run: computes the export's outputs from images `[B, C, H, W]`.
-        batches: batches of images `[B, C, H, W]`.
+        probe: images, and their labels, if any.
         tolerance: how far outputs may differ.
 
     Returns:
@@ -118,8 +168,8 @@ def compare_outputs(
             likely class of an image differs and is not a tie.
     """
     with torch.inference_mode():
-        expected = torch.cat([student(images) for images in batches])
-        outputs = torch.cat([run(images) for images in batches]).to(expected.dtype)
+        expected = torch.cat([student(images) for images in probe.batches])
+        outputs = torch.cat([run(images) for images in probe.batches]).to(expected.dtype)
     if outputs.shape != expected.shape:
         raise ExportError(f"outputs have shape {tuple(outputs.shape)}, the artifact's {tuple(expected.shape)}")
     largest, difference = float(expected.abs().max()), float((outputs - expected).abs().max())
@@ -132,4 +182,11 @@ def compare_outputs(
     wrong = int((margin > tolerance.tie * largest).sum())
     if wrong:
         raise ExportError(f"the most likely class of {wrong} of {len(expected)} images differs")
-    return OutputMatch(len(expected), difference, largest, int((expected_top1 == top1).sum()))
+    same = int((expected_top1 == top1).sum())
+    accuracies = [_percent(classes, probe.labels) for classes in (top1, expected_top1)]
+    return OutputMatch(len(expected), difference, largest, same, *accuracies)
+
+
+def _percent(classes: Tensor, labels: Tensor | None) -> float | None:
+    """Return the percentage of images `[N, 1]` whose class is their label; None without labels."""
+    return None if labels is None else round(100 * float((classes.squeeze(1) == labels).double().mean()), 4)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from vitcompress.plans.bounds import Count, Number, Percent, Points, Positive, PositiveCount, Text
 
+MIN_IMAGES = 30  # with fewer, a result no better than chance is only a note
 MAX_CLASSES = 20  # in a report: it is part of the file's header
 MAX_CONFUSIONS = 10
 MAX_FITS = 20
@@ -97,6 +98,9 @@ class Accuracy:
         feature_cosine: mean cosine similarity of features, −1 to 1; None with other outputs.
         classes: the classes that changed most, at most 20; empty without labels.
         confusions: the student's most frequent added mistakes, at most 10; empty without labels.
+        chance_top1: of a guess that is always the commonest class, in percent.
+        above_chance: whether the teacher (without one, the student) is better than that, by a
+            one-sided binomial test at 1 %.
         mean_average_precision: of the student's ranking of the images against the teacher's
             decisions at probability 0.5, mean over the labels that the teacher finds, in percent;
             None with other outputs than multi_label, or where the teacher finds no label.
@@ -121,11 +125,18 @@ class Accuracy:
     feature_cosine: Number | None = None
     classes: Annotated[tuple[ClassHits, ...], Field(max_length=100)] = ()
     confusions: Annotated[tuple[Confusion, ...], Field(max_length=100)] = ()
+    chance_top1: Percent | None = None
+    above_chance: bool | None = None
     mean_average_precision: Percent | None = None
     r2: Number | None = None
     relative_rmse: Number | None = None
     fits: Annotated[tuple[OutputFit, ...], Field(max_length=100)] = ()
     outputs: Text | None = None
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether enough labeled images show that the teacher is no better than chance."""
+        return self.above_chance is False and self.num_images >= MIN_IMAGES
 
 
 def unlabeled(outputs: str, name: str, count: int, skipped: int, **measures: Any) -> Accuracy:

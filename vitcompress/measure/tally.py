@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress.families.outputs import CLASSES, FEATURES
+from vitcompress.measure.chance import SIGNIFICANCE, at_least, top1_of_chance
 from vitcompress.measure.multi_label import MultiLabelTally
 from vitcompress.measure.regression import RegressionTally
 from vitcompress.measure.results import MAX_CLASSES, MAX_CONFUSIONS, Accuracy, ClassHits, Confusion, unlabeled
@@ -40,7 +41,7 @@ class LogitTally:
     """Sums over images, of models with classes."""
 
     def __init__(self) -> None:
-        self.count = self.skipped = 0
+        self.count = self.skipped = self.num_classes = 0
         self.kl = 0.0
         # images by what is right or the same: teacher1, student5, agree, only_teacher, …; a missing
         # key was not measured
@@ -55,6 +56,7 @@ class LogitTally:
             total.count += tally.count
             total.skipped += tally.skipped
             total.kl += tally.kl
+            total.num_classes = max(total.num_classes, tally.num_classes)
             total.hits.update(tally.hits)  # not +, which leaves out zeros
             for name, counts in tally.predictions.items():
                 total.predictions[name].update(counts)
@@ -69,6 +71,7 @@ class LogitTally:
             labels: `[B]`; -1 without labels.
         """
         self.count += len(labels)
+        self.num_classes = student.shape[1]
         correct = {}
         if (labels >= 0).all():
             for name, logits in (("student", student), ("teacher", teacher)):
@@ -97,6 +100,7 @@ class LogitTally:
             only_teacher, only_student = self.hits["only_teacher"], self.hits["only_student"]
             drop = round(100 * (only_teacher - only_student) / self.count, 4)
             interval = paired_interval(only_teacher, only_student, self.count)
+        chance, above = self._chance()
         return Accuracy(
             data=name,
             num_images=self.count,
@@ -111,8 +115,19 @@ class LogitTally:
             kl=round(self.kl / self.count, 6) if "agree" in self.hits else None,
             classes=self._classes(),
             confusions=self._confusions(),
+            chance_top1=chance,
+            above_chance=above,
             outputs=CLASSES.name,
         )
+
+    def _chance(self) -> tuple[float | None, bool | None]:
+        """Return the top-1 of chance in percent, and whether the teacher (or student) beats it."""
+        key = "teacher1" if "teacher1" in self.hits else "student1"
+        if key not in self.hits:
+            return None, None
+        labels = (label for (label, _), count in self.predictions["student"].items() for _ in range(count))
+        chance = top1_of_chance(labels, self.num_classes)
+        return round(100 * chance, 4), at_least(self.hits[key], self.count, chance) < SIGNIFICANCE
 
     def _classes(self) -> tuple[ClassHits, ...]:
         """Return the classes that changed most (without a teacher: most mistakes), worst first."""

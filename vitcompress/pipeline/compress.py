@@ -31,6 +31,7 @@ from vitcompress.initialize.start import start_student
 from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.checks import check_recipe
 from vitcompress.pipeline.finish import Reference, conclude
+from vitcompress.pipeline.labels import with_labels
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
 from vitcompress.pipeline.prepare import outputs_notes, planned, prepare, resolve_recipe
 from vitcompress.pipeline.run import START_IMAGES, Run, first_images, load_adapted, train
@@ -82,6 +83,7 @@ def compress(
 
     # load
     source = load_source(run)
+    run = with_labels(run, source, stops=recipe.distill.steps != 0)
     source_sha256 = sha256_of(source.state_dict())
 
     # plan: searched for, or as an interrupted run settled it

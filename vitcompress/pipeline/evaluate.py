@@ -13,9 +13,9 @@ from vitcompress.artifact.hub import locate
 from vitcompress.artifact.load import empty_student, load
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
-from vitcompress.data.classes import known_classes
+from vitcompress.data.classes import ModelClasses, known_classes
 from vitcompress.data.open import open_to_evaluate
-from vitcompress.data.sets import ImageSet
+from vitcompress.data.sets import ImageSet, renumbered
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.errors import CheckpointError, DataError, VitcompressError
@@ -23,6 +23,7 @@ from vitcompress.families.outputs import count_classes, has_classes, outputs_of
 from vitcompress.measure.accuracy import Evaluator, Watch
 from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.checks import bundle_of
+from vitcompress.pipeline.labels import judge, tell_images
 from vitcompress.pipeline.run import load_adapted
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.load import load_pretrained
@@ -62,8 +63,14 @@ def evaluate(
     manifest = read_manifest(path)
     student = load(path)
     images = _images(recipe, manifest, count_classes(student))
+    tell_images(reporter, images)
     reference = _reference(path, manifest, student, teacher, checkpoint, reporter)
     device = join(RunRecipe()).device
+    if images.numbering is not None and images.numbering.others:
+        judge_by, name = (reference, "the teacher") if reference else (student, path.name)
+        judged = judge(images, judge_by.to(device), manifest.data_config, recipe, name)
+        reporter.say(judged.line)
+        images = renumbered(images, judged.numbering)
     evaluator = Evaluator(images, manifest.data_config, recipe)
     with reporter.counting("evaluating", brief=True) as tell:
         accuracy = evaluator(student.to(device), reference.to(device) if reference else None, tell, watch)
@@ -145,4 +152,4 @@ def _images(recipe: DataRecipe, manifest: Manifest, num_classes: int) -> ImageSe
     spec = recipe.data or (BUILT_IN if bundle else None)
     if spec is None:
         raise DataError("There are no images to evaluate on.", hint="Give --data DIR.")
-    return open_to_evaluate(spec, "--data", recipe, bundle, num_classes, classes)
+    return open_to_evaluate(spec, "--data", recipe, bundle, ModelClasses(num_classes, classes))

@@ -19,7 +19,7 @@ from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.load import check_known, load
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
-from vitcompress.data.classes import known_classes
+from vitcompress.data.classes import ModelClasses, known_classes
 from vitcompress.data.views import Views
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES, needs_teacher
@@ -44,6 +44,7 @@ from vitcompress.pipeline.checks import (
     no_top1,
 )
 from vitcompress.pipeline.finish import Reference, conclude, measure
+from vitcompress.pipeline.labels import tell_images
 from vitcompress.pipeline.prepare import planned, with_losses
 from vitcompress.pipeline.run import Run, train
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
@@ -214,10 +215,8 @@ def _prepare(
     old = Source(**parent.source)
     old_model: Any = empty_model(old)
     known = known_classes(parent.classes, old.pretrained_cfg, old_model.num_classes)
-    sets = attempt(
-        images_to_learn, recipe.data, parent, known if has_classes(old_model) else (),
-        num_classes=count_classes(old_model), seed=recipe.run.seed,
-    )  # fmt: skip
+    model = ModelClasses(count_classes(old_model), known if has_classes(old_model) else ())
+    sets = attempt(images_to_learn, recipe.data, parent, model, seed=recipe.run.seed)
     images, val = sets or (None, None)
     faults.extend(endless_epochs(recipe, images))
     classes, num_classes = new_head(images, known, has_classes=has_classes(old_model))
@@ -254,6 +253,7 @@ def _prepare(
     faults.extend((message, hint) for message, _ in unreachable_gates(plan.size, recipe.gates))
     faults.raise_as(RecipeError)
     taught = teacher is not None and needs_teacher(matching.losses)
+    notes = tell_images(reporter, images, val)
     note = "Sizes and latencies of the teacher are those of the same model without sharing."
     if num_classes:
         note += f" The head is new, for {num_classes} classes, so there is no accuracy from before."
@@ -261,7 +261,7 @@ def _prepare(
         recipe, out, command, source, plan, config, images, val, teacher,
         teacher.name if teacher and taught else None, matching,
         join(recipe.run, out.parent) if joins else alone(), reporter, checkpoints,
-        classes=classes, notes=(note,), lineage=_lineage(path, parent),
+        classes=classes, notes=(note, *notes), lineage=_lineage(path, parent),
     )  # fmt: skip
     return _Request(run, parent, num_classes)
 

@@ -19,6 +19,7 @@ from vitcompress.families.registry import family_of
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import check_checkpoint, check_recipe
+from vitcompress.pipeline.labels import with_labels
 from vitcompress.pipeline.prepare import match_losses, planned, prepare, with_losses
 from vitcompress.pipeline.run import Run
 from vitcompress.plans.make import make_plan
@@ -107,7 +108,8 @@ def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[d
 def _measuring(recipe: Recipe, reporter: Reporter | None) -> tuple[Run, nn.Module]:
     """Check a recipe and load its model, to measure options on."""
     run = prepare(recipe, None, "", reporter or Reporter(quiet=True), measures=True)
-    return run, load_source(run)
+    source = load_source(run)
+    return with_labels(run, source, stops=False), source
 
 
 def load_source(run: Run) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from vitcompress.data.classes import known_classes
+from vitcompress.data.classes import ModelClasses, known_classes, label_names
 from vitcompress.data.open import open_sets
 from vitcompress.data.views import Views
 from vitcompress.distill.matching import ComparedModel, Matching, match_models
@@ -34,6 +34,7 @@ from vitcompress.pipeline.checks import (
     unfit_images,
     with_images,
 )
+from vitcompress.pipeline.labels import classes_of, tell_images
 from vitcompress.pipeline.run import Run
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
@@ -96,9 +97,9 @@ def prepare(
     if source is not None and model is not None:
         recipe = with_images(recipe, None if measures or recipe.target.is_given else resolved.plan)
         num_classes = count_classes(model)
+        classes = ModelClasses(num_classes, known_classes((), source.pretrained_cfg, num_classes))
         sets = faults.attempt(
-            open_sets, recipe.data, bundle=bundle_of(source.name), num_classes=num_classes,
-            seed=recipe.run.seed, classes=known_classes((), source.pretrained_cfg, num_classes),
+            open_sets, recipe.data, bundle=bundle_of(source.name), model=classes, seed=recipe.run.seed,
             flag="--calibrate" if measures else "--data",
         )  # fmt: skip
         train, val = sets or (None, None)
@@ -116,9 +117,7 @@ def prepare(
     notes = outputs_notes(model, source.name)
     for note in notes:
         reporter.say(note)
-    if train is not None and train.note:
-        reporter.say(train.note)
-        notes.append(train.note)
+    notes += tell_images(reporter, train, val)
     if teacher is not None and recipe.distill.steps != 0:
         notes.append(
             f"The student learned from {teacher.name}, but the report compares it with its source {source.name}."
@@ -139,7 +138,7 @@ def prepare(
         accelerator=join(recipe.run, out.parent) if joins else alone(),
         reporter=reporter,
         checkpoints=checkpoints,
-        classes=tuple(source.pretrained_cfg.get("label_names", ())) or (train.classes if train else ()),
+        classes=label_names(source.pretrained_cfg) or classes_of(train, val),
         notes=tuple(notes),
     )
 

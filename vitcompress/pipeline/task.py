@@ -6,20 +6,20 @@ from dataclasses import replace
 from functools import partial
 
 from vitcompress.artifact.manifest import Manifest
-from vitcompress.data.classes import are_model_classes
+from vitcompress.data.classes import ModelClasses, are_model_classes
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import ComparedModel, Matching, check_kind, match_models
 from vitcompress.distill.teacher import Teacher, find_teacher
-from vitcompress.errors import RecipeError, VitcompressError
+from vitcompress.errors import RecipeError, VitcompressError, shorten
 from vitcompress.families.outputs import outputs_of
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
 
 
 def images_to_learn(
-    recipe: DataRecipe, parent: Manifest, known: tuple[str, ...], *, num_classes: int, seed: int
+    recipe: DataRecipe, parent: Manifest, model: ModelClasses, *, seed: int
 ) -> tuple[ImageSet, ImageSet | None]:
     """Open the images to train and to evaluate on.
 
@@ -28,8 +28,7 @@ def images_to_learn(
     Args:
         recipe: folders and the class map.
         parent: manifest of the artifact.
-        known: names of the artifact's classes, in order; empty where they are not known.
-        num_classes: number of the artifact's classes; 0 where its outputs are no classes.
+        model: the artifact's classes; 0 of them where its outputs are no classes.
         seed: selects the images that are held out, where there is no validation split.
 
     Raises:
@@ -37,18 +36,23 @@ def images_to_learn(
         RecipeError: there are no images to train on, or only of one class.
     """
     bundle = bundle_of(str(parent.source["name"]), parent.classes)
-    open_with = partial(open_sets, recipe, bundle=bundle, seed=seed, classes=known)
-    images, val = open_with(num_classes=None)
+    open_with = partial(open_sets, recipe, bundle=bundle, seed=seed)
+    images, val = open_with(model=ModelClasses(None, model.names))
     if images is None:
         raise RecipeError("There are no images to learn from.", hint="Give --data DIR.")
     if images.labels is None:  # images to evaluate on are labeled by the model's classes
-        return images, open_with(num_classes=num_classes)[1]
+        return images, open_with(model=model)[1]
     if not images.streams and len(set(images.labels)) < 2:
         raise RecipeError(f"{images.name} has images of only one class.", hint="Give images of at least two classes.")
-    if recipe.class_map is None and are_model_classes(images.classes, num_classes, known):
-        images, val = open_with(num_classes=num_classes)
+    if recipe.class_map is None and recipe.class_order is None and are_model_classes(images.classes, model):
+        images, val = open_with(model=model)
         assert images is not None
-        images = replace(images, classes=known)  # names, where folders may be named by numbers
+        return replace(images, classes=model.names), val  # names, where folders may be named by numbers
+    if images.empty:
+        raise RecipeError(
+            f"{images.name}: class folders without images: {shorten(images.empty)}. The new head would lack them.",
+            hint="Add images, or remove the folders.",
+        )
     return images, val
 
 

@@ -40,6 +40,11 @@ class DataRecipe:
     class_map: Path | None = option(
         None, "Text file with one class name per line, in the order of the model's classes."
     )
+    class_order: Literal["natural", "ascii"] | None = option(
+        None,
+        "Order of class folders: natural, as timm numbers them (class2 before class10), or ascii, as torchvision. "
+        "Default: by names and numbers; where these do not decide, the order in which the teacher is right.",
+    )
     skip_bad_images: bool = option(False, "Skip and count unreadable images instead of stopping.")
     batch_size: int = option(128, "Images per training step, over all processes.", ge=1)
     num_workers: Annotated[int | Literal["auto"], Workers] = option(
@@ -74,6 +79,7 @@ class TeacherRecipe:
     teacher_arg: Annotated[dict[str, Any], Pairs] = option(
         {}, "key=value argument of the teacher's constructor; repeatable."
     )
+    allow_weak_teacher: bool = option(False, "Train even if the source is no better than chance on the labeled images.")
 
     def __post_init__(self) -> None:
         if self.teacher is None and (self.teacher_checkpoint is not None or self.teacher_arg):

@@ -7,6 +7,7 @@ import math
 from vitcompress.plans.model import Size
 from vitcompress.recipe import GateRecipe
 from vitcompress.report.model import Report
+from vitcompress.report.remarks import chance_remark
 
 
 def unreachable_gates(size: Size, gates: GateRecipe) -> list[tuple[str, str]]:
@@ -45,6 +46,8 @@ def missed_gates(report: Report, gates: GateRecipe, *, file_bytes: int) -> list[
             missed.append(f"--max-drop {gates.max_drop:g}: not measured (no labeled images, or no teacher).")
         elif not drop <= gates.max_drop:
             missed.append(f"--max-drop {gates.max_drop:g}: top-1 drops by {drop:.2f} points.")
+    if gates != GateRecipe() and report.accuracy and report.accuracy.is_at_chance:
+        missed.append(f"no gate is met: {chance_remark(report.accuracy, 'the teacher')}")
     if gates.min_ratio is not None and not gates.min_ratio <= report.size.params_ratio < math.inf:
         ratio = f"{report.size.params_ratio:.2f}"
         missed.append(f"--min-ratio {gates.min_ratio:g}: the student has only {ratio} times fewer parameters.")

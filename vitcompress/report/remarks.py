@@ -23,7 +23,7 @@ def report_remarks(report: Report) -> list[str]:
     """Return the sentences below the tables of a report."""
     lines = [*better_baseline(report), *plan_remarks(report.made_of, report.why)]
     if report.accuracy:
-        lines.append(accuracy_remark(report.accuracy))
+        lines += accuracy_remarks(report.accuracy)
     elif report.outputs in _OUTPUT_REMARKS:
         lines.append("Outputs were not compared: there were no images, or no teacher.")
     lines.append(_training_remark(report))
@@ -44,6 +44,36 @@ def plan_remarks(groups: Sequence[Group], why: Sequence[str]) -> list[str]:
     """
     choices = [f"{'Chosen' if number == 0 else 'Alternative'}: {line}." for number, line in enumerate(why)]
     return [*_layer_remarks(groups), *choices]
+
+
+CAUSES_OF_CHANCE = (
+    "The usual causes: another order of classes (--class-order, --class-map), another normalization (--mean, --std), "
+    "wrong weights (--checkpoint), or a head for other classes."
+)
+
+
+def chance_remark(accuracy: Accuracy, who: str) -> str:
+    """Return a sentence if a model is no better than chance on labeled images; else nothing.
+
+    Args:
+        accuracy: what was measured.
+        who: the model that was measured, as the subject of the sentence.
+    """
+    top1 = accuracy.student_top1 if accuracy.teacher_top1 is None else accuracy.teacher_top1
+    if accuracy.above_chance is not False or top1 is None or accuracy.chance_top1 is None:
+        return ""
+    doubt = "" if accuracy.is_at_chance else ", too few to be sure"
+    return (
+        f"{who} is no better than chance on {accuracy.data}: {top1:.2f} % of {accuracy.num_images:,} images{doubt}; "
+        f"always guessing the commonest class gives {accuracy.chance_top1:.2f} %."
+    )
+
+
+def accuracy_remarks(accuracy: Accuracy) -> list[str]:
+    """Return the lines on an accuracy: a warning, if one is due, and what it was measured on."""
+    remark = chance_remark(accuracy, "The student" if accuracy.teacher_top1 is None else "The teacher")
+    warning = [f"Warning: {remark} {CAUSES_OF_CHANCE}"] if accuracy.is_at_chance else [remark] if remark else []
+    return [*warning, accuracy_remark(accuracy)]
 
 
 def accuracy_remark(accuracy: Accuracy) -> str:

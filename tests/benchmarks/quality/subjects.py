@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.bundled import FASHION_VIT
-from vitcompress.data.classes import known_classes
+from vitcompress.data.classes import ModelClasses, known_classes
 from vitcompress.data.loaders import Batch, ShuffledBatches, collate
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet, hold_out
@@ -126,7 +126,7 @@ def load(subject: Subject) -> tuple[nn.Module, Sets]:
     config, num_classes = data_config(teacher, named), int(teacher.num_classes)  # type: ignore[arg-type]
     images, test = open_sets(
         DataRecipe(data=str(subject.data) if subject.data else None), bundle=bundle_of(source.name),
-        num_classes=num_classes, seed=0, classes=known_classes((), source.pretrained_cfg, num_classes),
+        model=ModelClasses(num_classes, known_classes((), source.pretrained_cfg, num_classes)), seed=0,
     )  # fmt: skip
     assert images is not None
     assert test is not None
