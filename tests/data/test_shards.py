@@ -24,7 +24,9 @@ from tests.formats import (
     write_shard,
     write_shards,
 )
+from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import evaluation_loader
+from vitcompress.data.open import open_to_evaluate
 from vitcompress.recipe import DataRecipe
 
 
@@ -144,3 +146,20 @@ def test_shards_are_compressed_with_and_evaluated_on(
     assert json.loads(report)["data"] == f"wds:{shards}"
     measured = vitcompress("evaluate", out, "--data", f"wds:{shards}", "--num-workers", 0, "--json")
     assert json.loads(measured.out)["num_images"] == 5
+
+
+def test_samples_with_a_label_and_no_image_are_told(tmp_path: Path) -> None:
+    members = samples(photographs(2), labels=[0, 1])
+    members += [("000002.heic", b"x"), ("000002.cls", b"1")]
+    write_shard(tmp_path / "a.tar", members)
+    found = open_to_evaluate(f"wds:{tmp_path}", "--data", DataRecipe(), None, ModelClasses(2))
+    assert len(found) == 2
+    assert found.notes[0].endswith("samples left out, which have a label and no known image: 000002.")
+
+
+def test_labels_of_shards_are_their_own_numbers(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", samples(photographs(12), labels=range(12)))
+    found = open_to_evaluate(f"wds:{tmp_path}", "--data", DataRecipe(), None, ModelClasses(12))
+    assert labels(found) == list(range(12))
+    assert found.numbering is not None
+    assert not found.numbering.others

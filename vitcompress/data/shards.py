@@ -136,15 +136,19 @@ def _stream(urls: tuple[str, ...], where: str, image_key: str, label_key: str) -
 def _indexed(urls: tuple[str, ...], where: str, image_key: str, label_key: str) -> RawImageSet:
     """Index shards by one walk over the headers of their members."""
     others: Counter[str] = Counter()
-    rows = [(number, *row) for number, url in enumerate(urls) for row in _members(url, image_key, label_key, others)]
+    bare: list[str] = []  # samples with a label and no image
+    rows = [
+        (number, *row) for number, url in enumerate(urls) for row in _members(url, image_key, label_key, others, bare)
+    ]
     if not rows:
         contents = f"; it has .{', .'.join(sorted(others))}" if others else " and no other files"
         raise DataError(f"{where} has no images in it{contents}.", hint=_hint_looked_for(image_key))
     numbers, offsets, sizes, names, targets = zip(*rows, strict=True)
     reader = TarReader(urls, np.array(numbers, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64), names)
     labels = [target for target in targets if target is not None]
+    notes = (f"{where}: samples left out, which have a label and no known image: {shorten(bare)}.",) if bare else ()
     if not labels:
-        return RawImageSet(where, reader)
+        return RawImageSet(where, reader, notes=notes)
     if len(labels) < len(targets):
         raise DataError(
             f"{where}: {len(targets) - len(labels)} of {len(targets)} images have no .{label_key}, "
@@ -154,11 +158,16 @@ def _indexed(urls: tuple[str, ...], where: str, image_key: str, label_key: str) 
     position = {name: number for number, name in enumerate(names)}
     indices = tuple(map(int, names)) if all(name.isdecimal() for name in names) else None
     classes = ImageClasses(names, where, "labels", indices)
-    return RawImageSet(where, reader, tuple(position[target] for target in labels), classes)
+    return RawImageSet(where, reader, tuple(position[target] for target in labels), classes, notes)
 
 
-def _members(url: str, image_key: str, label_key: str, others: Counter[str]) -> list[tuple[int, int, str, str | None]]:
-    """Return offset, size, name and label of each image; count other extensions in `others`."""
+def _members(
+    url: str, image_key: str, label_key: str, others: Counter[str], bare: list[str]
+) -> list[tuple[int, int, str, str | None]]:
+    """Return offset, size, name and label of each image.
+
+    Counts other extensions in `others`, and adds samples with a label and no image to `bare`.
+    """
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, str] = {}
     try:
@@ -172,6 +181,7 @@ def _members(url: str, image_key: str, label_key: str, others: Counter[str]) -> 
         raise DataError(
             f"{url} is not a complete, uncompressed tar file: {error}.", hint="Compressed shards must be named .tar.gz."
         ) from error
+    bare += [key for key in labels if key not in images]
     return [(image.offset_data, image.size, image.name, labels.get(key)) for key, image in images.items()]
 
 

@@ -199,7 +199,9 @@ def read_shard(url: str, image_key: str, label_key: str) -> Iterator[ShardSample
                         raise ValueError(f"{member.name}: duplicate file name in tar file")
                     contents[extension] = read_member(tar, member)
                 image = next((extension for extension in contents if is_image(extension, image_key)), None)
-                if image is not None:
+                if image is None and label_key in contents:
+                    yield ShardSample(f"{url}:{key}", b"", None, "the sample has a label and no image of a known type")
+                elif image is not None:
                     target = contents[label_key].decode("utf-8", "replace").strip() if label_key in contents else None
                     yield ShardSample(f"{url}:{key}.{image}", contents[image], target)
     except _BROKEN as error:
