@@ -40,7 +40,7 @@ class MultiLabelTally:
         if teacher is None:
             return
         assert MULTI_LABEL.nats is not None  # logits of labels are a prediction
-        self.kl += float(MULTI_LABEL.nats(student, teacher, _NO_DEVIATION).double().sum())
+        self.kl += float(MULTI_LABEL.nats(student.double(), teacher.double(), _NO_DEVIATION).sum())
         self.agree += int(((student > 0) == (teacher > 0)).sum())
         self.decisions += student.numel()
         self.scores.append(student)

@@ -143,6 +143,7 @@ def shown_nats(value: float) -> str:
 def _nats(kind: OutputKind, student: Tensor, teacher: Tensor) -> float:
     """KL(teacher ‖ student) from outputs `[B, K]`, nats per image; never negative by rounding."""
     assert kind.nats is not None  # `check_target` makes sure that a search has such a teacher
+    student, teacher = student.double(), teacher.double()  # in float32, small divergences are rounding
     return max(0.0, float(kind.nats(student, teacher, deviation_of(teacher)).mean()))
 
 
