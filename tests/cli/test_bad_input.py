@@ -402,19 +402,22 @@ def spoilt(images: Path, tmp_path: Path) -> Path:
     return root
 
 
-def test_an_unreadable_image_is_named(out: Path, spoilt: Path, vitcompress: Vitcompress, teacher: list[str]) -> None:
+def test_an_unreadable_image_is_named(
+    out: Path, images: Path, spoilt: Path, vitcompress: Vitcompress, teacher: list[str]
+) -> None:
     words = ["compress", *teacher, "--data", spoilt, *FAST, "--batch-size", 15, "--out", out]
-    mistake(vitcompress(*words), spoilt / "train/cat/1.png", "--skip-bad-images")
+    mistake(vitcompress(*words), spoilt / "val/dog/0.png", "--skip-bad-images")  # the teacher sees it first
+    mistake(vitcompress(*words, "--val-data", images / "val"), spoilt / "train/cat/1.png", "--skip-bad-images")
     words += ["--steps", 0]
     mistake(vitcompress(*words, "--start", "first"), spoilt / "val/dog/0.png", "--skip-bad-images")
     mistake(vitcompress(*words, "--val-data", spoilt / "train"), spoilt / "train/cat/1.png", "--skip-bad-images")
 
 
 def test_an_unreadable_image_is_named_by_a_worker_too(
-    out: Path, spoilt: Path, vitcompress: Vitcompress, teacher: list[str]
+    out: Path, images: Path, spoilt: Path, vitcompress: Vitcompress, teacher: list[str]
 ) -> None:
     words = ["compress", *teacher, "--data", spoilt, *FAST, "--num-workers", 1, "--batch-size", 15, "--out", out]
-    mistake(vitcompress(*words), spoilt / "train/cat/1.png", "--skip-bad-images")
+    mistake(vitcompress(*words, "--val-data", images / "val"), spoilt / "train/cat/1.png", "--skip-bad-images")
 
 
 def test_bad_images_are_counted_when_they_may_be_skipped(

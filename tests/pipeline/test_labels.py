@@ -191,3 +191,25 @@ def test_a_new_head_has_no_hidden_folder_and_no_class_without_images(
     (root / "dog").symlink_to(tmp_path / "gone")
     ended = vitcompress(*words)
     assert (ended.code, "class folders without images: dog" in ended.err) == (2, True)
+
+
+def test_finetune_tries_both_orders_of_numbers(converted: Report, vitcompress: Vitcompress, tmp_path: Path) -> None:
+    model = saved(classifier(12), tmp_path / "model.safetensors")
+    converted(model, "--val-data", folders(tmp_path / "flat", [""]))  # without class names in the file
+    root = folders(tmp_path / "images", sorted(map(str, range(12))), each=4)
+    words = ["finetune", tmp_path / "mini.safetensors", "--data", root, "--steps", 1, "--batch-size", 2, "--lr", 1e-6]
+    words = [*words, "--num-workers", 0, "--save-every", "none", "--out", tmp_path / "tuned.safetensors"]
+    ended = vitcompress(*words)
+    assert (ended.code, "classes: 12 folders in ASCII order" in ended.err) == (0, True), ended.err
+    report = json.loads((tmp_path / "tuned.report.json").read_text())
+    assert report["before"]["student_top1"] == 100
+
+
+def test_a_comparison_warns_of_a_teacher_at_chance(
+    three: list[str], converted: Report, vitcompress: Vitcompress, tmp_path: Path
+) -> None:
+    converted(three, "--val-data", wrong_order(tmp_path / "images", 12))
+    file = tmp_path / "mini.safetensors"
+    assert "mini.safetensors: Warning: The teacher" in vitcompress("compare", file, file).out
+    first = vitcompress("report", file).out.split("Warning: The teacher")[1]
+    assert "Converted without training" in first  # the warning comes first

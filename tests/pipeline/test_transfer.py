@@ -381,4 +381,5 @@ def test_a_new_head_is_told_of_before_training(mini: Path, regrouped: Path, tmp_
     reporter = Reporter(quiet=True, log=JsonLog(log))
     recipe = build({"model": "mini", "data": str(regrouped), "steps": 1, "batch_size": 6, "num_workers": 0})
     package.finetune(mini, recipe, tmp_path / "new.safetensors", reporter=reporter)
-    assert json.loads(log.getvalue().splitlines()[0])["text"] == "new head for 3 classes"
+    said = [json.loads(line)["text"] for line in log.getvalue().splitlines()[:2]]
+    assert said == ["classes: 3 folders in natural order, as timm numbers them", "new head for 3 classes"]

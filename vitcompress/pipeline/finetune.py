@@ -44,7 +44,7 @@ from vitcompress.pipeline.checks import (
     no_top1,
 )
 from vitcompress.pipeline.finish import Reference, conclude, measure
-from vitcompress.pipeline.labels import tell_images
+from vitcompress.pipeline.labels import tell_images, with_labels
 from vitcompress.pipeline.prepare import planned, with_losses
 from vitcompress.pipeline.run import Run, train
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
@@ -112,6 +112,8 @@ def finetune(
         run, teacher = _with_teacher(request)
     student = load(path)
     adapt_student(student, run.plan, num_classes=num_classes, img_size=img_size)
+    if num_classes is None:
+        run = with_labels(run, student.to(run.accelerator.device).eval(), stops=False)
     tell_plan(reporter, run.source.name, run.plan)
     checkpoints = run.checkpoints
     if checkpoints and recipe.distill.steps != 0:

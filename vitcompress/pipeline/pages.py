@@ -12,7 +12,7 @@ from vitcompress.artifact.paths import check_no_weights, check_not_an_input
 from vitcompress.artifact.read import read_manifest
 from vitcompress.recipe import DataRecipe
 from vitcompress.report.model import Result, from_json
-from vitcompress.report.remarks import accuracy_remarks
+from vitcompress.report.remarks import chance_warning
 from vitcompress.runtime.console import Reporter
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def examples_of(file: Path, recipe: DataRecipe, *, checkpoint: Path | None, repo
     config, kind = manifest.data_config, outputs_of(empty_student(path, manifest))
     examples = Examples(config["mean"], config["std"], kind)
     examples.accuracy = evaluate(file, recipe, checkpoint=checkpoint, reporter=reporter, watch=examples.watch)
-    if examples.accuracy.is_at_chance:
-        reporter.say(accuracy_remarks(examples.accuracy)[0])
+    for line in chance_warning(examples.accuracy):
+        reporter.say(line)
     return examples
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from vitcompress.report.model import Report, Result
 from vitcompress.report.picture import Point, points_of
 from vitcompress.report.private import shareable
+from vitcompress.report.remarks import chance_warning
 from vitcompress.report.rows import megabytes, report_accuracy_rows, size_rows, speed_rows
 from vitcompress.report.sharing import describe_sharing
 from vitcompress.report.terminal import print_lines, print_table
@@ -60,7 +61,7 @@ def compared_rows(results: Sequence[Result]) -> list[list[str]]:
 def cautions(results: Sequence[Result]) -> list[str]:
     """Return the reasons why the numbers of several files cannot be compared."""
     reports = [result.report for result in results]
-    lines = []
+    lines = [f"{r.name}: {line}" for r in results if r.report.accuracy for line in chance_warning(r.report.accuracy)]
     images = {(r.accuracy.data, r.accuracy.num_images) for r in reports if r.accuracy}
     if len(images) > 1:
         lines.append("The files were measured on different images: " + "; ".join(sorted(n for n, _ in images)) + ".")

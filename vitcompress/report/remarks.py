@@ -23,7 +23,7 @@ def report_remarks(report: Report) -> list[str]:
     """Return the sentences below the tables of a report."""
     lines = [*better_baseline(report), *plan_remarks(report.made_of, report.why)]
     if report.accuracy:
-        lines += accuracy_remarks(report.accuracy)
+        lines = [*chance_warning(report.accuracy), *lines, accuracy_remark(report.accuracy)]
     elif report.outputs in _OUTPUT_REMARKS:
         lines.append("Outputs were not compared: there were no images, or no teacher.")
     lines.append(_training_remark(report))
@@ -69,11 +69,12 @@ def chance_remark(accuracy: Accuracy, who: str) -> str:
     )
 
 
-def accuracy_remarks(accuracy: Accuracy) -> list[str]:
-    """Return the lines on an accuracy: a warning, if one is due, and what it was measured on."""
+def chance_warning(accuracy: Accuracy) -> list[str]:
+    """Return a warning, or with few images a note, if the teacher is no better than chance."""
     remark = chance_remark(accuracy, "The student" if accuracy.teacher_top1 is None else "The teacher")
-    warning = [f"Warning: {remark} {CAUSES_OF_CHANCE}"] if accuracy.is_at_chance else [remark] if remark else []
-    return [*warning, accuracy_remark(accuracy)]
+    if accuracy.is_at_chance:
+        return [f"Warning: {remark} {CAUSES_OF_CHANCE}"]
+    return [remark] if remark else []
 
 
 def accuracy_remark(accuracy: Accuracy) -> str:

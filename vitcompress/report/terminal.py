@@ -12,7 +12,7 @@ from rich.table import Table
 from vitcompress.measure.results import Accuracy
 from vitcompress.plans.model import Group, Plan
 from vitcompress.report.model import Report
-from vitcompress.report.remarks import accuracy_remarks, plan_remarks, report_remarks
+from vitcompress.report.remarks import accuracy_remark, chance_warning, plan_remarks, report_remarks
 from vitcompress.report.rows import COLUMNS, accuracy_rows, baseline_columns, baseline_rows, report_rows, size_rows
 from vitcompress.report.sharing import describe_layers, describe_sharing, shared_names
 
@@ -86,7 +86,7 @@ def print_options(options: Sequence[Mapping[str, Any]], name: str, console: Cons
 def print_accuracy(accuracy: Accuracy, console: Console) -> None:
     """Print what was measured on one set of images."""
     print_table(COLUMNS, accuracy_rows(accuracy), console)
-    print_lines(accuracy_remarks(accuracy), console)
+    print_lines([*chance_warning(accuracy), accuracy_remark(accuracy)], console)
 
 
 def print_table(
