@@ -25,6 +25,7 @@ from vitcompress.families.outputs import (
 )
 from vitcompress.measure.examples import DIFFERENCES
 from vitcompress.measure.tally import TALLIES
+from vitcompress.report.kinds import KIND_WORDS
 
 
 def model(num_outputs: int, told: str | None = None) -> Any:
@@ -62,7 +63,7 @@ def test_a_kind_that_cannot_be_is_refused(num_outputs: int, told: str, words: st
 
 
 def test_every_kind_has_an_entry_in_every_table() -> None:
-    assert set(TALLIES) == set(DIFFERENCES) == set(KINDS)
+    assert set(TALLIES) == set(DIFFERENCES) == set(KIND_WORDS) == set(KINDS)
     assert set(OUTPUT_LOSSES) == {kind.name for kind in KINDS.values() if kind.loss == "logits"}
 
 

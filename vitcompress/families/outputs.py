@@ -1,7 +1,8 @@
 """Decide what a model's outputs are, and how far the outputs of two models differ.
 
 The kinds are in `KINDS`. What else depends on the kind is in tables by its name: the loss in
-`distill.losses`, the numbers of the report in `measure.tally`, the examples in `measure.examples`.
+`distill.losses`, the numbers of the report in `measure.tally`, the examples in `measure.examples`,
+the words in `report.kinds`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from vitcompress.recipe import GateRecipe, flag_of
 from vitcompress.report.curves import curve_columns, curve_rows, describe_curves, draw_curves
 from vitcompress.report.gates import missed_gates
+from vitcompress.report.kinds import CLASSES, words_for
 from vitcompress.report.model import Report, Result
 from vitcompress.report.picture import Point, alt_text, draw_sizes, points_of
 from vitcompress.report.private import shareable, without_places
@@ -37,11 +38,6 @@ _SIZE = (4.4, 3.2)  # of the picture, in inches: its text stays readable on a ph
 _MIN_IMAGES = 10  # of a class; with fewer, one image changes its accuracy by more than 10 points
 _MAX_GATE = 1e18  # recipes in a file are not checked and may hold any number
 _MAX_LETTERS = 60  # of a class's name
-_NOUNS = {"classes": "class", "multi_label": "label", "regression": "output"}
-_AGREEING = {
-    "classes": "of images get the same class from both models",
-    "multi_label": "of labels get the same decision at 0.5 from both models",
-}
 
 
 def to_html(result: Result, examples: Examples | None = None) -> str:
@@ -72,6 +68,7 @@ def to_html(result: Result, examples: Examples | None = None) -> str:
         classes=class_rows(report, result.classes),
         confusions=confusion_rows(report, result.classes),
         examples=examples,
+        words=words_for(examples.kind.name if examples else report.outputs),
         example_rows=_example_rows(examples, result.classes),
         example_data=examples and examples.accuracy and without_places(examples.accuracy.data),
         curve=_curve_plot(report),
@@ -99,9 +96,7 @@ def cards(report: Report, file_bytes: int) -> list[tuple[str, str, str]]:
         interval = f"95 % interval {low:.2f} to {high:.2f}, paired"
         rows.append(("top-1 drop", f"{accuracy.top1_drop:.2f} points", interval))
     if accuracy.agreement is not None:
-        rows.append(
-            ("agreement", f"{accuracy.agreement:.2f} %", _AGREEING.get(accuracy.outputs or "", _AGREEING["classes"]))
-        )
+        rows.append(("agreement", f"{accuracy.agreement:.2f} %", words_for(accuracy.outputs).agreement))
     if accuracy.mean_average_precision is not None:
         rows.append(("precision", f"{accuracy.mean_average_precision:.2f} %", "mean average, of the teacher's labels"))
     if accuracy.r2 is not None:
@@ -168,14 +163,14 @@ def _example_rows(examples: Examples | None, names: Sequence[str]) -> list[tuple
 
     Images have classes only where the outputs are classes.
     """
-    outputs = examples.kind.name if examples else ""
+    words = words_for(examples.kind.name if examples else None)
     return [
         (
             example.picture,
             example.is_small,
-            _class_name(names, example.label) if example.label >= 0 and outputs == "classes" else "not known",
-            _prediction(example.teacher, names, _NOUNS.get(outputs, "output")),
-            _prediction(example.student, names, _NOUNS.get(outputs, "output")),
+            _class_name(names, example.label) if example.label >= 0 and words is CLASSES else "not known",
+            _prediction(example.teacher, names, words.item),
+            _prediction(example.student, names, words.item),
         )
         for example in (examples.surest() if examples else ())
     ]

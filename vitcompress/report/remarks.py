@@ -6,16 +6,10 @@ from collections.abc import Sequence
 
 from vitcompress.measure.results import Accuracy
 from vitcompress.plans.model import Group
+from vitcompress.report.kinds import words_for
 from vitcompress.report.model import Report
 from vitcompress.report.rows import baseline_measure, measure_name, megabytes, show_measure, student_value
 
-_OUTPUT_REMARKS = {  # for outputs that labels of images do not name
-    "multi_label": " The outputs are logits of independent labels: agreement is over labels at probability 0.5, and "
-    "precision is against the teacher's decisions.",
-    "regression": " The outputs are numbers: R² and error compare the student's with the teacher's, and the deviation "
-    "is that of the teacher's outputs over these images.",
-    "features": " The model has no classes: its features are compared with the teacher's.",
-}
 _MAX_WIDTHS = 3  # kinds of narrow blocks that are described one by one
 
 
@@ -24,7 +18,7 @@ def report_remarks(report: Report) -> list[str]:
     lines = [*better_baseline(report), *plan_remarks(report.made_of, report.why)]
     if report.accuracy:
         lines = [*chance_warning(report.accuracy), *lines, accuracy_remark(report.accuracy)]
-    elif report.outputs in _OUTPUT_REMARKS:
+    elif words_for(report.outputs).remark:
         lines.append("Outputs were not compared: there were no images, or no teacher.")
     lines.append(_training_remark(report))
     if report.lineage:
@@ -80,15 +74,14 @@ def chance_warning(accuracy: Accuracy) -> list[str]:
 def accuracy_remark(accuracy: Accuracy) -> str:
     """Return the sentences on the images that an accuracy was measured on."""
     text = f"Measured on {accuracy.num_images:,} images: {accuracy.data}."
+    words = words_for(accuracy.outputs or ("features" if accuracy.feature_cosine is not None else None))
     if accuracy.top1_drop_ci95 is not None:
         low, high = accuracy.top1_drop_ci95
         text += f" 95 % interval of the top-1 drop: {low:.2f} to {high:.2f} points (paired)."
-    if accuracy.outputs in _OUTPUT_REMARKS:
-        text += _OUTPUT_REMARKS[accuracy.outputs]
+    if words.remark:
+        text += words.remark
         if accuracy.outputs == "multi_label" and accuracy.mean_average_precision is None:
             text += " The teacher finds no label on them, so there is no mean average precision."
-    elif accuracy.feature_cosine is not None:
-        text += _OUTPUT_REMARKS["features"]
     elif accuracy.student_top1 is None:
         text += " The images have no labels, so this is agreement with the teacher, not accuracy."
     if accuracy.num_skipped:
