@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,26 +15,20 @@ from vitcompress.data.sets import NO_LENGTH_HINT, ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.losses import LOSSES, needs_teacher
 from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faults
-from vitcompress.families.outputs import CLASSES, FEATURES, OutputKind, outputs_of
 from vitcompress.initialize.start import needs_images
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import (
     BUILT_IN,
-    KINDS,
     QUANTIZED_STORES,
     DistillRecipe,
     ModelRecipe,
-    PlanRecipe,
     Recipe,
     RunRecipe,
     StoreRecipe,
-    flag_of,
     save_interval,
 )
 from vitcompress.runtime.extras import install_hint, missing_packages
 from vitcompress.runtime.launch import num_launched, num_processes
-
-_TARGETS = ("target_ratio", "target_size", "target_drop")
 
 
 def with_images(recipe: Recipe, plan: Plan | None) -> Recipe:
@@ -74,18 +67,6 @@ def unfit_images(
     if has_classes and recipe.gates.max_drop is not None and (val is None or val.labels is None):
         faults.append(("--max-drop needs labeled images.", "Give --val-data DIR with class folders."))
     return faults + endless_epochs(recipe, train)
-
-
-def no_top1(flag: str, name: str, kind: OutputKind) -> tuple[str, str]:
-    """Return the fault of a flag that counts points of top-1, for outputs that have none.
-
-    Args:
-        flag: the flag.
-        name: name of the model.
-        kind: kind of its outputs.
-    """
-    message = f"{flag} counts points of top-1, but the outputs of {name} are {kind.noun}."
-    return message, f"Remove {flag}; the report compares the outputs with the teacher's."
 
 
 def endless_epochs(recipe: Recipe, train: ImageSet | None) -> list[tuple[str, str]]:
@@ -265,47 +246,3 @@ def bundle_of(model: str, classes: tuple[str, ...] = ()) -> Bundle | None:
     """
     unchanged = not classes or classes == FASHION_VIT.pretrained_cfg["label_names"]
     return FASHION_VIT if model == FASHION_VIT.name and unchanged else None
-
-
-def check_target(recipe: Recipe, model: torch.nn.Module, *, measures: bool = False) -> None:
-    """Make sure that a recipe with a target gives no plan, and that options can be measured.
-
-    Args:
-        recipe: what to do.
-        model: the source, on any device, the meta device included.
-        measures: options are only measured.
-
-    Raises:
-        RecipeError: every fault at once.
-    """
-    target = next((flag_of(name) for name in _TARGETS if getattr(recipe.target, name) is not None), None)
-    kind = outputs_of(model)
-    if target is None and not measures:
-        if recipe.target.kinds != KINDS:
-            raise RecipeError("--kinds needs a target.", hint="Give --target-ratio, --target-size or --target-drop.")
-        return
-    faults = []
-    if target == "--target-drop" and kind not in (CLASSES, FEATURES):
-        faults.append(no_top1(target, recipe.model.model, kind))
-    if kind.nats is None:
-        faults.append((f"{target or '--calibrate'} needs a model with classes: the cost of an option is measured on "
-                       "its predictions.", "Give --share, --width or --adapter-rank."))  # fmt: skip
-    if target is not None:
-        faults += _plan_faults(recipe, target)
-    raise_faults(RecipeError, faults)
-
-
-def _plan_faults(recipe: Recipe, target: str) -> list[tuple[str, str]]:
-    """Return what a recipe asks of the plan that the search for a target decides."""
-    free = PlanRecipe(transforms=recipe.plan.transforms, token_kernel=recipe.plan.token_kernel)
-    given = [f.name for f in dataclasses.fields(PlanRecipe) if getattr(recipe.plan, f.name) != getattr(free, f.name)]
-    faults = [
-        (f"{flag_of(name)} and {target} cannot be used together.",
-         f"Remove {flag_of(name)}: with {target}, the search decides the plan.")
-        for name in given
-    ]  # fmt: skip
-    if "rpe" in (recipe.plan.transforms or ()) and "narrow" in recipe.target.kinds:
-        others = ",".join(kind for kind in recipe.target.kinds if kind != "narrow") or "share"
-        faults.append(("--transforms rpe does not work with narrow heads: its table needs the channels of a full head.",
-                       f"Remove rpe from --transforms, or give --kinds {others}."))  # fmt: skip
-    return faults

@@ -27,7 +27,7 @@ from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import adapt_inputs, find_teacher
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
-from vitcompress.families.outputs import count_classes, has_classes, outputs_of
+from vitcompress.families.outputs import CLASSES, count_classes, has_classes, outputs_of
 from vitcompress.families.registry import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
@@ -41,12 +41,12 @@ from vitcompress.pipeline.checks import (
     checkpoints_beside,
     endless_epochs,
     files_read,
-    no_top1,
 )
 from vitcompress.pipeline.finish import Reference, conclude, measure
 from vitcompress.pipeline.labels import tell_images, with_labels
 from vitcompress.pipeline.prepare import planned, with_losses
 from vitcompress.pipeline.run import Run, train
+from vitcompress.pipeline.targets import unmeasured_drop
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.pretrained.build import empty_model
@@ -224,10 +224,8 @@ def _prepare(
     classes, num_classes = new_head(images, known, has_classes=has_classes(old_model))
     if recipe.teacher.teacher is None and num_classes is None:
         teacher = source_as_teacher(parent)
-    if recipe.gates.max_drop is not None and num_classes is None and not has_classes(old_model):
-        faults.extend([no_top1("--max-drop", path.name, outputs_of(old_model))])
-    elif recipe.gates.max_drop is not None and (val is None or val.labels is None or teacher is None):
-        faults.add("--max-drop needs labeled images and a teacher.", "Give --val-data and --teacher.")
+    kind = CLASSES if num_classes else outputs_of(old_model)
+    faults.extend(unmeasured_drop(recipe.gates, path.name, kind, val, teacher))
     if num_classes and recipe.distill.steps == 0:
         faults.add(
             f"--steps 0: the new head of {num_classes} classes would stay random.", "Give --steps greater than 0."

@@ -27,15 +27,14 @@ from vitcompress.pipeline.checks import (
     check_out,
     check_run,
     check_store,
-    check_target,
     checkpoints_beside,
     files_read,
-    no_top1,
     unfit_images,
     with_images,
 )
 from vitcompress.pipeline.labels import classes_of, tell_images
 from vitcompress.pipeline.run import Run
+from vitcompress.pipeline.targets import check_target, no_top1
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
