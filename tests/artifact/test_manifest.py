@@ -17,6 +17,7 @@ from tests.factories import images as noise
 from vitcompress.artifact.read import read_manifest
 from vitcompress.artifact.write import write
 from vitcompress.errors import ArtifactError
+from vitcompress.families.outputs import CLASSES, MULTI_LABEL, outputs_of
 
 READ = """
 import sys
@@ -66,3 +67,16 @@ def test_a_source_that_timm_does_not_have_is_shown_but_not_built(
         ended = vitcompress(*words)
         assert (ended.code, message in ended.err) == (2, True), ended
     assert not list(tmp_path.glob("m.pt2")) + list(tmp_path.glob("new.*"))
+
+
+def test_the_kind_of_outputs_is_stored_and_older_files_tell_none(tmp_path: Path) -> None:
+    student, _ = write_student(tmp_path / "m.safetensors", share=2)
+    manifest = read_manifest(tmp_path / "m.safetensors")
+    assert "outputs" not in manifest.source
+    assert outputs_of(package.load(tmp_path / "m.safetensors")) is CLASSES
+    told = dataclasses.replace(manifest, source={**manifest.source, "outputs": "multi_label"})
+    write(tmp_path / "told.safetensors", student, told, noise(student))
+    assert outputs_of(package.load(tmp_path / "told.safetensors")) is MULTI_LABEL
+    odd = dataclasses.replace(manifest, source={**manifest.source, "outputs": "poems"})
+    with pytest.raises(ArtifactError, match="outputs"):
+        write(tmp_path / "odd.safetensors", student, odd, noise(student))

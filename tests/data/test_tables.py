@@ -18,6 +18,7 @@ from tests.formats import (
 from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import evaluation_loader
 from vitcompress.data.open import open_sets
+from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 
 
@@ -80,6 +81,23 @@ def test_one_file_without_a_split_has_a_tenth_held_out(hf: Any, tmp_path: Path) 
     table(hf, 10).to_parquet(tmp_path / "all.parquet")
     train, val = opened(f"hfds:{tmp_path / 'all.parquet'}")
     assert (len(train), len(val)) == (9, 1)
+
+
+@pytest.mark.parametrize("rows", [[0.5, 1.5, 2.5], [[0], [0, 1], []]], ids=["numbers", "lists"])
+def test_labels_that_are_no_classes_are_left_out_where_none_are_needed(
+    hf: Any, rows: list[Any], tmp_path: Path
+) -> None:
+    """They are the targets of a regression, or the labels of a multi-label model."""
+    columns = {"image": photographs(3), "label": rows}
+    kind = hf.Value("float32") if isinstance(rows[0], float) else hf.Sequence(hf.Value("int64"))
+    features = hf.Features({"image": hf.Image(), "label": kind})
+    hf.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "saved")
+    recipe = DataRecipe(data=f"hfds:{tmp_path / 'saved'}")
+    train, _ = open_sets(recipe, bundle=None, model=ModelClasses(0), seed=0)
+    assert train is not None
+    assert train.labels is None
+    with pytest.raises(DataError, match="column label holds neither numbers nor names"):
+        open_sets(recipe, bundle=None, model=ModelClasses(5), seed=0)
 
 
 def test_a_table_of_plain_columns_needs_no_metadata(hf: Any, tmp_path: Path) -> None:

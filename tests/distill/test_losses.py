@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress.distill.losses import (
@@ -14,6 +15,8 @@ from vitcompress.distill.losses import (
     hidden_mse,
     hidden_relations,
     kl_logits,
+    label_cross_entropy,
+    scaled_mse,
 )
 from vitcompress.distill.relations import BLOCK_BYTES, relation_kl
 from vitcompress.recipe import LOSS_NAMES
@@ -37,6 +40,31 @@ def test_kl_is_per_image_and_zero_where_equal() -> None:
     other = torch.randn(3, 7)
     assert kl_logits(logits, logits).item() == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(kl_logits(logits, other), kl_logits(logits.repeat(4, 1), other.repeat(4, 1)))
+
+
+def test_the_loss_of_labels_is_binary_cross_entropy_less_the_teachers_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(3, 4, generator=generator)
+    student = torch.randn(3, 4, generator=generator, requires_grad=True)
+    loss = label_cross_entropy(student, teacher)
+    p = teacher.sigmoid()
+    full = F.binary_cross_entropy_with_logits(student, p, reduction="none").sum(1).mean()
+    entropy = F.binary_cross_entropy(p, p, reduction="none").sum(1).mean()
+    torch.testing.assert_close(loss, full - entropy)
+    torch.testing.assert_close(*(torch.autograd.grad(value, student)[0] for value in (loss, full)))
+    assert label_cross_entropy(teacher, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert label_cross_entropy(teacher + 5, teacher).item() > 1
+    twice = label_cross_entropy(2 * student, 2 * teacher, temperature=2.0)
+    torch.testing.assert_close(twice, 4 * loss)
+
+
+def test_the_loss_of_numbers_is_in_the_teachers_deviation() -> None:
+    teacher = torch.tensor([[1.0, 100.0], [3.0, 300.0]])
+    deviation = torch.tensor([1.0, 100.0])
+    mean = teacher.mean(0, keepdim=True).expand_as(teacher)
+    assert scaled_mse(mean, teacher, deviation).item() == pytest.approx(1)
+    assert scaled_mse(teacher + deviation / 2, teacher, deviation).item() == pytest.approx(0.25)
+    assert scaled_mse(teacher, teacher, deviation).item() == 0
 
 
 def test_relations_are_exact_under_autocast() -> None:

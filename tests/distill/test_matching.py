@@ -11,6 +11,7 @@ from tests.factories import ARGS, ROWS, Row
 from vitcompress.distill.hooks import ReadPoints
 from vitcompress.distill.matching import ComparedModel, default_losses, match_models
 from vitcompress.errors import RecipeError
+from vitcompress.families.outputs import tell_outputs
 from vitcompress.families.registry import family_of
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.build import empty_model
@@ -169,6 +170,22 @@ def test_features_and_logits_are_not_mixed_up(
 ) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)):
         match_models(vit(**student), vit(**teacher), DistillRecipe(loss={loss: 1.0}))
+
+
+def test_a_teacher_that_tells_no_kind_has_the_students() -> None:
+    student, teacher = vit(), vit()
+    tell_outputs(student.model, "multi_label", name="student")
+    assert match_models(student, teacher, DistillRecipe()).losses["logits"] == 1
+    tell_outputs(teacher.model, "regression", name="teacher")
+    with pytest.raises(RecipeError, match=re.escape("gives numbers (regression), vit_tiny_patch16_224 logits of ind")):
+        match_models(student, teacher, DistillRecipe())
+
+
+def test_numbers_have_no_temperature() -> None:
+    model = vit(num_classes=1)
+    with pytest.raises(RecipeError, match="--temperature 2"):
+        match_models(model, model, DistillRecipe(temperature=2.0))
+    assert match_models(model, model, DistillRecipe()).losses["logits"] == 1
 
 
 def test_families_teach_each_other_where_tokens_agree() -> None:

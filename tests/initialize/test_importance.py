@@ -10,6 +10,7 @@ import timm
 import torch
 
 from tests.factories import images, tiny
+from vitcompress.families.outputs import tell_outputs
 from vitcompress.families.registry import family_of
 from vitcompress.initialize.importance import FLOOR, token_weights
 from vitcompress.initialize.regression import Moments
@@ -34,6 +35,16 @@ def test_only_the_class_token_counts_where_nothing_else_is_read() -> None:
         torch.testing.assert_close(found["blocks.3"][layer], expected)
     assert (found["blocks.3"]["attn.qkv"][1:] > FLOOR).all()  # the others are still attended to
     assert (found["blocks.0"]["mlp.fc2"] > FLOOR).all()
+
+
+@pytest.mark.parametrize("told", [None, "multi_label"])
+def test_tokens_of_a_model_with_one_output_differ_too(told: str | None) -> None:
+    """The softmax of one number has no gradient, so that all tokens would count alike."""
+    model = tiny(num_classes=1)
+    tell_outputs(model, told, name="tiny")
+    found = weights_of(model)["blocks.3"]["mlp.fc2"]
+    assert found[0] == pytest.approx(FLOOR + (1 - FLOOR) * 17)
+    assert (found[1:] == FLOOR).all()
 
 
 def test_all_tokens_count_alike_where_their_mean_is_read() -> None:

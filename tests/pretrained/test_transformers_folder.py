@@ -17,11 +17,12 @@ from vitcompress.artifact.load import load
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.write import write
 from vitcompress.errors import CheckpointError, ModelError
+from vitcompress.families.outputs import outputs_of
 from vitcompress.plans.make import make_plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config
 from vitcompress.pretrained.load import load_pretrained
-from vitcompress.pretrained.resolve import resolve
+from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.pretrained.transformers_config import to_timm_model
 from vitcompress.recipe import ModelRecipe, PlanRecipe
 from vitcompress.surgery import apply_plan
@@ -152,6 +153,32 @@ def test_preprocessing_and_labels_come_along(tmp_path: Path) -> None:
     config = data_config(empty_model(resolve(recipe)), recipe)
     assert (config["mean"], config["std"]) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert (config["interpolation"], config["crop_pct"]) == ("bicubic", 0.8)
+
+
+@pytest.mark.parametrize(
+    ("problem", "num_labels", "kind"),
+    [
+        ("regression", 3, "regression"),
+        ("multi_label_classification", 3, "multi_label"),
+        ("single_label_classification", 3, "classes"),
+        (None, 3, "classes"),
+        (None, 1, "regression"),
+        ("multi_label_classification", 1, "multi_label"),
+    ],
+)
+def test_the_problem_type_tells_what_the_outputs_are(problem: str | None, num_labels: int, kind: str) -> None:
+    labels = {"id2label": {str(number): f"l{number}" for number in range(num_labels)}}
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **_PLAIN, **labels}
+    model = to_timm_model({**config, "problem_type": problem})
+    source = Source("folder", model.architecture, model.model_args, model.pretrained_cfg, outputs=model.outputs)
+    assert outputs_of(empty_model(source)).name == kind
+    assert to_timm_model({**config, "problem_type": problem}, headless=True).outputs is None
+
+
+def test_an_unknown_problem_type_is_refused() -> None:
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **_PLAIN, "problem_type": "ranking"}
+    with pytest.raises(ModelError, match="problem_type 'ranking'"):
+        to_timm_model(config)
 
 
 def test_dinov2_classifier_is_left_out_only_on_request(tmp_path: Path) -> None:

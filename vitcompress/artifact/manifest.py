@@ -24,7 +24,7 @@ from vitcompress.artifact.tensorfile import first_fault, strict_json
 from vitcompress.errors import ArtifactError
 from vitcompress.plans.bounds import MAX_BLOCKS
 from vitcompress.plans.model import Plan
-from vitcompress.recipe.student import StoreName
+from vitcompress.recipe.student import OutputName, StoreName
 
 FORMAT_VERSION = 2  # version 1, which is still read, has no `store`: its tensors are as the model holds them
 
@@ -43,7 +43,8 @@ class Manifest:
     """Description of an artifact, stored in its header.
 
     Attributes:
-        source: name of the source, and architecture and arguments of the student.
+        source: name of the source, and architecture, arguments and kind of outputs of the student;
+            without a kind, the number of outputs decides.
         source_sha256: digest of the source's tensors; empty if the student's head or image size has
             changed since.
         plan: what is shared and added.
@@ -151,6 +152,7 @@ class _Source(BaseModel):
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,128}(\.[A-Za-z0-9_]{1,128})?$")]
     model_args: dict[str, _Argument]
     pretrained_cfg: dict[str, Any]
+    outputs: OutputName | None = None
 
 
 class _DataConfig(BaseModel):

@@ -59,7 +59,8 @@ def plan(
             for note in notes:
                 reporter.say(note)
         events.tell_plan(reporter, name, student_plan)
+        kind = plan.outputs_kind(resolved.model)
         if as_json:
-            put_json({**to_json(student_plan), "preprocessing": preprocessing})
+            put_json({**to_json(student_plan), "preprocessing": preprocessing, "outputs": kind.name})
         else:
-            print_plan(student_plan, name, Results(), preprocessing=preprocessing)
+            print_plan(student_plan, name, Results(), preprocessing=preprocessing, outputs=kind.noun)

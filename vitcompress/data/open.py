@@ -62,9 +62,18 @@ def open_sets(
 def _number(
     train: RawImageSet | None, val: RawImageSet | None, model: ModelClasses, recipe: DataRecipe
 ) -> Numbering | None:
-    """Return the numbering of the classes of both sets; None without labels or classes."""
-    labeled = [images for images in (train, val) if images is not None and images.has_labels]
-    if not labeled or model.count == 0:
+    """Return the numbering of the classes of both sets; None without labels or classes.
+
+    Raises:
+        DataError: labels are no classes, or match no numbering.
+    """
+    if model.count == 0:
+        return None
+    given = [images for images in (train, val) if images is not None]
+    for fault in filter(None, (images.label_fault for images in given)):
+        raise fault
+    labeled = [images for images in given if images.has_labels]
+    if not labeled:
         return None
     first, *rest = labeled
     if first.classes is None:

@@ -83,6 +83,7 @@ class RawImageSet:
         classes: the classes, as the format gives them; None if unlabeled.
         notes: remarks on the images, such as files that were left out.
         endless: whether passes over the images cannot be counted.
+        label_fault: why the labels are no classes; raised where they are needed.
     """
 
     name: str
@@ -91,6 +92,7 @@ class RawImageSet:
     classes: ImageClasses | None = None
     notes: tuple[str, ...] = ()
     endless: bool = False
+    label_fault: DataError | None = None
 
     @property
     def has_labels(self) -> bool:

@@ -84,8 +84,13 @@ def open_table(place: str, split: str, where: str, image_key: str, label_key: st
         raise DataError(f"{where} ({name}) has no rows.")
     images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     title = where if len(splits) == 1 else f"{where} ({name})"
-    targets, classes = _labels(datasets, table, where, label_key)
-    return RawImageSet(title, TableReader(images, column, title), targets, classes)
+    if label_key:
+        _check_column(table.features, where, label_key, "--label-key")
+    reader = TableReader(images, column, title)
+    try:
+        return RawImageSet(title, reader, *_labels(datasets, table, where, label_key))
+    except DataError as error:  # a model whose outputs are no classes does not need them
+        return RawImageSet(title, reader, label_fault=error)
 
 
 def _load(datasets: Any, root: Path, where: str) -> Mapping[str, Any]:
@@ -146,8 +151,6 @@ def _check_column(features: Any, where: str, column: str, flag: str) -> None:
 def _labels(datasets: Any, table: Any, where: str, label_key: str) -> tuple[Sequence[int] | None, ImageClasses | None]:
     """Return the position of each row's class among the classes, and these."""
     features = table.features
-    if label_key:
-        _check_column(features, where, label_key, "--label-key")
     named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     column = label_key or ("label" if "label" in features else "")
     if not column and len(named) > 1:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitcompress.distill.relations import TokenChooser, all_tokens, relation_kl
+from vitcompress.families.outputs import CLASSES, OutputKind, bernoulli_nats
 
 QKV = tuple[Tensor, Tensor, Tensor]
 
@@ -43,11 +44,16 @@ class LossContext:
         temperature: T of the logits.
         relation_heads: number of heads that the width is split into for attention relations.
         targets: class probabilities `[B, K]` from the labels; None if no loss needs them.
+        kind: kind of the models' outputs.
+        deviation: the teacher's deviation of each output over images, `[K]`; None for kinds that
+            do not use it.
     """
 
     temperature: float = 1.0
     relation_heads: int = 1
     targets: Tensor | None = None
+    kind: OutputKind = CLASSES
+    deviation: Tensor | None = None
 
 
 def kl_logits(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -67,6 +73,43 @@ def kl_logits(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> 
     log_p = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
     log_q = F.log_softmax(student.float() / temperature, dim=-1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def label_cross_entropy(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Binary cross-entropy against the teacher's probabilities of labels, less their entropy.
+
+    That is KL(teacher || student) of independent labels: the gradient is the cross-entropy's, and 0
+    means equal.
+
+    Args:
+        student: logits `[B, K]`, each of a label of its own.
+        teacher: logits `[B, K]`; no gradient flows into them.
+        temperature: T > 0, dimensionless; divides both logits.
+
+    Returns:
+        Scalar `[]`, nats per image, summed over labels, times T², like `kl_logits`.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531, Sec. 2, with a sigmoid in the place of softmax.
+    """
+    nats = bernoulli_nats(student.float() / temperature, teacher.detach().float() / temperature)
+    return nats.sum(-1).mean() * temperature**2
+
+
+def scaled_mse(student: Tensor, teacher: Tensor, deviation: Tensor) -> Tensor:
+    """Mean squared error of numbers, each in the teacher's deviation over images.
+
+    Args:
+        student: numbers `[B, K]`.
+        teacher: numbers `[B, K]`; no gradient flows into them.
+        deviation: standard deviation of each of the teacher's outputs, `[K]`.
+
+    Returns:
+        Scalar `[]`: mean over images and outputs; 0 for equal, 1 for the teacher's mean.
+
+    Source: ours; the deviation gives the loss weight the same meaning for every unit.
+    """
+    scale = deviation.to(student.device)
+    return F.mse_loss(student.float() / scale, teacher.detach().float() / scale)
 
 
 def feature_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -190,9 +233,23 @@ class Loss:
         return self.reads != "logits"
 
 
+def _scaled_mse(student: Tensor, teacher: Tensor, context: LossContext) -> Tensor:
+    assert context.deviation is not None  # `weighted_losses` makes sure
+    return scaled_mse(student, teacher, context.deviation)
+
+
+OUTPUT_LOSSES: Mapping[str, Callable[[Tensor, Tensor, LossContext], Tensor]] = {
+    "classes": lambda student, teacher, context: kl_logits(student, teacher, temperature=context.temperature),
+    "multi_label": lambda student, teacher, context: label_cross_entropy(
+        student, teacher, temperature=context.temperature
+    ),
+    "regression": _scaled_mse,
+}
+"""The loss `logits` by the kind of the models' outputs."""
+
 LOSSES: Mapping[str, Loss] = {
     "logits": Loss(
-        lambda student, teacher, context: kl_logits(student.logits, teacher.logits, temperature=context.temperature),
+        lambda student, teacher, context: OUTPUT_LOSSES[context.kind.name](student.logits, teacher.logits, context),
         reads="logits",
     ),
     "hidden": Loss(lambda student, teacher, context: hidden_mse(student.hidden, teacher.hidden), reads="hidden"),

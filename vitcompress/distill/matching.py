@@ -14,7 +14,7 @@ from vitcompress.distill.losses import LOSSES, Outputs, needs_teacher
 from vitcompress.distill.pairing import pair_layers
 from vitcompress.errors import RecipeError, first_line, raise_faults
 from vitcompress.families.base import Family
-from vitcompress.families.outputs import has_classes
+from vitcompress.families.outputs import FEATURES, outputs_of, told_outputs
 from vitcompress.families.registry import find_family
 from vitcompress.recipe import DistillRecipe
 
@@ -65,7 +65,7 @@ def default_losses(model: nn.Module) -> Mapping[str, float]:
     Args:
         model: the student.
     """
-    losses = {"logits" if has_classes(model) else "features": 1.0, "hidden": 1.0, "hidden_relation": 0.1}
+    losses = {outputs_of(model).loss: 1.0, "hidden": 1.0, "hidden_relation": 0.1}
     family = find_family(model)
     if family and all(family.qkv(model.get_submodule(block)) for block in family.block_names(model)):
         losses["attention"] = 1.0
@@ -89,6 +89,7 @@ def match_models(student: ComparedModel, teacher: ComparedModel, recipe: Distill
     requested = default_losses(student.model) if recipe.loss is None else recipe.loss
     losses = {name: weight for name, weight in requested.items() if weight}
     check_kind(student, losses)
+    _check_temperature(student, recipe)
     _check_same_kind(student, teacher)
     block_losses = [name for name in losses if LOSSES[name].compares_blocks]
     fields = {LOSSES[name].reads for name in losses}
@@ -103,7 +104,7 @@ def match_models(student: ComparedModel, teacher: ComparedModel, recipe: Distill
         _check_shapes((student, student_outputs), (teacher, teacher_outputs), losses, recipe.relation_heads)
     elif block_losses:
         losses = {name: weight for name, weight in losses.items() if name not in block_losses}
-        kind = "logits" if has_classes(teacher.model) else "features"
+        kind = outputs_of(teacher.model).loss
         dropped = ", ".join(block_losses)
         notes.append(f"{teacher.name} has no blocks to compare: it gives {kind} only, without the losses {dropped}.")
         if not needs_teacher(losses):
@@ -114,22 +115,40 @@ def match_models(student: ComparedModel, teacher: ComparedModel, recipe: Distill
 
 
 def check_kind(student: ComparedModel, losses: Mapping[str, float]) -> None:
-    """Check that the losses take the student's kind of outputs: logits or features.
+    """Check that the losses take the student's kind of outputs.
 
     Raises:
-        RecipeError: a loss takes the other kind; lists every fault.
+        RecipeError: a loss takes another kind; lists every fault.
     """
-    if has_classes(student.model):
-        wrong, message = {"features"}, f"the outputs of {student.name} are logits of classes."
-        hint = "Use --loss logits=1."
-    else:
-        wrong, message = {"logits", "labels"}, f"{student.name} has no classes; its outputs are features."
+    kind = outputs_of(student.model)
+    if kind is FEATURES:
+        message = f"{student.name} has no classes; its outputs are features."
         hint = "Use --loss features=1, or give the model classes: --model-arg num_classes=N."
-    raise_faults(RecipeError, [(f"--loss {name}: {message}", hint) for name in losses if name in wrong])
+    else:
+        message = f"the outputs of {student.name} are {kind.noun}."
+        hint = f"Use --loss {kind.loss}=1."
+    wrong = [name for name in losses if not LOSSES[name].compares_blocks and name not in kind.losses]
+    raise_faults(RecipeError, [(f"--loss {name}: {message}", hint) for name in wrong])
+
+
+def _check_temperature(student: ComparedModel, recipe: DistillRecipe) -> None:
+    """Check that the outputs have a temperature, if one is given.
+
+    Raises:
+        RecipeError: they have none.
+    """
+    kind = outputs_of(student.model)
+    if recipe.temperature != 1 and not kind.has_temperature:
+        raise RecipeError(
+            f"--temperature {recipe.temperature:g}: the outputs of {student.name} are {kind.noun}, which have none.",
+            hint="Leave it out.",
+        )
 
 
 def _check_same_kind(student: ComparedModel, teacher: ComparedModel) -> None:
     """Check that both models take images of the same channels and give the same kind of outputs.
+
+    A teacher that was not told its kind has the student's, if both have a head.
 
     Raises:
         RecipeError: they do not.
@@ -140,12 +159,16 @@ def _check_same_kind(student: ComparedModel, teacher: ComparedModel) -> None:
             hint=f"Choose a teacher that takes {student.input_size[0]} channels, or pass --teacher-arg "
             f"in_chans={student.input_size[0]}.",
         )
-    if has_classes(student.model) != has_classes(teacher.model):
-        kinds = ["logits of classes" if has_classes(side.model) else "features" for side in (teacher, student)]
-        raise RecipeError(
-            f"--teacher {teacher.name} gives {kinds[0]}, {student.name} {kinds[1]}.",
-            hint="Name a teacher of the same kind, or remove its head: --teacher-arg num_classes=0.",
-        )
+    kind, other = outputs_of(student.model), outputs_of(teacher.model)
+    has_head = FEATURES not in (kind, other)
+    if kind is other or (has_head and told_outputs(teacher.model) is None):
+        return
+    raise RecipeError(
+        f"--teacher {teacher.name} gives {other.noun}, {student.name} {kind.noun}.",
+        hint="Name a teacher of the same kind. With compress, --outputs says what both give."
+        if has_head
+        else "Name a teacher of the same kind, or remove its head: --teacher-arg num_classes=0.",
+    )
 
 
 def _read_points(
@@ -202,7 +225,7 @@ def _probe_teacher(
             hint = "Name a teacher with the same classes, or build it with as many: --teacher-arg num_classes=N."
             raise RecipeError(
                 f"--teacher {teacher.name} gives {_join(shape)} outputs, {student.name} {_join(expected)}.",
-                hint=hint if has_classes(student.model) else "Name a teacher with as many features.",
+                hint="Name a teacher with as many features." if outputs_of(student.model) is FEATURES else hint,
             )
         return outputs, None if size == student.input_size[1:] else size
     raise RecipeError(f"--teacher {teacher.name} does not take images of its own size {teacher.input_size}: {reason}.")

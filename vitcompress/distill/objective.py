@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitcompress.distill.hooks import TokenSubset, reading_outputs
 from vitcompress.distill.losses import LOSSES, LossContext, Outputs, needs_teacher
 from vitcompress.distill.settings import TrainSettings
+from vitcompress.families.outputs import outputs_of
 
 NO_STEP = -1  # number of a step that is not part of the training
 Objective = Callable[[nn.Module, Tensor, Tensor | None, int, int], Mapping[str, Tensor]]
@@ -31,6 +32,7 @@ def weighted_losses(student: nn.Module, teacher: nn.Module | None, settings: Tra
     """
     recipe, matching = settings.recipe, settings.matching
     fields = {LOSSES[name].reads for name in matching.losses}
+    kind = outputs_of(student)
     if not needs_teacher(matching.losses):
         teacher = None
     tokens = TokenSubset(recipe.max_relation_tokens, seed=settings.seed)
@@ -54,7 +56,7 @@ def weighted_losses(student: nn.Module, teacher: nn.Module | None, settings: Tra
             with torch.inference_mode():
                 expected = run_teacher(images, step, part)
             outputs = read_student(model(images))
-            context = LossContext(recipe.temperature, recipe.relation_heads, targets)
+            context = LossContext(recipe.temperature, recipe.relation_heads, targets, kind, settings.deviation)
             return {
                 name: weight * LOSSES[name].compute(outputs, expected, context)
                 for name, weight in matching.losses.items()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from vitcompress.data.augmentation import Mixing
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.matching import Matching
@@ -19,6 +21,8 @@ class TrainSettings:
     Attributes:
         recipe: temperature, optimizer and regularization.
         matching: the losses, and where student and teacher are read.
+        deviation: the teacher's deviation of each output over images, `[K]`; None where no loss
+            uses it.
         blocks: names of all blocks of the student, for drop path.
         matrices: names of the blocks' shared matrices, for the optimizer.
         input_size: (channels, height, width) of a view.
@@ -46,5 +50,6 @@ class TrainSettings:
     skip_bad_images: bool = False
     checkpoints: Checkpoints | None = None
     teacher_cache: TeacherCache | None = None
+    deviation: Tensor | None = None
     compiled: bool = False
     before_step: Callable[[float], None] = lambda done: None

@@ -18,11 +18,13 @@ from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import label_names
 from vitcompress.distill.matching import ComparedModel
 from vitcompress.errors import RecipeError, VitcompressError
+from vitcompress.families.outputs import tell_outputs
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config
 from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import resolve
 from vitcompress.recipe import ModelRecipe, TeacherRecipe
+from vitcompress.recipe.student import OutputName
 
 _FLAGS = {"MODEL ": "--teacher ", "--model-arg": "--teacher-arg"}
 
@@ -56,11 +58,14 @@ class Teacher:
         return ComparedModel(self.name, self.model, self.config["input_size"])
 
 
-def find_teacher(recipe: TeacherRecipe, *, checkpoint_flag: str = "--teacher-checkpoint") -> Teacher:
+def find_teacher(
+    recipe: TeacherRecipe, *, outputs: OutputName | None = None, checkpoint_flag: str = "--teacher-checkpoint"
+) -> Teacher:  # fmt: skip
     """Find the teacher that `recipe` names, without loading its weights.
 
     Args:
         recipe: its name, weights and arguments.
+        outputs: what its outputs are, whatever its files tell; None for what they tell.
         checkpoint_flag: the option that names its weights, for messages.
 
     Raises:
@@ -68,12 +73,13 @@ def find_teacher(recipe: TeacherRecipe, *, checkpoint_flag: str = "--teacher-che
     """
     assert recipe.teacher is not None  # the caller checks
     if recipe.teacher.endswith(".safetensors"):
-        return _from_artifact(Path(recipe.teacher), recipe, checkpoint_flag)
+        return _from_artifact(Path(recipe.teacher), recipe, outputs, checkpoint_flag)
     if recipe.teacher_checkpoint is not None and not recipe.teacher_checkpoint.exists():
         raise RecipeError(f"{checkpoint_flag} {recipe.teacher_checkpoint} does not exist.")
     model_recipe = ModelRecipe(
-        recipe.teacher, recipe.teacher_checkpoint, recipe.teacher_arg, checkpoint_key=recipe.teacher_checkpoint_key
-    )
+        recipe.teacher, recipe.teacher_checkpoint, recipe.teacher_arg, outputs=outputs,
+        checkpoint_key=recipe.teacher_checkpoint_key,
+    )  # fmt: skip
     with _naming_teacher_flags(checkpoint_flag):
         source = resolve(model_recipe)
         model = empty_model(source)
@@ -105,7 +111,7 @@ def _with_teacher_flags(text: str, checkpoint_flag: str) -> str:
     return text
 
 
-def _from_artifact(path: Path, recipe: TeacherRecipe, checkpoint_flag: str) -> Teacher:
+def _from_artifact(path: Path, recipe: TeacherRecipe, outputs: OutputName | None, checkpoint_flag: str) -> Teacher:
     if recipe.teacher_checkpoint is not None or recipe.teacher_arg:
         raise RecipeError(
             f"--teacher {path} is a file with its own weights and sizes.",
@@ -113,6 +119,8 @@ def _from_artifact(path: Path, recipe: TeacherRecipe, checkpoint_flag: str) -> T
         )
     manifest = read_manifest(path)
     model = empty_student(path, manifest)
+    if outputs is not None:
+        tell_outputs(model, outputs, name=str(path))
     return Teacher(path.name, model, manifest.data_config, lambda *tell: load(path), manifest.classes)
 
 

@@ -60,7 +60,7 @@ class TeacherCache:
         rows = num_steps * batch_size
         self._check(folder, {**json.loads(json.dumps(facts)), "classes": num_classes, "--batch-size": batch_size})
         self.logits = _open_table(folder / _LOGITS, np.float32, rows, num_classes)
-        self.known = _open_table(folder / _KNOWN, np.bool_, rows, 1)
+        self.known = _open_table(folder / _KNOWN, np.bool_, rows, 1)[:, 0]
 
     def _check(self, folder: Path, facts: Mapping[str, Any]) -> None:
         """Check that the folder holds a cache of the same facts, or start one if it is empty."""
@@ -114,8 +114,7 @@ def _open_table(path: Path, kind: type, rows: int, columns: int) -> np.ndarray[A
             if file.tell() < num_bytes:
                 _reserve(file, num_bytes)
                 file.truncate(num_bytes)
-        shape = (rows, columns) if columns > 1 else (rows,)
-        table: np.ndarray[Any, Any] = np.memmap(path, dtype=kind, mode="r+", shape=shape)
+        table: np.ndarray[Any, Any] = np.memmap(path, dtype=kind, mode="r+", shape=(rows, columns))
     except OSError as error:
         raise RecipeError(f"--cache-teacher: {path} cannot be written: {error.strerror}.") from error
     return table

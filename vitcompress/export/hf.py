@@ -25,9 +25,12 @@ from vitcompress.errors import VitcompressError, first_line, shorten
 from vitcompress.export.format import Format, Written
 from vitcompress.export.hf_card import licence_of, model_card
 from vitcompress.export.loaded import LoadedArtifact
+from vitcompress.families.outputs import outputs_of
+from vitcompress.pretrained.transformers_config import PROBLEM_TYPES
 from vitcompress.report.model import from_json
 from vitcompress.report.picture import to_svg
 
+_PROBLEMS = {kind: problem for problem, kind in PROBLEM_TYPES.items()}
 CONFIG, CARD, PICTURE = "config.json", "README.md", "report.svg"
 FILES = frozenset({WEIGHTS, CONFIG, CARD, PICTURE})
 TEXT_BYTES = 500_000  # maximum size of card, config and picture
@@ -61,10 +64,13 @@ def config_of(artifact: LoadedArtifact) -> dict[str, Any]:
     """Return the content of config.json.
 
     `architecture` is below `vitcompress`, so that timm does not take the file for its own.
+    `problem_type` is transformers' word for the kind of outputs of a model with a head.
     """
-    manifest = artifact.manifest
+    manifest, kind = artifact.manifest, outputs_of(artifact.student)
+    problem = {"problem_type": _PROBLEMS[kind.name]} if kind.name in _PROBLEMS else {}
     return {
         "library_name": "vitcompress",
+        **problem,
         "vitcompress": {
             "version": vitcompress.__version__,
             "source": manifest.source["name"],
@@ -73,6 +79,7 @@ def config_of(artifact: LoadedArtifact) -> dict[str, Any]:
             "store": manifest.store,
             "num_params": manifest.plan.size.student_params,
             "num_classes": artifact.student.num_classes,
+            "outputs": kind.name,
             "tensors_sha256": sha256_of(artifact.tensors),
             "data_config": dict(manifest.data_config),
         },

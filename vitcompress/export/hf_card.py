@@ -12,7 +12,7 @@ from timm.models import split_model_name_tag
 from vitcompress.bundled import FASHION_VIT
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.export.loaded import LoadedArtifact
-from vitcompress.families.outputs import has_classes
+from vitcompress.families.outputs import outputs_of
 from vitcompress.report.markdown import to_markdown
 from vitcompress.report.model import Report, from_json
 from vitcompress.report.render import cell
@@ -23,6 +23,9 @@ _TEMPLATES = Environment(
 )  # fmt: skip
 _TEMPLATES.filters["cell"] = cell
 _NAME = re.compile(r"[A-Za-z0-9_./-]{1,200}")  # a license or model name that means nothing in YAML or Markdown
+_TASKS = {  # the Hub's words; it has none for numbers
+    "classes": "image-classification", "multi_label": "image-classification", "features": "image-feature-extraction",
+}  # fmt: skip
 UNKNOWN = "other"  # the Hub's word for a license that is not in its list
 
 
@@ -41,16 +44,27 @@ def model_card(artifact: LoadedArtifact, *, picture: str | None) -> str:
         license=licence or UNKNOWN,
         licence_text=_licence_text(licence),
         base_model=_base_model(artifact),
-        task="image-classification" if has_classes(artifact.student) else "image-feature-extraction",
+        task=_TASKS.get(outputs_of(artifact.student).name),
+        outputs=_describe_outputs(artifact),
         source=manifest.source,
         source_sha256=manifest.source_sha256,
         plan=manifest.plan,
         preprocessing=describe_preprocessing(manifest.data_config),
-        num_classes=artifact.student.num_classes,
         store="as in the source" if manifest.store == "source" else manifest.store,
         data=_data(report),
         report=to_markdown(report, picture=picture),
     )
+
+
+def _describe_outputs(artifact: LoadedArtifact) -> str:
+    """Return a row of the table: what the outputs are, and how many."""
+    kind, count = outputs_of(artifact.student), artifact.student.num_classes
+    rows = {
+        "classes": f"| classes | {count} |",
+        "multi_label": f"| labels | {count}, each with a sigmoid of its own |",
+        "regression": f"| numbers | {count}; outputs are a regression |",
+    }
+    return rows.get(kind.name, "| classes | none; outputs are features |")
 
 
 def licence_of(artifact: LoadedArtifact) -> str | None:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import layers_called
+from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
 from vitcompress.initialize.inputs import recording
 from vitcompress.plans.make import layer_shapes
 
@@ -34,8 +34,9 @@ def token_weights(
     """Compute how much each token counts in fits of the layers of some blocks, in float64.
 
     The weight is E‖∂ log p(y) / ∂ output‖² with y drawn from the predictions p, for the layer's
-    output at the token: the trace of its Fisher information, divided by the mean. Without classes,
-    a random projection of the features is differentiated instead.
+    output at the token: the trace of its Fisher information, divided by the mean. p is what the
+    kind of the teacher's outputs makes it; of features, a random projection is differentiated
+    instead.
 
     Args:
         teacher: in eval mode; not changed.
@@ -50,14 +51,18 @@ def token_weights(
     outputs: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    chunks = islice((chunk for batch in images for chunk in batch.split(CHUNK_IMAGES)), MAX_IMAGES // CHUNK_IMAGES)
+    pieces = (chunk for batch in images for chunk in batch.split(CHUNK_IMAGES))
+    chunks = list(islice(pieces, MAX_IMAGES // CHUNK_IMAGES))
+    kind = outputs_of(teacher)
+    deviation = deviation_of(outputs_on(teacher, chunks)) if kind.uses_deviation else torch.ones(1)
     with (
         torch.enable_grad(),
         layers_called(teacher),
         recording(teacher, names, lambda name, call: outputs.update({name: call.output})),
     ):
         for chunk in chunks:
-            objective = _objective(teacher, teacher(chunk.detach().requires_grad_()), generator)
+            predictions = teacher(chunk.detach().requires_grad_()).float()
+            objective = kind.score(predictions, deviation, generator)
             grads = torch.autograd.grad(objective, [outputs[name] for name in names], materialize_grads=True)
             for name, grad in zip(names, grads, strict=True):
                 sums[name] = sums.get(name, 0) + grad.double().square().mean(-1).sum(0)
@@ -68,12 +73,3 @@ def _weights(squares: Tensor) -> Tensor:
     """Weights of tokens, from the sums of their squared gradients, both `[N]` or `[H, W]`."""
     share = squares / squares.mean() if squares.any() else torch.ones_like(squares)
     return FLOOR + (1 - FLOOR) * share
-
-
-def _objective(teacher: nn.Module, outputs: Tensor, generator: torch.Generator) -> Tensor:
-    """The scalar to differentiate, a sum over images, from logits or features `[B, K]`."""
-    if not getattr(teacher, "num_classes", 0):
-        return (outputs * torch.randn(outputs.shape, generator=generator).to(outputs)).sum()
-    log_p = F.log_softmax(outputs.float(), dim=-1)
-    labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
-    return log_p.gather(1, labels.to(outputs.device)).sum()

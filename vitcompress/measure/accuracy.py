@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from vitcompress.data.loaders import Batch, count_unreadable, evaluation_loader, process_share
 from vitcompress.data.sets import ImageSet
 from vitcompress.errors import DataError
-from vitcompress.families.outputs import has_classes
+from vitcompress.families.outputs import outputs_of
 from vitcompress.measure.results import Accuracy
-from vitcompress.measure.tally import FeatureTally, LogitTally, Tally
+from vitcompress.measure.tally import TALLIES, Tally
 from vitcompress.recipe import DataRecipe
 from vitcompress.runtime.processes import gathered
 
@@ -57,7 +57,7 @@ class Evaluator:
     def __call__(
         self, student: nn.Module, teacher: nn.Module | None, tell: Tell | None = None, watch: Watch | None = None
     ) -> Accuracy | None:
-        """Evaluate a student; the outputs of a student without classes are compared as features.
+        """Evaluate a student; the kind of its outputs decides what is measured.
 
         Args:
             student: student in eval mode.
@@ -75,7 +75,7 @@ class Evaluator:
         """
         if self.images is None:
             return None
-        tally: Tally = LogitTally() if has_classes(student) else FeatureTally()
+        tally = TALLIES[outputs_of(student).name]()
         fault: DataError | None = None
         try:
             self._run(student, teacher, tally, _progress(self._batches(), tell), watch)

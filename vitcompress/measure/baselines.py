@@ -54,4 +54,5 @@ def _baseline(name: str, model: nn.Module, size: int, measured: Accuracy, accura
         top1_drop=None if top1 is None or teacher_top1 is None else round(teacher_top1 - top1, 4),
         agreement=measured.agreement,
         feature_cosine=measured.feature_cosine,
+        r2=measured.r2,
     )

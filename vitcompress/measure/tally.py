@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Protocol, Self
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitcompress.families.outputs import CLASSES, FEATURES
 from vitcompress.measure.chance import SIGNIFICANCE, at_least, top1_of_chance
-from vitcompress.measure.results import MAX_CLASSES, MAX_CONFUSIONS, Accuracy, ClassHits, Confusion
+from vitcompress.measure.multi_label import MultiLabelTally
+from vitcompress.measure.regression import RegressionTally
+from vitcompress.measure.results import MAX_CLASSES, MAX_CONFUSIONS, Accuracy, ClassHits, Confusion, unlabeled
 
 
 class Tally(Protocol):
@@ -113,6 +117,7 @@ class LogitTally:
             confusions=self._confusions(),
             chance_top1=chance,
             above_chance=above,
+            outputs=CLASSES.name,
         )
 
     def _chance(self) -> tuple[float | None, bool | None]:
@@ -180,11 +185,16 @@ class FeatureTally:
     def result(self, name: str) -> Accuracy:
         """Return the similarity on the images, which are called `name`."""
         cosine = None if self.cosine is None else round(self.cosine / self.count, 6)
-        return Accuracy(
-            data=name, num_images=self.count, num_skipped=self.skipped, teacher_top1=None, student_top1=None,
-            teacher_top5=None, student_top5=None, top1_drop=None, top1_drop_ci95=None, agreement=None, kl=None,
-            feature_cosine=cosine,
-        )  # fmt: skip
+        return unlabeled(FEATURES.name, name, self.count, self.skipped, feature_cosine=cosine)
+
+
+TALLIES: Mapping[str, Callable[[], Tally]] = {
+    "classes": LogitTally,
+    "multi_label": MultiLabelTally,
+    "regression": RegressionTally,
+    "features": FeatureTally,
+}
+"""The sums to measure by the kind of a model's outputs."""
 
 
 def paired_interval(only_teacher: int, only_student: int, count: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vitcompress.errors import RecipeError
+from vitcompress.families.outputs import tell_outputs
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.resolve import Source
@@ -48,7 +49,7 @@ def adapted_source(source: Source, *, num_classes: int | None, img_size: int | N
     cfg = {name: value for name, value in source.pretrained_cfg.items() if not name.startswith("label_")}
     if "num_classes" in cfg:
         cfg["num_classes"] = num_classes
-    return replace(source, model_args={**model_args, "num_classes": num_classes}, pretrained_cfg=cfg)
+    return replace(source, model_args={**model_args, "num_classes": num_classes}, pretrained_cfg=cfg, outputs=None)
 
 
 def adapt_student(student: nn.Module, plan: Plan, *, num_classes: int | None, img_size: int | None) -> None:
@@ -70,6 +71,7 @@ def adapt_student(student: nn.Module, plan: Plan, *, num_classes: int | None, im
             model.set_input_size(img_size=(img_size, img_size))
     if num_classes is not None:
         model.reset_classifier(num_classes)
+        tell_outputs(model, None, name="")  # labels name classes, whatever the old head gave
     for group in plan.groups:
         tie_group(student, group)
 

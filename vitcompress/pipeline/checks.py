@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,21 +19,16 @@ from vitcompress.initialize.start import needs_images
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import (
     BUILT_IN,
-    KINDS,
     QUANTIZED_STORES,
     DistillRecipe,
     ModelRecipe,
-    PlanRecipe,
     Recipe,
     RunRecipe,
     StoreRecipe,
-    flag_of,
     save_interval,
 )
 from vitcompress.runtime.extras import install_hint, missing_packages
 from vitcompress.runtime.launch import num_launched, num_processes
-
-_TARGETS = ("target_ratio", "target_size", "target_drop")
 
 
 def with_images(recipe: Recipe, plan: Plan | None) -> Recipe:
@@ -52,21 +46,25 @@ def with_images(recipe: Recipe, plan: Plan | None) -> Recipe:
     return replace(recipe, data=replace(recipe.data, data=BUILT_IN))
 
 
-def unfit_images(recipe: Recipe, train: ImageSet | None, val: ImageSet | None) -> list[tuple[str, str]]:
+def unfit_images(
+    recipe: Recipe, train: ImageSet | None, val: ImageSet | None, *, has_classes: bool
+) -> list[tuple[str, str]]:
     """Return what the images lack for the recipe, as `(message, hint)` pairs.
 
     Args:
         recipe: what to do.
         train: training images.
         val: validation images.
+        has_classes: whether labels name the model's outputs; otherwise what needs labels is refused
+            elsewhere.
     """
     faults = []
     if train is None and recipe.distill.epochs is not None:
         hint = "Give --data DIR; or --steps, for crops of built-in photographs."
         faults.append((f"--epochs {recipe.distill.epochs:g}: there are no images to pass over.", hint))
-    if (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
+    if has_classes and (recipe.distill.loss or {}).get("labels") and train is not None and train.labels is None:
         faults.append(("--loss labels needs labeled images.", "Give --data DIR with class folders."))
-    if recipe.gates.max_drop is not None and (val is None or val.labels is None):
+    if has_classes and recipe.gates.max_drop is not None and (val is None or val.labels is None):
         faults.append(("--max-drop needs labeled images.", "Give --val-data DIR with class folders."))
     return faults + endless_epochs(recipe, train)
 
@@ -248,44 +246,3 @@ def bundle_of(model: str, classes: tuple[str, ...] = ()) -> Bundle | None:
     """
     unchanged = not classes or classes == FASHION_VIT.pretrained_cfg["label_names"]
     return FASHION_VIT if model == FASHION_VIT.name and unchanged else None
-
-
-def check_target(recipe: Recipe, model: torch.nn.Module, *, measures: bool = False) -> None:
-    """Make sure that a recipe with a target gives no plan, and that options can be measured.
-
-    Args:
-        recipe: what to do.
-        model: the source, on any device, the meta device included.
-        measures: options are only measured.
-
-    Raises:
-        RecipeError: every fault at once.
-    """
-    target = next((flag_of(name) for name in _TARGETS if getattr(recipe.target, name) is not None), None)
-    if target is None and not measures:
-        if recipe.target.kinds != KINDS:
-            raise RecipeError("--kinds needs a target.", hint="Give --target-ratio, --target-size or --target-drop.")
-        return
-    faults = []
-    if not getattr(model, "num_classes", 0):
-        faults.append((f"{target or '--calibrate'} needs a model with classes: the cost of an option is measured on "
-                       "its predictions.", "Give --share, --width or --adapter-rank."))  # fmt: skip
-    if target is not None:
-        faults += _plan_faults(recipe, target)
-    raise_faults(RecipeError, faults)
-
-
-def _plan_faults(recipe: Recipe, target: str) -> list[tuple[str, str]]:
-    """Return what a recipe asks of the plan that the search for a target decides."""
-    free = PlanRecipe(transforms=recipe.plan.transforms, token_kernel=recipe.plan.token_kernel)
-    given = [f.name for f in dataclasses.fields(PlanRecipe) if getattr(recipe.plan, f.name) != getattr(free, f.name)]
-    faults = [
-        (f"{flag_of(name)} and {target} cannot be used together.",
-         f"Remove {flag_of(name)}: with {target}, the search decides the plan.")
-        for name in given
-    ]  # fmt: skip
-    if "rpe" in (recipe.plan.transforms or ()) and "narrow" in recipe.target.kinds:
-        others = ",".join(kind for kind in recipe.target.kinds if kind != "narrow") or "share"
-        faults.append(("--transforms rpe does not work with narrow heads: its table needs the channels of a full head.",
-                       f"Remove rpe from --transforms, or give --kinds {others}."))  # fmt: skip
-    return faults

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import nn
 
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.augmentation import training_transform
@@ -25,7 +25,7 @@ from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.optimizers import lr_for_start
 from vitcompress.errors import Faults, RecipeError
-from vitcompress.families.outputs import has_classes
+from vitcompress.families.outputs import outputs_of
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.pipeline.budget import training_seconds
@@ -33,17 +33,15 @@ from vitcompress.pipeline.checks import check_recipe
 from vitcompress.pipeline.finish import Reference, conclude
 from vitcompress.pipeline.labels import with_labels
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
-from vitcompress.pipeline.prepare import planned, prepare, resolve_recipe
-from vitcompress.pipeline.run import Run, load_adapted, train
+from vitcompress.pipeline.prepare import outputs_notes, planned, prepare, resolve_recipe
+from vitcompress.pipeline.run import START_IMAGES, Run, first_images, load_adapted, train
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.report.events import tell_plan
 from vitcompress.report.model import Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import from_main
-from vitcompress.search.sensitivity import divergence_and_chance
-
-START_IMAGES = 128  # calibration images on which the distance of a start is measured
+from vitcompress.search.sensitivity import divergence_and_chance, shown_nats
 
 
 def compress(
@@ -154,19 +152,14 @@ def _start(run: Run, source: nn.Module, *, has_state: bool) -> tuple[nn.Module, 
 def _with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
     """Return the run with a learning rate that fits its start, where none was given."""
     recipe = run.recipe.distill
-    if recipe.lr is not None or recipe.steps == 0 or not has_classes(source):
+    if recipe.lr is not None or recipe.steps == 0 or outputs_of(source).nats is None:
         return run
-    batches: list[Tensor] = []
-    for batch in run.calibration():
-        batches.append(batch)
-        if sum(map(len, batches)) >= START_IMAGES:
-            break  # the rest would be decoded a second time
-    images = torch.cat(batches)[:START_IMAGES]
+    images = torch.cat(list(first_images(run.calibration(), START_IMAGES)))
     nats, chance = divergence_and_chance(student.eval(), source, images)
     width = int(source.num_features)  # type: ignore[arg-type]
     lr = from_main(lr_for_start(nats, chance, run.recipe.data.batch_size, width), run.accelerator)
     run.reporter.say(
-        f"Before training, the student's predictions differ from {run.source.name}'s by {nats:.3f} nats of KL "
+        f"Before training, the student's predictions differ from {run.source.name}'s by {shown_nats(nats)} of KL "
         f"divergence (random predictions: {chance:.2f}). Learning rate: {lr:.2g}."
     )
     return replace(run, recipe=replace(run.recipe, distill=replace(recipe, lr=lr)))
@@ -203,7 +196,7 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
 
     Returns:
         The plan, None where it is searched for on weights and images; and notes on the
-        preprocessing and the distillation.
+        preprocessing, the outputs and the distillation.
 
     Raises:
         VitcompressError: all faults at once.
@@ -214,8 +207,11 @@ def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:
     if resolved.config:
         faults.attempt(training_transform, resolved.config, recipe.data)
     faults.raise_as(RecipeError)
-    assert resolved.matching is not None  # otherwise there was a fault
-    notes = (f"preprocessing: {resolved.preprocessing}", *resolved.notes, *resolved.matching.notes)
+    assert resolved.source is not None  # otherwise there was a fault; likewise for the others
+    assert resolved.model is not None
+    assert resolved.matching is not None
+    told = outputs_notes(resolved.model, resolved.source.name)
+    notes = (f"preprocessing: {resolved.preprocessing}", *resolved.notes, *told, *resolved.matching.notes)
     return None if recipe.target.is_given else resolved.plan, notes
 
 

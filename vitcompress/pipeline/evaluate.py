@@ -21,7 +21,7 @@ from vitcompress.data.sets import ImageSet, renumbered
 from vitcompress.distill.matching import ComparedModel, match_models
 from vitcompress.distill.teacher import find_teacher
 from vitcompress.errors import CheckpointError, DataError, VitcompressError
-from vitcompress.families.outputs import has_classes
+from vitcompress.families.outputs import count_classes, has_classes, outputs_of
 from vitcompress.measure.accuracy import Evaluator, Watch
 from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.checks import bundle_of
@@ -81,7 +81,7 @@ def evaluate(
     path = locate(path)
     manifest = read_manifest(path)
     student = load(path)
-    images = _images(recipe, manifest, student.num_classes)  # type: ignore[arg-type]
+    images = _images(recipe, manifest, count_classes(student))
     tell_images(reporter, images)
     weights = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     reference = _reference(path, manifest, student, teacher, weights, reporter)
@@ -122,8 +122,8 @@ def _reference(
                 hint="Give --checkpoint FILE.",
             )
         reporter.say(f"loading {name}")
-        model_args = dict(manifest.source["model_args"])
-        source = resolve(ModelRecipe(name, checkpoint, model_args, checkpoint_key=weights.key))
+        model_args, outputs = dict(manifest.source["model_args"]), manifest.source.get("outputs")
+        source = resolve(ModelRecipe(name, checkpoint, model_args, checkpoint_key=weights.key, outputs=outputs))
         check_source(source, manifest, file_bytes=path.stat().st_size)
         reference = load_pretrained(source, reporter.say)
         if sha256_of(reference.state_dict()) != manifest.source_sha256:
@@ -133,7 +133,7 @@ def _reference(
             )
     except VitcompressError as error:
         if checkpoint is not None or not has_classes(student):
-            raise  # features can only be compared
+            raise  # other outputs can only be compared
         reporter.say(f"The teacher is not compared: {error} {error.hint}")
         return None
     return reference
@@ -144,9 +144,9 @@ def _named(path: Path, manifest: Manifest, recipe: ModelRecipe, reporter: Report
     teacher_recipe = TeacherRecipe(
         recipe.model, recipe.checkpoint, recipe.model_arg, teacher_checkpoint_key=recipe.checkpoint_key
     )
-    teacher = find_teacher(teacher_recipe, checkpoint_flag="--checkpoint")
+    teacher = find_teacher(teacher_recipe, outputs=recipe.outputs, checkpoint_flag="--checkpoint")
     empty = empty_student(path, manifest)
-    losses = {"logits" if has_classes(empty) else "features": 1.0}
+    losses = {outputs_of(empty).loss: 1.0}
     student = ComparedModel(path.name, empty, manifest.data_config["input_size"])
     config = dict(manifest.data_config)
     matching = match_models(student, teacher.compared_model, DistillRecipe(loss=losses))

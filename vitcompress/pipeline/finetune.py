@@ -28,6 +28,7 @@ from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import adapt_inputs, find_teacher
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
+from vitcompress.families.outputs import CLASSES, count_classes, has_classes, outputs_of
 from vitcompress.families.registry import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
@@ -46,6 +47,7 @@ from vitcompress.pipeline.finish import Reference, conclude, measure
 from vitcompress.pipeline.labels import tell_images, with_labels
 from vitcompress.pipeline.prepare import planned, with_losses
 from vitcompress.pipeline.run import Run, train
+from vitcompress.pipeline.targets import unmeasured_drop
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.pretrained.build import empty_model
@@ -215,16 +217,17 @@ def _prepare(
         recipe = replace(recipe, store=replace(recipe.store, store=parent.store))  # type: ignore[arg-type]
     attempt(check_store, recipe.store, recipe.distill)
     old = Source(**parent.source)
-    old_classes: Any = empty_model(old).num_classes
-    known = known_classes(parent.classes, old.pretrained_cfg, old_classes)
-    sets = attempt(images_to_learn, recipe.data, parent, ModelClasses(old_classes, known), seed=recipe.run.seed)
+    old_model: Any = empty_model(old)
+    known = known_classes(parent.classes, old.pretrained_cfg, old_model.num_classes)
+    model = ModelClasses(count_classes(old_model), known if has_classes(old_model) else ())
+    sets = attempt(images_to_learn, recipe.data, parent, model, seed=recipe.run.seed)
     images, val = sets or (None, None)
     faults.extend(endless_epochs(recipe, images))
-    classes, num_classes = new_head(images, known)
+    classes, num_classes = new_head(images, known, has_classes=has_classes(old_model))
     if recipe.teacher.teacher is None and num_classes is None:
         teacher = source_as_teacher(parent)
-    if recipe.gates.max_drop is not None and (val is None or val.labels is None or teacher is None):
-        faults.add("--max-drop needs labeled images and a teacher.", "Give --val-data and --teacher.")
+    kind = CLASSES if num_classes else outputs_of(old_model)
+    faults.extend(unmeasured_drop(recipe.gates, path.name, kind, val, teacher))
     if num_classes and recipe.distill.steps == 0:
         faults.add(
             f"--steps 0: the new head of {num_classes} classes would stay random.", "Give --steps greater than 0."

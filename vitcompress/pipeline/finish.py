@@ -13,7 +13,7 @@ from vitcompress.artifact.manifest import Manifest
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.state import DivergedError
-from vitcompress.families.outputs import has_classes
+from vitcompress.families.outputs import has_classes, outputs_of
 from vitcompress.measure.baselines import measure_baselines
 from vitcompress.measure.latency import measure_speed
 from vitcompress.measure.results import Accuracy, Baseline
@@ -116,6 +116,7 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
             made_of=plan.groups,
             why=() if run.lineage else plan.why,
             preprocessing=describe_preprocessing(run.config),
+            outputs=outputs_of(student).name,
         )
         report = _write(replace(run, plan=plan), student, tensors, reference.source_sha256, report, out)
     report = from_main(report, run.accelerator)
@@ -134,7 +135,7 @@ def _write(
     limit = run.recipe.target.target_size
     while True:
         manifest = Manifest(
-            source=described(run.source),
+            source=described(run.source, outputs_of(student)),
             source_sha256=source_sha256,
             plan=run.plan,
             data_config=run.config,

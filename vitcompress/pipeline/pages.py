@@ -53,11 +53,15 @@ def examples_of(
         checkpoint_key: key of the weights in that file; None to find them.
         reporter: says why there is no teacher.
     """
+    from vitcompress.artifact.load import empty_student
+    from vitcompress.families.outputs import outputs_of
     from vitcompress.measure.examples import Examples
     from vitcompress.pipeline.evaluate import Checkpoint, evaluate
 
-    config = read_manifest(locate(file)).data_config
-    examples = Examples(config["mean"], config["std"])
+    path = locate(file)
+    manifest = read_manifest(path)
+    config, kind = manifest.data_config, outputs_of(empty_student(path, manifest))
+    examples = Examples(config["mean"], config["std"], kind)
     weights = Checkpoint(checkpoint, checkpoint_key)
     examples.accuracy = evaluate(file, recipe, checkpoint=weights, reporter=reporter, watch=examples.watch)
     for line in chance_warning(examples.accuracy):

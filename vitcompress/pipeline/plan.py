@@ -15,6 +15,7 @@ from torch import nn
 from vitcompress.data.calibration import draw_images
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.distill.log import MAX_POINTS
+from vitcompress.families.outputs import OutputKind, outputs_of
 from vitcompress.families.registry import family_of
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.macs import with_macs
@@ -66,6 +67,15 @@ def preprocessing(model: ModelRecipe) -> tuple[str, tuple[str, ...]]:
     return describe_preprocessing(data_config(empty, model)), preprocessing_notes(source, empty, model)
 
 
+def outputs_kind(model: ModelRecipe) -> OutputKind:
+    """Return the kind of a model's outputs; loads no weights.
+
+    Raises:
+        VitcompressError: there is no such model, or it cannot have the outputs that are told.
+    """
+    return outputs_of(empty_model(resolve(model)))
+
+
 def family_name(model: ModelRecipe) -> str:
     """Return the name of a model's family; loads no weights.
 
@@ -97,7 +107,7 @@ def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[d
 
     Returns:
         A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none),
-        `saved_params` and `cost`, nats of KL per image.
+        `saved_params` and `cost`, nats of KL per image, as the kind of the outputs defines it.
     """
     with _searching(*_measuring(recipe, reporter)) as searching:
         return [option.row() for option in searching.measure(recipe.target.kinds).rows()]

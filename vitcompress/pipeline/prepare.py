@@ -18,6 +18,7 @@ from vitcompress.distill.matching import ComparedModel, Matching, match_models
 from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.errors import Faults, RecipeError
+from vitcompress.families.outputs import REGRESSION, count_classes, has_classes, outputs_of, told_outputs
 from vitcompress.families.registry import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import (
@@ -27,7 +28,6 @@ from vitcompress.pipeline.checks import (
     check_out,
     check_run,
     check_store,
-    check_target,
     checkpoints_beside,
     files_read,
     unfit_images,
@@ -35,6 +35,7 @@ from vitcompress.pipeline.checks import (
 )
 from vitcompress.pipeline.labels import classes_of, tell_images
 from vitcompress.pipeline.run import Run
+from vitcompress.pipeline.targets import check_target, no_top1
 from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
@@ -102,7 +103,7 @@ def prepare(
     train = val = None
     if source is not None and model is not None:
         recipe = with_images(recipe, None if measures or recipe.target.is_given else resolved.plan)
-        num_classes: Any = getattr(model, "num_classes", 0)  # a model of no family may have none
+        num_classes = count_classes(model)
         classes = ModelClasses(num_classes, known_classes((), source.pretrained_cfg, num_classes))
         sets = faults.attempt(
             open_sets, recipe.data, bundle=bundle_of(source.name), model=classes, seed=recipe.run.seed,
@@ -110,7 +111,7 @@ def prepare(
         )  # fmt: skip
         train, val = sets or (None, None)
         if sets is not None:
-            faults.extend(unfit_images(recipe, train, val))
+            faults.extend(unfit_images(recipe, train, val, has_classes=has_classes(model)))
         if resolved.config and train is not None:
             faults.attempt(Views, train, resolved.config, training=True, recipe=recipe.data, seed=0)
     faults.raise_as(RecipeError)
@@ -119,10 +120,11 @@ def prepare(
     assert plan is not None
     assert config is not None
     assert matching is not None
-    reporter.say(f"preprocessing: {resolved.preprocessing}")
-    for note in resolved.notes:
+    assert model is not None
+    notes = [*resolved.notes, *outputs_notes(model, source.name)]
+    for note in (f"preprocessing: {resolved.preprocessing}", *notes):
         reporter.say(note)
-    notes = [*resolved.notes, *tell_images(reporter, train, val)]
+    notes += tell_images(reporter, train, val)
     if teacher is not None and recipe.distill.steps != 0:
         notes.append(
             f"The student learned from {teacher.name}, but the report compares it with its source {source.name}."
@@ -148,16 +150,35 @@ def prepare(
     )
 
 
+def outputs_notes(model: nn.Module, name: str) -> list[str]:
+    """Return what to say of the kind of a model's outputs; nothing where it is the usual one.
+
+    Args:
+        model: any model.
+        name: name of the model.
+    """
+    kind = outputs_of(model)
+    if has_classes(model) or kind.nats is None:
+        return []
+    if kind is REGRESSION and told_outputs(model) is None:
+        return [f"{name} has a single output, taken for a number (regression); --outputs multi_label makes it a label."]
+    return [f"The outputs of {name} are {kind.noun}; labels of images are left out."]
+
+
 def resolve_recipe(recipe: Recipe, faults: Faults, *, measures: bool = False) -> Resolved:
     """Resolve model, plan, teacher and losses; mistakes go to `faults`."""
     faults.attempt(check_checkpoint, recipe.model)
     source = faults.attempt(resolve, recipe.model)
     model = faults.attempt(empty_model, source) if source else None
     faults.attempt(check_store, recipe.store, recipe.distill)
-    teacher = faults.attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
+    teacher = None
+    if recipe.teacher.teacher:
+        teacher = faults.attempt(find_teacher, recipe.teacher, outputs=recipe.model.outputs)
     if source is None or model is None:
         return Resolved(source, model, None, None, teacher, None)
     faults.attempt(check_target, recipe, model, measures=measures)
+    if recipe.gates.max_drop is not None and not has_classes(model):
+        faults.extend([no_top1("--max-drop", recipe.model.model, outputs_of(model))])
     # a plan that shares nothing stands in for one that is searched for on weights
     free = PlanRecipe(share=1, transforms=recipe.plan.transforms or (), token_kernel=recipe.plan.token_kernel)
     plan_recipe = free if recipe.target.is_given else recipe.plan

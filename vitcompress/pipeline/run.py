@@ -27,6 +27,7 @@ from vitcompress.distill.matching import Matching
 from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.teacher import Teacher, adapt_inputs
 from vitcompress.distill.teacher_cache import TeacherCache
+from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
 from vitcompress.families.registry import family_named
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.plans.model import Plan
@@ -38,6 +39,7 @@ from vitcompress.report.model import Parent
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import precision_of
 
+START_IMAGES = 128  # calibration images on which the distance of a start and the outputs' deviation are measured
 _VIEW_FIELDS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")
 
 
@@ -207,12 +209,31 @@ def train(
             skip_bad_images=recipe.data.skip_bad_images,
             checkpoints=run.checkpoints,
             teacher_cache=cache,
+            deviation=_deviation(run, student, teacher),
             compiled=recipe.run.compile,
             before_step=before_step,
         )
         log = distill(student, teacher, batches, settings, accelerator=run.accelerator, ticker=ticker)
     run.accelerator.free_memory()  # the optimizers hold three times the student
     return log
+
+
+def _deviation(run: Run, student: nn.Module, teacher: nn.Module | None) -> Tensor | None:
+    """Return the deviation of the teacher's outputs over images, where a loss uses it."""
+    kind = outputs_of(student)
+    if teacher is None or not kind.uses_deviation or kind.loss not in run.matching.losses:
+        return None
+    teacher.to(run.accelerator.device).eval()
+    return deviation_of(outputs_on(teacher, first_images(run.calibration(), START_IMAGES)))
+
+
+def first_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """Yield the first `count` images of some batches, and ask for no batch beyond them."""
+    for batch in batches:
+        yield batch[:count]
+        count -= len(batch)
+        if count <= 0:
+            return
 
 
 def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: ProcessShare) -> TeacherCache | None:

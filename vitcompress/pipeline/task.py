@@ -13,7 +13,7 @@ from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import ComparedModel, Matching, check_kind, match_models
 from vitcompress.distill.teacher import Teacher, find_teacher
 from vitcompress.errors import RecipeError, VitcompressError, shorten
-from vitcompress.families.outputs import has_classes
+from vitcompress.families.outputs import outputs_of
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
 
@@ -28,7 +28,7 @@ def images_to_learn(
     Args:
         recipe: folders and the class map.
         parent: manifest of the artifact.
-        model: the artifact's classes.
+        model: the artifact's classes; 0 of them where its outputs are no classes.
         seed: selects the images that are held out, where there is no validation split.
 
     Raises:
@@ -56,9 +56,17 @@ def images_to_learn(
     return images, val
 
 
-def new_head(images: ImageSet | None, known: tuple[str, ...]) -> tuple[tuple[str, ...], int | None]:
-    """Return the class names of the result, and the size of its new head or None."""
-    if images is None or images.labels is None or images.classes == known:
+def new_head(
+    images: ImageSet | None, known: tuple[str, ...], *, has_classes: bool
+) -> tuple[tuple[str, ...], int | None]:
+    """Return the class names of the result, and the size of its new head or None.
+
+    Args:
+        images: training images.
+        known: names of the artifact's classes or labels, in order; empty where they are not known.
+        has_classes: whether the artifact's outputs are classes; labels of images train no others.
+    """
+    if images is None or images.labels is None or (has_classes and images.classes == known):
         return known, None
     return images.classes, len(images.classes) or max(images.labels) + 1
 
@@ -76,7 +84,8 @@ def source_as_teacher(parent: Manifest) -> Teacher | None:
     if not parent.source_sha256 or ":" in name:
         return None
     try:
-        teacher = find_teacher(TeacherRecipe(name, None, dict(parent.source["model_args"])))
+        recipe = TeacherRecipe(name, None, dict(parent.source["model_args"]))
+        teacher = find_teacher(recipe, outputs=parent.source.get("outputs"))
     except VitcompressError:
         return None
     return replace(teacher, config=dict(parent.data_config))
@@ -97,7 +106,7 @@ def settle_losses(
     Raises:
         RecipeError: there is nothing to learn from, or a loss does not fit.
     """
-    outputs = "logits" if has_classes(student.model) else "features"
+    outputs = outputs_of(student.model).loss
     default = {**({"labels": 1.0} if images.labels is not None else {}), **({outputs: 1.0} if teacher else {})}
     losses = {name: weight for name, weight in (default if recipe.loss is None else recipe.loss).items() if weight}
     if not losses:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitcompress.artifact.atomic import write_text
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.write import write
+from vitcompress.families.outputs import CLASSES, FEATURES, OutputKind
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.resolve import Source
 from vitcompress.report.markdown import to_markdown
@@ -71,14 +72,21 @@ def notes_on(plan: Plan) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def described(source: Source) -> dict[str, Any]:
-    """Return what an artifact records of its source; places of weights are left out."""
+def described(source: Source, kind: OutputKind) -> dict[str, Any]:
+    """Return what an artifact records of its source; places of weights are left out.
+
+    Args:
+        source: the source, with the student's head.
+        kind: kind of the student's outputs; classes and features go without saying, so that
+            versions that know no other kinds read the file.
+    """
     places = ("file", "source", "url", "hf_hub_id")
     return {
         "name": source.name,
         "architecture": source.architecture,
         "model_args": source.model_args,
         "pretrained_cfg": {key: value for key, value in source.pretrained_cfg.items() if key not in places},
+        **({} if kind in (CLASSES, FEATURES) else {"outputs": kind.name}),
     }
 
 

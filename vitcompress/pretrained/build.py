@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitcompress.errors import ModelError, first_line, shorten
+from vitcompress.families.outputs import tell_outputs
 from vitcompress.pretrained.resolve import Source
 
 # arguments that timm reads itself instead of passing them to the model's constructor; they could
@@ -52,7 +53,7 @@ def build_model(source: Source) -> nn.Module:
     """Build the model of `source` with random weights.
 
     Raises:
-        ModelError: timm cannot build it with these arguments.
+        ModelError: timm cannot build it with these arguments, or its outputs are of another kind.
     """
     cfg = {k: v for k, v in source.pretrained_cfg.items() if k not in _WEIGHT_LOCATIONS}
     name, _ = split_model_name_tag(source.architecture)
@@ -79,4 +80,5 @@ def build_model(source: Source) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = float(norm_eps)
+    tell_outputs(model, source.outputs, name=source.name)
     return model

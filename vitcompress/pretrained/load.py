@@ -15,6 +15,7 @@ from timm.models import load_pretrained as load_from_timm
 from torch import nn
 
 from vitcompress.errors import CheckpointError, first_line, shorten
+from vitcompress.families.outputs import tell_outputs
 from vitcompress.families.registry import find_family
 from vitcompress.pretrained.build import build_model, empty_model
 from vitcompress.pretrained.fit import FIT_HINT, fit
@@ -135,6 +136,7 @@ def _from_elsewhere(source: Source, tell: Tell) -> nn.Module:
         what = f"MODEL {source.name}"
         weights = find_weights(fetched, model.state_dict().keys(), what=what)
         _fill(model, _in_channels(model, _without_map_pooling(model, weights)), what, tell)
+    tell_outputs(model, source.outputs, name=source.name)
     return model
 
 

@@ -23,7 +23,7 @@ from vitcompress.bundled import FASHION_VIT
 from vitcompress.errors import CheckpointError, ModelError, first_line, shorten
 from vitcompress.pretrained.config_limits import check_timm
 from vitcompress.pretrained.short_names import SHORT_NAMES
-from vitcompress.pretrained.transformers_config import is_transformers_folder, read_folder
+from vitcompress.pretrained.transformers_config import TimmModel, is_transformers_folder, read_folder
 from vitcompress.pretrained.weights_file import WEIGHT_FILES, check_folder, folder_files, weights_in
 from vitcompress.recipe import ModelRecipe
 
@@ -43,6 +43,7 @@ class Source:
         checkpoint: file of the weights; None if timm fetches them.
         notes: what a user should know about the preprocessing.
         checkpoint_key: key of the weights in that file; None to find them.
+        outputs: name of the kind of the outputs, where it is told; None lets their number decide.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Source:
     checkpoint: Path | None = None
     notes: tuple[str, ...] = ()
     checkpoint_key: str | None = None
+    outputs: str | None = None
 
 
 def resolve(recipe: ModelRecipe) -> Source:
@@ -67,7 +69,9 @@ def resolve(recipe: ModelRecipe) -> Source:
         source = _use_folder(source, recipe.checkpoint, headless=headless)
     elif recipe.checkpoint is not None:
         source = replace(source, checkpoint=recipe.checkpoint)
-    return replace(source, model_args={**source.model_args, **recipe.model_arg}, checkpoint_key=recipe.checkpoint_key)
+    model_args = {**source.model_args, **recipe.model_arg}
+    outputs = recipe.outputs or source.outputs
+    return replace(source, model_args=model_args, checkpoint_key=recipe.checkpoint_key, outputs=outputs)
 
 
 def _resolve_name(name: str, *, headless: bool) -> Source:
@@ -87,8 +91,7 @@ def _resolve_name(name: str, *, headless: bool) -> Source:
         check_folder(Path(identifier))
         if is_transformers_folder(Path(identifier)):
             model, weights_path = read_folder(Path(identifier), headless=headless)
-            fields = (model.architecture, model.model_args, model.pretrained_cfg, weights_path)
-            return Source(name, *fields, notes=model.notes)
+            return _translated(name, model, weights_path)
         source = _read_timm_config(name, identifier, load_model_config_from_path)
         return replace(source, checkpoint=_weights_of(Path(identifier), f"MODEL {name}", optional=True))
     architecture = _find_architecture(identifier)
@@ -124,6 +127,12 @@ def _read_timm_config(
     return Source(name, architecture, dict(model_args), dict(pretrained_cfg))
 
 
+def _translated(name: str, model: TimmModel, weights_path: Path) -> Source:
+    """Return the source called `name` of a folder of transformers."""
+    fields = (model.architecture, model.model_args, model.pretrained_cfg, weights_path)
+    return Source(name, *fields, notes=model.notes, outputs=model.outputs)
+
+
 def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
     """Return the model of a folder that is given as the checkpoint of `source`.
 
@@ -140,7 +149,7 @@ def _use_folder(source: Source, folder: Path, *, headless: bool) -> Source:
             f"--checkpoint {folder} holds a model like {model.architecture}; {source.name} is built differently.",
             hint=f"Name the folder as the model instead: local-dir:{folder}.",
         )
-    return Source(source.name, model.architecture, model.model_args, model.pretrained_cfg, weights_path, model.notes)
+    return _translated(source.name, model, weights_path)
 
 
 def _weights_of(folder: Path, what: str, *, optional: bool = False) -> Path:

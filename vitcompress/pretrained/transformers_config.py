@@ -31,6 +31,7 @@ class TimmModel:
         model_args: arguments for the model's constructor, among them every size.
         pretrained_cfg: timm's data config and label names.
         notes: what a user should know about the preprocessing.
+        outputs: name of the kind of the outputs; None where the config does not tell it.
     """
 
     architecture: str
@@ -38,6 +39,7 @@ class TimmModel:
     model_args: dict[str, Any]
     pretrained_cfg: dict[str, Any]
     notes: tuple[str, ...] = ()
+    outputs: str | None = None
 
 
 def is_transformers_folder(folder: Path) -> bool:
@@ -134,6 +136,7 @@ def to_timm_model(config: Config, preprocessor: Config | None = None, *, headles
         {**sizes, **model.model_args},
         {**model.pretrained_cfg, **data_config, **_labels(config, num_classes)},
         notes,
+        _outputs(config) if num_classes else None,
     )
 
 
@@ -141,6 +144,22 @@ def _head(config: Config) -> str:
     """Return the classifier in the class name, like `ForImageClassification`; empty if none."""
     name = str((config.get("architectures") or [""])[0])
     return match[0] if (match := re.search(r"ForImageClassification\w*$", name)) else ""
+
+
+def _outputs(config: Config) -> str | None:
+    """Return the kind of the outputs that `problem_type` names; None where it is not set.
+
+    Raises:
+        ModelError: transformers has no such type.
+    """
+    problem = config.get("problem_type")
+    if problem is None:
+        return None
+    if problem not in PROBLEM_TYPES:
+        raise ModelError(
+            f"problem_type {problem!r} is not one of {', '.join(PROBLEM_TYPES)}.", hint="Correct it in config.json."
+        )
+    return PROBLEM_TYPES[problem]
 
 
 def _image_size(config: Config) -> tuple[int, int]:
@@ -168,6 +187,9 @@ _NO_PREPROCESSOR = (
     "There is no preprocessor_config.json, so the preprocessing is an assumption; --mean, --std, --interpolation, "
     "--crop-pct and --crop-mode correct it."
 )
+PROBLEM_TYPES = {
+    "single_label_classification": "classes", "multi_label_classification": "multi_label", "regression": "regression",
+}  # fmt: skip
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
 _VIT_MODULES = ("vision_transformer", "deit")

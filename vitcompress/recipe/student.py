@@ -12,6 +12,7 @@ from vitcompress.recipe.values import CONFIG, Bytes, Pairs, Words, flag_of, opti
 
 DEFAULT_SHARE = 2
 TRANSFORMS = ("heads", "mlp")  # default where blocks share whole matrices
+OutputName = Literal["classes", "multi_label", "regression"]
 StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]
 KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
 QUANTIZED_STORES = ("int8", "int4")  # stores that quantize; training can simulate them
@@ -32,6 +33,12 @@ class ModelRecipe:
     )
     model_arg: Annotated[dict[str, Any], Pairs] = option(
         {}, "key=value argument of timm's model constructor, like img_size=384 or depths=2,2,6,2; repeatable."
+    )
+    outputs: OutputName | None = option(
+        None,
+        "What the outputs are, of the model and of --teacher: classes (softmax), multi_label (a sigmoid for each "
+        "label) or regression (numbers). Default: problem_type of transformers' config.json; without it, regression "
+        "for a single output, else classes.",
     )
     mean: Annotated[tuple[float, ...] | None, Words] = option(
         None, "Channel means of the normalization, 0–1, like 0.5,0.5,0.5. Default: the model's."

@@ -65,6 +65,8 @@ def cautions(results: Sequence[Result]) -> list[str]:
     images = {(r.accuracy.data, r.accuracy.num_images) for r in reports if r.accuracy}
     if len(images) > 1:
         lines.append("The files were measured on different images: " + "; ".join(sorted(n for n, _ in images)) + ".")
+    if len(kinds := {r.outputs for r in reports if r.outputs}) > 1:
+        lines.append(f"The files give different outputs, measured differently: {', '.join(sorted(kinds))}.")
     if len({r.model for r in reports}) > 1:
         lines.append("The files come from different models: drops and ratios are relative to each file's own source.")
     prepared = sorted({r.preprocessing for r in reports})
@@ -80,6 +82,7 @@ def _column(result: Result) -> dict[str, str]:
     report = result.report
     cells = {
         "source": report.model,
+        **({"outputs": report.outputs} if report.outputs else {}),
         "blocks": describe_sharing(report.groups, report.made_of),
         "transformations": ", ".join(report.transforms) or "–",
         "stored as": report.store,

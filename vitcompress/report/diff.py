@@ -13,9 +13,9 @@ from vitcompress.report.terminal import print_lines, print_table
 
 _NOT_NUMBERS = (
     "schema_version", "groups", "made_of", "transforms", "versions", "command", "notes", "why", "lineage",
-    "preprocessing",
+    "preprocessing", "outputs",
 )  # fmt: skip
-_LONG_LISTS = ("loss_curve", "classes", "confusions")  # do not fit into a cell
+_LONG_LISTS = ("loss_curve", "classes", "confusions", "fits")  # do not fit into a cell
 _MAX_NUMBER = 10**18  # recipes in a file are not checked and may hold any number
 
 
@@ -75,6 +75,8 @@ def print_differences(rows: Sequence[Difference], names: tuple[str, str], consol
 def _plan_fields(result: Result) -> dict[str, Any]:
     report = result.report
     fields: dict[str, Any] = {"model": report.model, "sharing": describe_sharing(report.groups, report.made_of)}
+    if report.outputs:
+        fields["outputs"] = report.outputs
     fields["transforms"] = ", ".join(report.transforms) or "none"
     fields["preprocessing"] = report.preprocessing or "not known"
     for group in report.made_of:

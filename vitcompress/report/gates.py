@@ -40,7 +40,9 @@ def missed_gates(report: Report, gates: GateRecipe, *, file_bytes: int) -> list[
     missed = []
     if gates.max_drop is not None:
         drop = report.accuracy.top1_drop if report.accuracy else None
-        if drop is None:
+        if drop is None and report.outputs not in (None, "classes"):
+            missed.append(f"--max-drop {gates.max_drop:g}: not measured (there is no top-1 of {report.outputs}).")
+        elif drop is None:
             missed.append(f"--max-drop {gates.max_drop:g}: not measured (no labeled images, or no teacher).")
         elif not drop <= gates.max_drop:
             missed.append(f"--max-drop {gates.max_drop:g}: top-1 drops by {drop:.2f} points.")

@@ -63,6 +63,8 @@ class Report:
         made_of: the groups in full, with ranks and widths of their layers; empty in older reports.
         why: plans that a search chose from, one line each, best first; empty without a search.
         preprocessing: size, resizing, crop and normalization of images; empty in older reports.
+        outputs: kind of the model's outputs: `classes`, `multi_label`, `regression` or `features`
+            (of a model without a head); None in older reports.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # also for the dataclasses in it
@@ -87,6 +89,7 @@ class Report:
     made_of: Annotated[tuple[Group, ...], Field(max_length=MAX_BLOCKS)] = ()
     why: Texts = ()
     preprocessing: Text = ""
+    outputs: Text | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from vitcompress.recipe import GateRecipe, flag_of
 from vitcompress.report.curves import curve_columns, curve_rows, describe_curves, draw_curves
 from vitcompress.report.gates import missed_gates
+from vitcompress.report.kinds import CLASSES, words_for
 from vitcompress.report.model import Report, Result
 from vitcompress.report.picture import Point, alt_text, draw_sizes, points_of
 from vitcompress.report.private import shareable, without_places
@@ -31,7 +32,7 @@ from vitcompress.report.sharing import boxes, describe_boxes, describe_sharing, 
 from vitcompress.report.svg import inline_svg
 
 if TYPE_CHECKING:
-    from vitcompress.measure.examples import Examples
+    from vitcompress.measure.examples import Examples, Prediction
 
 _SIZE = (4.4, 3.2)  # of the picture, in inches: its text stays readable on a phone
 _MIN_IMAGES = 10  # of a class; with fewer, one image changes its accuracy by more than 10 points
@@ -67,6 +68,7 @@ def to_html(result: Result, examples: Examples | None = None) -> str:
         classes=class_rows(report, result.classes),
         confusions=confusion_rows(report, result.classes),
         examples=examples,
+        words=words_for(examples.kind.name if examples else report.outputs),
         example_rows=_example_rows(examples, result.classes),
         example_data=examples and examples.accuracy and without_places(examples.accuracy.data),
         curve=_curve_plot(report),
@@ -94,7 +96,13 @@ def cards(report: Report, file_bytes: int) -> list[tuple[str, str, str]]:
         interval = f"95 % interval {low:.2f} to {high:.2f}, paired"
         rows.append(("top-1 drop", f"{accuracy.top1_drop:.2f} points", interval))
     if accuracy.agreement is not None:
-        rows.append(("agreement", f"{accuracy.agreement:.2f} %", "of images get the same class from both models"))
+        rows.append(("agreement", f"{accuracy.agreement:.2f} %", words_for(accuracy.outputs).agreement))
+    if accuracy.mean_average_precision is not None:
+        rows.append(("precision", f"{accuracy.mean_average_precision:.2f} %", "mean average, of the teacher's labels"))
+    if accuracy.r2 is not None:
+        rows.append(("R²", f"{accuracy.r2:.4f}", "of the teacher's numbers; 1 is equal, 0 is their mean"))
+    if accuracy.relative_rmse is not None:
+        rows.append(("error", f"{accuracy.relative_rmse:.4f}", "of the deviation of the teacher's numbers"))
     if accuracy.feature_cosine is not None:
         rows.append(("features", f"{accuracy.feature_cosine:.4f}", "cosine similarity with the teacher's"))
     return rows
@@ -151,22 +159,33 @@ def confusion_rows(report: Report, names: Sequence[str]) -> list[Row]:
 
 
 def _example_rows(examples: Examples | None, names: Sequence[str]) -> list[tuple[str, bool, str, str, str]]:
-    """Return example images: picture, whether it is small, class, predictions of both models."""
+    """Return example images: picture, whether it is small, class, predictions of both models.
+
+    Images have classes only where the outputs are classes.
+    """
+    words = words_for(examples.kind.name if examples else None)
     return [
         (
             example.picture,
             example.is_small,
-            _class_name(names, example.label) if example.label >= 0 else "not known",
-            f"{_class_name(names, example.teacher)} ({example.teacher_percent:.0f} %)",
-            f"{_class_name(names, example.student)} ({example.student_percent:.0f} %)",
+            _class_name(names, example.label) if example.label >= 0 and words is CLASSES else "not known",
+            _prediction(example.teacher, names, words.item),
+            _prediction(example.student, names, words.item),
         )
         for example in (examples.surest() if examples else ())
     ]
 
 
-def _class_name(names: Sequence[str], index: int) -> str:
-    """Return the name of a class; its number if the name is not known."""
-    return names[index][:_MAX_LETTERS] if 0 <= index < len(names) else f"class {index}"
+def _prediction(prediction: Prediction, names: Sequence[str], noun: str) -> str:
+    """Format what a model says of an image: `cat (93 %)`, or `3.1` where there is one output."""
+    if prediction.output is None:
+        return prediction.value
+    return f"{_class_name(names, prediction.output, noun)} ({prediction.value})"
+
+
+def _class_name(names: Sequence[str], index: int, noun: str = "class") -> str:
+    """Return the name of a class, label or output; its number if the name is not known."""
+    return names[index][:_MAX_LETTERS] if 0 <= index < len(names) else f"{noun} {index}"
 
 
 def size_plot(points: Sequence[Point], title: str) -> Markup:

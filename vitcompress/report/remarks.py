@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from vitcompress.measure.results import Accuracy
 from vitcompress.plans.model import Group
+from vitcompress.report.kinds import words_for
 from vitcompress.report.model import Report
-from vitcompress.report.rows import MEASURES, baseline_measure, megabytes, show_measure, student_value
+from vitcompress.report.rows import baseline_measure, measure_name, megabytes, show_measure, student_value
 
 _MAX_WIDTHS = 3  # kinds of narrow blocks that are described one by one
 
@@ -17,6 +18,8 @@ def report_remarks(report: Report) -> list[str]:
     lines = [*better_baseline(report), *plan_remarks(report.made_of, report.why)]
     if report.accuracy:
         lines = [*chance_warning(report.accuracy), *lines, accuracy_remark(report.accuracy)]
+    elif words_for(report.outputs).remark:
+        lines.append("Outputs were not compared: there were no images, or no teacher.")
     if report.preprocessing:
         lines.append(preprocessing_remark(report.preprocessing))
     lines.append(_training_remark(report))
@@ -73,11 +76,14 @@ def chance_warning(accuracy: Accuracy) -> list[str]:
 def accuracy_remark(accuracy: Accuracy) -> str:
     """Return the sentences on the images that an accuracy was measured on."""
     text = f"Measured on {accuracy.num_images:,} images: {accuracy.data}."
+    words = words_for(accuracy.outputs or ("features" if accuracy.feature_cosine is not None else None))
     if accuracy.top1_drop_ci95 is not None:
         low, high = accuracy.top1_drop_ci95
         text += f" 95 % interval of the top-1 drop: {low:.2f} to {high:.2f} points (paired)."
-    if accuracy.feature_cosine is not None:
-        text += " The model has no classes: its features are compared with the teacher's."
+    if words.remark:
+        text += words.remark
+        if accuracy.outputs == "multi_label" and accuracy.mean_average_precision is None:
+            text += " The teacher finds no label on them, so there is no mean average precision."
     elif accuracy.student_top1 is None:
         text += " The images have no labels, so this is agreement with the teacher, not accuracy."
     if accuracy.num_skipped:
@@ -102,9 +108,10 @@ def better_baseline(report: Report) -> list[str]:
     if student is None or not any(value > student for value, _ in smaller):
         return []
     value, best = max(smaller, key=lambda pair: (pair[0], -pair[1].bytes))
+    name = measure_name(measure, report.outputs)
     return [
         f"The {best.name}, without training, is smaller than this student ({megabytes(best.bytes)} against "
-        f"{megabytes(student_bytes)}) and has a better {MEASURES[measure]} ({show_measure(value, measure)} against "
+        f"{megabytes(student_bytes)}) and has a better {name} ({show_measure(value, measure)} against "
         f"{show_measure(student, measure)})."
     ]
 

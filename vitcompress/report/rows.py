@@ -11,8 +11,11 @@ COLUMNS = ("", "teacher", "student", "change")
 MEASURES = {  # fields of a baseline, and what each is called
     "top1": "top-1",
     "agreement": "agreement with the teacher",
+    "r2": "R² against the teacher",
     "feature_cosine": "cosine similarity of features",
 }
+_PERCENT = ("top1", "agreement")
+_MAX_FITS = 8  # outputs that have rows of their own
 
 
 def report_rows(report: Report) -> list[Row]:
@@ -48,10 +51,29 @@ def accuracy_rows(accuracy: Accuracy) -> list[Row]:
         rows.append(("top-1", percent(accuracy.teacher_top1), percent(accuracy.student_top1), change))
         rows.append(("top-5", percent(accuracy.teacher_top5), percent(accuracy.student_top5), ""))
     if accuracy.agreement is not None:
-        rows.append((MEASURES["agreement"], "", percent(accuracy.agreement), ""))
+        rows.append((measure_name("agreement", accuracy.outputs), "", percent(accuracy.agreement), ""))
+    if accuracy.mean_average_precision is not None:
+        rows.append(("mean average precision", "", percent(accuracy.mean_average_precision), ""))
+    if accuracy.outputs == "multi_label" and accuracy.kl is not None:  # the two above do not see every change
+        rows.append(("KL from the teacher, per image", "", f"{accuracy.kl:.4g} nats", ""))
+    if accuracy.r2 is not None:
+        rows.append((MEASURES["r2"], "", f"{accuracy.r2:.4f}", ""))
+    if accuracy.relative_rmse is not None:
+        rows.append(("error in the teacher's deviation", "", f"{accuracy.relative_rmse:.4f}", ""))
+    rows += _fit_rows(accuracy)
     if accuracy.feature_cosine is not None:
         rows.append((MEASURES["feature_cosine"], "", f"{accuracy.feature_cosine:.4f}", ""))
     return rows
+
+
+def _fit_rows(accuracy: Accuracy) -> list[Row]:
+    """Return a row for each output of a regression; empty if there is one output, or many."""
+    if not 1 < len(accuracy.fits) <= _MAX_FITS:
+        return []
+    return [
+        (f"output {fit.index}: deviation, error, R²", f"{fit.deviation:.4g}", f"{fit.rmse:.4g}", f"{fit.r2:.4f}")
+        for fit in accuracy.fits
+    ]
 
 
 def speed_rows(report: Report) -> list[Row]:
@@ -72,7 +94,7 @@ def speed_rows(report: Report) -> list[Row]:
 
 def baseline_columns(report: Report) -> list[str]:
     """Return the column heads of `baseline_rows`."""
-    return ["", "parameters", "tensors", MEASURES[baseline_measure(report)], "change"]
+    return ["", "parameters", "tensors", measure_name(baseline_measure(report), report.outputs), "change"]
 
 
 def baseline_rows(report: Report) -> list[tuple[str, ...]]:
@@ -94,6 +116,12 @@ def baseline_measure(report: Report) -> str:
     return next((name for b in report.baselines for name in MEASURES if getattr(b, name) is not None), "top1")
 
 
+def measure_name(measure: str, outputs: str | None) -> str:
+    """Return what a key of `MEASURES` is called for a kind of outputs."""
+    name = MEASURES[measure]
+    return name.replace("with", "at 0.5 with") if (measure, outputs) == ("agreement", "multi_label") else name
+
+
 def student_value(accuracy: Accuracy, measure: str) -> float | None:
     """Return the student's value of a key of `MEASURES`."""
     value: float | None = getattr(accuracy, "student_top1" if measure == "top1" else measure)
@@ -102,7 +130,7 @@ def student_value(accuracy: Accuracy, measure: str) -> float | None:
 
 def show_measure(value: float | None, measure: str) -> str:
     """Format a value of a key of `MEASURES`; a dash for None."""
-    return percent(value) if measure != "feature_cosine" or value is None else f"{value:.4f}"
+    return percent(value) if measure in _PERCENT or value is None else f"{value:.4f}"
 
 
 def megabytes(num_bytes: int) -> str:

@@ -32,7 +32,7 @@ def print_report(report: Report, console: Console) -> None:
     print_lines(report_remarks(report), console)
 
 
-def print_plan(plan: Plan, name: str, console: Console, *, preprocessing: str = "") -> None:
+def print_plan(plan: Plan, name: str, console: Console, *, preprocessing: str = "", outputs: str = "") -> None:
     """Print the groups of a plan and the sizes before and after.
 
     Args:
@@ -40,6 +40,7 @@ def print_plan(plan: Plan, name: str, console: Console, *, preprocessing: str = 
         name: name of the model.
         console: console to print on.
         preprocessing: how images become the model's input, in one line; empty to leave it out.
+        outputs: what the model's outputs are; empty to leave it out.
     """
     _print_title(name, [len(group.blocks) for group in plan.groups], plan.groups, console)
     columns = ["group", "donor", "blocks", "width or rank"]
@@ -62,6 +63,8 @@ def print_plan(plan: Plan, name: str, console: Console, *, preprocessing: str = 
     ]
     if plan.transforms:
         lines.append(f"added to each block:  transformations {', '.join(plan.transforms)}")
+    if outputs:
+        lines.append(f"outputs:              {outputs}")
     about_images = [preprocessing_remark(preprocessing)] if preprocessing else []
     print_lines([*lines, *plan_remarks(plan.groups, plan.why), *about_images], console)
     print_table(COLUMNS, size_rows(plan.size), console)

@@ -17,6 +17,7 @@ from vitcompress.plans.model import Plan
 from vitcompress.search.candidates import Candidate
 from vitcompress.search.measure import MeasuredOptions, measure_options
 from vitcompress.search.options import Shapes
+from vitcompress.search.sensitivity import shown_nats
 
 MIN_IMAGES = 32
 FITTED_TOKENS = 12_000  # enough for regressions on a few thousand neurons
@@ -42,8 +43,8 @@ class Chosen:
         """Describe the candidates, one line each, best first."""
         return tuple(
             f"{c.name}: {c.plan.size.student_params:,} parameters, "
-            + ("" if math.isnan(c.predicted) else f"{c.predicted:.3f} nats predicted, ")
-            + ("not built" if math.isnan(c.cost) else f"{c.cost:.3f} nats measured")
+            + ("" if math.isnan(c.predicted) else f"{shown_nats(c.predicted)} predicted, ")
+            + ("not built" if math.isnan(c.cost) else f"{shown_nats(c.cost)} measured")
             for c in self.tried
         )
 

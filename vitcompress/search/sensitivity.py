@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
+from vitcompress.families.outputs import OutputKind, deviation_of, outputs_of, outputs_on
 from vitcompress.initialize.align import AlignedGroup, align_group
 from vitcompress.initialize.importance import token_weights
 from vitcompress.initialize.inputs import BlockInput, Call, recording
@@ -42,14 +42,14 @@ class Sensitivity:
         self._aligned: tuple[Any, AlignedGroup] | None = None  # the last one, with its blocks and what they share
 
     def _run(self, images: Tensor) -> tuple[dict[str, list[BlockInput]], Tensor]:
-        """Arguments of the teacher's blocks, per chunk, and its log-probabilities `[B, K]`."""
+        """Arguments of the teacher's blocks, per chunk, and its outputs `[B, K]`."""
         inputs: dict[str, list[BlockInput]] = {name: [] for name in self.blocks}
 
         def keep(name: str, call: Call) -> None:
             inputs[name].append(BlockInput(call.args[0], call.args[1:], call.kwargs))
 
         with recording(self.teacher, self.blocks, keep):
-            return inputs, log_probs(self.teacher, images)
+            return inputs, _outputs(self.teacher, images)
 
     def cost(self, group: Group) -> float:
         """Return KL(teacher ‖ student) of a student that differs in `group` alone, in nats."""
@@ -59,11 +59,11 @@ class Sensitivity:
         apply_groups(student, [group], self.calibration.family)
         start_group(student, group, self.calibration, source)
         with torch.no_grad(), _entered_at(student, self.blocks, first) as entry:
-            log_q = []
+            outputs = []
             for chunk, given in zip(self.judged.split(CHUNK_IMAGES), self.entries[first], strict=True):
                 entry[:] = [given]
-                log_q.append(F.log_softmax(student(chunk).float(), -1))
-        return _kl(torch.cat(log_q), self.expected)
+                outputs.append(student(chunk).float())
+        return _nats(outputs_of(self.teacher), torch.cat(outputs), self.expected)
 
     def drop_moments(self, blocks: Sequence[str]) -> None:
         """Drop the cached moments of `blocks`, in place; no remaining option needs them."""
@@ -109,15 +109,17 @@ def _entered_at(model: nn.Module, blocks: Sequence[str], first: str) -> Iterator
 
 
 def divergence(student: nn.Module, teacher: nn.Module, images: Tensor) -> float:
-    """Return KL(teacher ‖ student) of the predictions, nats per image.
+    """Return KL(teacher ‖ student) of what the models predict, nats per image.
+
+    The kind of the teacher's outputs says what that is: probabilities of classes, of each label, or
+    numbers with the teacher's deviation over these images.
 
     Args:
         student: in eval mode.
         teacher: in eval mode.
         images: `[B, C, H, W]`.
     """
-    expected = log_probs(teacher, images)
-    return _kl(log_probs(student, images), expected)
+    return _nats(outputs_of(teacher), _outputs(student, images), _outputs(teacher, images))
 
 
 def divergence_and_chance(student: nn.Module, teacher: nn.Module, images: Tensor) -> tuple[float, float]:
@@ -128,17 +130,23 @@ def divergence_and_chance(student: nn.Module, teacher: nn.Module, images: Tensor
         teacher: in eval mode.
         images: `[B, C, H, W]`.
     """
-    expected = log_probs(teacher, images)
-    mean = expected.exp().mean(0).log().expand_as(expected)
-    return _kl(log_probs(student, images), expected), _kl(mean, expected)
+    kind, expected = outputs_of(teacher), _outputs(teacher, images)
+    mean = kind.mean(expected).expand_as(expected)
+    return _nats(kind, _outputs(student, images), expected), _nats(kind, mean, expected)
 
 
-def _kl(log_q: Tensor, log_p: Tensor) -> float:
-    """KL(p ‖ q) from log-probabilities `[B, K]`, nats per image; never negative by rounding."""
-    return max(0.0, float(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)))
+def shown_nats(value: float) -> str:
+    """Format a divergence; one that is small is not shown as zero."""
+    return f"{value:.3f} nats" if value == 0 or value >= 0.01 else f"{value:.2g} nats"
 
 
-def log_probs(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the log-probabilities `[B, K]` that a model predicts for images `[B, C, H, W]`."""
-    with torch.inference_mode():
-        return torch.cat([F.log_softmax(model(x).float(), -1) for x in images.split(CHUNK_IMAGES)])
+def _nats(kind: OutputKind, student: Tensor, teacher: Tensor) -> float:
+    """KL(teacher ‖ student) from outputs `[B, K]`, nats per image; never negative by rounding."""
+    assert kind.nats is not None  # `check_target` makes sure that a search has such a teacher
+    student, teacher = student.double(), teacher.double()  # in float32, small divergences are rounding
+    return max(0.0, float(kind.nats(student, teacher, deviation_of(teacher)).mean()))
+
+
+def _outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the outputs `[B, K]` of a model for images `[B, C, H, W]`."""
+    return outputs_on(model, images.split(CHUNK_IMAGES))
