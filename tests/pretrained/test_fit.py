@@ -122,8 +122,9 @@ def test_biases_of_keys_that_nothing_masks_are_refused() -> None:
 def test_a_layer_that_the_model_has_no_place_for_is_refused_by_name(name: str, extra: str, named: str) -> None:
     model = build(ROWS[name])
     weights = {**model.state_dict(), extra: torch.randn(32, 32)}
-    with pytest.raises(CheckpointError, match=rf"(unexpected|dropped): .*{named}"):
+    with pytest.raises(CheckpointError, match=rf"(unexpected|dropped): .*{named}") as caught:
         fitted(model, weights)
+    assert "qkvb" not in caught.value.hint
     longer = {f"{key}x" if key == "head.bias" else key: t for key, t in weights.items()}
     with pytest.raises(CheckpointError, match="does not fit"):
         fitted(model, {**longer, "mask_token": torch.zeros(1, 1, 32)})

@@ -66,10 +66,10 @@ def fit(model: nn.Module, weights: State, what: str) -> Fitted:
     tensors, flow = converted
     lost = [f"dropped: {name} {tuple(named[name].shape)}" for name in _lost(model, named, flow)]
     if lost:
-        hint = "The model has no place for them, so its outputs would be others. " + FIT_HINT
-        if any(name.endswith("qkv.bias") for name in named) and not any(n.endswith(".q_bias") for n in tensors):
-            hint = "Give the model that has these biases, such as DINOv3's with qkvb in the name. " + FIT_HINT
-        raise _misfit(model, rest, lost, what, hint=hint)
+        hint = _advice(model, rest) or "The model has no place for them, so its outputs would be others. "
+        if all("qkv.bias" in line for line in lost):
+            hint = "DINOv3 with these biases has qkvb in its name. "
+        raise _misfit(model, rest, lost, what, hint=hint + FIT_HINT)
     return Fitted(tensors, (*told, *renamed, *_changes(model, named, tensors, flow)))
 
 

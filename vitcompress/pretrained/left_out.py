@@ -57,7 +57,7 @@ _KINDS = (
     _kind(r"projectors\..*|local_cls_norm\..*", "projections of distillation are for pretraining only", headless=True),
     _kind(r"decoder_(embed|blocks|norm|pred|pos_embed)(\..*)?", "the decoder of a masked autoencoder is for "
           "pretraining only", headless=True),
-    _kind(r"(.*\.)?(projector|predictor)\..*|queue|queue_ptr", "projections of contrastive learning are for "
+    _kind(r"(.*\.)?(projector|predictor|head\.\d+)\..*|queue|queue_ptr", "projections of contrastive learning are for "
           "pretraining only", headless=True),
 )  # fmt: skip
 
