@@ -122,8 +122,9 @@ def test_biases_of_keys_that_nothing_masks_are_refused() -> None:
 def test_a_layer_that_the_model_has_no_place_for_is_refused_by_name(name: str, extra: str, named: str) -> None:
     model = build(ROWS[name])
     weights = {**model.state_dict(), extra: torch.randn(32, 32)}
-    with pytest.raises(CheckpointError, match=rf"(unexpected|dropped): .*{named}"):
+    with pytest.raises(CheckpointError, match=rf"(unexpected|dropped): .*{named}") as caught:
         fitted(model, weights)
+    assert "qkvb" not in caught.value.hint
     longer = {f"{key}x" if key == "head.bias" else key: t for key, t in weights.items()}
     with pytest.raises(CheckpointError, match="does not fit"):
         fitted(model, {**longer, "mask_token": torch.zeros(1, 1, 32)})
@@ -142,11 +143,26 @@ LEFT_OUT = {
 
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_what_is_not_part_of_the_model_is_left_out_and_told(name: str) -> None:
-    model = build(ROWS["vit"])
+    model = sized("vit", num_classes=0)
     filled, result = fitted(model, {**model.state_dict(), name: torch.ones(2)})
     images = row_images(ROWS["vit"])
     assert torch.equal(filled(images), model(images))
     assert [LEFT_OUT[name] in note for note in result.notes] == ([True] if LEFT_OUT[name] else [])
+
+
+@pytest.mark.parametrize("name", ["head.mlp.0.weight", "projector.weight", "predictor.0.bias", "pooler.dense.weight"])
+def test_what_may_stand_before_a_classifier_is_not_left_out_of_a_model_with_one(name: str) -> None:
+    model = build(ROWS["vit"])
+    with pytest.raises(CheckpointError, match=rf"(unexpected|dropped): {re.escape(name)}"):
+        fitted(model, {**model.state_dict(), name: torch.ones(2)})
+
+
+def test_a_mask_of_biases_counts_where_names_and_shapes_fit_already() -> None:
+    model = build(ROWS["vit"])
+    weights = dict(model.state_dict())
+    mask = torch.ones(96).index_fill(0, torch.arange(32, 64), 0)
+    filled, _ = fitted(model, {**weights, "blocks.0.attn.qkv.bias_mask": mask})
+    assert torch.equal(filled.state_dict()["blocks.0.attn.qkv.bias"], weights["blocks.0.attn.qkv.bias"] * mask)
 
 
 def test_the_classifier_is_left_out_of_a_model_built_without_one() -> None:

@@ -43,9 +43,10 @@ def under(prefix: str, state: State) -> State:
     return {prefix + name: t for name, t in state.items()}
 
 
-def load(path: Path, key: str | None = None) -> tuple[State, list[str]]:
+def load(path: Path, key: str | None = None, **args: int) -> tuple[State, list[str]]:
     told: list[str] = []
-    model = load_pretrained(resolve(ModelRecipe(ARCHITECTURE, path, ARGS, checkpoint_key=key)), told.append)
+    recipe = ModelRecipe(ARCHITECTURE, path, {**ARGS, **args}, checkpoint_key=key)
+    model = load_pretrained(resolve(recipe), told.append)
     return dict(model.state_dict()), [note.removeprefix(f"--checkpoint {path}: ") for note in told]
 
 
@@ -75,9 +76,6 @@ WRAPPINGS: dict[str, tuple[Callable[[State], Any], list[str]]] = {
                ["left out epoch: counts of training are not part of the model."]),
     "head beside": (lambda w: {n if n.startswith("head") else f"backbone.{n}": t for n, t in w.items()},
                     ["the prefix backbone. was taken off the names."]),
-    "projection head": (lambda w: {**under("backbone.", w), "head.mlp.0.weight": torch.ones(2)},
-                        ["the prefix backbone. was taken off the names.",
-                         "left out head.mlp.0.weight: the projection head of DINO and iBOT is for pretraining only."]),
     "equal twice": (lambda w: {"teacher": under("backbone.", w), "student": under("module.backbone.", w)},
                     ["teacher, student are equal; teacher was taken.",
                      "the prefix backbone. was taken off the names."]),
@@ -103,6 +101,22 @@ def test_a_wrapping_is_taken_off_and_told(wrapping: str, tmp_path: Path) -> None
     loaded, told = load(tmp_path / "w.pth")
     assert same(loaded, weights)
     assert told == notes
+
+
+def test_the_teacher_of_dino_is_its_backbone(tmp_path: Path) -> None:
+    weights = dict(tiny(num_classes=0).state_dict())
+    teacher = {
+        **under("backbone.", weights),
+        "head.mlp.0.weight": torch.ones(2),
+        "head.last_layer.weight_v": torch.ones(2),
+    }
+    student = {**under("module.backbone.", near(weights)), "module.head.mlp.0.weight": torch.ones(2)}
+    torch.save({"student": student, "teacher": teacher, "dino_loss": {"center": torch.ones(1)}}, tmp_path / "dino.pth")
+    loaded, told = load(tmp_path / "dino.pth", "teacher", num_classes=0)
+    assert same(loaded, weights)
+    assert told[-1] == (
+        "left out head.mlp.0.weight and 1 more: the projection head of DINO and iBOT is for pretraining only."
+    )
 
 
 def test_the_average_that_torch_keeps_is_read(tmp_path: Path) -> None:

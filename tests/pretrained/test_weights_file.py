@@ -192,7 +192,8 @@ def write_script(path: Path) -> None:
 
 FOREIGN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "w.pt": (write_script, "is a TorchScript archive", "torch.jit.load('w.pt').state_dict()"),
-    "w.npz": (lambda path: np.savez(path, cls=np.ones(2)), "is an .npz archive", "model.load_pretrained('w.npz')"),
+    "w.npz": (lambda path: np.savez_compressed(path, cls=np.zeros(9999)), "packed into", "download it again"),
+    "p.npz": (lambda path: np.savez(path, cls=np.array([{}], dtype=object)), "cannot be read", "download it again"),
     "w.onnx": (lambda path: path.write_bytes(bytes(99)), "is a file of ONNX", "Save only the state dict"),
     "w.h5": (lambda path: path.write_bytes(bytes(99)), "is a file of TensorFlow", "Save only the state dict"),
     "w.pth": (lambda path: path.write_text("<!DOCTYPE html>"), "cannot be read: it is neither", "It is a web page"),

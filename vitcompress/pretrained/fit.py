@@ -52,7 +52,7 @@ def fit(model: nn.Module, weights: State, what: str) -> Fitted:
     Raises:
         CheckpointError: a tensor is missing, does not fit, or would be lost.
     """
-    named = dict(weights)
+    named = _masked(weights)
     if has_transformers_names(named):
         named = to_timm_weights(named, what=what)
     rest, told, tables = split_off(named, model)
@@ -66,10 +66,10 @@ def fit(model: nn.Module, weights: State, what: str) -> Fitted:
     tensors, flow = converted
     lost = [f"dropped: {name} {tuple(named[name].shape)}" for name in _lost(model, named, flow)]
     if lost:
-        hint = "The model has no place for them, so its outputs would be others. " + FIT_HINT
-        if any(name.endswith("qkv.bias") for name in named) and not any(n.endswith(".q_bias") for n in tensors):
-            hint = "Give the model that has these biases, such as DINOv3's with qkvb in the name. " + FIT_HINT
-        raise _misfit(model, rest, lost, what, hint=hint)
+        hint = _advice(model, rest) or "The model has no place for them, so its outputs would be others. "
+        if all("qkv.bias" in line for line in lost):
+            hint = "DINOv3 with these biases has qkvb in its name. "
+        raise _misfit(model, rest, lost, what, hint=hint + FIT_HINT)
     return Fitted(tensors, (*told, *renamed, *_changes(model, named, tensors, flow)))
 
 
@@ -162,20 +162,23 @@ def _converted(model: nn.Module, named: State) -> tuple[dict[str, Tensor], _Flow
 
 
 def _prepared(model: nn.Module, named: State) -> tuple[dict[str, Tensor], list[str]]:
-    """Do what timm's conversion leaves to its caller; also return what to tell of it."""
-    prepared = dict(named)
-    for name, mask in named.items():  # DINOv3 masks the biases of keys
-        bias = name.removesuffix("_mask")
-        if name.endswith(".bias_mask") and bias in prepared and prepared[bias].shape == mask.shape:
-            prepared[bias] = prepared[bias] * mask
-            del prepared[name]
-    new = {name: re.sub(r"^(blocks\.\d+)\.gamma_(\d)$", r"\1.ls\2.gamma", name) for name in prepared}
+    """Rename the layer scales of DeiT III, as timm does for it alone; also return what to tell."""
+    new = {name: re.sub(r"^(blocks\.\d+)\.gamma_(\d)$", r"\1.ls\2.gamma", name) for name in named}
     layer_scales = [name for name in new if new[name] != name]
     if not layer_scales or "blocks.0.ls1.gamma" not in model.state_dict() or len(set(new.values())) < len(new):
-        return prepared, []
-    return {new[name]: t for name, t in prepared.items()}, [
-        _renaming([f"{name} to {new[name]}" for name in layer_scales])
-    ]
+        return dict(named), []
+    return {new[name]: t for name, t in named.items()}, [_renaming([f"{name} to {new[name]}" for name in layer_scales])]
+
+
+def _masked(weights: State) -> dict[str, Tensor]:
+    """Return weights with their masks multiplied in: DINOv3's voids the biases of keys."""
+    masked = dict(weights)
+    for name, mask in weights.items():
+        bias = name.removesuffix("_mask")
+        if name.endswith(".bias_mask") and bias in weights and weights[bias].shape == mask.shape:
+            masked[bias] = weights[bias] * mask
+            del masked[name]
+    return masked
 
 
 def _run(convert: Convert, model: nn.Module, given: State) -> dict[str, Tensor] | None:

@@ -39,16 +39,7 @@ _KINDS = (
     _kind(r"(.*\.)?(n_averaged|total_ops|total_params)"),  # counters of torch's AveragedModel and of thop
     _kind(r"(global_)?(epochs?|steps?|iter(ation)?s?)|num_(updates|steps)|best_\w+|version|initted",
           "counts of training are not part of the model", single=True),
-    _kind(r"(.*\.)?bias_mask"),  # of DINOv3's k bias; `fit` multiplies it in
     _kind(r"(.*[._])?mask_token(\.weight)?", "mask tokens stand for hidden patches in pretraining only"),
-    _kind(r"lm_head\.(weight|bias)", "the head that predicts hidden patches is for pretraining only"),
-    _kind(r"(.*\.)?head\.(mlp|last_layer|mlp2|last_layer2)\..*|(dino|ibot)_head\..*",
-          "the projection head of DINO and iBOT is for pretraining only"),
-    _kind(r"projectors\..*|local_cls_norm\..*", "projections of distillation are for pretraining only"),
-    _kind(r"decoder_(embed|blocks|norm|pred|pos_embed)(\..*)?", "the decoder of a masked autoencoder is for "
-          "pretraining only"),
-    _kind(r"(.*\.)?(projector|predictor)\..*|queue|queue_ptr", "projections of contrastive learning are for "
-          "pretraining only"),
     _kind(r"(criterion|loss|loss_fn|train_\w+|val_\w+|test_\w+|metrics?|mixup)\..*", "losses and metrics are not part "
           "of the model"),
     _kind(r"(module\.)?(token_embedding|text_projection|ln_final|text|text_model|transformer\.resblocks|"
@@ -56,9 +47,18 @@ _KINDS = (
           "the text encoder takes no images", where=r"(module\.)?visual\..*"),
     _kind(r"beit3\.text_embed\.weight|beit3\..*\.B\..*", "BEiT-3's layers for text take no images"),
     _kind(r"beit3\.encoder\.embed_positions\.A\.weight"),  # its first two rows are never read
-    _kind(r"pooler\..*", "the pooler of transformers is not part of timm's models"),
-    _kind(r"(head|head\.fc|head_dist|fc|classifier|pre_logits\.fc)\.(weight|bias)",
+    # what follows the backbone is left out only of a model that ends with it
+    _kind(r"(head|head\.fc|head_dist|fc|classifier|pre_logits(\.fc)?)\.(weight|bias)",
           "the model is built without a classifier", headless=True),
+    _kind(r"pooler\..*", "the pooler of transformers is not part of timm's models", headless=True),
+    _kind(r"lm_head\.(weight|bias)", "the head that predicts hidden patches is for pretraining only", headless=True),
+    _kind(r"(.*\.)?head\.(mlp|last_layer|mlp2|last_layer2)\..*|(dino|ibot)_head\..*",
+          "the projection head of DINO and iBOT is for pretraining only", headless=True),
+    _kind(r"projectors\..*|local_cls_norm\..*", "projections of distillation are for pretraining only", headless=True),
+    _kind(r"decoder_(embed|blocks|norm|pred|pos_embed)(\..*)?", "the decoder of a masked autoencoder is for "
+          "pretraining only", headless=True),
+    _kind(r"(.*\.)?(projector|predictor|head\.\d+)\..*|queue|queue_ptr", "projections of contrastive learning are for "
+          "pretraining only", headless=True),
 )  # fmt: skip
 
 # timm computes these from the sizes of image and window

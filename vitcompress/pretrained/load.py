@@ -12,6 +12,7 @@ import timm.data
 import torch
 from timm.models import adapt_input_conv, load_state_dict_from_hf
 from timm.models import load_pretrained as load_from_timm
+from timm.models._hub import HF_WEIGHTS_NAME  # not exported by timm
 from torch import nn
 
 from vitcompress.errors import CheckpointError, first_line, shorten
@@ -101,10 +102,11 @@ def _fill(model: nn.Module, weights: Weights, what: str, tell: Tell) -> None:
 
 def _in_channels(model: nn.Module, weights: Weights) -> Weights:
     """Return weights for the model's channels, where they are timm's for another number of them."""
-    channels = getattr(model.get_parameter(_PATCHES), "shape", (0, 0))[1] if _PATCHES in model.state_dict() else None
     tensors, notes = dict(weights.tensors), []
+    own = model.state_dict().get(_PATCHES)
+    channels = own.shape[1] if own is not None and own.ndim == 4 else None
     for name, t in weights.tensors.items():
-        if name.endswith(_PATCHES) and channels is not None and t.ndim == 4 and t.shape[1] != channels:
+        if name.endswith(_PATCHES) and channels and t.ndim == 4 and t.shape[1] != channels:
             tensors[name] = adapt_input_conv(channels, t, base_chans=t.shape[1])
             notes.append(f"the patch embedding was changed from {t.shape[1]} to {channels} channels.")
     return replace(weights, tensors=tensors, notes=(*weights.notes, *notes))
@@ -121,12 +123,14 @@ def _from_elsewhere(source: Source, tell: Tell) -> nn.Module:
     fetched: Mapping[str, Any] = {}
     try:
         with without_library_output():
-            if kind == "hf-hub":
-                fetched = load_state_dict_from_hf(place)
-            elif find_family(model) is not None:
+            if find_family(model) is None:  # such as a convolutional teacher, which timm loads strictly
+                name = source.name if kind == "hf-hub" else source.architecture
+                model = timm.create_model(name, pretrained=True, **source.model_args)
+            elif kind == "hf-hub":
+                filename = source.pretrained_cfg.get("hf_hub_filename") or HF_WEIGHTS_NAME
+                fetched = load_state_dict_from_hf(place, filename)
+            else:
                 fetched = _fetch_from_timm(model)
-            else:  # such as a convolutional teacher, which timm loads strictly
-                model = timm.create_model(source.architecture, pretrained=True, **source.model_args)
     except Exception as error:  # the Hub client raises dozens of types from three libraries
         raise CheckpointError(
             f"Cannot load the weights of {source.name}: {first_line(error).rstrip('.')}.",

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vitcompress.errors import CheckpointError, first_line, shorten
+from vitcompress.pretrained.jax_weights import read_npz
 from vitcompress.pretrained.quiet import without_library_output
 
 Tree = Mapping[str, Any]  # what a file holds: tensors by name, or such trees by key
@@ -41,7 +42,7 @@ def read_tree(path: Path, what: str) -> Tree:
     The content decides how a file is read, not its name.
 
     Args:
-        path: a file that safetensors or torch wrote, or the index of its shards.
+        path: a file that safetensors, torch or numpy wrote, or the index of its shards.
         what: the flag and the file, at the start of messages.
 
     Raises:
@@ -59,6 +60,8 @@ def read_tree(path: Path, what: str) -> Tree:
             return load_file(path, device="cpu")
         _check_foreign(path, what)
         _check_archive(path)
+        if any(name.endswith(".npy") for name in _archived_names(path)):
+            return read_npz(path)
         with torch.serialization.safe_globals(_PLAIN), without_library_output(), path.open("rb") as file:
             tree = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -176,17 +179,10 @@ def _check_foreign(path: Path, what: str) -> None:
     Raises:
         CheckpointError: the file is one of them.
     """
-    names = _archived_names(path)
-    if any(re.search(r"(^|/)constants\.pkl$", name) for name in names):
+    if any(re.search(r"(^|/)constants\.pkl$", name) for name in _archived_names(path)):
         raise CheckpointError(
             f"{what} is a TorchScript archive, a program and not only weights.",
             hint=f"Save its weights alone: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth').",
-        )
-    if any(name.endswith(".npy") for name in names):
-        raise CheckpointError(
-            f"{what} is an .npz archive of numpy arrays, as the original ViT is published.",
-            hint="Let timm convert it: model = timm.create_model(NAME); "
-            f"model.load_pretrained({path.name!r}); torch.save(model.state_dict(), 'weights.pth').",
         )
     for pattern, kind in _FOREIGN:
         if pattern.search(path.name):

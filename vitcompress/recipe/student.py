@@ -28,8 +28,8 @@ class ModelRecipe:
     ]
     checkpoint: Path | None = option(
         None,
-        "Weights: .safetensors, .pth, .pt or .bin (code in it never runs), an index of shards, or a folder with one "
-        "of these.",
+        "Weights: .safetensors, .pth, .pt, .bin or .npz (code in it never runs), an index of shards, or a folder with "
+        "one of these.",
     )
     model_arg: Annotated[dict[str, Any], Pairs] = option(
         {}, "key=value argument of timm's model constructor, like img_size=384 or depths=2,2,6,2; repeatable."
