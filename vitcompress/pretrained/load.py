@@ -16,6 +16,7 @@ from vitcompress.pretrained.build import build_model, empty_model
 from vitcompress.pretrained.resolve import Source
 from vitcompress.pretrained.transformers_weights import has_transformers_names, to_timm_weights
 from vitcompress.pretrained.weights_file import read_weights, unreadable_error
+from vitcompress.runtime.caches import cache_hint
 
 _MIN_CHECKED_NUMBERS = 1 << 28  # a gigabyte; for smaller models, all tensors that do not fit are listed
 _FIT_HINT = "Name the model that the weights belong to, or set its sizes with --model-arg key=value."
@@ -76,7 +77,7 @@ def _load_with_timm(source: Source) -> nn.Module:
             raise unreadable_error(f"MODEL {source.name}", error) from error
         raise CheckpointError(
             f"Cannot load the weights of {source.name}: {first_line(error).rstrip('.')}.",
-            hint="Without a network, give a local file with --checkpoint FILE.",
+            hint=cache_hint(error) or "Without a network, give a local file with --checkpoint FILE.",
         ) from error
     return model
 
