@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from vitcompress.errors import ArtifactError, first_line
+from vitcompress.runtime.caches import cache_hint
 
 WEIGHTS = "model.safetensors"
 PREFIX = "hf-hub:"
@@ -45,5 +46,6 @@ def _download(name: str) -> Path:
     except Exception as error:  # the Hub client raises dozens of types, from three libraries
         raise ArtifactError(
             f"{name} cannot be downloaded: {first_line(error)}",
-            hint="Check the name and the network; for a private repository, log in first: hf auth login.",
+            hint=cache_hint(error)
+            or "Check the name and the network; for a private repository, log in first: hf auth login.",
         ) from error

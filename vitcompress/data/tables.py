@@ -13,6 +13,7 @@ from vitcompress.data.classes import ImageClasses
 from vitcompress.data.readers import decode
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.errors import DataError, first_line, nearest, shorten
+from vitcompress.runtime.caches import cache_hint
 from vitcompress.runtime.extras import require_extra
 
 _SAVED = ("dataset_dict.json", "state.json")  # written by save_to_disk
@@ -110,7 +111,7 @@ def _load(datasets: Any, root: Path, where: str) -> Mapping[str, Any]:
         else:
             loaded = datasets.load_dataset(str(root))
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{where} cannot be read as a data set: {first_line(error)}") from error
+        raise DataError(f"{where} cannot be read as a data set: {first_line(error)}", hint=cache_hint(error)) from error
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 

@@ -24,6 +24,7 @@ from vitcompress.pretrained.quiet import without_library_output
 from vitcompress.pretrained.resolve import Source
 from vitcompress.pretrained.states import Weights, find_weights, read_weights
 from vitcompress.pretrained.weights_file import file_bytes
+from vitcompress.runtime.caches import cache_hint
 
 _MIN_CHECKED_NUMBERS = 1 << 28  # a gigabyte; for smaller models, all tensors that do not fit are listed
 _PATCHES = "patch_embed.proj.weight"
@@ -134,7 +135,7 @@ def _from_elsewhere(source: Source, tell: Tell) -> nn.Module:
     except Exception as error:  # the Hub client raises dozens of types from three libraries
         raise CheckpointError(
             f"Cannot load the weights of {source.name}: {first_line(error).rstrip('.')}.",
-            hint="Without a network, give a local file with --checkpoint FILE.",
+            hint=cache_hint(error) or "Without a network, give a local file with --checkpoint FILE.",
         ) from error
     if fetched:
         what = f"MODEL {source.name}"

@@ -26,6 +26,7 @@ from vitcompress.pretrained.short_names import SHORT_NAMES
 from vitcompress.pretrained.transformers_config import TimmModel, is_transformers_folder, read_folder
 from vitcompress.pretrained.weights_file import WEIGHT_FILES, check_folder, folder_files, weights_in
 from vitcompress.recipe import ModelRecipe
+from vitcompress.runtime.caches import cache_hint
 
 _SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")  # of weights in a folder
 
@@ -116,7 +117,8 @@ def _read_timm_config(
     except Exception as error:  # the Hub client raises dozens of types from three libraries
         raise ModelError(
             f"MODEL {name}: its config.json cannot be read: {first_line(error).rstrip('.')}.",
-            hint="Without a network, give an architecture and a file of weights: MODEL --checkpoint FILE.",
+            hint=cache_hint(error)
+            or "Without a network, give an architecture and a file of weights: MODEL --checkpoint FILE.",
         ) from error
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise ModelError(f"MODEL {name}: its architecture {architecture!r} is not one of timm's.")
