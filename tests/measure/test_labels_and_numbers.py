@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -38,22 +40,25 @@ def test_labels_of_images_are_not_the_models_labels() -> None:
     assert found.outputs == "multi_label"
 
 
-def test_average_precision_by_hand() -> None:
-    scores = torch.tensor([4.0, 3.0, 2.0, 1.0])[:, None]
-    assert mean_average_precision(scores, torch.tensor([True, False, True, False])[:, None]) == pytest.approx(
-        (1 + 2 / 3) / 2
-    )
-    ties = torch.tensor([4.0, 2.0, 2.0, 1.0])[:, None]  # both twos enter at once
-    assert mean_average_precision(ties, torch.tensor([False, True, False, True])[:, None]) == pytest.approx(
-        (1 / 3 + 2 / 4) / 2
-    )
-    assert mean_average_precision(torch.full((4, 1), 0.5), torch.tensor([[True], [False], [False], [False]])) == 0.25
+@pytest.mark.parametrize(
+    ("scores", "positive", "expected"),
+    [
+        ([4, 3, 2, 1], [1, 0, 1, 0], (1 + 2 / 3) / 2),
+        ([4, 2, 2, 1], [0, 1, 0, 1], (1 / 3 + 2 / 4) / 2),  # both twos enter at once
+        ([5, 5, 5, 5], [1, 0, 0, 0], 1 / 4),
+    ],
+)
+def test_average_precision_by_hand(scores: list[int], positive: list[int], expected: float) -> None:
+    columns = torch.tensor(scores)[:, None], torch.tensor(positive)[:, None] > 0
+    for size in (4, 3):  # in one batch, and in two
+        batches = [column.split(size) for column in columns]
+        assert mean_average_precision(*batches) == pytest.approx(expected)
 
 
 def test_a_label_without_images_is_left_out_of_the_mean() -> None:
     positive = torch.tensor([[True, False], [False, False]])
-    assert mean_average_precision(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), positive) == 1
-    assert mean_average_precision(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool)) is None
+    assert mean_average_precision([torch.tensor([[1.0, 0.0], [0.0, 1.0]])], [positive]) == 1
+    assert mean_average_precision([torch.zeros(2, 2)], [torch.zeros(2, 2, dtype=torch.bool)]) is None
 
 
 def test_numbers_off_by_half_their_deviation_are_seen() -> None:
@@ -85,6 +90,12 @@ def test_a_constant_output_and_a_single_image_have_finite_numbers() -> None:
     assert constant.r2 < -1e6
     assert measured("regression", torch.tensor([[5.0]]), torch.tensor([[4.0]]), (1,)).relative_rmse == 0.25
     assert measured("regression", torch.zeros(2, 1), torch.zeros(2, 1), (2,)).r2 == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_fit_nothing(value: float) -> None:
+    found = measured("regression", torch.tensor([[1.0], [value]]), torch.tensor([[1.0], [2.0]]), (2,))
+    assert (found.r2, found.relative_rmse, found.fits[0].rmse) == (-1e15, 1e15, 1e15)
 
 
 def test_only_the_worst_outputs_are_listed() -> None:

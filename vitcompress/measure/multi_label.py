@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,7 +52,7 @@ class MultiLabelTally:
         """Return the agreement on the images, which are called `name`."""
         if not self.decisions:
             return unlabeled(MULTI_LABEL.name, name, self.count, self.skipped)
-        precision = mean_average_precision(torch.cat(self.scores), torch.cat(self.positive))
+        precision = mean_average_precision(self.scores, self.positive)
         return unlabeled(
             MULTI_LABEL.name, name, self.count, self.skipped,
             agreement=round(100 * self.agree / self.decisions, 4), kl=round(self.kl / self.count, 6),
@@ -58,12 +60,13 @@ class MultiLabelTally:
         )  # fmt: skip
 
 
-def mean_average_precision(scores: Tensor, positive: Tensor) -> float | None:
+def mean_average_precision(scores: Sequence[Tensor], positive: Sequence[Tensor]) -> float | None:
     """Return the mean over labels of the area under precision against recall, 0–1.
 
     Args:
-        scores: the higher, the likelier the label, `[N, K]`.
-        positive: whether an image has the label, `[N, K]`; a label that no image has is left out.
+        scores: batches of scores, the higher, the likelier the label, `[B, K]` each.
+        positive: whether an image has the label, `[B, K]` each; a label that no image has is left
+            out.
 
     Returns:
         None where no image has a label.
@@ -71,10 +74,12 @@ def mean_average_precision(scores: Tensor, positive: Tensor) -> float | None:
     Source: average precision without interpolation; images of equal score enter together, as in
         scikit-learn.
     """
-    precisions = [
-        _average_precision(scores[:, label], positive[:, label])
-        for label in positive.any(0).nonzero().flatten().tolist()
-    ]
+    labels = torch.stack([batch.any(0) for batch in positive]).any(0).nonzero().flatten().tolist()
+
+    def column(batches: Sequence[Tensor], label: int) -> Tensor:  # all at once would take the memory twice
+        return torch.cat([batch[:, label] for batch in batches])
+
+    precisions = [_average_precision(column(scores, label), column(positive, label)) for label in labels]
     return sum(precisions) / len(precisions) if precisions else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -70,6 +72,7 @@ class RegressionTally:
         size = (variance + self.mean.square()).sqrt()
         deviation = floored_deviation(variance.sqrt() if self.compared > 1 else size, size)
         shares = mean_errors / deviation.square()  # of the variance that the student misses
+        shares = shares.nan_to_num(nan=math.inf, posinf=math.inf)  # outputs that are not finite fit nothing
         fits = tuple(
             OutputFit(
                 index=index, r2=_rounded(1 - float(shares[index])), rmse=_rounded(float(mean_errors[index].sqrt())),
@@ -87,4 +90,4 @@ class RegressionTally:
 
 def _rounded(value: float) -> float:
     """Return a number with six significant digits, within the bounds of a report."""
-    return float(f"{max(-1e15, min(1e15, value)):.6g}")
+    return float(f"{max(-1e15, min(1e15, math.inf if math.isnan(value) else value)):.6g}")

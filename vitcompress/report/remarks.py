@@ -8,7 +8,7 @@ from vitcompress.measure.results import Accuracy
 from vitcompress.plans.model import Group
 from vitcompress.report.kinds import words_for
 from vitcompress.report.model import Report
-from vitcompress.report.rows import baseline_measure, measure_name, megabytes, show_measure, student_value
+from vitcompress.report.rows import MEASURES, baseline_measure, megabytes, show_measure, student_value
 
 _MAX_WIDTHS = 3  # kinds of narrow blocks that are described one by one
 
@@ -108,10 +108,9 @@ def better_baseline(report: Report) -> list[str]:
     if student is None or not any(value > student for value, _ in smaller):
         return []
     value, best = max(smaller, key=lambda pair: (pair[0], -pair[1].bytes))
-    name = measure_name(measure, report.outputs)
     return [
         f"The {best.name}, without training, is smaller than this student ({megabytes(best.bytes)} against "
-        f"{megabytes(student_bytes)}) and has a better {name} ({show_measure(value, measure)} against "
+        f"{megabytes(student_bytes)}) and has a better {MEASURES[measure]} ({show_measure(value, measure)} against "
         f"{show_measure(student, measure)})."
     ]
 

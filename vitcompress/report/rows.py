@@ -51,7 +51,7 @@ def accuracy_rows(accuracy: Accuracy) -> list[Row]:
         rows.append(("top-1", percent(accuracy.teacher_top1), percent(accuracy.student_top1), change))
         rows.append(("top-5", percent(accuracy.teacher_top5), percent(accuracy.student_top5), ""))
     if accuracy.agreement is not None:
-        rows.append((measure_name("agreement", accuracy.outputs), "", percent(accuracy.agreement), ""))
+        rows.append((MEASURES["agreement"], "", percent(accuracy.agreement), ""))
     if accuracy.mean_average_precision is not None:
         rows.append(("mean average precision", "", percent(accuracy.mean_average_precision), ""))
     if accuracy.outputs == "multi_label" and accuracy.kl is not None:  # the two above do not see every change
@@ -94,7 +94,7 @@ def speed_rows(report: Report) -> list[Row]:
 
 def baseline_columns(report: Report) -> list[str]:
     """Return the column heads of `baseline_rows`."""
-    return ["", "parameters", "tensors", measure_name(baseline_measure(report), report.outputs), "change"]
+    return ["", "parameters", "tensors", MEASURES[baseline_measure(report)], "change"]
 
 
 def baseline_rows(report: Report) -> list[tuple[str, ...]]:
@@ -114,12 +114,6 @@ def baseline_rows(report: Report) -> list[tuple[str, ...]]:
 def baseline_measure(report: Report) -> str:
     """Return the key of `MEASURES` that the baselines of a report are compared by."""
     return next((name for b in report.baselines for name in MEASURES if getattr(b, name) is not None), "top1")
-
-
-def measure_name(measure: str, outputs: str | None) -> str:
-    """Return what a key of `MEASURES` is called for a kind of outputs."""
-    name = MEASURES[measure]
-    return name.replace("with", "at 0.5 with") if (measure, outputs) == ("agreement", "multi_label") else name
 
 
 def student_value(accuracy: Accuracy, measure: str) -> float | None:
