@@ -21,10 +21,10 @@ from tests.conftest import draw_image
 from tests.data.opened import RGB, folder_set
 from vitcompress.data import workers
 from vitcompress.data.loaders import evaluation_loader, training_loader
-from vitcompress.data.workers import Loader, fitting_workers, shared_room
+from vitcompress.data.workers import Loader, fitting_workers
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
-from vitcompress.runtime import signals
+from vitcompress.runtime import processes, signals
 from vitcompress.runtime.console import Notice
 
 VIEW = 3 * 224 * 224 * 4  # bytes
@@ -88,14 +88,14 @@ def test_loaders_ask_for_room(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_room_is_that_of_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(workers, "_SHARED", str(tmp_path))
-    room = shared_room()
+    monkeypatch.setattr(processes, "SHARED_MEMORY", str(tmp_path))
+    room = processes.shared_room()
     assert room is not None
     assert room == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.5)
-    monkeypatch.setattr(workers, "_SHARED", str(tmp_path / "missing"))
-    assert shared_room() == 0
+    monkeypatch.setattr(processes, "SHARED_MEMORY", str(tmp_path / "missing"))
+    assert processes.shared_room() == 0
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert shared_room() is None
+    assert processes.shared_room() is None
 
 
 # --- what ends the run

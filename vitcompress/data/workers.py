@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import atexit
 import math
-import os
 import queue
-import shutil
 import signal
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +19,12 @@ from torch.utils.data import DataLoader
 from vitcompress.errors import DataError, first_line
 from vitcompress.runtime import signals
 from vitcompress.runtime.console import Notice, local_processes
-from vitcompress.runtime.processes import outlive_signals
+from vitcompress.runtime.processes import SHARED_MEMORY, outlive_signals, shared_room
 
-_SHARED = "/dev/shm"  # Linux; other systems have no such limit
 _PREFETCHED = 2  # batches of each worker that are in shared memory, as torch's default
 _MARGIN = 0.9  # of the free room, which other programs use too
 _PAGES = 1 << 16  # bytes that a batch takes beside its images
-_MEMORY_SIGNALS = {signal.SIGKILL: "is the machine out of memory?", signal.SIGBUS: f"is {_SHARED} full?"}
+_MEMORY_SIGNALS = {signal.SIGKILL: "is the machine out of memory?", signal.SIGBUS: f"is {SHARED_MEMORY} full?"}
 _FEWER = "Give fewer --num-workers, or 0 to load images in the main process"
 
 
@@ -89,23 +85,13 @@ def fitting_workers(number: int, num_images: int, image_bytes: int, held: int) -
         needed = (held + _PREFETCHED * number) * batch * local_processes() / _MARGIN
         warnings.warn(
             Notice(
-                f"{_SHARED} has {_megabytes(room)} free; for batches of {num_images} images, {number} data "
+                f"{SHARED_MEMORY} has {_megabytes(room)} free; for batches of {num_images} images, {number} data "
                 f"worker{'s need' if number > 1 else ' needs'} {_megabytes(needed)}: using {fitting}. More room "
                 "(docker run --shm-size) or a smaller --batch-size loads images faster."
             ),
             stacklevel=2,
         )
     return fitting
-
-
-def shared_room() -> int | None:
-    """Return the free bytes for tensors that processes share; None where nothing limits them."""
-    if sys.platform != "linux":
-        return None
-    try:
-        return shutil.disk_usage(_SHARED).free if os.access(_SHARED, os.W_OK) else 0
-    except OSError:
-        return 0
 
 
 def _megabytes(size: float) -> str:
@@ -178,4 +164,4 @@ def _end(code: int) -> str:
 def _hint(reason: str) -> str:
     if "open files" in reason:
         return f"{_FEWER}, or raise the limit of open files (ulimit -n)."
-    return f"{_FEWER}, or give {_SHARED} more room (docker run --shm-size)."
+    return f"{_FEWER}, or give {SHARED_MEMORY} more room (docker run --shm-size)."

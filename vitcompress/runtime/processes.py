@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -27,6 +28,8 @@ from vitcompress.runtime.console import launched
 from vitcompress.runtime.joining import VARIABLES, check_launch, join_group
 
 T = TypeVar("T")
+
+SHARED_MEMORY = "/dev/shm"  # Linux; other systems have no such limit
 
 _UNTIE = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron"}
 _WORKER_SECONDS = 30.0  # longer than a step takes, and as long as torch's launcher waits
@@ -140,6 +143,16 @@ def tracking(accelerator: Accelerator, recipe: Recipe, out: Path) -> Iterator[No
     finally:  # not end_training, which separates the processes: what follows is done together
         for tracker in accelerator.trackers:
             tracker.finish()
+
+
+def shared_room() -> int | None:
+    """Return the free bytes for tensors that processes share; None where nothing limits them."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free if os.access(SHARED_MEMORY, os.W_OK) else 0
+    except OSError:
+        return 0
 
 
 def outlive_signals(worker: int) -> None:
