@@ -84,7 +84,7 @@ def test_a_table_of_another_window_is_told_and_one_of_other_values_is_refused() 
     model, small = sized("swin v2"), sized("swin v2", window_size=2)
     _, result = fitted(small, PUBLISHED["swin v2"](model))
     assert "relative_coords_table" in result.notes[0]
-    assert "the model computes it, for its own sizes" in result.notes[0]
+    assert "the model computes it, for windows of 2x2 instead of 4x4" in result.notes[0]
     pretrained = sized("swin v2", pretrained_window_sizes=(2, 2, 2))
     with pytest.raises(CheckpointError, match=r"table: layers\.0\.blocks\.0\.attn\.relative_coords_table .* differs"):
         fitted(model, PUBLISHED["swin v2"](pretrained))
