@@ -131,6 +131,10 @@ def fail() -> None:
     raise ZeroDivisionError
 
 
+def lose_disk() -> None:
+    raise OSError(5, "the disk is gone")
+
+
 def blocked_signals() -> list[int]:
     return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
@@ -179,6 +183,23 @@ def test_workers_that_cannot_start_are_an_error() -> None:
     ):
         raise OSError(12, "Cannot allocate memory")
     assert "--num-workers" in caught.value.hint
+
+
+def test_what_a_worker_cannot_read_is_told() -> None:
+    with pytest.raises(DataError, match=r"^The data workers cannot be used: \[Errno 5\] the disk is gone\.$"):
+        loaded(lose_disk)
+
+
+def test_a_lost_connection_means_a_dead_worker() -> None:
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        ended = SimpleNamespace(
+            sentinel=os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else pytest.skip("there are no pidfds"),
+            is_alive=lambda: process.poll() is None,
+            exitcode=-signal.SIGKILL,
+        )
+        with pytest.raises(DataError, match="was killed by SIGKILL"), workers._as_errors([ended]):
+            raise ConnectionResetError(104, "Connection reset by peer")
+        os.close(ended.sentinel)
 
 
 def test_a_mistake_in_a_worker_stays_one() -> None:

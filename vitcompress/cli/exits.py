@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from vitcompress.errors import ExportError, VitcompressError, printable
-from vitcompress.runtime.console import is_main
+from vitcompress.runtime.console import is_main, launched
 from vitcompress.runtime.signals import TerminationError, await_launcher, unwrapped
 
 EXIT_WRONG, EXIT_MISTAKE, EXIT_GATE, EXIT_INTERRUPTED, EXIT_NO_READER, EXIT_TERMINATED = 1, 2, 3, 130, 141, 143
@@ -38,6 +38,19 @@ def user_errors() -> Iterator[None]:
             interrupted = f"Interrupted. {str(error) or 'No unfinished file is left behind.'}"
             say(interrupted if isinstance(error, KeyboardInterrupt) else f"Terminated. {error}".strip())
         sys.exit(exit_code(error))
+    except RuntimeError as error:
+        if not _lost_others(error):
+            raise
+        await_launcher()  # the process that failed says why
+        say("The connection to the other processes is lost.", label="Error:", style="bold red")
+        sys.exit(EXIT_WRONG)
+
+
+def _lost_others(error: RuntimeError) -> bool:
+    """Return whether an error means that another process of the run has ended."""
+    text = str(error)
+    by_gloo = "gloo" in text and any(f"Connection {how} by peer" in text for how in ("closed", "reset"))
+    return (launched("WORLD_SIZE") or 1) > 1 and (by_gloo or type(error).__name__ == "DistBackendError")
 
 
 def exit_code(error: BaseException) -> int:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -140,9 +141,11 @@ def _as_errors(workers: Sequence[Any]) -> Iterator[None]:
     try:
         yield
     except _LostBatchError as error:
-        reason = str(error).strip().splitlines()[-1].partition("Error: ")[2]
+        reason = _last_line(error)
         raise DataError(f"A data worker cannot pass on a batch: {reason}.", hint=_hint(reason)) from error
     except (RuntimeError, OSError, EOFError, queue.Empty) as error:
+        if isinstance(error, (ConnectionError, EOFError)):  # a worker that is about to have ended
+            wait([worker.sentinel for worker in workers], timeout=1)
         dead = [worker for worker in workers if not worker.is_alive()]
         if signals.received() and dead:
             raise signals.pending() from error
@@ -150,7 +153,14 @@ def _as_errors(workers: Sequence[Any]) -> Iterator[None]:
             raise DataError(f"A data worker {_end(dead[0].exitcode)}", hint=f"{_FEWER}.") from error
         if workers and isinstance(error, RuntimeError):
             raise  # a mistake in the code
-        raise DataError(f"The data workers cannot be used: {first_line(error)}.", hint=f"{_FEWER}.") from error
+        reason = _last_line(error) if "Original Traceback" in str(error) else first_line(error)
+        raise DataError(f"The data workers cannot be used: {reason}.", hint=f"{_FEWER}.") from error
+
+
+def _last_line(error: Exception) -> str:
+    """Return the message of an error that torch has passed on from a worker, with its traceback."""
+    line = str(error).strip().splitlines()[-1]
+    return line.partition("Error: ")[2] or line
 
 
 def _end(code: int) -> str:
