@@ -87,14 +87,14 @@ def test_loaders_ask_for_room(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_room_is_that_of_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr(workers, "_SHARED", str(tmp_path))
     room = shared_room()
     assert room is not None
     assert room == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.5)
     monkeypatch.setattr(workers, "_SHARED", str(tmp_path / "missing"))
     assert shared_room() == 0
-    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
     assert shared_room() is None
 
 

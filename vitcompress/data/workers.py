@@ -5,10 +5,10 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import platform
 import queue
 import shutil
 import signal
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,7 +101,7 @@ def fitting_workers(number: int, num_images: int, image_bytes: int, held: int) -
 
 def shared_room() -> int | None:
     """Return the free bytes for tensors that processes share; None where nothing limits them."""
-    if sys.platform != "linux":
+    if platform.system() != "Linux":
         return None
     try:
         return shutil.disk_usage(_SHARED).free if os.access(_SHARED, os.W_OK) else 0
