@@ -475,7 +475,7 @@ def test_ctrl_c_while_training_without_states_leaves_every_file_alone(
 
 @pytest.mark.parametrize("seconds", [0.2, 0.8])
 def test_ctrl_c_before_training_is_as_clean(seconds: float, tmp_path: Path, teacher: list[str], images: Path) -> None:
-    words = ["--data", images, "--max-minutes", 2, "--num-workers", 0, "--device", "cpu"]
+    words = ["--data", images, "--max-minutes", 2, "--num-workers", 0, "--device", "cpu", "--save-every", "none"]
     command = Command("compress", *teacher, *words, "--out", tmp_path / "mini.safetensors")
     time.sleep(seconds)
     code, printed, err = interrupt(command)
