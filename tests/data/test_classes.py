@@ -12,7 +12,8 @@ import timm.data
 
 from tests.conftest import draw_image
 from tests.data.opened import class_folders, open_folder
-from vitcompress.data.classes import ImageClasses, ModelClasses, Numbering, number_classes
+from vitcompress.data.classes import ImageClasses, ModelClasses, Numbering
+from vitcompress.data.numbering import number_classes
 from vitcompress.data.open import open_sets
 from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
@@ -121,6 +122,8 @@ def test_two_orders_are_left_for_the_teacher_to_decide(names: list[str], natural
 def test_the_order_that_is_given_wins_over_names_that_the_model_knows() -> None:
     assert number(["b", "a"], 2, known=["b", "a"], class_order="ascii").index_of == {"a": 0, "b": 1}
     assert number(["b", "a"], 2, known=["b", "a"]).index_of == {"b": 0, "a": 1}
+    with pytest.raises(DataError, match=r"has 2 classes \(b, a\), but the model has 3"):
+        number(["b", "a"], 3, known=["b", "a", "c"], class_order="ascii")
 
 
 def test_every_name_that_the_model_does_not_know_is_listed() -> None:

@@ -1,6 +1,6 @@
 """Find the images of a folder, and their classes.
 
-folder/n01440764/a.jpg   class folders, numbered by `vitcompress.data.classes`
+folder/n01440764/a.jpg   class folders, numbered by `vitcompress.data.numbering`
 folder/a.jpg             flat: unlabeled
 folder/{train,val}/…     either of these, split as ImageNet is
 """

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from vitcompress.bundled import Bundle
-from vitcompress.data.classes import ImageClasses, ModelClasses, Numbering, number_classes, number_stream
+from vitcompress.data.classes import ImageClasses, ModelClasses, Numbering
 from vitcompress.data.crops import open_crops
 from vitcompress.data.folders import folder_at, open_folder
 from vitcompress.data.named import open_named
+from vitcompress.data.numbering import number_classes, number_stream
 from vitcompress.data.readers import ArrayReader
 from vitcompress.data.sets import ImageSet, RawImageSet, hold_out, label_images
 from vitcompress.data.shards import open_shards

@@ -5,7 +5,6 @@ artifact → new head and size → TrainLog → Report → artifact
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -16,9 +15,8 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from vitcompress.artifact.digest import sha256_of
-from vitcompress.artifact.load import check_known, load
+from vitcompress.artifact.load import load
 from vitcompress.artifact.manifest import Manifest
-from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import ModelClasses, known_classes
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.data.views import Views
@@ -48,7 +46,14 @@ from vitcompress.pipeline.labels import tell_images, with_labels
 from vitcompress.pipeline.prepare import planned, with_losses
 from vitcompress.pipeline.run import Run, train
 from vitcompress.pipeline.targets import unmeasured_drop
-from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses, source_as_teacher
+from vitcompress.pipeline.task import (
+    images_to_learn,
+    lineage_of,
+    new_head,
+    parent_of,
+    settle_losses,
+    source_as_teacher,
+)
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.resolve import Source
@@ -56,7 +61,7 @@ from vitcompress.recipe import Recipe, flag_of
 from vitcompress.recipe.compose import to_dict
 from vitcompress.report.events import tell_plan
 from vitcompress.report.gates import unreachable_gates
-from vitcompress.report.model import Parent, Report
+from vitcompress.report.model import Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import alone, join
 
@@ -208,7 +213,7 @@ def _prepare(
     checkpoints = attempt(checkpoints_beside, out, recipe.run)
     attempt(check_run, recipe, starts=not joins)
     attempt(_check_stages, recipe)
-    parent = attempt(_parent_of, path)
+    parent = attempt(parent_of, path)
     teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
     if parent is None:
         faults.raise_as(RecipeError)
@@ -263,20 +268,9 @@ def _prepare(
         recipe, out, command, source, plan, config, images, val, teacher,
         teacher.name if teacher and taught else None, matching,
         join(recipe.run, out.parent) if joins else alone(), reporter, checkpoints,
-        classes=classes, notes=(note, *notes), lineage=_lineage(path, parent),
+        classes=classes, notes=(note, *notes), lineage=lineage_of(path, parent),
     )  # fmt: skip
     return _Request(run, parent, num_classes)
-
-
-def _parent_of(path: Path) -> Manifest:
-    """Read an artifact's manifest, and check that its model may be built.
-
-    Raises:
-        ArtifactError: it may not.
-    """
-    manifest = read_manifest(path)
-    check_known(path, manifest)
-    return manifest
 
 
 def _check_stages(recipe: Recipe) -> None:
@@ -298,11 +292,3 @@ def _check_stages(recipe: Recipe) -> None:
         raise RecipeError(
             f"{flags} cannot be used with finetune: the file already decides this.", hint=f"Remove {flags}."
         )
-
-
-def _lineage(path: Path, parent: Manifest) -> tuple[Parent, ...]:
-    """Return the files that the result is made from, oldest first."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    older = tuple(Parent(**dict(entry)) for entry in parent.lineage)
-    return (*older, Parent(path.name, sha256, str(parent.report.get("command", ""))))

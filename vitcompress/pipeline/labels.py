@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.data.calibration import draw_images
-from vitcompress.data.classes import HINT_ORDER, Numbering
+from vitcompress.data.classes import Numbering
+from vitcompress.data.numbering import HINT_ORDER
 from vitcompress.data.sets import ImageSet, renumbered
 from vitcompress.errors import DataError, RecipeError
 from vitcompress.families.outputs import has_classes

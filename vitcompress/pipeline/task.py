@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+from vitcompress.artifact.load import check_known
 from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import ModelClasses, are_model_classes
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
@@ -16,6 +20,7 @@ from vitcompress.errors import RecipeError, VitcompressError, shorten
 from vitcompress.families.outputs import outputs_of
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
+from vitcompress.report.model import Parent
 
 
 def images_to_learn(
@@ -131,3 +136,22 @@ def settle_losses(
             f"--loss {', '.join(unmet)} needs a teacher of the same classes.", hint="Name it with --teacher."
         )
     return Matching(losses)
+
+
+def parent_of(path: Path) -> Manifest:
+    """Read an artifact's manifest, and check that its model may be built.
+
+    Raises:
+        ArtifactError: it may not.
+    """
+    manifest = read_manifest(path)
+    check_known(path, manifest)
+    return manifest
+
+
+def lineage_of(path: Path, parent: Manifest) -> tuple[Parent, ...]:
+    """Return the files that the result is made from, oldest first."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    older = tuple(Parent(**dict(entry)) for entry in parent.lineage)
+    return (*older, Parent(path.name, sha256, str(parent.report.get("command", ""))))
