@@ -31,7 +31,9 @@ class Command:
         """
         self._folder = Path(tempfile.mkdtemp())
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._process = _CONTEXT.Process(target=_run, args=([*map(str, words)], self._folder, every_step))
+        self._process = _CONTEXT.Process(
+            target=_run, args=([*map(str, words)], self._folder, every_step, dict(os.environ))
+        )
         self._process.start()
 
     @property
@@ -67,7 +69,9 @@ class Command:
         return CompletedProcess((), self.code, self.said("stdout"), self.said())
 
 
-def _run(words: list[str], folder: Path, every_step: bool) -> None:
+def _run(words: list[str], folder: Path, every_step: bool, environment: dict[str, str]) -> None:
+    os.environ.clear()  # the server has that of the test which started it
+    os.environ.update(environment)
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     for stream, number in (("stdout", 1), ("stderr", 2)):
