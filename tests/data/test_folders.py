@@ -144,3 +144,10 @@ def test_splits_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
         class_folders(tmp_path / split, "a", "b")
     with pytest.raises(DataError, match="has the folders Train, train"):
         open_folder(tmp_path, 2)
+
+
+def test_two_training_splits_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "training", "val"):
+        class_folders(tmp_path / split, "a", "b")
+    with pytest.raises(DataError, match="has the folders train, training"):
+        open_folder(tmp_path, 2)

@@ -25,8 +25,9 @@ from tests.formats import (
     write_shards,
 )
 from vitcompress.data.classes import ModelClasses
-from vitcompress.data.loaders import evaluation_loader
+from vitcompress.data.loaders import count_unreadable, evaluation_loader
 from vitcompress.data.open import open_to_evaluate
+from vitcompress.errors import DataError
 from vitcompress.recipe import DataRecipe
 
 
@@ -163,3 +164,28 @@ def test_labels_of_shards_are_their_own_numbers(tmp_path: Path) -> None:
     assert labels(found) == list(range(12))
     assert found.numbering is not None
     assert not found.numbering.others
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+def test_images_with_dots_in_their_names_are_refused(name: str, tmp_path: Path) -> None:
+    members = samples(photographs(2), labels=[0, 1])
+    members += [("cat.v1.jpg", members[0][1]), ("cat.v1.cls", b"2"), ("000000.seg.png", b"a mask of the first image")]
+    write_shard(tmp_path / name, members)
+    message = "cat.v1.jpg is no image: from the first dot on, its extension is .v1.jpg"
+
+    def loaded() -> None:
+        found = open_to_evaluate(f"wds:{tmp_path / name}", "--data", DataRecipe(), None, ModelClasses(3))
+        for batch in evaluation_loader(found, RGB, DataRecipe(num_workers=0)):
+            count_unreadable(batch, skip=False)
+
+    with pytest.raises(DataError, match=message):
+        loaded()
+
+
+def test_a_stream_whose_first_image_has_no_label_is_not_taken_for_unlabeled(tmp_path: Path) -> None:
+    first, second = samples(photographs(2))
+    write_shard(tmp_path / "a.tar.gz", [first, second, ("000001.cls", b"1")])
+    found = open_to_evaluate(f"wds:{tmp_path}", "--data", DataRecipe(), None, ModelClasses(2))
+    (batch,) = evaluation_loader(found, RGB, DataRecipe(num_workers=0))
+    with pytest.raises(DataError, match=r"it has a label \(.cls\), and the first image of the shards has none"):
+        count_unreadable(batch, skip=False)

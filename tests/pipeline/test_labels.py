@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.colors import classifier, draw, folders, saved
 from tests.conftest import Vitcompress
+from vitcompress.measure.tally import LogitTally
 
 NATURAL = [f"class{number}" for number in range(1, 13)]
 PLAIN = ["--share", 1, "--transforms", "none", "--no-baselines", "--num-workers", 0]
@@ -88,6 +91,7 @@ def test_evaluate_and_export_try_both_orders(converted: Report, vitcompress: Vit
     assert (json.loads(ended.out)["top1"], json.loads(ended.out)["artifact_top1"]) == (100, 100)
     ended = vitcompress(*words, "--class-order", "natural", "--out", tmp_path / "b.pt2")
     assert json.loads(ended.out)["top1"] < 50
+    assert json.loads(ended.out)["notes"][0].startswith("Warning: The teacher is no better than chance")
     html = tmp_path / "page.html"
     ended = vitcompress("report", file, "--html", html, "--data", root, "--num-workers", 0)
     assert (ended.code, "in ASCII order" in ended.err) == (0, True)
@@ -213,3 +217,28 @@ def test_a_comparison_warns_of_a_teacher_at_chance(
     assert "mini.safetensors: Warning: The teacher" in vitcompress("compare", file, file).out
     first = vitcompress("report", file).out.split("Warning: The teacher")[1]
     assert "Converted without training" in first  # the warning comes first
+
+
+def test_a_named_teacher_at_chance_ends_a_training(three: list[str], vitcompress: Vitcompress, tmp_path: Path) -> None:
+    root = folders(tmp_path / "images", ["ant", "bee", "cat"], each=12)
+    permuted = classifier(3)
+    with torch.no_grad():
+        permuted.head.weight.copy_(permuted.head.weight.roll(1, 0))  # type: ignore[union-attr, operator]
+        permuted.head.bias.copy_(permuted.head.bias.roll(1, 0))  # type: ignore[union-attr, operator]
+    save_file(permuted.state_dict(), tmp_path / "permuted.safetensors")
+    named = ["--teacher", three[0], "--teacher-checkpoint", tmp_path / "permuted.safetensors"]
+    arguments = [word.replace("--model-arg", "--teacher-arg") for word in three[1:-2]]
+    words = ["compress", *three, *PLAIN, *named, *arguments, "--data", root, "--val-data", root, "--batch-size", 4]
+    words = [*words, "--loss", "logits=1", "--steps", 2, "--lr", 1e-4, "--save-every", "none"]
+    ended = vitcompress(*words, "--out", tmp_path / "mini.safetensors")
+    assert (ended.code, f"The model {three[0]} is no better than chance" in ended.err) == (2, True), ended.err
+
+
+@pytest.mark.parametrize(("in_one_class", "right", "above"), [(36, 36, False), (20, 40, True), (40, 39, True)])
+def test_chance_is_the_share_of_the_commonest_class(in_one_class: int, right: int, above: bool) -> None:
+    labels = torch.tensor([0] * in_one_class + [1] * (40 - in_one_class))
+    predictions = torch.where(torch.arange(40) < right, labels, 1 - labels)
+    tally = LogitTally()
+    tally.add(torch.nn.functional.one_hot(predictions, 2).float(), None, labels)
+    accuracy = tally.result("images")
+    assert (accuracy.chance_top1, accuracy.above_chance) == (2.5 * in_one_class if in_one_class < 40 else 50, above)

@@ -161,7 +161,10 @@ def test_a_mask_of_biases_counts_where_names_and_shapes_fit_already() -> None:
     model = build(ROWS["vit"])
     weights = dict(model.state_dict())
     mask = torch.ones(96).index_fill(0, torch.arange(32, 64), 0)
-    filled, _ = fitted(model, {**weights, "blocks.0.attn.qkv.bias_mask": mask})
+    filled, result = fitted(model, {**weights, "blocks.0.attn.qkv.bias_mask": mask})
+    assert result.notes == ("the masks of biases (bias_mask) were multiplied in.",)
+    with pytest.raises(CheckpointError, match=r"head\.bias_mask"):
+        fitted(model, {**weights, "head.bias_mask": torch.zeros(5)})
     assert torch.equal(filled.state_dict()["blocks.0.attn.qkv.bias"], weights["blocks.0.attn.qkv.bias"] * mask)
 
 

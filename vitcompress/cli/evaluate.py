@@ -19,6 +19,7 @@ from vitcompress.cli.recipe_flags import (
 )
 from vitcompress.recipe import ModelRecipe, compose
 from vitcompress.report.model import to_json
+from vitcompress.report.remarks import chance_warning
 from vitcompress.report.terminal import print_accuracy
 
 
@@ -51,4 +52,9 @@ def evaluate(
         weights = evaluate.Checkpoint(checkpoint, checkpoint_key)
         reference = ModelRecipe(teacher, checkpoint, checkpoint_key=checkpoint_key) if teacher else None
         accuracy = evaluate.evaluate(file, data, teacher=reference, checkpoint=weights, reporter=reporter)
-        put_json(to_json(accuracy)) if as_json else print_accuracy(accuracy, Results())
+        if not as_json:
+            print_accuracy(accuracy, Results())
+            return
+        for line in chance_warning(accuracy):
+            reporter.say(line)
+        put_json(to_json(accuracy))

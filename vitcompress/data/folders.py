@@ -141,6 +141,8 @@ def _splits(root: Path, flag: str) -> tuple[Path, Path | None]:
     found = []
     for names in (TRAIN_NAMES, VAL_NAMES):
         matches = next((m for name in names if (m := [p for p in folders if p.name.lower() == name])), [])
+        if names == TRAIN_NAMES:  # val/ and test/ beside each other are common
+            matches = [path for path in folders if path.name.lower() in names]
         if len(matches) > 1:
             raise DataError(f"{flag} {root} has the folders {shorten(p.name for p in matches)}.", hint="Name one.")
         found.append(matches[0] if matches else None)

@@ -9,7 +9,8 @@ the orders of timm and of torchvision differ, the teacher's predictions decide
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,12 @@ def number_classes(
     Raises:
         DataError: the classes match no numbering.
     """
+    twice = [name for name in images.names if [*map(nfc, images.names)].count(nfc(name)) > 1]
+    if twice:
+        raise DataError(
+            f"{images.where}: {images.noun} whose names differ only in their Unicode form: {shorten(twice)}.",
+            hint="Rename or merge them.",
+        )
     deciders = (_by_map, _by_given_order, _by_known_names, _by_format, _by_synsets, _by_numbers, _by_order)
     for decide in deciders:
         numbering = decide(_Asked(images, model, recipe, also))
@@ -161,7 +168,7 @@ def _by_known_names(asked: _Asked) -> Numbering | None:
 
 
 def _by_format(asked: _Asked) -> Numbering | None:
-    images, model, _, _ = asked
+    images, model, _, also = asked
     if images.numbers is None:
         return None
     if model.count is None:  # a new head has no class without images
@@ -170,7 +177,9 @@ def _by_format(asked: _Asked) -> Numbering | None:
         return Numbering(index_of, _count(images), "in the order of the data set")
     if images.named and len(images.names) != model.count:
         return None
-    return _numbered(images, images.names, images.numbers, model.count, "numbered by the data set")
+    others = () if images.named else tuple(name for name in also if name not in images.names and name.isdecimal())
+    numbers = (*images.numbers, *map(int, others))
+    return _numbered(images, (*images.names, *others), numbers, model.count, "numbered by the data set")
 
 
 def _by_synsets(asked: _Asked) -> Numbering | None:
@@ -220,13 +229,29 @@ def _by_order(asked: _Asked) -> Numbering | None:
     names = _as_many(images, model)
     if names is None or (model.names and model.count is not None):
         return None
-    natural = _ordered(images, names, "natural", ", as timm numbers them")
-    by_code_point = _ordered(images, names, "ascii", ", as torchvision numbers them")
+    natural = _ordered(images, sorted(names), "natural", ", as timm numbers them")
     if model.count is None:
         return natural
-    if _same(natural, by_code_point):
+    others: list[Numbering] = []
+    for other in _other_orders(images, names):
+        if not any(_same(other, known) for known in (natural, *others)):
+            others.append(other)
+    if not others:
         return replace(natural, how="in alphabetical order")
-    return replace(natural, others=(by_code_point,), has_default=False)
+    return replace(natural, others=tuple(others), has_default=False)
+
+
+def _other_orders(images: ImageClasses, names: Sequence[str]) -> Iterator[Numbering]:
+    """Yield what the model may have been trained with, besides timm's order of these names.
+
+    Accented letters sort differently where a file system decomposes them, and timm leaves the order
+    of names open that differ only in case or in leading zeros.
+    """
+    yield _ordered(images, names, "ascii", ", as torchvision numbers them")
+    yield _ordered(images, sorted(names, reverse=True), "natural", ", with equal names the other way round")
+    for form, shown in (("NFC", "composed"), ("NFD", "decomposed")):
+        for order in ("natural", "ascii"):
+            yield _ordered(images, names, order, f" of {shown} accents", form=form)
 
 
 def _as_many(images: ImageClasses, model: ModelClasses) -> tuple[str, ...] | None:
@@ -238,9 +263,21 @@ def _as_many(images: ImageClasses, model: ModelClasses) -> tuple[str, ...] | Non
     return with_empty if len(with_empty) == model.count else None
 
 
-def _ordered(images: ImageClasses, names: Iterable[str], order: str, why: str) -> Numbering:
-    """Number classes in the order of their names: natural, as timm, or ascii, as torchvision."""
-    key: Callable[[str], Any] = (lambda name: (natural_key(name), name)) if order == "natural" else str
+def _ordered(images: ImageClasses, names: Iterable[str], order: str, why: str, *, form: str = "") -> Numbering:
+    """Number classes in the order of their names: natural, as timm, or ascii, as torchvision.
+
+    Args:
+        images: the classes.
+        names: their names; those that are equal in natural order stay in this order.
+        order: natural or ascii.
+        why: end of the sentence on the order.
+        form: Unicode form of the names in which they are sorted; empty for the names as they are.
+    """
+
+    def key(name: str) -> Any:
+        name = unicodedata.normalize(form, name) if form else name  # type: ignore[arg-type]
+        return natural_key(name) if order == "natural" else name
+
     index_of = {nfc(name): number for number, name in enumerate(sorted(names, key=key))}
     shown = "natural" if order == "natural" else "ASCII"
     return Numbering(index_of, _count(images), f"in {shown} order{why}")

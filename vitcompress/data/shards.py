@@ -20,7 +20,7 @@ from vitcompress.data.classes import ImageClasses
 from vitcompress.data.readers import EXTENSIONS, decode
 from vitcompress.data.sets import TRAIN_NAMES, VAL_NAMES, RawImageSet
 from vitcompress.data.streams import StreamReader, read_shard
-from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_image, is_remote, read_member
+from vitcompress.data.tarfiles import BROKEN, Member, dotted_error, find_members, is_image, is_remote, read_member
 from vitcompress.errors import DataError, shorten
 from vitcompress.runtime.extras import require_extra
 
@@ -169,10 +169,11 @@ def _members(
     Counts other extensions in `others`, and adds samples with a label and no image to `bare`.
     """
     images: dict[str, tarfile.TarInfo] = {}
+    dotted: dict[str, str] = {}
     labels: dict[str, str] = {}
     try:
         with tarfile.open(url, "r:", tarinfo=Member) as tar:
-            for key, extension, member in find_members(tar, image_key, label_key, others):
+            for key, extension, member in find_members(tar, image_key, label_key, others, dotted):
                 if is_image(extension, image_key):
                     images.setdefault(key, member)
                 else:
@@ -181,6 +182,9 @@ def _members(
         raise DataError(
             f"{url} is not a complete, uncompressed tar file: {error}.", hint="Compressed shards must be named .tar.gz."
         ) from error
+    lost = [name for key, name in dotted.items() if key not in images]
+    if lost:
+        raise DataError(f"{url}: {dotted_error(lost[0])}.", hint=f"{len(lost)} images have such names.")
     bare += [key for key in labels if key not in images]
     return [(image.offset_data, image.size, image.name, labels.get(key)) for key, image in images.items()]
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from vitcompress.data.classes import nfc
 from vitcompress.data.readers import decode
-from vitcompress.data.tarfiles import BROKEN, Member, find_members, is_image, is_remote, read_member
+from vitcompress.data.tarfiles import BROKEN, Member, dotted_error, find_members, is_image, is_remote, read_member
 
 MAX_LANES = 8  # a power of two, like most numbers of workers and processes
 BUFFER = 256  # undecoded samples in the shuffle buffer of a lane
@@ -110,10 +110,15 @@ class StreamReader:
         Raises:
             ValueError: the label is not a class of the model.
         """
+        if sample.target is not None and not self.has_labels:
+            raise ValueError(f"it has a label (.{self.label_key}), and the first image of the shards has none")
         if not self.has_labels or not self.index_of:
             return -1
         if sample.target is None or nfc(sample.target) not in self.index_of:
-            raise ValueError(f"its label {sample.target!r} (.{self.label_key}) is not a class of the model")
+            raise ValueError(
+                f"its label {sample.target!r} (.{self.label_key}) is not a class of the model; numbers count from 0, "
+                "and --class-map FILE gives names"
+            )
         return self.index_of[nfc(sample.target)]
 
     def draw(self, number: int, *, after: int, seed: int) -> StreamReader:
@@ -191,7 +196,8 @@ def read_shard(url: str, image_key: str, label_key: str) -> Iterator[ShardSample
             gopen(url) if is_remote(url) else open(url, "rb") as stream,  # gopen runs commands
             tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar,
         ):
-            members = find_members(tar, image_key, label_key)
+            dotted: dict[str, str] = {}
+            members = find_members(tar, image_key, label_key, dotted=dotted)
             for key, files in groupby(members, key=itemgetter(0)):  # the files of a sample are neighbors
                 contents: dict[str, bytes] = {}
                 for _, extension, member in files:
@@ -202,7 +208,10 @@ def read_shard(url: str, image_key: str, label_key: str) -> Iterator[ShardSample
                 if image is None and label_key in contents:
                     yield ShardSample(f"{url}:{key}", b"", None, "the sample has a label and no image of a known type")
                 elif image is not None:
+                    dotted.pop(key, None)
                     target = contents[label_key].decode("utf-8", "replace").strip() if label_key in contents else None
                     yield ShardSample(f"{url}:{key}.{image}", contents[image], target)
+            for name in dotted.values():
+                yield ShardSample(url, b"", None, dotted_error(name))
     except _BROKEN as error:
         yield ShardSample(url, b"", None, f"the shard cannot be read: {error}")

@@ -51,7 +51,11 @@ class Member(tarfile.TarInfo):
 
 
 def find_members(
-    tar: tarfile.TarFile, image_key: str, label_key: str, others: Counter[str] | None = None
+    tar: tarfile.TarFile,
+    image_key: str,
+    label_key: str,
+    others: Counter[str] | None = None,
+    dotted: dict[str, str] | None = None,
 ) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Yield the images and labels of a tar file, in order.
 
@@ -60,6 +64,8 @@ def find_members(
         image_key: extension of the images; empty for any known one.
         label_key: extension of the labels.
         others: counts other extensions; updated in place.
+        dotted: collects names of images with further dots, by sample: webdataset ends the sample's
+            name at the first dot, so that `cat.v1.png` has the extension `v1.png`.
 
     Yields:
         Key of the sample, extension and member.
@@ -75,9 +81,19 @@ def find_members(
             if image or extension == label_key:
                 _check_size(member, MAX_IMAGE_BYTES if image else MAX_LABEL_BYTES)
                 yield key, extension, member
-            elif others is not None:
-                others[extension] += 1
+            else:
+                if others is not None:
+                    others[extension] += 1
+                if dotted is not None and not image_key and is_image(extension.rpartition(".")[2], ""):
+                    dotted[key] = member.name
         tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every member
+
+
+def dotted_error(name: str) -> str:
+    """Return why an image with dots in its name is in no sample."""
+    extension = name.rpartition("/")[2].partition(".")[2]
+    hint = f"--image-key {extension} reads it"
+    return f"{name} is no image: from the first dot on, its extension is .{extension} ({hint})"
 
 
 def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

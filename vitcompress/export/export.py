@@ -124,11 +124,12 @@ def export(
     if push is not None:
         push_folder(out, push)
         reporter.say(f"pushed to {push}")
+    preprocessing = f"preprocessing: {describe_preprocessing(artifact.manifest.data_config)}"
     return Exported(
         format=to, out=str(out), out_bytes=out_bytes, artifact_bytes=artifact.path.stat().st_size,
         tensor_bytes=written.tensor_bytes, images=probe.name, num_images=match.num_images,
         max_difference=match.max_difference, largest_output=match.largest_output, same_top1=match.same_top1,
-        notes=(*written.notes, *probe.notes, f"preprocessing: {describe_preprocessing(artifact.manifest.data_config)}"),
+        notes=(*match.warnings, *written.notes, *probe.notes, preprocessing),
         top1=match.top1, artifact_top1=match.artifact_top1,
     )  # fmt: skip
 

@@ -17,9 +17,12 @@ from vitcompress.data.sets import ImageSet, renumbered
 from vitcompress.errors import DataError, ExportError
 from vitcompress.export.loaded import LoadedArtifact
 from vitcompress.families.outputs import has_classes
+from vitcompress.measure.results import Accuracy
+from vitcompress.measure.tally import LogitTally
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.pipeline.labels import judge, numbered_line
 from vitcompress.recipe import BUILT_IN, DataRecipe
+from vitcompress.report.remarks import chance_warning
 from vitcompress.runtime.console import Reporter
 
 Run = Callable[[Tensor], Tensor]
@@ -71,6 +74,7 @@ class OutputMatch:
     same_top1: int | None
     top1: float | None = None
     artifact_top1: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read_probe(artifact: LoadedArtifact, data: DataRecipe | None, num_images: int, reporter: Reporter) -> Probe:
@@ -183,10 +187,16 @@ def compare_outputs(student: nn.Module, run: Run, probe: Probe, tolerance: Toler
     if wrong:
         raise ExportError(f"the most likely class of {wrong} of {len(expected)} images differs")
     same = int((expected_top1 == top1).sum())
-    accuracies = [_percent(classes, probe.labels) for classes in (top1, expected_top1)]
-    return OutputMatch(len(expected), difference, largest, same, *accuracies)
+    if probe.labels is None:
+        return OutputMatch(len(expected), difference, largest, same)
+    measured = _measured(outputs, expected, probe)
+    warnings = tuple(chance_warning(measured))
+    return OutputMatch(len(expected), difference, largest, same, measured.student_top1, measured.teacher_top1, warnings)
 
 
-def _percent(classes: Tensor, labels: Tensor | None) -> float | None:
-    """Return the percentage of images `[N, 1]` whose class is their label; None without labels."""
-    return None if labels is None else round(100 * float((classes.squeeze(1) == labels).double().mean()), 4)
+def _measured(outputs: Tensor, expected: Tensor, probe: Probe) -> Accuracy:
+    """Return the accuracy of an export's outputs `[N, K]`, with the artifact as the teacher."""
+    assert probe.labels is not None
+    tally = LogitTally()
+    tally.add(outputs.float(), expected.float(), probe.labels)
+    return tally.result(probe.name)

@@ -18,13 +18,11 @@ def at_least(hits: int, count: int, probability: float) -> float:
 def top1_of_chance(labels: Iterable[int], num_classes: int) -> float:
     """Return the share of images that a guess classifies correctly, 0–1.
 
-    This is the share of the commonest class. Where that is so large that no result could be told
-    from it, as with images of one class, it is 1/K.
+    This is the share of the commonest class; of images of one class, 1/K.
 
     Args:
         labels: class index of each image.
         num_classes: number K of the model's classes.
     """
     counts = Counter(labels)
-    share: float = max(counts.values()) / counts.total()
-    return share if share ** counts.total() <= SIGNIFICANCE or counts.total() < 2 else 1 / num_classes
+    return max(counts.values()) / counts.total() if len(counts) > 1 else 1 / num_classes

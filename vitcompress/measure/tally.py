@@ -127,7 +127,8 @@ class LogitTally:
             return None, None
         labels = (label for (label, _), count in self.predictions["student"].items() for _ in range(count))
         chance = top1_of_chance(labels, self.num_classes)
-        return round(100 * chance, 4), at_least(self.hits[key], self.count, chance) < SIGNIFICANCE
+        is_above = self.hits[key] == self.count or at_least(self.hits[key], self.count, chance) < SIGNIFICANCE
+        return round(100 * chance, 4), is_above  # a perfect result is no chance, however few classes there are
 
     def _classes(self) -> tuple[ClassHits, ...]:
         """Return the classes that changed most (without a teacher: most mistakes), worst first."""

@@ -31,7 +31,7 @@ from vitcompress.initialize.start import start_student
 from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.checks import check_recipe
 from vitcompress.pipeline.finish import Reference, conclude
-from vitcompress.pipeline.labels import with_labels
+from vitcompress.pipeline.labels import check_teacher, with_labels
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
 from vitcompress.pipeline.prepare import outputs_notes, planned, prepare, resolve_recipe
 from vitcompress.pipeline.run import START_IMAGES, Run, first_images, load_adapted, train
@@ -177,7 +177,10 @@ def _distill(run: Run, started: float, student: nn.Module, source: nn.Module, tu
     """
     fade = run.recipe.distill.fade
     student.to(run.accelerator.device)  # before the source's matrices are added to it
-    teacher = load_adapted(run.teacher, run.config, run.matching, run.reporter.say) if run.teacher else turned
+    teacher = turned
+    if run.teacher:
+        teacher = load_adapted(run.teacher, run.config, run.matching, run.reporter.say)
+        check_teacher(run, teacher, stops=run.num_steps != 0)
     if fade and run.num_steps != 0:
         run.reporter.say(
             f"During the first {100 * fade:.0f} % of training, each block's own matrices fade out, "

@@ -42,7 +42,7 @@ from vitcompress.pipeline.checks import (
     files_read,
 )
 from vitcompress.pipeline.finish import Reference, conclude, measure
-from vitcompress.pipeline.labels import tell_images, with_labels
+from vitcompress.pipeline.labels import check_teacher, tell_images, with_labels
 from vitcompress.pipeline.prepare import planned, with_losses
 from vitcompress.pipeline.run import Run, train
 from vitcompress.pipeline.targets import unmeasured_drop
@@ -196,6 +196,8 @@ def _with_teacher(request: _Request) -> tuple[Run, nn.Module | None]:
         )  # fmt: skip
         return run, None
     adapt_inputs(teacher, source.config, run.config, run.matching.image_size)
+    if is_named:
+        check_teacher(run, teacher, stops=False)
     return run, teacher
 
 

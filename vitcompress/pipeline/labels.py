@@ -78,13 +78,42 @@ def with_labels(run: Run, source: nn.Module, *, stops: bool) -> Run:
         run.reporter.say(checked.line)
         notes.append(checked.line)
     if checked.accuracy is not None:
-        _alarm(run, checked.accuracy, stops=stops)
+        _alarm(run, checked.accuracy, stops=stops, name=run.source.name)
+    if run.train is not None and run.train is not judged and run.train.streams and run.train.numbering is not None:
+        _check(run, source, run.train, run.source.name, stops=stops)  # the labels of a stream were not seen before
     train, val = (renumbered(images, checked.numbering) if images else None for images in (run.train, run.val))
     return replace(run, train=train, val=val, notes=tuple(notes), classes=run.classes or classes_of(train, val))
 
 
-def _alarm(run: Run, accuracy: Accuracy, *, stops: bool) -> None:
-    remark = chance_remark(accuracy, f"The model {run.source.name}")
+def check_teacher(run: Run, teacher: nn.Module, *, stops: bool) -> None:
+    """Check a named teacher's predictions against the labels.
+
+    Args:
+        run: the request, with a teacher other than the source.
+        teacher: it, ready for the student's views.
+        stops: whether a teacher that is no better than chance ends the run.
+
+    Raises:
+        RecipeError: the teacher is no better than chance, and the run must not go on.
+    """
+    judged = _judged_set(run.val, run.train)
+    if judged is not None and run.teacher is not None and has_classes(teacher):
+        _check(run, teacher.to(run.accelerator.device).eval(), judged, run.teacher.name, stops=stops)
+
+
+def _check(run: Run, model: nn.Module, images: ImageSet, name: str, *, stops: bool) -> None:
+    """Warn if a model is no better than chance on labeled images; the main process measures."""
+    accuracy = None
+    if run.accelerator.is_main_process:
+        drawn = draw_images(images, JUDGED_IMAGES, seed=run.recipe.run.seed)
+        accuracy = Evaluator(drawn, run.config, run.recipe.data)(model, None)
+    accuracy = from_main(accuracy, run.accelerator)
+    if accuracy is not None:
+        _alarm(run, accuracy, stops=stops, name=name)
+
+
+def _alarm(run: Run, accuracy: Accuracy, *, stops: bool, name: str) -> None:
+    remark = chance_remark(accuracy, f"The model {name}")
     if accuracy.is_at_chance:
         if stops and not run.recipe.teacher.allow_weak_teacher:
             raise RecipeError(remark, hint=f"{CAUSES_OF_CHANCE} --allow-weak-teacher trains anyway.")

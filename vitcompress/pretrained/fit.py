@@ -53,12 +53,13 @@ def fit(model: nn.Module, weights: State, what: str) -> Fitted:
         CheckpointError: a tensor is missing, does not fit, or would be lost.
     """
     named = _masked(weights)
+    masked = [] if len(named) == len(weights) else ["the masks of biases (bias_mask) were multiplied in."]
     if has_transformers_names(named):
         named = to_timm_weights(named, what=what)
     rest, told, tables = split_off(named, model)
     faults = [*_mismatches(model, rest), *tables]
     if not faults:
-        return Fitted(rest, tuple(told))
+        return Fitted(rest, (*masked, *told))
     named, renamed = _prepared(model, named)
     converted = _converted(model, named) if not tables else None
     if converted is None:
@@ -70,7 +71,7 @@ def fit(model: nn.Module, weights: State, what: str) -> Fitted:
         if all("qkv.bias" in line for line in lost):
             hint = "DINOv3 with these biases has qkvb in its name. "
         raise _misfit(model, rest, lost, what, hint=hint + FIT_HINT)
-    return Fitted(tensors, (*told, *renamed, *_changes(model, named, tensors, flow)))
+    return Fitted(tensors, (*masked, *told, *renamed, *_changes(model, named, tensors, flow)))
 
 
 def _misfit(model: nn.Module, weights: State, faults: list[str], what: str, *, hint: str = "") -> CheckpointError:
@@ -171,11 +172,11 @@ def _prepared(model: nn.Module, named: State) -> tuple[dict[str, Tensor], list[s
 
 
 def _masked(weights: State) -> dict[str, Tensor]:
-    """Return weights with their masks multiplied in: DINOv3's voids the biases of keys."""
+    """Return weights with the mask of DINOv3 multiplied in, which voids the biases of keys."""
     masked = dict(weights)
     for name, mask in weights.items():
         bias = name.removesuffix("_mask")
-        if name.endswith(".bias_mask") and bias in weights and weights[bias].shape == mask.shape:
+        if name.endswith(".qkv.bias_mask") and bias in weights and weights[bias].shape == mask.shape:
             masked[bias] = weights[bias] * mask
             del masked[name]
     return masked
