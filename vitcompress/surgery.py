@@ -1,4 +1,4 @@
-"""Turn a source into a student: narrow, tie and factorize blocks, then insert transformations."""
+"""Turn a source into a student: narrow, skip, tie and factorize, then insert transformations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from vitcompress.errors import PlanError, shorten
 from vitcompress.families.base import Family
 from vitcompress.families.narrow import full_widths, narrow_block
 from vitcompress.families.registry import family_named
+from vitcompress.families.skip import skip_parts, skippable
 from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans.make import layer_shapes
 from vitcompress.plans.model import Group, Plan
@@ -35,7 +36,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
     for group in plan.groups:
         for name in group.blocks:
             for transform_name, transform in family.transforms.items():  # in order: one may build on another
-                if transform_name in plan.transforms:
+                if transform_name in group.transforms(plan.transforms):
                     transform.insert(model, model.get_submodule(name), plan.token_kernel)
 
 
@@ -61,6 +62,8 @@ def check_fits(model: nn.Module, plan: Plan, family: Family) -> None:
         unknown += [name for name in group.shared if name not in shareable]
         unknown += [name for name in (*group.ranks, *group.bases) if name not in layers]
         unknown += [name for name in group.bases if name not in group.ranks]
+        unknown += [part for part in group.skipped if part not in skippable(donor)]
+        unknown += _changed_though_skipped(group)
         if len({family.stage(block) for block in group.blocks}) > 1:
             raise PlanError(f"The group of {group.donor} spans several stages.")
         for name in ("hidden", "qk", "v"):
@@ -73,8 +76,15 @@ def check_fits(model: nn.Module, plan: Plan, family: Family) -> None:
         raise PlanError(f"The plan names parts that the model does not have: {shorten(unknown)}.")
 
 
+def _changed_though_skipped(group: Group) -> list[str]:
+    """Return what a group changes in parts that it leaves out."""
+    widths = {"mlp": ("hidden",), "attn": ("qk", "v")}
+    changed = [f"{part}.{name}" for part in group.skipped for name in widths[part] if getattr(group.widths, name)]
+    return changed + [name for name in (*group.shared, *group.ranks) if name.split(".")[0] in group.skipped]
+
+
 def apply_groups(model: nn.Module, groups: Iterable[Group], family: Family) -> None:
-    """Narrow, tie and factorize the blocks of some groups, in place.
+    """Narrow, skip, tie and factorize what some groups say, in place.
 
     Args:
         model: a model whose blocks in these groups are the source's.
@@ -84,6 +94,7 @@ def apply_groups(model: nn.Module, groups: Iterable[Group], family: Family) -> N
     for group in groups:
         for name in group.blocks:
             narrow_block(model.get_submodule(name), group.widths, family.narrow_attention)
+            skip_parts(model.get_submodule(name), group.skipped)
         tie_group(model, group)
         factorize_group(model, group, family)
 

@@ -35,8 +35,10 @@ class OutputKind:
         nats: `(student [N, K], teacher [N, K], deviation [K]) -> [N]`; KL(teacher || student) of
             each image's prediction; None if the outputs are no prediction.
         mean: `(outputs [N, K]) -> [K]`; outputs of the mean prediction, which ignores the image.
-        score: `(outputs [N, K], deviation [K], generator) -> scalar`; sum of the log-probabilities
-            of outcomes drawn from the predictions, up to a constant.
+        score: `(outputs [N, K], deviation [K], generator) -> scalar`; the outputs times random
+            directions, summed over images. The covariance of the directions is the predictions'
+            Fisher information, so that a change that costs c nats changes an image's score by 2·c
+            in the mean square.
     """
 
     name: str
@@ -143,9 +145,14 @@ def _class_mean(outputs: Tensor) -> Tensor:
 
 
 def _class_score(outputs: Tensor, deviation: Tensor, generator: torch.Generator) -> Tensor:
-    log_p = F.log_softmax(outputs, dim=-1)
-    labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
-    return log_p.gather(1, labels.to(outputs.device)).sum()
+    p = outputs.detach().softmax(-1)  # the covariance is diag(p) − p pᵀ
+    direction = p.sqrt() * _signs(outputs, generator)
+    return (outputs * (direction - p * direction.sum(-1, keepdim=True))).sum()
+
+
+def _signs(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Random signs for each output; drawn labels scatter more where predictions are certain."""
+    return (2 * torch.randint(2, outputs.shape, generator=generator) - 1).to(outputs)
 
 
 # --- labels, each with a probability of its own
@@ -176,8 +183,8 @@ def _label_mean(outputs: Tensor) -> Tensor:
 
 
 def _label_score(outputs: Tensor, deviation: Tensor, generator: torch.Generator) -> Tensor:
-    labels = torch.bernoulli(outputs.detach().sigmoid().cpu(), generator=generator).to(outputs)
-    return -F.binary_cross_entropy_with_logits(outputs, labels, reduction="sum")
+    p = outputs.detach().sigmoid()
+    return (outputs * (p * (1 - p)).sqrt() * _signs(outputs, generator)).sum()
 
 
 # --- numbers

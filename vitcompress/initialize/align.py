@@ -12,8 +12,7 @@ aligned first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,27 +20,25 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from vitcompress.families.narrow import is_plain_attention, is_plain_mlp
+from vitcompress.initialize.regression import wide
 from vitcompress.plans.model import Group, Plan
 
 ROUNDS = 3
 """The first round aligns all blocks with the first block, the others with their mean."""
 
-InputMaps = Mapping[str, Tensor]
-"""How inputs of layers change: permutation `[D]` or rotation `[D, D]`, by the layer's full name."""
 
+def with_copies(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
+    """Return a model with copies of some blocks that shares all other parameters with `model`.
 
-@dataclass(frozen=True)
-class AlignedGroup:
-    """A model in which the blocks of a group may be aligned.
-
-    Attributes:
-        model: computes what the teacher does.
-        input_maps: how the inputs of its layers differ from the teacher's; empty where nothing was
-            aligned.
+    Args:
+        model: not changed.
+        blocks: full names of the blocks to copy.
     """
-
-    model: nn.Module
-    input_maps: InputMaps = field(default_factory=dict)
+    kept = {id(p): p for p in (*model.parameters(), *model.buffers())}
+    for name in blocks:
+        for t in (*model.get_submodule(name).parameters(), *model.get_submodule(name).buffers()):
+            kept.pop(id(t), None)
+    return copy.deepcopy(model, kept)
 
 
 def align_model(teacher: nn.Module, plan: Plan) -> nn.Module:
@@ -66,27 +63,20 @@ def align_model(teacher: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def align_group(model: nn.Module, group: Group) -> InputMaps:
+def align_group(model: nn.Module, group: Group) -> None:
     """Align the blocks of a group, in place; the model computes the same as before.
 
     Args:
         model: contains the teacher's blocks.
         group: of a plan for the model.
-
-    Returns:
-        How the inputs of layers changed, for the layers where they did.
     """
-    input_maps: dict[str, Tensor] = {}
     with torch.no_grad():
-        for part, (layer, align) in _alignable(model, group).items():
-            maps = align([model.get_submodule(f"{block}.{part}") for block in group.blocks])
-            names = [f"{block}.{part}.{layer}" for block in group.blocks]
-            input_maps.update(zip(names, maps, strict=True))
-    return input_maps
+        for part, align in _alignable(model, group).items():
+            align([model.get_submodule(f"{block}.{part}") for block in group.blocks])
 
 
-def _alignable(model: nn.Module, group: Group) -> dict[str, tuple[str, Callable[[Sequence[Any]], list[Tensor]]]]:
-    """For each part to align, the layer whose inputs change and the function that aligns."""
+def _alignable(model: nn.Module, group: Group) -> dict[str, Callable[[Sequence[Any]], None]]:
+    """For each part to align, the function that aligns."""
     if len(group.blocks) == 1:
         return {}
     kinds = {
@@ -94,56 +84,47 @@ def _alignable(model: nn.Module, group: Group) -> dict[str, tuple[str, Callable[
         "attn": ("qkv", "proj", is_plain_attention, _align_heads),
     }
     return {
-        part: (writes, align)
+        part: align
         for part, (reads, writes, is_plain, align) in kinds.items()
         if any(f"{part}.{layer}.weight" in group.shared for layer in (reads, writes))
         and all(is_plain(getattr(model.get_submodule(block), part, None)) for block in group.blocks)
     }
 
 
-def _align_neurons(mlps: Sequence[Any]) -> list[Tensor]:
-    """Permute the neurons of some MLPs, in place; return the permutations `[M]`."""
-    orders = [torch.arange(mlp.fc1.out_features, device=mlp.fc1.weight.device) for mlp in mlps]
+def _align_neurons(mlps: Sequence[Any]) -> None:
+    """Permute the neurons of some MLPs, in place."""
     for number in range(ROUNDS):
-        neurons = torch.stack(
-            [torch.cat([mlp.fc1.weight, mlp.fc2.weight.T], 1) for mlp in mlps]
-        ).double()  # [G, M, 2·C]
+        neurons = wide(torch.stack([torch.cat([mlp.fc1.weight, mlp.fc2.weight.T], 1) for mlp in mlps]))  # [G, M, 2·C]
         goal = neurons.mean(0) if number else neurons[0]
-        for index, (mlp, rows) in enumerate(zip(mlps, neurons, strict=True)):
+        for mlp, rows in zip(mlps, neurons, strict=True):
             order = _assign(goal @ rows.T)
             mlp.fc1.weight.copy_(mlp.fc1.weight[order])
             mlp.fc1.bias.copy_(mlp.fc1.bias[order])
             mlp.fc2.weight.copy_(mlp.fc2.weight[:, order])
-            orders[index] = orders[index][order]
-    return orders
 
 
-def _align_heads(attns: Sequence[Any]) -> list[Tensor]:
-    """Permute and rotate attention heads, in place; return their outputs' rotations `[C, C]`."""
+def _align_heads(attns: Sequence[Any]) -> None:
+    """Permute and rotate attention heads, in place."""
     heads = attns[0].num_heads
-    rotations = [torch.eye(attn.proj.in_features, device=attn.proj.weight.device).double() for attn in attns]
     for number in range(ROUNDS):
         stacked = torch.stack([_maps(attn) for attn in attns])  # [G, 4, H, D, C]
         goal = (stacked.mean(0) if number else stacked[0]).unflatten(0, (2, 2))
-        for index, (attn, maps) in enumerate(zip(attns, stacked, strict=True)):
+        for attn, maps in zip(attns, stacked, strict=True):
             # for each pair of heads, the rotation of the second to the first: queries with keys,
             # values with the projection
             u, s, vt = torch.linalg.svd(torch.einsum("sphdc,spgec->shgde", goal, maps.unflatten(0, (2, 2))))
             order = _assign(s.sum((0, -1)))
             rotation = (u @ vt)[[0, 0, 1, 1]][:, torch.arange(heads), order]  # [4, H, D, D]
-            bias = attn.qkv.bias.double().unflatten(0, (3, heads, -1))[:, order]
+            bias = wide(attn.qkv.bias).unflatten(0, (3, heads, -1))[:, order]
             maps = torch.einsum("phde,phec->phdc", rotation, maps[:, order])
             attn.qkv.weight.copy_(maps[:3].flatten(0, 2))
             attn.qkv.bias.copy_(torch.einsum("phde,phe->phd", rotation[:3], bias).flatten())
             attn.proj.weight.copy_(maps[3].flatten(0, 1).T)
-            values = rotations[index].unflatten(0, (heads, -1))[order]
-            rotations[index] = torch.einsum("hde,hec->hdc", rotation[3], values).flatten(0, 1)
-    return rotations
 
 
 def _maps(attn: Any) -> Tensor:
     """Queries, keys, values and the transposed projection of all heads, `[4, H, D, C]`."""
-    maps: Tensor = torch.cat([attn.qkv.weight, attn.proj.weight.T]).double().unflatten(0, (4, attn.num_heads, -1))
+    maps: Tensor = wide(torch.cat([attn.qkv.weight, attn.proj.weight.T])).unflatten(0, (4, attn.num_heads, -1))
     return maps
 
 

@@ -1,4 +1,4 @@
-"""Fit narrow blocks and factors of single blocks in the order in which they run.
+"""Fit narrow blocks, factors of single blocks and skipped parts in the order in which they run.
 
     student   x ── block 0' ── block 1' ── x ── [block i ⇒ block i'] ── …    fitted to inputs x
     teacher   t ── block 0  ── block 1  ── t ── [block i] ── …               and targets W x … t
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,9 @@ from vitcompress.families.narrow import narrowed_shapes
 from vitcompress.families.registry import family_named
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.importance import token_weights
-from vitcompress.initialize.inputs import BlockInput, Call, run_block
+from vitcompress.initialize.inputs import BlockInput, Call, run_block, run_part
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
-from vitcompress.initialize.regression import Moments, low_rank, regress
+from vitcompress.initialize.regression import Moments, low_rank, regress, wide
 from vitcompress.layers.factored import FactoredLinear
 from vitcompress.plans.model import Group, Plan
 
@@ -37,6 +37,8 @@ CORRECTION = 0.5
 """Share of a target that brings the stream back to the teacher's."""
 
 CHUNK_IMAGES = 32
+
+_WRITERS = {"attn": "attn.proj", "mlp": "mlp.fc2"}
 
 
 def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: Iterable[Tensor]) -> None:
@@ -84,7 +86,7 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
 
 
 def _starts_here(group: Group) -> bool:
-    return group.widths != Widths() or (bool(group.ranks) and len(group.blocks) == 1)
+    return group.widths != Widths() or bool(group.skipped) or (bool(group.ranks) and len(group.blocks) == 1)
 
 
 class TeacherStream:
@@ -120,23 +122,21 @@ class TeacherStream:
 
 @dataclass(frozen=True)
 class BlockFit:
-    """A narrow or factored block and what it is fitted to.
+    """A narrow, factored or partly skipped block and what it is fitted to.
 
     Attributes:
         block: of the student.
         teacher_block: the teacher's block in its place.
         weights: how much each token counts, by layer inside the block.
         given: arguments of the student's block, for all images.
-        stream: of the teacher; None where the student's earlier blocks are the teacher's.
-        cache: moments that depend on `given` but not on widths and ranks; new ones are added.
+        stream: of the teacher.
     """
 
     block: Any
     teacher_block: Any
     weights: Mapping[str, Tensor]
     given: BlockInput
-    stream: TeacherStream = field(default_factory=TeacherStream)
-    cache: dict[str, Any] = field(default_factory=dict)
+    stream: TeacherStream
 
     def run(self, group: Group, family: Family) -> None:
         """Set every layer that differs from the teacher's, in the order of running, in place.
@@ -145,44 +145,57 @@ class BlockFit:
             group: of the student's plan; the block is its donor.
             family: of the teacher.
         """
-        attention = [layer for layer in group.ranks if layer.startswith("attn")]
-        if group.widths.qk is not None or group.widths.v is not None:
-            self._narrow_attention()
-        for layer in attention:
-            self._factorize(layer, writes=bool(family.writes.fullmatch(layer)))
-        if group.widths.hidden is not None:
-            self._narrow_mlp()
-        for layer in group.ranks:
-            if layer not in attention:
-                self._factorize(layer, writes=bool(family.writes.fullmatch(layer)))
+        for part in ("attn", "mlp"):
+            if part in group.skipped:
+                self._skip(part)
+            elif part == "attn" and (group.widths.qk is not None or group.widths.v is not None):
+                self._narrow_attention()
+            elif part == "mlp" and group.widths.hidden is not None:
+                narrow_mlp(self.block.mlp, self.teacher_block.mlp, self._hidden_moments(), self._layer_scale("mlp")[0])
+            for layer in group.ranks:
+                if layer.split(".")[0] == part:
+                    self._factorize(layer, writes=bool(family.writes.fullmatch(layer)))
+
+    def _skip(self, part: str) -> None:
+        """Set the constant in place of a part to the mean of what should be added there."""
+        targets = Moments()
+        layer = _WRITERS[part]
+        for images, chunk in self._chunks():
+            if part == "attn":
+                written = run_part(self.teacher_block, chunk, [layer])[layer].output
+                target = self._targets(part, images, written, chunk.x)
+            else:
+                x = run_part(self.block, chunk, ["mlp"])["mlp"].input  # no norm is left before the constant
+                written = self.teacher_block.mlp(self.teacher_block.norm2(x))
+                target = self._targets(part, images, written, x)
+            targets.add(target, weight=self.weights[layer])
+        getattr(self.block, part).bias.copy_(targets.mean)
 
     def _narrow_attention(self) -> None:
-        self.cache["heads"] = q, k, attended = self.cache.get("heads") or self._head_moments()
-        narrow_heads(self.block.attn, self.teacher_block.attn, q, k, attended)
-        fit_layer(self.block.attn.proj, self._moments_of("attn.proj", writes=True), self._layer_scale("attn.proj")[0])
-
-    def _head_moments(self) -> tuple[Moments, Moments, Moments]:
-        """Moments of the teacher's queries, keys, and values after the attention maps."""
+        """Set narrow heads: the maps of the teacher's, then the projection."""
         q, k, attended = Moments(), Moments(), Moments()
+        written = []
         for _, chunk in self._chunks():
-            calls, _ = run_block(self.teacher_block, chunk, ["attn.qkv", "attn.proj"])
+            calls = run_part(self.teacher_block, chunk, ["attn.qkv", "attn.proj"])
             queries, keys, _ = calls["attn.qkv"].output.chunk(3, dim=-1)
             q.add(queries, weight=self.weights["attn.qkv"])
             k.add(keys, weight=self.weights["attn.qkv"])
             attended.add(calls["attn.proj"].input, weight=self.weights["attn.proj"])
-        return q, k, attended
-
-    def _narrow_mlp(self) -> None:
-        self.cache["hidden"] = moments = self.cache.get("hidden") or self._hidden_moments()
-        narrow_mlp(self.block.mlp, self.teacher_block.mlp, moments, self._layer_scale("mlp.fc2")[0])
+            written.append(calls["attn.proj"].output)
+        narrow_heads(self.block.attn, self.teacher_block.attn, q, k, attended)
+        inputs = Moments()
+        for (images, chunk), output in zip(self._chunks(), written, strict=True):
+            x = run_part(self.block, chunk, ["attn.proj"])["attn.proj"].input
+            inputs.add(x, self._targets("attn", images, output, chunk.x), self.weights["attn.proj"])
+        fit_layer(self.block.attn.proj, inputs, self._layer_scale("attn")[0])
 
     def _hidden_moments(self) -> Moments:
         """Moments of the activations of the teacher's neurons, with the targets of the MLP."""
         mlp, moments = self.teacher_block.mlp, Moments()
-        for part, chunk in self._chunks():
-            calls, _ = run_block(self.block, chunk, ["mlp.fc1", *self._norm])
+        for images, chunk in self._chunks():
+            calls = run_part(self.block, chunk, [*self._norm, "mlp.fc1"])
             hidden = mlp.act(mlp.fc1(calls["mlp.fc1"].input))
-            targets = self._targets("mlp.fc2", part, mlp.fc2(hidden), self._before_mlp(calls))
+            targets = self._targets("mlp", images, mlp.fc2(hidden), self._before_mlp(calls))
             moments.add(hidden, targets, self.weights["mlp.fc2"])
         return moments
 
@@ -192,58 +205,58 @@ class BlockFit:
         linear = self.teacher_block.get_submodule(layer)
         centered = factored.bias is not None  # without a bias, nothing takes up the mean
         covariance = moments.covariance() if centered else moments.second()
-        weight = linear.weight.detach().double()
-        scale = self._layer_scale(layer)[0] if writes else torch.ones_like(weight[:, 0])
+        weight = wide(linear.weight.detach())
+        scale = self._layer_scale(layer.split(".")[0])[0] if writes else torch.ones_like(weight[:, 0])
         if writes:
-            weight = regress(covariance, moments.cross() if centered else moments.yx / moments.count)
+            weight = regress(covariance, moments.cross() if centered else moments.cross_uncentered())
         up, down = low_rank(weight, covariance, factored.rank)
         factored.up.copy_(up / scale[:, None])
         factored.down.copy_(down)
         if centered:
-            mean = moments.mean_target if writes else weight @ moments.mean + linear.bias.double()
+            mean = moments.mean_target if writes else weight @ moments.mean + wide(linear.bias)
             factored.bias.copy_((mean - up @ (down @ moments.mean)) / scale)
 
     def _moments_of(self, layer: str, *, writes: bool) -> Moments:
         """Return the moments of a layer's inputs, with its targets if it writes to the stream."""
         moments, in_attention = Moments(), layer.startswith("attn")
-        for part, chunk in self._chunks():
-            calls, _ = run_block(self.block, chunk, [layer] if in_attention else [layer, "mlp", *self._norm])
+        for images, chunk in self._chunks():
+            calls = run_part(self.block, chunk, [layer] if in_attention else [*self._norm, layer])
             targets = None
             if writes and in_attention:
-                written = run_block(self.teacher_block, chunk, [layer])[0][layer].output
-                targets = self._targets(layer, part, written, chunk.x)
+                written = run_part(self.teacher_block, chunk, [layer])[layer].output
+                targets = self._targets("attn", images, written, chunk.x)
             elif writes:
-                written = self.teacher_block.mlp(calls["mlp"].input)
-                targets = self._targets(layer, part, written, self._before_mlp(calls))
+                inputs = run_part(self.block, chunk, ["mlp"])["mlp"].input
+                targets = self._targets("mlp", images, self.teacher_block.mlp(inputs), self._before_mlp(calls))
             moments.add(calls[layer].input, targets, self.weights[layer])
         return moments
 
-    def _targets(self, layer: str, part: slice, written: Tensor, before: Tensor | None) -> Tensor:
+    def _targets(self, part: str, images: slice, written: Tensor, before: Tensor | None) -> Tensor:
         """Compute the targets of a layer that writes to the stream.
 
         They lie between what the teacher's layer adds and what leads to the teacher's stream.
         Channels that LayerScale closes keep what the teacher's layer adds.
 
         Args:
-            layer: name inside the block.
-            part: which of all images.
+            part: `attn` or `mlp`.
+            images: which of all images.
             written: output of the teacher's layer for the student's inputs.
             before: the student's stream before this addition; None where it is unknown.
         """
-        scale, is_open = self._layer_scale(layer)
-        written = written * scale.to(written.dtype)
-        goal = self.stream.before_mlp if layer.startswith("attn") else self.stream.after_block
+        scale, is_open = self._layer_scale(part)
+        written = written * scale.to(written)
+        goal = self.stream.before_mlp if part == "attn" else self.stream.after_block
         if goal is None or before is None:
             return written
-        return torch.where(is_open, torch.lerp(written, goal[part] - before, CORRECTION), written)
+        return torch.where(is_open.to(written.device), torch.lerp(written, goal[images] - before, CORRECTION), written)
 
-    def _layer_scale(self, layer: str) -> tuple[Tensor, Tensor]:
-        """LayerScale after a layer that writes, made nonzero, and where it is open, `[C]` each."""
-        gamma = torch.ones_like(self.teacher_block.get_submodule(layer).weight[:, 0])
+    def _layer_scale(self, part: str) -> tuple[Tensor, Tensor]:
+        """LayerScale after a part, made nonzero, and where it is open, `[C]` each."""
+        gamma = torch.ones_like(self.teacher_block.get_submodule(_WRITERS[part]).weight[:, 0])
         if type(self.teacher_block) is Block:
-            scaling = self.teacher_block.ls1 if layer.startswith("attn") else self.teacher_block.ls2
+            scaling = self.teacher_block.ls1 if part == "attn" else self.teacher_block.ls2
             gamma = getattr(scaling, "gamma", gamma)
-        gamma = gamma.detach().double()
+        gamma = wide(gamma.detach())
         floor = 1e-3 * gamma.abs().mean()
         is_open = gamma.abs() > floor
         return torch.where(is_open, gamma, torch.where(floor > 0, floor, 1.0)), is_open
@@ -258,8 +271,8 @@ class BlockFit:
 
     def _chunks(self) -> Iterator[tuple[slice, BlockInput]]:
         for first in range(0, len(self.given.x), CHUNK_IMAGES):
-            part = slice(first, first + CHUNK_IMAGES)
-            yield part, self.given._replace(x=self.given.x[part])
+            images = slice(first, first + CHUNK_IMAGES)
+            yield images, self.given._replace(x=self.given.x[images])
 
 
 def _copy_biases(student: nn.Module, teacher: nn.Module, group: Group) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitcompress.families.base import Family
 from vitcompress.families.registry import family_named
 from vitcompress.initialize.inputs import run_recorded
-from vitcompress.initialize.regression import Moments, leading, low_rank, regress_near, roots
+from vitcompress.initialize.regression import Moments, leading, low_rank, regress_near, roots, wide
 from vitcompress.plans.model import Group, Plan
 
 ROUNDS = 6
@@ -80,7 +80,7 @@ def _fit_layer(
     student: nn.Module, teacher: nn.Module, family: Family, group: Group, layer: str, inputs: Mapping[str, Moments]
 ) -> None:
     """Set one layer in all of a group's blocks, in place."""
-    weights = {b: teacher.get_submodule(f"{b}.{layer}").weight.detach().double() for b in group.blocks}  # type: ignore[operator]
+    weights = {b: wide(teacher.get_submodule(f"{b}.{layer}").weight.detach()) for b in group.blocks}  # type: ignore[operator]
     layers: dict[str, Any] = {b: student.get_submodule(f"{b}.{layer}") for b in group.blocks}
     # it takes up the mean of the error
     private_bias = layers[group.donor].bias is not None and f"{layer}.bias" not in group.shared
@@ -94,7 +94,7 @@ def _fit_layer(
             return list((_fit_writers if writes else _fit_readers)(residuals, moments, group.ranks[layer]))
         return [low_rank(residual, moments[block], group.ranks[layer]) for block, residual in residuals.items()]
 
-    base = layers[group.donor].base.detach().double() if whole else torch.zeros_like(weights[group.donor])
+    base = wide(layers[group.donor].base.detach()) if whole else torch.zeros_like(weights[group.donor])
     factors = fit(base)
     for _ in range(ROUNDS if whole else 0):
         residuals = {b: w - up @ down for (b, w), (up, down) in zip(weights.items(), factors, strict=True)}
@@ -107,7 +107,7 @@ def _fit_layer(
             if whole:
                 factored.base.copy_(base)
             if private_bias:
-                bias = teacher.get_parameter(f"{block}.{layer}.bias").double()
+                bias = wide(teacher.get_parameter(f"{block}.{layer}.bias"))
                 factored.bias.copy_(bias + (weights[block] - base - up @ down) @ inputs[block].mean)
 
 

@@ -16,6 +16,7 @@ from vitcompress.families.base import Family
 from vitcompress.families.insertion import layers_called
 from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
 from vitcompress.initialize.inputs import recording
+from vitcompress.initialize.regression import wide
 from vitcompress.plans.make import layer_shapes
 
 TokenWeights = Mapping[str, Mapping[str, Tensor]]
@@ -65,7 +66,7 @@ def token_weights(
             objective = kind.score(predictions, deviation, generator)
             grads = torch.autograd.grad(objective, [outputs[name] for name in names], materialize_grads=True)
             for name, grad in zip(names, grads, strict=True):
-                sums[name] = sums.get(name, 0) + grad.double().square().mean(-1).sum(0)
+                sums[name] = sums.get(name, 0) + wide(grad).square().mean(-1).sum(0)
     return {block: {layer: _weights(sums[f"{block}.{layer}"]) for layer in layers[block]} for block in blocks}
 
 

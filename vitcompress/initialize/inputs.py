@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -96,3 +96,27 @@ def run_block(block: nn.Module, given: BlockInput, names: Iterable[str] = ()) ->
     with recording(block, names, calls.__setitem__):
         output = type(block).forward(block, given.x, *given.args, **given.kwargs)
     return calls, output
+
+
+class _Reached(Exception):  # noqa: N818 - not an error
+    """All modules that a caller waits for have been called."""
+
+
+def run_part(block: nn.Module, given: BlockInput, names: Sequence[str]) -> dict[str, Call]:
+    """Run a block until some of its modules have been called, and return their calls by name.
+
+    Args:
+        block: any block.
+        given: its arguments.
+        names: modules inside the block; all are called.
+    """
+    calls: dict[str, Call] = {}
+
+    def record(name: str, call: Call) -> None:
+        calls[name] = call
+        if len(calls) == len(names):
+            raise _Reached
+
+    with recording(block, names, record), suppress(_Reached):
+        type(block).forward(block, given.x, *given.args, **given.kwargs)
+    return calls

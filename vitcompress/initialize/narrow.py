@@ -8,46 +8,51 @@ heads   q·k and P·v·proj are products of two maps: each is cut to its largest
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitcompress.initialize.regression import Moments, regress, roots
+from vitcompress.initialize.regression import Moments, regress, roots, wide
 
-ROUNDS = 32
+STEPS = 64
+"""A step removes one of so many neurons; one by one chooses no better."""
 
 
-def choose_neurons(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
-    """Choose the hidden neurons to keep.
+def eliminate(covariance: Tensor, weight: Tensor, counts: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Remove hidden neurons a few at a time, and yield what is left at some counts.
+
+    Each time those go that the others replace best, and the next layer's weights take up what the
+    others predict of them.
 
     Args:
         covariance: covariance of the hidden activations, `[M, M]`, invertible.
-        weight: weight of the layer after them, `[C, M]`.
-        count: number of neurons to keep.
+        weight: the best weight of the layer after them, `[C, M]`.
+        counts: numbers of neurons to stop at, none twice, in any order.
 
-    Returns:
-        Their indices `[count]`, ascending.
+    Yields:
+        For each count, largest first: indices of the neurons that are left, `[count]`, ascending,
+        and the best weight of the layer after them, `[C, count]`.
 
     Source: Hassibi and Stork 1993, optimal brain surgeon; for neurons, Frantar and Alistarh 2022,
         arXiv:2208.11580.
     """
     kept = torch.arange(len(covariance), device=covariance.device)
     inverse = torch.linalg.inv(covariance)
-    # one by one chooses no better, and takes minutes at width 3072
-    for rounds_left in range(ROUNDS, 0, -1):
-        cost = weight.square().sum(0) / inverse.diagonal()
-        removed = cost.argsort(stable=True)[: -(-(len(kept) - count) // rounds_left)]
-        if not len(removed):
-            break
-        rest = torch.ones(len(kept), dtype=torch.bool, device=kept.device)
-        rest[removed] = False
-        # the inverse without the removed inputs is a Schur complement
-        solved = torch.linalg.solve(inverse[removed][:, removed], inverse[removed][:, rest])
-        weight = weight[:, rest] - weight[:, removed] @ solved
-        inverse = inverse[rest][:, rest] - inverse[rest][:, removed] @ solved
-        kept = kept[rest]
-    return kept
+    step = max(1, len(kept) // STEPS)
+    for count in sorted(counts, reverse=True):
+        while len(kept) > count:
+            cost = weight.square().sum(0) / inverse.diagonal()
+            removed = cost.argsort(stable=True)[: min(step, len(kept) - count)]
+            rest = torch.ones(len(kept), dtype=torch.bool, device=kept.device)
+            rest[removed] = False
+            # the inverse without the removed inputs is a Schur complement
+            solved = torch.linalg.solve(inverse[removed][:, removed], inverse[removed][:, rest])
+            weight = weight[:, rest] - weight[:, removed] @ solved
+            inverse = inverse[rest][:, rest] - inverse[rest][:, removed] @ solved
+            kept = kept[rest]
+        yield kept, weight
 
 
 def narrow_mlp(mlp: Any, teacher_mlp: Any, hidden: Moments, scale: Tensor) -> None:
@@ -60,13 +65,55 @@ def narrow_mlp(mlp: Any, teacher_mlp: Any, hidden: Moments, scale: Tensor) -> No
         scale: LayerScale after the MLP, `[C]`, nowhere zero.
     """
     covariance, cross = hidden.covariance(), hidden.cross()
-    kept = choose_neurons(covariance, regress(covariance, cross), mlp.fc1.out_features)
+    kept, _ = next(eliminate(covariance, regress(covariance, cross), [mlp.fc1.out_features]))
     weight = regress(covariance[kept][:, kept], cross[:, kept])
     with torch.no_grad():
         mlp.fc1.weight.copy_(teacher_mlp.fc1.weight[kept])
         mlp.fc1.bias.copy_(teacher_mlp.fc1.bias[kept])
         mlp.fc2.weight.copy_(weight / scale[:, None])
         mlp.fc2.bias.copy_((hidden.mean_target - weight @ hidden.mean[kept]) / scale)
+
+
+def head_maps(q: Moments, k: Moments, heads: int) -> list[tuple[Tensor, Tensor]]:
+    """Return maps of each head's queries and keys, whose first rows keep most of the products.
+
+    Args:
+        q: moments of the queries of all heads, concatenated, `H·D` wide.
+        k: moments of the keys, likewise.
+        heads: H.
+
+    Returns:
+        For each head the maps `[D, D]` of queries and of keys.
+    """
+    # shifting all keys adds a constant to the logits of a query: only their covariance counts
+    queries, keys = q.uncentered(), k.covariance()
+    dim = len(queries) // heads
+    maps = []
+    for head in range(heads):
+        part = slice(head * dim, (head + 1) * dim)
+        q_root, q_inverse = roots(queries[part, part])
+        k_root, k_inverse = roots(keys[part, part])
+        u, s, vt = torch.linalg.svd(q_root @ k_root)
+        maps.append(((s.sqrt()[:, None] * u.T) @ q_inverse, (s.sqrt()[:, None] * vt) @ k_inverse))
+    return maps
+
+
+def value_maps(covariance: Tensor, weight: Tensor, heads: int) -> list[Tensor]:
+    """Return maps `[D, D]` of each head's values, whose first rows keep most of its outputs.
+
+    Args:
+        covariance: of the values after the attention maps, of all heads, `[H·D, H·D]`.
+        weight: of the projection after them, `[C, H·D]`.
+        heads: H.
+    """
+    dim = len(covariance) // heads
+    maps = []
+    for head in range(heads):
+        part = slice(head * dim, (head + 1) * dim)
+        root, inverse = roots(covariance[part, part])
+        u, s, _ = torch.linalg.svd(root @ weight[:, part].T, full_matrices=False)
+        maps.append((s.sqrt()[:, None] * u.T) @ inverse)
+    return maps
 
 
 def narrow_heads(attn: Any, teacher_attn: Any, q: Moments, k: Moments, attended: Moments) -> None:
@@ -84,21 +131,12 @@ def narrow_heads(attn: Any, teacher_attn: Any, q: Moments, k: Moments, attended:
     heads = attn.num_heads
     v = attn.proj.in_features // heads
     qk = (attn.qkv.out_features // heads - v) // 2
-    maps: list[list[Tensor]] = [[], [], []]
+    pairs = head_maps(q, k, heads)
+    values = value_maps(attended.covariance(), wide(teacher_attn.proj.weight), heads)
+    maps = ([pair[0][:qk] for pair in pairs], [pair[1][:qk] for pair in pairs], [rows[:v] for rows in values])
     dim = teacher_attn.proj.in_features // heads
-    for head in range(heads):
-        part = slice(head * dim, (head + 1) * dim)
-        # shifting all keys adds a constant to the logits of a query: only their covariance counts
-        q_root, q_inverse = roots((q.xx / q.count)[part, part])
-        k_root, k_inverse = roots(k.covariance()[part, part])
-        u, s, vt = torch.linalg.svd(q_root @ k_root)
-        maps[0].append((s[:qk].sqrt()[:, None] * u[:, :qk].T) @ q_inverse)
-        maps[1].append((s[:qk].sqrt()[:, None] * vt[:qk]) @ k_inverse)
-        root, inverse = roots(attended.covariance()[part, part])
-        u, s, _ = torch.linalg.svd(root @ teacher_attn.proj.weight.double()[:, part].T, full_matrices=False)
-        maps[2].append((s[:v].sqrt()[:, None] * u[:, :v].T) @ inverse)
-    weight = teacher_attn.qkv.weight.double().unflatten(0, (3, heads, dim))
-    bias = teacher_attn.qkv.bias.double().unflatten(0, (3, heads, dim))
+    weight = wide(teacher_attn.qkv.weight).unflatten(0, (3, heads, dim))
+    bias = wide(teacher_attn.qkv.bias).unflatten(0, (3, heads, dim))
     with torch.no_grad():
         attn.qkv.weight.copy_(torch.cat([maps[i][h] @ weight[i, h] for i in range(3) for h in range(heads)]))
         attn.qkv.bias.copy_(torch.cat([maps[i][h] @ bias[i, h] for i in range(3) for h in range(heads)]))

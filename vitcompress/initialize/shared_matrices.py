@@ -12,7 +12,7 @@ from vitcompress.families.base import Family
 from vitcompress.families.registry import family_named
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.inputs import Call, run_recorded
-from vitcompress.initialize.regression import ZERO, Moments, regress_near
+from vitcompress.initialize.regression import ZERO, Moments, regress_near, wide
 from vitcompress.plans.model import Group, Plan
 
 Images = Callable[[], Iterable[Tensor]]
@@ -29,7 +29,7 @@ def start_mean(student: nn.Module, teacher: nn.Module, plan: Plan, images: Image
             if name.removesuffix(".weight") in group.ranks:
                 continue  # fitted together with its factors
             parameters = [teacher.get_parameter(f"{block}.{name}") for block in group.blocks]
-            _set(student, f"{group.donor}.{name}", torch.stack([p.detach().double() for p in parameters]).mean(0))
+            _set(student, f"{group.donor}.{name}", torch.stack([wide(p.detach()) for p in parameters]).mean(0))
 
 
 def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
@@ -102,15 +102,16 @@ class _Fit:
     count: dict[str, float] = field(default_factory=dict)
 
     def add(self, block: str, weight: Tensor, moments: Moments) -> None:
-        self.inputs = self.inputs + moments.xx
-        self.targets = self.targets + weight.detach().double() @ moments.xx
+        products = moments.count * moments.uncentered()
+        self.inputs = self.inputs + products
+        self.targets = self.targets + wide(weight.detach()) @ products
         self.sums[block] = self.sums.get(block, 0) + moments.x
         self.count[block] = self.count.get(block, 0) + moments.count
 
     def solve(self, student: nn.Module, teacher: nn.Module, group: Group, layer: str) -> None:
         """Set one layer of the group in the student, in place."""
         linears = {block: teacher.get_submodule(f"{block}.{layer}") for block in group.blocks}
-        weights = torch.stack([linear.weight.detach().double() for linear in linears.values()])  # type: ignore[operator]
+        weights = torch.stack([wide(linear.weight.detach()) for linear in linears.values()])  # type: ignore[operator]
         means = torch.stack([self.sums[block] / self.count[block] for block in group.blocks])  # [G, D]
         count = sum(self.count.values())
         moment, target = self.inputs / count, self.targets / count  # averages over blocks and tokens
@@ -118,7 +119,7 @@ class _Fit:
         if first.bias is None:
             _set(student, f"{group.donor}.{layer}.weight", regress_near(moment, target, weights.mean(0)))
             return
-        biases = torch.stack([linear.bias.detach().double() for linear in linears.values()])  # type: ignore[operator]
+        biases = torch.stack([wide(linear.bias.detach()) for linear in linears.values()])  # type: ignore[operator]
         outputs = torch.einsum("god,gd->go", weights, means) + biases  # mean output per block
         if f"{layer}.bias" in group.shared:
             mean_in, mean_out = means.mean(0), outputs.mean(0)

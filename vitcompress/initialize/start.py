@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.families.insertion import layers_called
-from vitcompress.initialize.align import AlignedGroup
-from vitcompress.initialize.blockwise import BlockFit, start_in_order
+from vitcompress.initialize.blockwise import start_in_order
 from vitcompress.initialize.factors import fit_factors, start_factors
-from vitcompress.initialize.importance import TokenWeights
-from vitcompress.initialize.inputs import BlockInput, run_block
 from vitcompress.initialize.regression import Moments
-from vitcompress.initialize.shared_matrices import STARTS, fit_whole, shared_layers
+from vitcompress.initialize.shared_matrices import STARTS, fit_whole
 from vitcompress.plans.model import Group, Plan
 
 
@@ -49,60 +43,18 @@ def start_student(
         start_in_order(student, teacher, plan, images())
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """A teacher and what its blocks receive for calibration images.
-
-    Attributes:
-        teacher: in eval mode.
-        family: of the teacher.
-        inputs: arguments of each block, one entry per batch, by block.
-        weights: how much each token counts, by block and layer.
-        cache: moments of these inputs that starts of other groups can use again, by block; new ones
-            are added.
-    """
-
-    teacher: nn.Module
-    family: Family
-    inputs: Mapping[str, Sequence[BlockInput]]
-    weights: TokenWeights
-    cache: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-def start_group(student: nn.Module, group: Group, calibration: Calibration, source: AlignedGroup) -> None:
-    """Set the start of one group, fitted to its blocks' inputs in the teacher, in place.
+def start_group(
+    student: nn.Module, teacher: nn.Module, family: Family, group: Group, moments: Mapping[str, Moments]
+) -> None:
+    """Set the start of one group of several blocks, in place.
 
     Args:
         student: contains the group; its other blocks may be the teacher's own modules.
-        group: any group but one of several narrow blocks.
-        calibration: the teacher and its inputs.
-        source: the model that the group was made from: the teacher, or a copy with the group's
-            blocks aligned.
+        teacher: the model that the group was made from.
+        family: of the teacher.
+        group: its blocks are not narrow.
+        moments: of the inputs of the group's layers in the teacher, by the layer's full name.
     """
-    teacher, family, cache = calibration.teacher, calibration.family, calibration.cache
-    with torch.no_grad(), layers_called(student), layers_called(teacher):
-        if len(group.blocks) == 1:
-            block, batches = group.donor, calibration.inputs[group.donor]
-            given = batches[0]._replace(x=torch.cat([batch.x for batch in batches]))
-            weights, moments = calibration.weights[block], cache.setdefault(block, {})
-            fit = BlockFit(student.get_submodule(block), teacher.get_submodule(block), weights, given, cache=moments)
-            fit.run(group, family)
-            return
-        layers = [*shared_layers(group, family), *group.ranks]
-        for block in group.blocks:
-            _add_moments(calibration, block, layers)
-        by_name = {f"{block}.{layer}": cache[block][layer] for block in group.blocks for layer in layers}
-        by_name.update({name: by_name[name].mapped(by) for name, by in source.input_maps.items() if name in by_name})
-        fit_whole(student, source.model, family, group, by_name)
-        fit_factors(student, source.model, family, group, by_name)
-
-
-def _add_moments(calibration: Calibration, block: str, layers: Sequence[str]) -> None:
-    """Add the moments of a block's layer inputs to the cache, in place, where they are missing."""
-    cache = calibration.cache.setdefault(block, {})
-    missing = {layer: Moments() for layer in layers if layer not in cache}
-    for given in calibration.inputs[block] if missing else ():
-        calls, _ = run_block(calibration.teacher.get_submodule(block), given, missing)
-        for layer, moments in missing.items():
-            moments.add(calls[layer].input)
-    cache.update(missing)
+    with torch.no_grad():
+        fit_whole(student, teacher, family, group, moments)
+        fit_factors(student, teacher, family, group, moments)

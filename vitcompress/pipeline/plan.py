@@ -109,8 +109,8 @@ def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[d
         A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none),
         `saved_params` and `cost`, nats of KL per image, as the kind of the outputs defines it.
     """
-    with _searching(*_measuring(recipe, reporter)) as searching:
-        return [option.row() for option in searching.measure(recipe.target.kinds).rows()]
+    with _searching(*_measuring(recipe, reporter)) as (searching, tell):
+        return [option.row() for option in searching.measure(recipe.target.kinds, tell).options]
 
 
 def _measuring(recipe: Recipe, reporter: Reporter | None) -> tuple[Run, nn.Module]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -24,6 +24,7 @@ class Group:
         bases: layers in `ranks` whose factor on the side of the residual stream is shared by the
             group. The other factor, and both factors of other layers, belong to each block.
         widths: widths of the MLP and the heads.
+        skipped: parts that are left out, `attn` or `mlp`; a constant takes their place.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -33,6 +34,7 @@ class Group:
     ranks: Annotated[Mapping[Text, PositiveCount], Field(max_length=MAX_ENTRIES)] = field(default_factory=dict)
     bases: Texts = ()
     widths: Widths = field(default_factory=Widths)
+    skipped: tuple[Literal["attn", "mlp"], ...] = ()
 
     @property
     def donor(self) -> str:
@@ -46,7 +48,11 @@ class Group:
     @property
     def is_plain(self) -> bool:
         """Whether the blocks differ from the source's by sharing alone."""
-        return not self.ranks and self.widths == Widths()
+        return not self.ranks and self.widths == Widths() and not self.skipped
+
+    def transforms(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the transformations, of those named, whose part the blocks have."""
+        return tuple(name for name in names if ("mlp" if name == "mlp" else "attn") not in self.skipped)
 
 
 @dataclass(frozen=True)

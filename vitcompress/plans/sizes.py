@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitcompress.families.base import Family
 from vitcompress.families.narrow import narrowed_shapes
+from vitcompress.families.skip import skipped_names
 from vitcompress.plans.model import Group, Size
 from vitcompress.quantize.codecs import STORES, bytes_of, is_matrix, matrix_names, stored_bytes
 
@@ -47,7 +48,7 @@ def size_of(
                 student_params += t.numel()
                 matrix = (is_factor or f"{name}.{leaf}" in matrices) and is_matrix(t)
                 student_bytes += bytes_of(tuple(t.shape), t.dtype, store, matrix=matrix, learned=True)
-            for transform in transforms:
+            for transform in group.transforms(transforms):
                 added_params = family.transforms[transform].num_params(model, block, token_kernel)
                 student_params += added_params
                 student_bytes += added_params * (STORES[store].dtype or next(block.parameters()).dtype).itemsize
@@ -82,8 +83,13 @@ def _stored_tensors(family: Family, block: Any, group: Group, *, is_donor: bool)
     Names are the source's. The donor also stores what the group shares. Transformations are not
     included.
     """
-    shapes = narrowed_shapes(block, group.widths)
+    shapes, skipped = narrowed_shapes(block, group.widths), skipped_names(block, group.skipped)
+    for part in group.skipped:
+        p = block.get_parameter("attn.proj.bias" if part == "attn" else "mlp.fc2.bias")
+        yield f"{part}.bias", torch.empty(tuple(p.shape), device="meta", dtype=p.dtype), False
     for name, p in block.named_parameters():
+        if name in skipped:
+            continue
         layer, _, leaf = name.rpartition(".")
         shape = tuple(p.shape)
         if layer in shapes:

@@ -1,167 +1,229 @@
-"""Measure what every option costs, and list the choices between them."""
+"""Measure what every option of a teacher costs.
+
+moments    second moments of what the layers receive, on the images that starts are fitted to
+changes    from these, what each option changes in each layer
+evidence   on other images, what these changes cost
+
+Where all blocks together do not fit in memory, some are done at a time.
+"""
 
 from __future__ import annotations
 
-import itertools
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from vitcompress.families.narrow import full_widths
-from vitcompress.families.widths import Widths
-from vitcompress.search.allocate import Choice, frontier, undominated
-from vitcompress.search.options import PARTS, Option, Shapes, run_options, single_options
-from vitcompress.search.sensitivity import Sensitivity
+from vitcompress.families.base import Family
+from vitcompress.families.narrow import is_plain_attention
+from vitcompress.initialize.align import align_group
+from vitcompress.initialize.importance import TokenWeights, token_weights
+from vitcompress.initialize.inputs import Call, run_recorded
+from vitcompress.initialize.regression import Moments
+from vitcompress.plans.make import layer_shapes
+from vitcompress.plans.model import Group
+from vitcompress.search.changes import BlockChanges, LayerChanges, block_changes, run_changes
+from vitcompress.search.evidence import DIRECTIONS, add_scores
+from vitcompress.search.measured import MeasuredOptions
+from vitcompress.search.options import Option, Shapes, list_options, nats_of
 
-MARKS = 24
-"""Widths or ranks per scale to choose from; costs are interpolated between those measured."""
+CHUNK_IMAGES = 32
 
+# work, in passes of one image
+_MOMENTS_WORK = 2.5
+_SCORES_WORK = 2.0 + 2.5 * DIRECTIONS
+_CHANGES_WORK = 20.0  # of one block
 
-@dataclass(frozen=True)
-class MeasuredOptions:
-    """A teacher and the costs of its options.
-
-    Attributes:
-        shapes: the teacher's blocks.
-        singles: options of one block, by block and scale.
-        runs: options of several consecutive blocks.
-    """
-
-    shapes: Shapes
-    singles: Mapping[tuple[str, str], Sequence[Option]]
-    runs: Sequence[Option]
-    _choices: dict[tuple[str, ...], list[Choice]] = field(default_factory=dict, compare=False, repr=False)
-
-    def choices(self, kinds: Sequence[str]) -> list[Choice]:
-        """Return every choice worth having; cached, as a search asks again for each budget.
-
-        Args:
-            kinds: of options to choose from.
-        """
-        if tuple(kinds) not in self._choices:
-            self._choices[tuple(kinds)] = [*_single_choices(self, kinds), *_run_choices(self, kinds)]
-        return self._choices[tuple(kinds)]
-
-    def rows(self) -> Iterator[Option]:
-        """Return every option that was measured."""
-        return itertools.chain(*self.singles.values(), self.runs)
+_EXACT = {"mlp.hidden", "attn.v", "attn.skip", "mlp.skip"}
+"""Scales that only change what is added to the stream; nothing nonlinear lies between."""
 
 
 def measure_options(
-    shapes: Shapes, fitted: Tensor, judged: Tensor, tell: Callable[[int, int], None]
+    shapes: Shapes, fitted: Tensor, judged: Tensor, memory_bytes: float, tell: Callable[[float], None]
 ) -> MeasuredOptions:
     """Measure what every option costs.
 
     Args:
         shapes: the teacher, in eval mode, and the kinds of options to measure.
-        fitted: images that options are fitted to, `[B, C, H, W]`, on the teacher's device.
+        fitted: images that options are fitted to, `[N, C, H, W]`, on the teacher's device.
         judged: other images, on which costs are measured.
-        tell: called after each option with the number of options measured so far and in all.
+        memory_bytes: memory for moments and changes.
+        tell: called with the share that is done, 0–1.
     """
-    by_block = {block: list(single_options(shapes, block)) for block in shapes.blocks}
-    runs = list(run_options(shapes))
-    sensitivity = Sensitivity(shapes.model, shapes.family, fitted, judged)
-    total, count = sum(map(len, by_block.values())) + len(runs), itertools.count(1)
+    options = list_options(shapes)
+    model, family = _aligned(shapes), shapes.family
+    limits = _Limits(shapes, len(options))
+    scores = torch.zeros(DIRECTIONS * len(judged), limits.end)
+    weights = token_weights(model, family, shapes.blocks, fitted.split(CHUNK_IMAGES))
+    parts = list(_parts(shapes, options, memory_bytes))
+    total = _CHANGES_WORK * len(shapes.blocks) + len(parts) * (_MOMENTS_WORK * len(fitted) + _SCORES_WORK * len(judged))
+    done = 0.0
 
-    def measure(option: Option) -> Option:
-        measured = replace(option, cost=sensitivity.cost(option.group))
-        tell(next(count), total)
-        return measured
+    def work(amount: float) -> None:
+        nonlocal done
+        done += amount
+        tell(done / total)
 
-    singles: dict[tuple[str, str], list[Option]] = defaultdict(list)
-    for block, options in by_block.items():
-        for scale, option in options:
-            singles[block, scale].append(measure(option))
-        sensitivity.drop_moments([block])
-    measured_runs = []
-    for option in runs:
-        measured_runs.append(measure(option))
-        # runs are in the order of their first blocks
-        sensitivity.drop_moments(shapes.blocks[: shapes.blocks.index(option.group.donor)])
-    return MeasuredOptions(shapes, singles, measured_runs)
-
-
-def _single_choices(measured: MeasuredOptions, kinds: Sequence[str]) -> Iterator[Choice]:
-    """Yield the choices for each block alone."""
-    shapes = measured.shapes
-    for number, block in enumerate(shapes.blocks):
-        keep = [shapes.keep([block])]
-        scales: dict[str, list[Option]] = defaultdict(list)
-        for (name, scale), options in measured.singles.items():
-            if name == block and options[0].kind in kinds:
-                scales[scale] = _interpolate(shapes, options)
-        attention = [_combine(qk, v) for qk in keep + scales["attn.qk"] for v in keep + scales["attn.v"]]
-        mlp = keep + scales["mlp.hidden"]
-        yield from _pair(shapes, number, attention + scales["attn.rank"], mlp + scales["mlp.rank"])
+    for blocks in parts:
+        moments = block_moments(model, family, blocks, fitted, weights, lambda n: work(_MOMENTS_WORK * n))
+        numbered = [(n, o) for n, o in enumerate(options) if set(o.group.blocks) <= set(blocks)]
+        changes = _changes(model, family, blocks, numbered, moments, limits, work)
+        means = {
+            f"{block}.{layer}": m.mean
+            for block in blocks for layer, m in moments[block].items()
+            if getattr(_submodule(model, f"{block}.{layer}"), "bias", None) is not None
+        }  # fmt: skip
+        del moments
+        add_scores(scores, model, changes, means, judged, lambda n: work(_SCORES_WORK * n))
+    return MeasuredOptions(shapes, [_measured(o, n, scores, limits) for n, o in enumerate(options)])
 
 
-def _run_choices(measured: MeasuredOptions, kinds: Sequence[str]) -> Iterator[Choice]:
-    """Yield the choices for several consecutive blocks as one group."""
-    shapes = measured.shapes
-    by_run: dict[tuple[str, ...], list[Option]] = defaultdict(list)
-    for option in measured.runs:
-        if option.kind in kinds:
-            by_run[option.group.blocks].append(option)
-    for blocks, options in by_run.items():
-        parts = {part: [shapes.keep(blocks)] for part in PARTS}
-        for kind, part in itertools.product(kinds, PARTS):
-            same = [o for o in options if o.kind == kind and o.part == part]
-            parts[part] += _interpolate(shapes, same)
-        yield from _pair(shapes, list(shapes.blocks).index(blocks[0]), parts["attn"], parts["mlp"])
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:  # queries and keys are no modules
+        return None
 
 
-def _pair(shapes: Shapes, first: int, attention: Sequence[Option], mlp: Sequence[Option]) -> list[Choice]:
-    """Return the best pairs of an option for the attention and one for the MLP of some blocks."""
-    last = first + len(attention[0].group.blocks)
-    total = shapes.params(shapes.blocks[first:last])
-    best_attention, best_mlp = (undominated(part, lambda o: (-o.saved_params, o.cost)) for part in (attention, mlp))
-    return frontier(
-        Choice(first, last, total - a.saved_params - m.saved_params, a.cost + m.cost, (a, m))
-        for a, m in itertools.product(best_attention, best_mlp)
-        if not (last - first > 1 and a.kind == m.kind == "keep")
-    )
+def _aligned(shapes: Shapes) -> nn.Module:
+    """The teacher; a copy with the blocks of each stage aligned where blocks may share."""
+    runs = list(shapes.runs()) if set(shapes.kinds) & {"share", "adapter", "basis"} else []
+    longest: list[tuple[str, ...]] = []
+    for run in sorted(runs, key=len, reverse=True):
+        if not any(set(run) & set(other) for other in longest):
+            longest.append(run)
+    if not longest:
+        return shapes.model
+    model = copy.deepcopy(shapes.model)
+    for run in longest:
+        align_group(model, Group(run, tuple(f"{layer}.weight" for layer in _layers(model, shapes.family, run[0]))))
+    return model
 
 
-def _combine(qk: Option, v: Option) -> Option:
-    """Return the attention with the queries and keys of one option and the values of another."""
-    group = replace(qk.group, widths=Widths(None, qk.group.widths.qk, v.group.widths.v))
-    kind = "keep" if qk.kind == v.kind == "keep" else "narrow"
-    return Option(kind, group, qk.saved_params + v.saved_params, qk.cost + v.cost)
+def _layers(model: nn.Module, family: Family, block: str) -> list[str]:
+    return list(layer_shapes(family, model.get_submodule(block)))
 
 
-def _interpolate(shapes: Shapes, options: Sequence[Option]) -> list[Option]:
-    """Return the options of a scale and others between, with costs interpolated on a log scale."""
-    if len(options) < 2:
-        return list(options)
-    ordered = sorted(options, key=lambda option: option.dial)
-    dials = [option.dial for option in ordered]
-    # what keeps more costs no more; noise in the measurement sometimes says otherwise
-    costs = np.minimum.accumulate([max(option.cost, 1e-6) for option in ordered])
-    full = _full_width(shapes, ordered[-1])
-    marks = sorted({*dials, *(round(m) for m in np.linspace(dials[0], max(full - 1, dials[-1]), MARKS))})
-    marked = [_with_dial(shapes, ordered[-1], mark) for mark in marks]
-    between = np.exp(np.interp(marks, dials, np.log(costs)))
-    if full > dials[-1]:  # above the widest that was measured, the cost falls to zero at the teacher's width
-        between *= np.interp(marks, [dials[-1], full], [1.0, 0.0])
-    between *= np.linspace(1.0, 1.0 - 1e-7, len(marks))  # at equal cost, prefer what keeps more
-    return [replace(option, cost=float(cost)) for option, cost in zip(marked, between, strict=True)]
+def block_moments(
+    model: nn.Module,
+    family: Family,
+    blocks: Sequence[str],
+    images: Tensor,
+    weights: TokenWeights,
+    tell: Callable[[int], None],
+) -> dict[str, dict[str, Moments]]:
+    """Compute the moments of what the layers of some blocks receive, by block and layer.
+
+    Of plain attention also those of queries and keys, `attn.q` and `attn.k`.
+
+    Args:
+        model: in eval mode.
+        family: of the model.
+        blocks: names of the blocks.
+        images: `[N, C, H, W]`, on the model's device.
+        weights: how much each token counts.
+        tell: called with a number of images that are done.
+    """
+    moments: dict[str, dict[str, Moments]] = {block: defaultdict(Moments) for block in blocks}
+    places = {f"{block}.{layer}": (block, layer) for block in blocks for layer in _layers(model, family, block)}
+
+    def add(name: str, call: Call) -> None:
+        block, layer = places[name]
+        moments[block][layer].add(call.input, weight=weights[block][layer])
+        if layer == "attn.qkv" and is_plain_attention(model.get_submodule(f"{block}.attn")):
+            queries, keys, _ = call.output.chunk(3, dim=-1)
+            moments[block]["attn.q"].add(queries, weight=weights[block][layer])
+            moments[block]["attn.k"].add(keys, weight=weights[block][layer])
+
+    for chunk in images.split(CHUNK_IMAGES):
+        run_recorded(model, [chunk], places, add)
+        tell(len(chunk))
+    return moments
 
 
-def _full_width(shapes: Shapes, option: Option) -> int:
-    """Return the teacher's width on the scale of a narrow option; 0 for options of other kinds."""
-    widths = option.group.widths
-    block = shapes.model.get_submodule(option.group.donor)
-    full = full_widths(block, shapes.family.narrow_attention)
-    return next((getattr(full, n) for n in ("hidden", "qk", "v") if getattr(widths, n)), 0)
+@dataclass(frozen=True)
+class _Limits:
+    """Numbers for the cost of leaving out each part of each block, beside those of options.
+
+    Attributes:
+        shapes: the teacher's blocks.
+        start: the first number.
+    """
+
+    shapes: Shapes
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + 2 * len(self.shapes.blocks)
+
+    def number(self, block: str, part: str) -> int:
+        return self.start + 2 * list(self.shapes.blocks).index(block) + (part == "mlp")
+
+    def changes(self, model: nn.Module, block: str) -> dict[str, LayerChanges]:
+        """The changes of one block by leaving out each part: of the layer that writes."""
+        return {
+            layer: LayerChanges(torch.tensor([self.number(block, layer.partition(".")[0])]),
+                                -model.get_parameter(f"{block}.{layer}.weight").detach()[None].bfloat16())
+            for layer in _layers(model, self.shapes.family, block) if self.shapes.family.writes.fullmatch(layer)
+        }  # fmt: skip
 
 
-def _with_dial(shapes: Shapes, option: Option, dial: int) -> Option:
-    """Return an option of the same kind with another width or rank."""
-    group, widths = option.group, option.group.widths
-    return shapes.option(
-        option.kind, group.blocks, dial, shared=group.shared, ranks=dict.fromkeys(group.ranks, dial), bases=group.bases,
-        widths=Widths(*(width and dial for width in (widths.hidden, widths.qk, widths.v))),
-    )  # fmt: skip
+def _changes(
+    model: nn.Module, family: Family, blocks: Sequence[str], options: Sequence[tuple[int, Option]],
+    moments: Mapping[str, Mapping[str, Moments]], limits: _Limits, work: Callable[[float], None],
+) -> dict[str, BlockChanges]:  # fmt: skip
+    """Compute the changes of some blocks by all their options."""
+    by_run = run_changes(model, family, [(n, o) for n, o in options if len(o.group.blocks) > 1], moments)
+    changes: dict[str, BlockChanges] = {}
+    for name in blocks:
+        block: Any = model.get_submodule(name)
+        own = [(n, o) for n, o in options if o.group.blocks == (name,)]
+        changes[name] = block_changes(block, own, moments[name], [limits.changes(model, name), by_run.pop(name, {})])
+        work(_CHANGES_WORK)
+    return changes
+
+
+def _measured(option: Option, number: int, scores: Tensor, limits: _Limits) -> Option:
+    """Return an option with its scores.
+
+    Changes before something nonlinear are overstated where they are large: no way to change a part
+    costs more than leaving it out.
+    """
+    own = scores[:, number]
+    if option.scale not in _EXACT:
+        limit = sum(nats_of(scores[:, limits.number(block, option.part)]) for block in option.group.blocks)
+        own = own / (1 + nats_of(own) / limit) ** 0.5 if limit > 0 else own
+    return option.measured(own)
+
+
+def _parts(shapes: Shapes, options: Sequence[Option], memory_bytes: float) -> Iterator[list[str]]:
+    """Yield runs of blocks whose moments and changes fit in memory together, at least one each."""
+    part: list[str] = []
+    used = 0.0
+    for block in shapes.blocks:
+        size = _block_bytes(shapes, block, options)
+        if part and used + size > memory_bytes:
+            yield part
+            part, used = [], 0.0
+        part.append(block)
+        used += size
+    yield part
+
+
+def _block_bytes(shapes: Shapes, block: str, options: Sequence[Option]) -> float:
+    """Bytes of a block's moments, in float64, and of the changes of its options, in bfloat16."""
+    layers = layer_shapes(shapes.family, shapes.model.get_submodule(block))
+    moments = 8 * sum(inputs * inputs for _, inputs in layers.values())
+    sizes = {name: rows * columns for name, (rows, columns) in layers.items()}
+    changes = 0
+    for option in options:
+        if block in option.group.blocks:
+            changed = {"mlp.hidden": ["mlp.fc2"], "attn.v": ["attn.proj"], "attn.qk": []}.get(option.scale)
+            changed = [n for n in layers if n.startswith(option.part)] if changed is None else changed
+            changes += 2 * sum(sizes[name] for name in changed)
+    return float(moments + changes)

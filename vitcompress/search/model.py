@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,12 +14,10 @@ from vitcompress.families.registry import family_of
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.search.candidates import Candidate
-from vitcompress.search.measure import MeasuredOptions, measure_options
+from vitcompress.search.divergence import shown_nats
+from vitcompress.search.measure import measure_options
+from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.options import Shapes
-from vitcompress.search.sensitivity import shown_nats
-
-MIN_IMAGES = 32
-FITTED_TOKENS = 12_000  # enough for regressions on a few thousand neurons
 
 
 @dataclass(frozen=True)
@@ -31,22 +28,34 @@ class Chosen:
         plan: the chosen plan.
         store: how the file holds its weights.
         tried: the candidates it was chosen from, best first.
-        measured: the options and their costs.
+        student: the student of the plan as it starts.
     """
 
     plan: Plan
     store: str
     tried: tuple[Candidate, ...]
-    measured: MeasuredOptions
+    student: nn.Module
 
     def reasons(self) -> tuple[str, ...]:
-        """Describe the candidates, one line each, best first."""
-        return tuple(
-            f"{c.name}: {c.plan.size.student_params:,} parameters, "
-            + ("" if math.isnan(c.predicted) else f"{shown_nats(c.predicted)} predicted, ")
-            + ("not built" if math.isnan(c.cost) else f"{shown_nats(c.cost)} measured")
-            for c in self.tried
-        )
+        """Describe the candidates, one line each, best first, and how much better the first is."""
+        return (*(_described(candidate) for candidate in self.tried), *self._margin())
+
+    def _margin(self) -> tuple[str, ...]:
+        if len(self.tried) < 2:
+            return ()
+        best, other = self.tried[:2]
+        measured = not math.isnan(other.measured)
+        a, b = (best.measured, other.measured) if measured else (best.predicted, other.predicted)
+        how = "measured" if measured else "predicted"
+        return (f"chosen: {', '.join(best.kinds)}; the next best is {shown_nats(max(0.0, b - a))} worse ({how})",)
+
+
+def _described(candidate: Candidate) -> str:
+    measured = "not built" if math.isnan(candidate.measured) else f"{shown_nats(candidate.measured)} measured"
+    return (
+        f"{', '.join(candidate.kinds)}: {candidate.plan.size.student_params:,} parameters, "
+        f"{shown_nats(candidate.predicted)} predicted, {measured}"
+    )
 
 
 @dataclass(frozen=True)
@@ -56,12 +65,14 @@ class Search:
     Attributes:
         teacher: in eval mode; not changed.
         name: what the user calls the teacher.
-        images: for calibration, `[B, C, H, W]`, on the teacher's device; a quarter is held out to
-            choose on.
+        fitted: images that starts are fitted to, `[B, C, H, W]`, on the teacher's device.
+        judged: other images, on which options and starts are compared.
         store: how the file holds the weights; None lets the search choose, where a size is the
             target.
         token_kernel: size of the token convolution.
         transforms: transformations of every block.
+        multiple: widths of heads and ranks are multiples of it; numbers of neurons of twice it.
+        memory_bytes: memory for what is measured.
         header_bytes: `(plan, store) -> int`; upper bound of what a plan's file holds besides its
             tensors.
         drop: `(student) -> points`; how much worse than the teacher a student is.
@@ -72,10 +83,13 @@ class Search:
 
     teacher: nn.Module
     name: str
-    images: Tensor
+    fitted: Tensor
+    judged: Tensor
     store: str | None
     token_kernel: int
     transforms: tuple[str, ...]
+    multiple: int
+    memory_bytes: float
     header_bytes: Callable[[Plan, str], int]
     drop: Callable[[nn.Module], float]
     tell: Callable[[float], None]
@@ -86,59 +100,44 @@ class Search:
         """Full names of the teacher's blocks, in order."""
         return family_of(self.teacher, self.name).block_names(self.teacher)
 
-    @property
-    def fitted(self) -> Tensor:
-        """The images that starts are fitted to."""
-        return self.images[: max(1, 3 * len(self.images) // 4)]
-
-    @property
-    def held_out(self) -> Tensor:
-        """The images on which starts are compared; the fitted one where there is only one."""
-        return self.images[len(self.fitted) :] if len(self.images) > 1 else self.images
-
-    @property
-    def option_images(self) -> Tensor:
-        """The images that options are fitted to."""
-        return self.fitted[: max(MIN_IMAGES, math.ceil(FITTED_TOKENS / _min_tokens(self.teacher, self.images)))]
-
     @cached_property
     def empty(self) -> nn.Module:
         """The teacher without weights, to count bytes; weights would be encoded at each count."""
         return copy.deepcopy(self.teacher).to("meta")
 
-    def measure(self, kinds: Sequence[str], later_work: float = 0.0) -> MeasuredOptions:
-        """Measure every option of some kinds.
+    def shapes(self, kinds: Sequence[str]) -> Shapes:
+        """Return what options and plans depend on.
 
         Args:
             kinds: of `KINDS`.
-            later_work: what the search does afterwards, in options whose measurement takes as long.
 
         Raises:
             ModelError: the teacher belongs to no known family.
         """
         family = family_of(self.teacher, self.name)
-        shapes = Shapes(self.teacher, family, self.blocks, kinds, self.transforms, self.token_kernel)
-        return measure_options(
-            shapes, self.option_images, self.held_out[:MIN_IMAGES],
-            lambda count, total: self.tell(count / (total + later_work)),
-        )  # fmt: skip
+        return Shapes(self.teacher, family, self.blocks, kinds, self.transforms, self.token_kernel, self.multiple)
+
+    def measure(self, kinds: Sequence[str], tell: Callable[[float], None]) -> MeasuredOptions:
+        """Measure every option of some kinds.
+
+        Args:
+            kinds: of `KINDS`.
+            tell: called with the share that is done, 0–1.
+
+        Raises:
+            ModelError: the teacher belongs to no known family.
+        """
+        return measure_options(self.shapes(kinds), self.fitted, self.judged, self.memory_bytes, tell)
 
 
-def _min_tokens(model: nn.Module, images: Tensor) -> int:
-    """Tokens per image, of images `[B, C, H, W]`, in the last stage, which has the fewest."""
-    info: Any = model.feature_info
-    reduction = int(info[-1]["reduction"])
-    return max(1, (images.shape[-2] // reduction) * (images.shape[-1] // reduction))
-
-
-def choose(tried: Sequence[Candidate], search: Search, store: str, measured: MeasuredOptions) -> Chosen:
+def choose(tried: Sequence[Candidate], student: nn.Module, search: Search, store: str) -> Chosen:
     """Choose the first of the candidates, and count the bytes that each takes in its store.
 
     Args:
-        tried: built candidates, best first.
+        tried: candidates, best first; the first is built.
+        student: of the first candidate.
         search: what the search works on.
         store: how the file holds the weights, a key of `STORES`.
-        measured: the options and their costs.
     """
     stored = tuple(replace(c, plan=with_sizes_on(c.plan, search.empty, store)) for c in tried)
-    return Chosen(stored[0].plan, store, stored, measured)
+    return Chosen(stored[0].plan, store, stored, student)

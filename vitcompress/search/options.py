@@ -1,34 +1,36 @@
 """List the options of a search: ways of making a part of some blocks smaller.
 
-A part is the attention or the MLP. An option for the attention and one for the MLP of the same
-blocks merge into one `Group`.
+A part is the attention or the MLP. Options of different parts or scales of the same blocks merge
+into one `Group`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from vitcompress.families.base import Family
 from vitcompress.families.narrow import full_widths
+from vitcompress.families.skip import skippable
 from vitcompress.families.widths import Widths
 from vitcompress.plans.make import layer_shapes, plan_of
 from vitcompress.plans.model import Group, Plan
 from vitcompress.plans.sizes import group_params
 
 PARTS = ("attn", "mlp")
-WIDTH_SHARES = {
-    "hidden": (0.85, 0.55, 0.28, 0.1, 0.03),
-    "qk": (0.6, 0.3, 0.12, 0.05),
-    "v": (0.85, 0.55, 0.28, 0.1, 0.03),
-}
-# of the smaller side; above a half, only factors of oblong matrices save anything
-RANK_SHARES = (0.7, 0.45, 0.2, 0.07, 0.02)
+MAX_WIDTHS = 32  # measured on each scale
+MAX_RANKS = 12
+# of the smaller side, for several blocks; above a half, only oblong matrices save anything
+RANK_SHARES = (0.45, 0.2, 0.07, 0.02)
 MAX_ADAPTER_SHARE = 0.2  # parameters beyond that are better spent elsewhere
 RUN_LENGTHS = (2, 3, 4, 6, 12, 24, 48)
+NEURONS_PER_CHANNEL = 2
+"""Widths of MLPs are multiples of twice the number that widths of heads are multiples of."""
 
 
 @dataclass(frozen=True)
@@ -37,49 +39,75 @@ class Option:
 
     Attributes:
         kind: one of `KINDS`, or "keep".
+        scale: the part and what is set in it: `attn.qk`, `mlp.hidden`, `attn.rank`, `mlp.share`, …
         group: the blocks with this part changed, and the other part as in the teacher.
         saved_params: parameters that the part saves over all blocks.
-        cost: KL from the teacher's predictions, nats per image; nan until measured.
-        dial: rank or width, which distinguishes options of one kind.
+        dial: rank or width, which distinguishes options of one scale.
+        scores: change of random scores of the teacher's predictions, `[N]`; see `Evidence`. None
+            until measured.
+        nats: KL from the teacher's predictions, nats per image: half the mean squared score; nan
+            until measured.
     """
 
     kind: str
+    scale: str
     group: Group
     saved_params: int
-    cost: float = float("nan")
     dial: int = 0
+    scores: Tensor | None = field(default=None, repr=False, compare=False)
+    nats: float = float("nan")
 
     @property
     def part(self) -> str:
         """The part that differs from the teacher's, of `PARTS`; empty where neither does."""
-        if self.group.widths != Widths():
-            return "mlp" if self.group.widths.hidden else "attn"
-        names = [*self.group.shared, *self.group.ranks]
-        return names[0].split(".")[0] if names else ""
+        return self.scale.partition(".")[0]
 
     def row(self) -> dict[str, Any]:
         """Return the option as plain JSON values."""
-        widths = self.group.widths
-        narrowed = [name for name in ("hidden", "qk", "v") if getattr(widths, name)]
-        kind = f"{self.kind} {narrowed[0]}" if narrowed else self.kind
         return {
-            "kind": kind, "blocks": list(self.group.blocks), "part": self.part, "dial": self.dial,
-            "saved_params": self.saved_params, "cost": self.cost,
+            "kind": self.kind, "scale": self.scale, "blocks": list(self.group.blocks), "dial": self.dial,
+            "saved_params": self.saved_params, "nats": self.nats,
         }  # fmt: skip
 
+    def measured(self, scores: Tensor) -> Option:
+        """Return the option with its scores, and the cost that they mean."""
+        return replace(self, scores=scores, nats=nats_of(scores))
 
-def merge(attention: Option, mlp: Option) -> Group:
-    """Merge an option for the attention and one for the MLP into one group.
+
+def nats_of(scores: Tensor) -> float:
+    """Return the KL divergence that scores `[N]` mean, nats per image."""
+    return float(scores.double().square().mean() / 2)
+
+
+def merge(options: Iterable[Option]) -> Group:
+    """Merge options of the same blocks, each of another scale, into one group."""
+    groups = [option.group for option in options]
+    widths = [group.widths for group in groups]
+    return Group(
+        groups[0].blocks,
+        tuple(name for group in groups for name in group.shared),
+        {layer: rank for group in groups for layer, rank in group.ranks.items()},
+        tuple(layer for group in groups for layer in group.bases),
+        Widths(*(next((getattr(w, name) for w in widths if getattr(w, name)), None) for name in ("hidden", "qk", "v"))),
+        tuple(part for group in groups for part in group.skipped),
+    )  # fmt: skip
+
+
+def aligned(full: int, multiple: int, max_count: int) -> list[int]:
+    """Return widths below a full one to choose from, all multiples of the same number.
 
     Args:
-        attention: of some blocks.
-        mlp: of the same blocks.
+        full: the teacher's width.
+        multiple: the widths are multiples of it; of at most a quarter of `full`, so that there is
+            something to choose from.
+        max_count: maximum number of widths; small ones are closer together.
     """
-    a, m = attention.group, mlp.group
-    return Group(
-        a.blocks, a.shared + m.shared, {**a.ranks, **m.ranks}, a.bases + m.bases,
-        Widths(m.widths.hidden, a.widths.qk, a.widths.v),
-    )  # fmt: skip
+    step = max(1, min(multiple, full // 4))
+    count = (full - 1) // step
+    if count <= max_count:
+        return [step * number for number in range(1, count + 1)]
+    numbers = np.linspace(1, np.sqrt(count), max_count) ** 2
+    return [step * number for number in sorted({round(float(n)) for n in numbers})]
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,7 @@ class Shapes:
         kinds: the kinds of options to make.
         transforms: transformations of every block.
         token_kernel: size of the token convolution.
+        multiple: widths of heads and ranks are multiples of it; numbers of neurons of twice it.
     """
 
     model: nn.Module
@@ -101,6 +130,7 @@ class Shapes:
     kinds: Sequence[str]
     transforms: tuple[str, ...]
     token_kernel: int
+    multiple: int = 8
 
     def plan(self, groups: Iterable[Group]) -> Plan:
         """Return the plan of groups that together hold every block once."""
@@ -115,10 +145,11 @@ class Shapes:
         shapes = layer_shapes(self.family, self.model.get_submodule(block))
         return {name: shape for name, shape in shapes.items() if name.split(".")[0] == part}
 
-    def option(self, kind: str, blocks: Sequence[str], dial: int = 0, **fields: Any) -> Option:
+    def option(self, kind: str, scale: str, blocks: Sequence[str], dial: int = 0, **fields: Any) -> Option:
         """Return an option and what it saves; `fields` are those of its `Group`."""
         group = Group(tuple(blocks), **{"shared": (), **fields})
-        return Option(kind, group, self.params(blocks) - group_params(self.model, self.family, group), dial=dial)
+        saved_params = self.params(blocks) - group_params(self.model, self.family, group)
+        return Option(kind, scale, group, saved_params, dial)
 
     def runs(self) -> Iterator[tuple[str, ...]]:
         """Yield runs of alike blocks of one stage, of lengths that divide usual depths."""
@@ -138,27 +169,33 @@ class Shapes:
         return sum(p.numel() for block in blocks for p in self.model.get_submodule(block).parameters())
 
     def keep(self, blocks: Sequence[str]) -> Option:
-        """Return the option that leaves a part of some blocks as it is."""
-        return Option("keep", Group(tuple(blocks), ()), 0, 0.0)
+        """Return the option that leaves some blocks as they are."""
+        return Option("keep", "", Group(tuple(blocks), ()), 0, scores=torch.zeros(()), nats=0.0)
 
 
-def single_options(shapes: Shapes, block: str) -> Iterator[tuple[str, Option]]:
-    """Yield the options of one block, each with the name of its scale: `attn.v`, `mlp.hidden`, …"""
+def list_options(shapes: Shapes) -> list[Option]:
+    """Return all options: of each block, then of several blocks."""
+    singles = (option for block in shapes.blocks for option in single_options(shapes, block))
+    return [*singles, *run_options(shapes)]
+
+
+def single_options(shapes: Shapes, block: str) -> Iterator[Option]:
+    """Yield the options of one block."""
     full = full_widths(shapes.model.get_submodule(block), shapes.family.narrow_attention)
-    if "narrow" in shapes.kinds:
-        for scale, shares in WIDTH_SHARES.items():
-            width = getattr(full, scale)
-            for share in shares if width else ():
-                count = max(1, round(share * width))
-                part = "mlp" if scale == "hidden" else "attn"
-                yield f"{part}.{scale}", shapes.option("narrow", [block], count, widths=Widths(**{scale: count}))
+    scales = {"mlp.hidden": NEURONS_PER_CHANNEL, "attn.qk": 1, "attn.v": 1} if "narrow" in shapes.kinds else {}
+    for scale, factor in scales.items():
+        name = scale.split(".")[1]
+        width = getattr(full, name)
+        for count in aligned(width, factor * shapes.multiple, MAX_WIDTHS) if width else ():
+            yield shapes.option("narrow", scale, [block], count, widths=Widths(**{name: count}))
     for part in PARTS if "low_rank" in shapes.kinds else ():
         layers = shapes.layers(block, part)
-        for share in RANK_SHARES if layers else ():
-            rank = max(1, round(share * min(map(min, layers.values()))))
-            option = shapes.option("low_rank", [block], rank, ranks=dict.fromkeys(layers, rank))
+        for rank in aligned(min(map(min, layers.values())), shapes.multiple, MAX_RANKS) if layers else ():
+            option = shapes.option("low_rank", f"{part}.rank", [block], rank, ranks=dict.fromkeys(layers, rank))
             if option.saved_params > 0:
-                yield f"{part}.rank", option
+                yield option
+    for part in skippable(shapes.model.get_submodule(block)) if "skip" in shapes.kinds else ():
+        yield shapes.option("skip", f"{part}.skip", [block], skipped=(part,))
 
 
 def run_options(shapes: Shapes) -> Iterator[Option]:
@@ -170,22 +207,29 @@ def run_options(shapes: Shapes) -> Iterator[Option]:
             if not layers:
                 continue
             if "share" in shapes.kinds:
-                yield shapes.option("share", blocks, shared=shared)
-            if len(blocks) not in _long_runs(shapes, blocks[0]):
+                yield shapes.option("share", f"{part}.share", blocks, shared=shared)
+            if not _has_factors(shapes, blocks):
                 continue
             smallest = min(map(min, layers.values()))
             for share in RANK_SHARES:
                 dial = max(1, round(share * smallest))
                 ranks = dict.fromkeys(layers, dial)
                 if "basis" in shapes.kinds:
-                    option = shapes.option("basis", blocks, dial, ranks=ranks, bases=tuple(layers))
+                    option = shapes.option("basis", f"{part}.basis", blocks, dial, ranks=ranks, bases=tuple(layers))
                     if option.saved_params > 0:
                         yield option
                 if "adapter" in shapes.kinds and share <= MAX_ADAPTER_SHARE:
-                    yield shapes.option("adapter", blocks, dial, ranks=ranks, shared=shared)
+                    yield shapes.option("adapter", f"{part}.adapter", blocks, dial, ranks=ranks, shared=shared)
+
+
+def _has_factors(shapes: Shapes, blocks: Sequence[str]) -> bool:
+    """Whether factors are tried for a run: all blocks of a stage, its first and its second half."""
+    stage = [b for b in shapes.blocks if shapes.family.stage(b) == shapes.family.stage(blocks[0])]
+    half = len(stage) // 2
+    return list(blocks) in (stage, stage[:half], stage[half:])
 
 
 def _long_runs(shapes: Shapes, block: str) -> set[int]:
-    """Lengths of runs for which factors are tried: all blocks of a stage, and half of them."""
+    """Lengths of runs that are tried in any case: all blocks of a stage, and half of them."""
     depth = sum(shapes.family.stage(other) == shapes.family.stage(block) for other in shapes.blocks)
-    return {depth, depth // 2} - {0, 1}
+    return {depth, depth // 2, depth - depth // 2} - {0, 1}

@@ -3,9 +3,8 @@
 A ratio sets a budget of parameters. For a size, the largest budget whose file fits is searched for,
 in each store; for a drop, the smallest budget that loses no more.
 
-measure      what every option costs alone
 allocate     the cheapest sum of options within the budget
-candidates   plans from these sums, and the same with more even widths
+candidates   plans from these sums, and what they cost together
 build        the students of the best candidates, and the cost of their starts
 """
 
@@ -21,72 +20,55 @@ from vitcompress.plans.model import Plan
 from vitcompress.quantize.codecs import STORES, num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import TargetRecipe
-from vitcompress.search.build import MAX_BUILT, best_work, build_best, build_student, build_work, part_of
+from vitcompress.search.build import build_best
 from vitcompress.search.candidates import find_candidates, smallest_plan
-from vitcompress.search.measure import MeasuredOptions
+from vitcompress.search.divergence import divergence
+from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.model import Chosen, Search, choose
-from vitcompress.search.sensitivity import divergence
 
 DROP_ROUNDS = 7
 _SIZE_ROUNDS = 12
+_BUDGETS_SHARE = 0.3  # of the time to reach a size, for finding the budget
 _COMPARED_STORES = ("source", "int8", "int4")
-_ALLOCATION_WORK = 2.0  # in options whose measurement takes as long; measured on ViTs of 6 and 12 blocks
+
+Tell = Callable[[float], None]
 
 
-def reach(target: TargetRecipe, search: Search) -> Chosen:
+def reach(target: TargetRecipe, measured: MeasuredOptions, search: Search, tell: Tell) -> Chosen:
     """Find the best plan for a target.
 
     Args:
         target: a ratio, a size or a drop.
+        measured: the options and their costs.
         search: the teacher, its images and what is given of the student.
+        tell: called with the share of this that is done, 0–1.
 
     Raises:
         PlanError: the target is out of reach; the hint names one that is not.
     """
+    if target.target_drop is not None:
+        return _reach_drop(measured, search, target.target_drop, tell)
     if target.target_size is not None:
-        _check_rest(search, target.target_size)
-    work = _later_work(target, search)
-    measured = search.measure(target.kinds, work)
-    num_options = len(list(measured.rows()))
-    tell = part_of(search.tell, num_options / (num_options + work), 1.0)
-    if target.target_drop is not None:
-        chosen = _reach_drop(measured, search, target.target_drop, tell)
-    elif target.target_size is not None:
-        chosen = _reach_size(measured, search, target.target_size, tell)
-    else:
-        assert target.target_ratio is not None  # one of the three
-        chosen = _reach_ratio(measured, search, target.target_ratio, tell)
-    search.tell(1.0)
-    return chosen
+        return _reach_size(measured, search, target.target_size, tell)
+    assert target.target_ratio is not None  # one of the three
+    return _reach_ratio(measured, search, target.target_ratio, tell)
 
 
-def _later_work(target: TargetRecipe, search: Search) -> float:
-    """Estimate the time of what follows measuring, in options that take as long to measure."""
-    if target.target_drop is not None:
-        return DROP_ROUNDS * (best_work(search) + build_work(search))
-    return best_work(search) + (_budgets_work(search) if target.target_size is not None else 0)
-
-
-def _budgets_work(search: Search) -> float:
-    """Estimate the time to find the budgets for a size, in options that take as long to measure."""
-    return len(_stores(search)) * (_SIZE_ROUNDS + 1) * _ALLOCATION_WORK
-
-
-def _reach_ratio(measured: MeasuredOptions, search: Search, ratio: float, tell: Callable[[float], None]) -> Chosen:
+def _reach_ratio(measured: MeasuredOptions, search: Search, ratio: float, tell: Tell) -> Chosen:
     """Return the best plan with `ratio` times fewer parameters."""
     params = sum(p.numel() for p in search.teacher.parameters())
-    tried = build_best(measured, search, math.floor(params / ratio), tell)
-    if not tried:
+    candidates = find_candidates(measured, math.floor(params / ratio))
+    if not candidates:
         highest = smallest_plan(measured).size.params_ratio
         kinds = ",".join(measured.shapes.kinds)
         raise PlanError(
             f"--target-ratio {ratio:g} is out of reach for {search.name}.",
             hint=f"Use at most --target-ratio {math.floor(highest * 100) / 100:g} with --kinds {kinds}.",
         )
-    return choose(tried, search, search.store or "source", measured)
+    return choose(*build_best(candidates, search, tell), search, search.store or "source")
 
 
-def _reach_drop(measured: MeasuredOptions, search: Search, limit: float, tell: Callable[[float], None]) -> Chosen:
+def _reach_drop(measured: MeasuredOptions, search: Search, limit: float, tell: Tell) -> Chosen:
     """Return the smallest plan whose start is at most `limit` points worse than the teacher."""
     params = sum(p.numel() for p in search.teacher.parameters())
     smallest = smallest_plan(measured)
@@ -94,13 +76,15 @@ def _reach_drop(measured: MeasuredOptions, search: Search, limit: float, tell: C
     chosen: Chosen | None = None
     for number in range(DROP_ROUNDS):
         share = math.exp((low + high) / 2)
-        start, end = number / DROP_ROUNDS, (number + 1) / DROP_ROUNDS
-        building = part_of(tell, start, start + (end - start) * (MAX_BUILT + 1) / (MAX_BUILT + 2))
-        tried = build_best(measured, search, math.floor(params * share), building)
-        drop = search.drop(build_student(tried[0].plan, search.teacher, search.fitted)) if tried else math.inf
+        candidates = find_candidates(measured, math.floor(params * share))
+        drop = math.inf
+        if candidates:
+            tried, student = build_best(candidates[:1], search, lambda done: None)
+            drop = search.drop(student)
+        tell((number + 1) / DROP_ROUNDS)
         search.say(f"{1 / share:.2f} times smaller: {drop:.2f} points worse before training")
         if drop <= limit:
-            high, chosen = math.log(share), choose(tried, search, search.store or "source", measured)
+            high, chosen = math.log(share), choose([*tried, *candidates[1:]], student, search, search.store or "source")
         else:
             low = math.log(share)
     if chosen is None:
@@ -111,13 +95,13 @@ def _reach_drop(measured: MeasuredOptions, search: Search, limit: float, tell: C
     return chosen
 
 
-def _reach_size(measured: MeasuredOptions, search: Search, limit: int, tell: Callable[[float], None]) -> Chosen:
+def _reach_size(measured: MeasuredOptions, search: Search, limit: int, tell: Tell) -> Chosen:
     """Return the best plan, with the best store, for a file of at most `limit` bytes."""
     stores = _stores(search)
-    budgets_share = _budgets_work(search) / (_budgets_work(search) + best_work(search))
     budgets = []
     for number, store in enumerate(stores):
-        part = part_of(tell, budgets_share * number / len(stores), budgets_share * (number + 1) / len(stores))
+        share = _BUDGETS_SHARE / len(stores)
+        part = part_of(tell, share * number, share * (number + 1))
         budget, predicted = _largest_budget(measured, search, store, limit, part)
         if math.isfinite(predicted):
             budgets.append((predicted + _storing_cost(store, search), budget, store))
@@ -128,9 +112,8 @@ def _reach_size(measured: MeasuredOptions, search: Search, limit: int, tell: Cal
             hint=f"Use at least --target-size {math.ceil(min_bytes / 1000)}kB, stored as {stores[-1]}.",
         )
     _, budget, store = min(budgets)
-    building = part_of(tell, budgets_share, 1.0)
-    tried = build_best(measured, search, budget, building, lambda plan: _file_bytes(plan, search, store) <= limit)
-    return choose(tried, search, store, measured)
+    candidates = [c for c in find_candidates(measured, budget) if _file_bytes(c.plan, search, store) <= limit]
+    return choose(*build_best(candidates, search, part_of(tell, _BUDGETS_SHARE, 1.0)), search, store)
 
 
 def _stores(search: Search) -> Sequence[str]:
@@ -138,8 +121,12 @@ def _stores(search: Search) -> Sequence[str]:
     return [search.store] if search.store else _COMPARED_STORES
 
 
-def _check_rest(search: Search, limit: int) -> None:
+def check_rest(search: Search, limit: int) -> None:
     """Check, before anything is measured, that what lies outside the blocks is not too large.
+
+    Args:
+        search: the teacher and how the file holds its weights.
+        limit: maximum bytes of the file.
 
     Raises:
         PlanError: it exceeds `limit` bytes, in the store that takes the fewest.
@@ -156,9 +143,7 @@ def _check_rest(search: Search, limit: int) -> None:
         )
 
 
-def _largest_budget(
-    measured: MeasuredOptions, search: Search, store: str, limit: int, tell: Callable[[float], None]
-) -> tuple[int, float]:
+def _largest_budget(measured: MeasuredOptions, search: Search, store: str, limit: int, tell: Tell) -> tuple[int, float]:
     """Return the largest budget whose plan fits in `limit` bytes, and the plan's predicted cost.
 
     The cost is infinite where there is no such plan.
@@ -192,4 +177,15 @@ def _storing_cost(store: str, search: Search) -> float:
         return 0.0
     stored = copy.deepcopy(search.teacher)
     round_to(stored, stored_tensors(stored, store), store)
-    return divergence(stored.eval(), search.teacher, search.held_out)
+    return divergence(stored, search.teacher, search.judged)
+
+
+def part_of(tell: Tell, first: float, last: float) -> Tell:
+    """Return a function to call with the share of one part of the work that is done, 0–1.
+
+    Args:
+        tell: called with the share of the whole work that is done.
+        first: that share when the part begins.
+        last: that share when the part ends.
+    """
+    return lambda done: tell(min(last, first + (last - first) * done))

@@ -1,0 +1,169 @@
+"""Compute what options change in the linear layers of one block.
+
+Every kind comes down to the same: the weights `[out, in]` of a layer in the student less those in
+the teacher. Biases, where there are any, take up the mean of the change. Narrow queries and keys
+change the products q·k instead: by q·E·k, with a matrix E for each head.
+
+A new kind adds a function here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.families.base import Family
+from vitcompress.initialize.align import with_copies
+from vitcompress.initialize.narrow import eliminate, head_maps, value_maps
+from vitcompress.initialize.regression import Moments, factors_of_full_rank, regress, wide
+from vitcompress.initialize.start import start_group
+from vitcompress.plans.model import Group
+from vitcompress.search.options import Option
+from vitcompress.surgery import apply_groups
+
+QK = "attn.qk"
+"""Stands for the products of queries and keys among a block's layers."""
+
+Numbered = tuple[int, Option]
+"""An option and its number among all options."""
+
+
+@dataclass(frozen=True)
+class LayerChanges:
+    """Changes of one layer by several options.
+
+    Attributes:
+        numbers: numbers of the options, `[K]`.
+        weights: `[K, out, in]`; of `QK`, `[K, heads, D, D]`. In bfloat16: rounding them changes
+            costs by a thousandth at most.
+    """
+
+    numbers: Tensor
+    weights: Tensor
+
+
+BlockChanges = Mapping[str, LayerChanges]
+"""Changes by layer, as named inside the block."""
+
+
+def block_changes(
+    block: Any, options: Sequence[Numbered], moments: Mapping[str, Moments], others: Sequence[BlockChanges]
+) -> dict[str, LayerChanges]:
+    """Compute the changes of one block by its own options, and join other changes.
+
+    Args:
+        block: the teacher's block.
+        options: of this block alone.
+        moments: of the inputs of its layers, by their names, and of its queries and keys,
+            `attn.q` and `attn.k`.
+        others: other changes of the block.
+    """
+    by_scale: dict[str, list[Numbered]] = defaultdict(list)
+    for number, option in options:
+        by_scale[option.scale].append((number, option))
+    parts: dict[str, list[LayerChanges]] = defaultdict(list)
+    for layer, changes in (item for other in others for item in other.items()):
+        parts[layer].append(changes)
+    with torch.no_grad():
+        for scale, group in by_scale.items():
+            for layer, weights in _SCALES[scale](block, [option for _, option in group], moments):
+                parts[layer].append(LayerChanges(torch.tensor([n for n, _ in group]), weights.bfloat16()))
+    return {
+        layer: LayerChanges(torch.cat([c.numbers for c in joined]), torch.cat([c.weights for c in joined]))
+        for layer, joined in parts.items()
+    }
+
+
+Changes = Iterator[tuple[str, Tensor]]
+
+
+def _fewer_neurons(block: Any, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
+    weight = wide(block.mlp.fc2.weight)
+    counts = [option.dial for option in options]
+    changes = dict.fromkeys(counts, -weight)
+    best = eliminate(moments["mlp.fc2"].covariance(), weight, counts)
+    for count, (kept, left) in zip(sorted(counts, reverse=True), best, strict=True):
+        changes[count] = changes[count].index_add(1, kept, left)
+    yield "mlp.fc2", torch.stack([changes[count].float() for count in counts])
+
+
+def _narrow_values(block: Any, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
+    weight, covariance = wide(block.attn.proj.weight), moments["attn.proj"].covariance()
+    maps = value_maps(covariance, weight, block.attn.num_heads)
+    changes = []
+    for option in options:
+        narrow = torch.block_diag(*(rows[: option.dial] for rows in maps))  # values of all heads, [H·v, H·D]
+        products = covariance @ narrow.T
+        changes.append((regress(narrow @ products, weight @ products) @ narrow - weight).float())
+    yield "attn.proj", torch.stack(changes)
+
+
+def _narrow_queries(block: Any, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
+    pairs = head_maps(moments["attn.q"], moments["attn.k"], block.attn.num_heads)
+    kept = [torch.stack([q[: o.dial].T @ k[: o.dial] for q, k in pairs]) for o in options]
+    yield QK, torch.stack([(products - torch.eye(products.shape[-1]).to(products)).float() for products in kept])
+
+
+def _low_rank(block: nn.Module, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
+    for layer in options[0].group.ranks:
+        linear: Any = block.get_submodule(layer)
+        weight, inputs = wide(linear.weight), moments[layer]
+        covariance = inputs.second() if linear.bias is None else inputs.covariance()
+        up, down = factors_of_full_rank(weight, covariance)
+        ranks = [option.group.ranks[layer] for option in options]
+        yield layer, torch.stack([(up[:, :rank] @ down[:rank] - weight).float() for rank in ranks])
+
+
+def _skip(block: nn.Module, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
+    layer = {"attn": "attn.proj", "mlp": "mlp.fc2"}[options[0].part]
+    yield layer, -block.get_parameter(f"{layer}.weight").detach().expand(len(options), -1, -1)
+
+
+_SCALES = {
+    "mlp.hidden": _fewer_neurons, "attn.v": _narrow_values, "attn.qk": _narrow_queries, "attn.rank": _low_rank,
+    "mlp.rank": _low_rank, "attn.skip": _skip, "mlp.skip": _skip,
+}  # fmt: skip
+
+
+def run_changes(
+    model: nn.Module, family: Family, options: Sequence[Numbered], moments: Mapping[str, Mapping[str, Moments]]
+) -> dict[str, dict[str, LayerChanges]]:
+    """Compute the changes of options of several blocks, by block and layer.
+
+    Args:
+        model: the teacher, its blocks aligned.
+        family: of the model.
+        options: of several blocks each.
+        moments: of the inputs of the layers, by block and layer.
+    """
+    parts: dict[str, dict[str, list[tuple[int, Tensor]]]] = defaultdict(lambda: defaultdict(list))
+    for number, option in options:
+        for block, layer, change in _group_changes(model, family, option.group, moments):
+            parts[block][layer].append((number, change.bfloat16()))
+    return {
+        block: {
+            layer: LayerChanges(torch.tensor([n for n, _ in changes]), torch.stack([c for _, c in changes]))
+            for layer, changes in by_layer.items()
+        }
+        for block, by_layer in parts.items()
+    }
+
+
+def _group_changes(
+    model: nn.Module, family: Family, group: Group, moments: Mapping[str, Mapping[str, Moments]]
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Build one group as the student has it, and yield how its matrices differ from the model's."""
+    student = with_copies(model, group.blocks)
+    apply_groups(student, [group], family)
+    start_group(student, model, family, group, {f"{b}.{n}": m for b in group.blocks for n, m in moments[b].items()})
+    layers = dict.fromkeys([*(name.removesuffix(".weight") for name in group.shared), *group.ranks])
+    for block in group.blocks:
+        for layer in layers:
+            name = f"{block}.{layer}"
+            started: Any = student.get_submodule(name)
+            yield block, layer, started.weight.detach() - model.get_parameter(f"{name}.weight").detach()

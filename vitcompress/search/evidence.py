@@ -1,0 +1,105 @@
+"""Measure what options cost, all at once, by the second order of the KL divergence.
+
+A change of the outputs by δ costs about ½ δᵀ F δ nats, where F is the Fisher information of what
+the outputs mean. With random directions ξ whose covariance is F, that is ½ E(ξ·δ)². To first order,
+ξ·δ is the inner product of a layer's change with the gradient of ξ·outputs for the layer's weights:
+
+    score = Σ over layers ⟨W' − W, Σ over tokens (∂ ξ·outputs / ∂ layer's output) inputᵀ⟩
+
+One backward pass gives the gradients of one image; each option then costs one inner product. Scores
+of options in different layers add up, so half the mean square of a plan's sum of scores is its
+cost, with the correlations between its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.families.insertion import layers_called
+from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
+from vitcompress.initialize.inputs import Call, recording
+from vitcompress.search.changes import QK, BlockChanges
+
+CHUNK_IMAGES = 8
+DIRECTIONS = 2
+"""Random directions per image; more change costs less than other images would."""
+
+
+def add_scores(
+    scores: Tensor,
+    model: nn.Module,
+    changes: Mapping[str, BlockChanges],
+    means: Mapping[str, Tensor],
+    images: Tensor,
+    tell: Callable[[int], None],
+) -> None:
+    """Add the scores of options to `scores`, in place.
+
+    Args:
+        scores: `[N · DIRECTIONS, options]`; of an option of several blocks, the blocks' scores add
+            up.
+        model: in eval mode; not changed.
+        changes: by block.
+        means: mean inputs `[in]` of the layers with a bias, by full name; the bias takes up the
+            mean of a change.
+        images: that nothing was fitted to, `[N, C, H, W]`, on the model's device.
+        tell: called with a number of images that are done.
+
+    Source: ours; the Fisher information as in Martens and Grosse 2015, arXiv:1503.05671, Sec. 2;
+        the inner products as in Singh and Alistarh 2020, arXiv:2004.14340, Sec. 3.
+    """
+    kind, generator = outputs_of(model), torch.Generator().manual_seed(0)
+    chunks = images.split(CHUNK_IMAGES)
+    deviation = deviation_of(outputs_on(model, chunks)) if kind.uses_deviation else torch.ones(1)
+    names = [f"{block}.{_module(layer)}" for block, layers in changes.items() for layer in layers]
+    names = list(dict.fromkeys(names))
+    calls: dict[str, Call] = {}
+    row = 0
+    with torch.enable_grad(), layers_called(model), recording(model, names, calls.__setitem__):
+        for chunk in chunks:
+            predictions = model(chunk.detach().requires_grad_()).float()
+            outputs = [calls[name].output for name in names]
+            grads: dict[str, list[Tensor]] = {name: [] for name in names}
+            for number in range(DIRECTIONS):
+                score = kind.score(predictions, deviation, generator)
+                more = number + 1 < DIRECTIONS
+                for name, grad in zip(names, torch.autograd.grad(score, outputs, retain_graph=more), strict=True):
+                    grads[name].append(grad.reshape(len(chunk), -1, grad.shape[-1]))  # windows are image by image
+            for block, layers in changes.items():
+                for layer, change in layers.items():
+                    name = f"{block}.{_module(layer)}"
+                    gradients = _gradients(layer, model.get_submodule(block), calls[name], grads[name], means.get(name))
+                    found = gradients @ change.weights.flatten(1).float().T
+                    scores[row : row + len(found), change.numbers] += found.to(scores)
+            row += DIRECTIONS * len(chunk)
+            calls.clear()
+            tell(len(chunk))
+
+
+def _module(layer: str) -> str:
+    """The module whose input and output a layer's scores are computed from."""
+    return "attn.qkv" if layer == QK else layer
+
+
+def _gradients(layer: str, block: Any, call: Call, grads: Sequence[Tensor], mean: Tensor | None) -> Tensor:
+    """Gradients for a layer's weights, a row for each direction and image, `[R, out · in]`.
+
+    Args:
+        layer: as in `BlockChanges`.
+        block: contains it.
+        call: of its module.
+        grads: for its output, one for each direction, `[B, N, out]`.
+        mean: what is subtracted from the inputs, `[in]`; None subtracts nothing.
+    """
+    with torch.no_grad():
+        if layer == QK:
+            heads = block.attn.num_heads
+            q, *grads = (x.chunk(3, dim=-1)[0].unflatten(-1, (heads, -1)) for x in (call.output, *grads))
+            return torch.cat([torch.einsum("bnhd,bnhe->bhde", q, grad).flatten(1) for grad in grads])
+        x = call.input.reshape(*grads[0].shape[:2], -1)
+        x = x if mean is None else x - mean.to(x)
+        return torch.cat([(grad.mT @ x).flatten(1) for grad in grads])

@@ -1,0 +1,108 @@
+"""The options of a teacher with their costs, and the choices between them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from vitcompress.search.allocate import Choice, frontier, undominated
+from vitcompress.search.options import PARTS, Option, Shapes
+
+MIN_NATS = 1e-9
+
+
+@dataclass(frozen=True)
+class MeasuredOptions:
+    """A teacher and the costs of its options.
+
+    Attributes:
+        shapes: the teacher's blocks.
+        options: all options, measured.
+    """
+
+    shapes: Shapes
+    options: Sequence[Option]
+    _choices: dict[tuple[tuple[str, ...], float], list[Choice]] = field(default_factory=dict, compare=False, repr=False)
+
+    def choices(self, kinds: Sequence[str], evenness: float) -> list[Choice]:
+        """Return every choice worth having; cached, as a search asks again for each budget.
+
+        The key of a choice is a tuple of options, whose groups merge into one.
+
+        Args:
+            kinds: of options to choose from.
+            evenness: share of the difference between blocks, in the logarithm of what the same
+                change costs, that is left out, 0–1. Options are measured in a teacher that is
+                otherwise unchanged; where all blocks are cut deeply, blocks differ less.
+        """
+        key = tuple(kinds), evenness
+        if key not in self._choices:
+            slots = self._slots(kinds, evenness)
+            runs: dict[tuple[str, ...], dict[str, list[Option]]] = defaultdict(dict)
+            for (blocks, scale), options in slots.items():
+                runs[blocks][scale] = options
+            self._choices[key] = [
+                choice
+                for blocks in dict.fromkeys([*((block,) for block in self.shapes.blocks), *runs])
+                for choice in _choices_of(self.shapes, blocks, runs[blocks])
+            ]
+        return self._choices[key]
+
+    def _slots(self, kinds: Sequence[str], evenness: float) -> dict[tuple[tuple[str, ...], str], list[Option]]:
+        """Options by blocks and scale, smallest first, with costs to choose by."""
+        slots: dict[tuple[tuple[str, ...], str], list[Option]] = defaultdict(list)
+        for option in sorted(self.options, key=lambda option: option.dial):
+            if option.kind in kinds:
+                slots[option.group.blocks, option.scale].append(option)
+        logs = {}
+        for slot, options in slots.items():
+            # what keeps more costs no more; noise in the measurement sometimes says otherwise
+            nats = np.minimum.accumulate([max(option.nats, MIN_NATS) for option in options])
+            logs[slot] = np.log(nats * np.linspace(1, 1 - 1e-7, len(nats)))  # at equal cost, prefer what keeps more
+        alike: dict[tuple[object, ...], list[np.ndarray]] = defaultdict(list)
+        for (blocks, scale), options in slots.items():
+            alike[self._likeness(blocks, scale, options)].append(logs[blocks, scale])
+        means = {key: np.mean(values, axis=0) for key, values in alike.items()}
+        return {
+            (blocks, scale): [
+                replace(option, nats=float(value))
+                for option, value in zip(
+                    options,
+                    np.exp(
+                        (1 - evenness) * logs[blocks, scale] + evenness * means[self._likeness(blocks, scale, options)]
+                    ),
+                    strict=True,
+                )
+            ]
+            for (blocks, scale), options in slots.items()
+        }
+
+    def _likeness(self, blocks: tuple[str, ...], scale: str, options: Sequence[Option]) -> tuple[object, ...]:
+        """What slots have in common whose costs are brought together."""
+        stage = self.shapes.family.stage(blocks[0])
+        return stage, len(blocks), scale, tuple((option.dial, option.saved_params) for option in options)
+
+
+def _choices_of(shapes: Shapes, blocks: tuple[str, ...], scales: Mapping[str, Sequence[Option]]) -> list[Choice]:
+    """Return the choices for one run of blocks that are worth having."""
+    keep = shapes.keep(blocks)
+    queries, values = [keep, *scales.get("attn.qk", ())], [keep, *scales.get("attn.v", ())]
+    parts: dict[str, list[tuple[Option, ...]]] = {"attn": list(itertools.product(queries, values)), "mlp": [(keep,)]}
+    for scale, options in scales.items():
+        if scale not in ("attn.qk", "attn.v"):
+            parts[scale.partition(".")[0]] += [(option,) for option in options]
+    attention, mlp = (
+        undominated(parts[part], lambda options: (-sum(o.saved_params for o in options), sum(o.nats for o in options)))
+        for part in PARTS
+    )
+    first, last = shapes.blocks.index(blocks[0]), shapes.blocks.index(blocks[0]) + len(blocks)
+    total = shapes.params(blocks)
+    return frontier(
+        Choice(first, last, total - sum(o.saved_params for o in key), sum(o.nats for o in key), key)
+        for key in (a + m for a, m in itertools.product(attention, mlp))
+        if len(blocks) == 1 or any(option.kind != "keep" for option in key)
+    )
