@@ -66,7 +66,7 @@ def test_the_pyramid_of_the_detection_page_is_that_of_the_students_stages(
     save_file(timm.create_model("swin_tiny_patch4_window7_224", **args).state_dict(), tmp_path / "weights.safetensors")
     recipe = build({
         "model": "swin_tiny_patch4_window7_224", "model_arg": args, "checkpoint": tmp_path / "weights.safetensors",
-        "share": 2, "steps": 0, "device": "cpu",
+        "share": 2, "steps": 0, "device": "cpu", "calibration_images": 8,
     })  # fmt: skip
     vitcompress.compress(recipe, tmp_path / "mini.safetensors")
     monkeypatch.chdir(tmp_path)

@@ -90,8 +90,10 @@ def test_compress_without_images_distils_on_crops_and_says_so(
 ) -> None:
     out = tmp_path / "mini.safetensors"
     words = ["compress", *teacher, "--share", 2, "--batch-size", 4, "--num-workers", 0, "--no-baselines"]
-    ended = vitcompress(*words, "--steps", 2, "--out", out)
+    ended = vitcompress(*words, "--steps", 2, "--calibration-images", 8, "--out", out)
     assert ended.code == 0, ended.err
+    assert "start: fitted to 8 images" in ended.err
+    assert "judged on 128 others" in ended.err
     assert FALLBACK in ended.err
     report = json.loads(vitcompress("report", out, "--json").out)
     assert report["data"] == f"crops of {len(PHOTOGRAPHS) - 1} built-in photographs"
@@ -117,7 +119,8 @@ def test_images_that_are_named_win(tmp_path: Path, vitcompress: Vitcompress, tea
     words = ["compress", *teacher, "--share", 2, "--steps", 1, "--batch-size", 4, "--num-workers", 0, "--no-baselines"]
     ended = vitcompress(*words, "--data", images, "--out", tmp_path / "a.safetensors")
     assert (ended.code, FALLBACK in ended.err) == (0, False)
-    ended = vitcompress(*words, "--val-data", images, "--out", tmp_path / "b.safetensors")
+    few = ["--calibration-images", 8]
+    ended = vitcompress(*words, *few, "--val-data", images, "--out", tmp_path / "b.safetensors")
     report = json.loads(vitcompress("report", tmp_path / "b.safetensors", "--json").out)
     assert report["data"].startswith("crops of")
     assert report["accuracy"]["student_top1"] is not None  # trained on crops, measured on images

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from tests.conftest import Vitcompress
 from tests.formats import packed, photographs, samples, write_shard, write_shards
-from vitcompress.data.calibration import calibration_batches, draw_images
+from vitcompress.data.calibration import calibration_batches, draw_calibration, draw_images
 from vitcompress.data.classes import ModelClasses
 from vitcompress.data.loaders import Batch, ShuffledBatches, count_unreadable, evaluation_loader, training_loader
 from vitcompress.data.open import open_sets
@@ -136,6 +136,20 @@ def test_calibration_draws_other_images_after_the_first(root: Path) -> None:
     assert len({view.numpy().tobytes() for part in parts for view in part}) == 20
     again = torch.cat(list(calibration_batches(draw_images(images, 10, seed=1), CONFIG, recipe)))
     assert torch.equal(again, parts[0])
+
+
+@pytest.mark.parametrize(("count", "fitted", "judged"), [(None, 23, 7), (10, 10, 20)])
+def test_calibration_counts_the_images_of_a_stream(root: Path, count: int | None, fitted: int, judged: int) -> None:
+    images, recipe = everything(root), DataRecipe(num_workers=0)
+    drawing = draw_calibration(images, count, seed=1)
+    parts = [
+        torch.cat(list(calibration_batches(drawing.chosen(images, positions), CONFIG, recipe)))
+        for positions in (drawing.fitted, drawing.judged)
+    ]
+    assert [len(part) for part in parts] == [fitted, judged]
+    assert len({view.numpy().tobytes() for part in parts for view in part}) == SHARDS * EACH
+    (first, *_) = calibration_batches(drawing.others(images, 3), CONFIG, recipe)  # they begin anew at the end
+    assert len(first) == 3
 
 
 def test_a_command_can_be_the_source(root: Path) -> None:

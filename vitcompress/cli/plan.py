@@ -14,6 +14,12 @@ from vitcompress.report import events
 from vitcompress.report.model import to_json
 from vitcompress.report.terminal import print_options, print_plan
 
+
+def _help_of(stage: str, name: str) -> str:
+    """Return the help text of a recipe's field."""
+    return next(spec.help for spec in flag_specs(stage) if spec.name == name)
+
+
 _LEFT_OUT = tuple(spec.name for spec in flag_specs("data") if spec.name not in (*LABEL_FLAGS, "skip_bad_images"))
 
 
@@ -28,7 +34,9 @@ def plan(
             "With --target-…, use them for the search.",
         ),
     ] = None,
-    calibration_images: Annotated[int | None, typer.Option(min=1, help="Number of images to use.")] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help=_help_of("start", "calibration_images"))
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Device to measure on.")] = None,
     preset: PresetOption = None,
     as_json: JsonOption = False,

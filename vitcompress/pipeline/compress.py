@@ -27,14 +27,15 @@ from vitcompress.distill.optimizers import lr_for_start
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.outputs import outputs_of
 from vitcompress.initialize.align import align_model
-from vitcompress.initialize.start import start_student
+from vitcompress.initialize.start import needs_images, start_student
 from vitcompress.pipeline.budget import training_seconds
+from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.checks import check_recipe
 from vitcompress.pipeline.finish import Reference, conclude
 from vitcompress.pipeline.labels import check_teacher, with_labels
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
 from vitcompress.pipeline.prepare import outputs_notes, planned, prepare, resolve_recipe
-from vitcompress.pipeline.run import START_IMAGES, Run, first_images, load_adapted, train
+from vitcompress.pipeline.run import Run, load_adapted, train
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.report.events import tell_plan
@@ -95,14 +96,16 @@ def compress(
     settled = checkpoints.read_settled(facts, resume=recipe.run.resume, say=reporter.say) if checkpoints else None
     if settled is not None:
         run = _resumed(run, settled)
-    elif recipe.target.is_given:
+    has_state = settled is not None and checkpoints is not None and checkpoints.newest() is not None
+    starts = not has_state or recipe.distill.fade > 0  # what fades is the difference from the start
+    run = _with_images(run, source, starts=starts, settles=settled is None)
+    if settled is None and recipe.target.is_given:
         run = search_plan(run, source)
     size = run.plan.size
     reporter.say(f"{run.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
 
     # start
-    has_state = settled is not None and checkpoints is not None and checkpoints.newest() is not None
-    student, turned = _start(run, source, has_state=has_state)
+    student, turned = _start(run, source, starts=starts)
     if settled is None:
         run = _with_lr(run, student, source)
         if checkpoints and recipe.distill.steps != 0 and run.accelerator.is_main_process:
@@ -130,13 +133,27 @@ def _settled(run: Run) -> dict[str, Any]:
     return {"plan": plan, "store": run.recipe.store.store, "lr": run.recipe.distill.lr}
 
 
-def _start(run: Run, source: nn.Module, *, has_state: bool) -> tuple[nn.Module, nn.Module]:
-    """Build the student and set its starting weights.
+def _with_images(run: Run, source: nn.Module, *, starts: bool, settles: bool) -> Run:
+    """Return the run with calibration images, where something is fitted to or measured on them.
+
+    Args:
+        run: the request.
+        source: the model to compress.
+        starts: the student gets its starting weights.
+        settles: plan and learning rate are not known yet.
+    """
+    searches = settles and run.recipe.target.is_given
+    fits = searches or (starts and needs_images(run.plan, run.recipe.start.start))
+    return with_calibration(run, source, fits=fits, judges=searches or (settles and _wants_lr(run, source)))
+
+
+def _start(run: Run, source: nn.Module, *, starts: bool) -> tuple[nn.Module, nn.Module]:
+    """Build the student, and set its starting weights.
 
     Args:
         run: the request.
         source: the model to compress; not changed.
-        has_state: the training continues from a state, which replaces the starting weights.
+        starts: set its starting weights; otherwise the training continues from a state.
 
     Returns:
         The student, and a copy of the source that computes the same, with its heads and neurons in
@@ -144,17 +161,16 @@ def _start(run: Run, source: nn.Module, *, has_state: bool) -> tuple[nn.Module, 
     """
     turned = align_model(source, run.plan)
     student = planned(turned, run.plan)
-    if not has_state or run.recipe.distill.fade:  # what fades is the difference from the start
+    if starts:
         start_student(student, turned, run.plan, run.calibration, run.recipe.start.start)
     return student, turned
 
 
 def _with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
     """Return the run with a learning rate that fits its start, where none was given."""
-    recipe = run.recipe.distill
-    if recipe.lr is not None or recipe.steps == 0 or outputs_of(source).nats is None:
+    if not _wants_lr(run, source):
         return run
-    images = torch.cat(list(first_images(run.calibration(), START_IMAGES)))
+    images = torch.cat(list(run.judged()))
     nats, chance = divergence_and_chance(student.eval(), source, images)
     width = int(source.num_features)  # type: ignore[arg-type]
     lr = from_main(lr_for_start(nats, chance, run.recipe.data.batch_size, width), run.accelerator)
@@ -162,7 +178,13 @@ def _with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
         f"Before training, the student's predictions differ from {run.source.name}'s by {shown_nats(nats)} of KL "
         f"divergence (random predictions: {chance:.2f}). Learning rate: {lr:.2g}."
     )
-    return replace(run, recipe=replace(run.recipe, distill=replace(recipe, lr=lr)))
+    return replace(run, recipe=replace(run.recipe, distill=replace(run.recipe.distill, lr=lr)))
+
+
+def _wants_lr(run: Run, source: nn.Module) -> bool:
+    """Whether the learning rate follows from how far the start is from the source."""
+    recipe = run.recipe.distill
+    return recipe.lr is None and recipe.steps != 0 and outputs_of(source).nats is not None
 
 
 def _distill(run: Run, started: float, student: nn.Module, source: nn.Module, turned: nn.Module) -> TrainLog:

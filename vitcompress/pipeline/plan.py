@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitcompress.data.calibration import draw_images
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.distill.log import MAX_POINTS
 from vitcompress.families.outputs import OutputKind, outputs_of
 from vitcompress.families.registry import family_of
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.macs import with_macs
+from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.checks import check_checkpoint, check_recipe
 from vitcompress.pipeline.labels import with_labels
 from vitcompress.pipeline.prepare import match_losses, planned, prepare, with_losses
@@ -117,7 +117,7 @@ def _measuring(recipe: Recipe, reporter: Reporter | None) -> tuple[Run, nn.Modul
     """Check a recipe and load its model, to measure options on."""
     run = prepare(recipe, None, "", reporter or Reporter(quiet=True), measures=True)
     source = load_source(run)
-    return with_labels(run, source, stops=False), source
+    return with_calibration(with_labels(run, source, stops=False), source), source
 
 
 def load_source(run: Run, told: list[str] | None = None) -> nn.Module:
@@ -172,7 +172,7 @@ def with_plan(run: Run, student_plan: Plan, store: str) -> Run:
 def _searching(run: Run, source: nn.Module) -> Iterator[Search]:
     """Yield the search for a plan, with the calibration images loaded."""
     recipe = run.recipe
-    images = torch.cat(list(run.calibration()))
+    images = torch.cat([*run.calibration(), *run.judged()])
     with run.reporter.counting("searching") as tell:
         yield Search(
             teacher=source,
@@ -195,9 +195,7 @@ def _drop(run: Run, source: nn.Module, student: nn.Module) -> float:
     upper bound of the loss.
     """
     assert run.train is not None  # `prepare` made sure
-    count, seed = run.recipe.start.calibration_images, run.recipe.run.seed
-    images = draw_images(run.train, JUDGED_IMAGES, seed=seed, after=count)
-    images = images if len(images) else draw_images(run.train, JUDGED_IMAGES, seed=seed)
+    images = run.drawing.others(run.train, JUDGED_IMAGES)
     accuracy = Evaluator(images, run.config, run.recipe.data)(student, source)
     assert accuracy is not None  # there are images
     if accuracy.top1_drop is not None:

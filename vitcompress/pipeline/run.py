@@ -5,8 +5,9 @@ prepare → Run → train → finish → Report
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.augmentation import Mixing
-from vitcompress.data.calibration import calibration_batches, draw_images
+from vitcompress.data.calibration import Drawing, calibration_batches, draw_calibration
 from vitcompress.data.loaders import Batch, ProcessShare, process_share, training_loader
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
@@ -39,7 +40,7 @@ from vitcompress.report.model import Parent
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import precision_of
 
-START_IMAGES = 128  # calibration images on which the distance of a start and the outputs' deviation are measured
+DEVIATION_IMAGES = 128  # calibration images on which the outputs' deviation is measured
 _VIEW_FIELDS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")
 
 
@@ -66,6 +67,8 @@ class Run:
         classes: class names of the student; empty where they are not known.
         notes: notes for the report that are known before training.
         lineage: the artifacts that the student descends from, oldest first.
+        drawn: the calibration images, drawn with the model's predictions; None where these are not
+            needed.
     """
 
     recipe: Recipe
@@ -85,6 +88,7 @@ class Run:
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     lineage: tuple[Parent, ...] = ()
+    drawn: Drawing | None = None
 
     @property
     def num_steps(self) -> int | None:
@@ -106,10 +110,28 @@ class Run:
         """Evaluates models on the validation images."""
         return Evaluator(self.val, self.config, self.recipe.data, self.accelerator, self.recipe.distill.accumulate)
 
-    def calibration(self) -> Iterator[Tensor]:
-        """Yield batches of calibration images, on the device."""
+    @cached_property
+    def drawing(self) -> Drawing:
+        """Which training images starts are fitted to, and which ones they are judged on."""
         assert self.train is not None  # `prepare` made sure
-        images = draw_images(self.train, self.recipe.start.calibration_images, seed=self.recipe.run.seed)
+        return self.drawn or draw_calibration(
+            self.train, self.recipe.start.calibration_images, seed=self.recipe.run.seed
+        )
+
+    def calibration(self) -> Iterator[Tensor]:
+        """Yield batches of the images that starts are fitted to, on the device."""
+        return self._images_at(self.drawing.fitted)
+
+    def judged(self) -> Iterator[Tensor]:
+        """Yield batches of images that nothing was fitted to, on the device.
+
+        They are up to 128 training images other than those of `calibration`, but for a single one.
+        """
+        return self._images_at(self.drawing.judged)
+
+    def _images_at(self, positions: Sequence[int]) -> Iterator[Tensor]:
+        assert self.train is not None  # `prepare` made sure
+        images = self.drawing.chosen(self.train, positions)
         for batch in calibration_batches(images, self.config, self.recipe.data):
             yield batch.to(self.accelerator.device)
 
@@ -224,7 +246,7 @@ def _deviation(run: Run, student: nn.Module, teacher: nn.Module | None) -> Tenso
     if teacher is None or not kind.uses_deviation or kind.loss not in run.matching.losses:
         return None
     teacher.to(run.accelerator.device).eval()
-    return deviation_of(outputs_on(teacher, first_images(run.calibration(), START_IMAGES)))
+    return deviation_of(outputs_on(teacher, first_images(run.calibration(), DEVIATION_IMAGES)))
 
 
 def first_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:

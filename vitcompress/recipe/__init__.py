@@ -11,6 +11,7 @@ from vitcompress.recipe.stages import Recipe as Recipe
 from vitcompress.recipe.stages import flag_specs as flag_specs
 from vitcompress.recipe.student import DEFAULT_SHARE as DEFAULT_SHARE
 from vitcompress.recipe.student import KINDS as KINDS
+from vitcompress.recipe.student import MAX_CALIBRATION_IMAGES as MAX_CALIBRATION_IMAGES
 from vitcompress.recipe.student import QUANTIZED_STORES as QUANTIZED_STORES
 from vitcompress.recipe.student import TRANSFORMS as TRANSFORMS
 from vitcompress.recipe.student import ModelRecipe as ModelRecipe

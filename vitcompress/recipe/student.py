@@ -14,6 +14,7 @@ DEFAULT_SHARE = 2
 TRANSFORMS = ("heads", "mlp")  # default where blocks share whole matrices
 OutputName = Literal["classes", "multi_label", "regression"]
 StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]
+MAX_CALIBRATION_IMAGES = 1024  # that starts are fitted to, by default
 KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
 QUANTIZED_STORES = ("int8", "int4")  # stores that quantize; training can simulate them
 
@@ -172,7 +173,13 @@ class StartRecipe:
         "Initial weights that a group shares: those of its first block (first), the mean of its blocks (mean), or a "
         "least-squares fit on calibration images (calibrated).",
     )
-    calibration_images: int = option(512, "Number of images for calibrated starts and for the search.", ge=1)
+    calibration_images: int | None = option(
+        None,
+        "Number of training images that starts are fitted to, and options of a search. Up to 128 others say how good "
+        "they are. More images give a better start and take longer. Default: as many as there are, at most "
+        f"{MAX_CALIBRATION_IMAGES:,}.",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True, config=CONFIG)
