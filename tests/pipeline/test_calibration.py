@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,10 @@ from torch import nn
 
 from tests.conftest import Vitcompress, draw_image
 from tests.factories import ARGS, tiny
+from vitcompress.data.calibration import Drawing
+from vitcompress.data.sets import ImageSet
+from vitcompress.measure.accuracy import Evaluator
+from vitcompress.pipeline import compress, plan
 from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.plan import load_source
 from vitcompress.pipeline.prepare import prepare
@@ -105,3 +111,40 @@ def test_labels_are_taken_instead_of_predictions(images: Path, weights: Path) ->
     assert run.train is not None
     assert sorted(run.train.label(run.train.indices[number]) for number in run.drawing.fitted) == [0, 1, 2, 3, 4]
     assert len(run.drawing.judged) == 10
+
+
+def test_the_learning_rate_follows_from_images_that_nothing_was_fitted_to(
+    flat: Path, teacher: list[str], weights: Path, tmp_path: Path, vitcompress: Vitcompress,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen: list[torch.Tensor] = []
+
+    def measure(student: nn.Module, source: nn.Module, images: torch.Tensor) -> tuple[float, float]:
+        seen.append(images)
+        return 0.5, 1.0
+
+    monkeypatch.setattr(compress, "divergence_and_chance", measure)
+    words = ["--data", flat, "--val-data", flat, "--share", 2, "--num-workers", 0, "--calibration-images", 8]
+    words += ["--steps", 1, "--batch-size", 2, "--no-baselines", "--device", "cpu", "--out", tmp_path / "m.safetensors"]
+    ended = vitcompress("compress", *teacher, *words)
+    assert ended.code == 0, ended.err
+    run = prepared(flat, weights, 8)
+    run = with_calibration(run, load_source(run))
+    assert len(seen) == 1
+    assert torch.equal(seen[0], torch.cat(list(run.judged())))
+
+
+def test_a_drop_is_measured_on_images_that_are_not_drawn(flat: Path, weights: Path) -> None:
+    run = prepared(flat, weights, 4)  # with eight others that are judged on
+    source = load_source(run)
+    run = replace(with_calibration(run, source), drawn=Drawing(0, (3, 1), (4, 7)))
+    watched: list[ImageSet] = []
+
+    def evaluator(images: ImageSet, *rest: Any) -> Evaluator:
+        watched.append(images)
+        return Evaluator(images, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "Evaluator", evaluator)
+        assert plan._drop(run, source, source) == 0
+    assert sorted(watched[0].indices) == [0, 2, 5, 6, 8, 9, 10, 11]
