@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.augmentation import training_transform
@@ -42,7 +42,7 @@ from vitcompress.report.events import tell_plan
 from vitcompress.report.model import Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import from_main
-from vitcompress.search.sensitivity import divergence_and_chance, shown_nats
+from vitcompress.search.divergence import divergence_and_chance, shown_nats
 
 
 def compress(
@@ -99,13 +99,14 @@ def compress(
     has_state = settled is not None and checkpoints is not None and checkpoints.newest() is not None
     starts = not has_state or recipe.distill.fade > 0  # what fades is the difference from the start
     run = _with_images(run, source, starts=starts, settles=settled is None)
+    weights: Mapping[str, Tensor] | None = None
     if settled is None and recipe.target.is_given:
-        run = search_plan(run, source)
+        run, weights = search_plan(run, source)
     size = run.plan.size
     reporter.say(f"{run.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
 
     # start
-    student, turned = _start(run, source, starts=starts)
+    student, turned = _start(run, source, starts=starts, weights=weights)
     if settled is None:
         run = _with_lr(run, student, source)
         if checkpoints and recipe.distill.steps != 0 and run.accelerator.is_main_process:
@@ -147,7 +148,9 @@ def _with_images(run: Run, source: nn.Module, *, starts: bool, settles: bool) ->
     return with_calibration(run, source, fits=fits, judges=searches or (settles and _wants_lr(run, source)))
 
 
-def _start(run: Run, source: nn.Module, *, starts: bool) -> tuple[nn.Module, nn.Module]:
+def _start(
+    run: Run, source: nn.Module, *, starts: bool, weights: Mapping[str, Tensor] | None
+) -> tuple[nn.Module, nn.Module]:
     """Build the student, and set its starting weights.
 
     Args:
@@ -161,7 +164,9 @@ def _start(run: Run, source: nn.Module, *, starts: bool) -> tuple[nn.Module, nn.
     """
     turned = align_model(source, run.plan)
     student = planned(turned, run.plan)
-    if starts:
+    if weights is not None:
+        student.load_state_dict(weights)
+    elif starts:
         start_student(student, turned, run.plan, run.calibration, run.recipe.start.start)
     return student, turned
 

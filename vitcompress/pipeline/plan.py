@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.distill.log import MAX_POINTS
@@ -33,9 +33,10 @@ from vitcompress.quantize.store import stored_tensors
 from vitcompress.recipe import ModelRecipe, PlanRecipe, Recipe
 from vitcompress.report.model import to_json
 from vitcompress.runtime.console import Reporter
+from vitcompress.runtime.memory import free_bytes
 from vitcompress.runtime.processes import from_main
 from vitcompress.search.model import Search
-from vitcompress.search.target import reach
+from vitcompress.search.target import search_target
 
 JUDGED_IMAGES = 1000  # training images that `--target-drop` is measured on
 
@@ -95,7 +96,8 @@ def search(recipe: Recipe, *, reporter: Reporter | None = None) -> Plan:
     Raises:
         VitcompressError: the recipe has faults, or the target is out of reach.
     """
-    return search_plan(*_measuring(recipe, reporter)).plan
+    run, _ = search_plan(*_measuring(recipe, reporter))
+    return run.plan
 
 
 def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[dict[str, Any]]:
@@ -138,26 +140,29 @@ def load_source(run: Run, told: list[str] | None = None) -> nn.Module:
         return load_pretrained(run.source, tell).to(run.accelerator.device)
 
 
-def search_plan(run: Run, source: nn.Module) -> Run:
-    """Return the run with the best plan for its target; the main process searches.
+def search_plan(run: Run, source: nn.Module) -> tuple[Run, dict[str, Tensor]]:
+    """Find the best plan for the run's target; the main process searches.
 
     Args:
         run: a run whose recipe has a target.
         source: the model to compress, in eval mode on the device.
 
+    Returns:
+        The run with the plan, and the starting weights of its student.
+
     Raises:
         PlanError: the target is out of reach; the message says what is in reach.
     """
-    choice: tuple[Plan | None, str] = None, ""
+    choice: tuple[Plan | None, str, dict[str, Tensor]] = None, "", {}
     if run.accelerator.is_main_process:
-        with _searching(run, source) as searching:
-            best = reach(run.recipe.target, searching)
-        choice = replace(best.plan, why=best.reasons()), best.store
-    chosen, store = from_main(choice, run.accelerator)
+        with _searching(run, source) as (searching, tell):
+            best = search_target(run.recipe.target, searching, tell)
+        choice = replace(best.plan, why=best.reasons()), best.store, best.student.state_dict()
+    chosen, store, start = from_main(choice, run.accelerator)
     assert chosen is not None  # the main process searched
     for line in chosen.why:
         run.reporter.say(line)
-    return with_plan(run, with_macs(chosen, empty_model(run.source), run.config["input_size"]), store)
+    return with_plan(run, with_macs(chosen, empty_model(run.source), run.config["input_size"]), store), start
 
 
 def with_plan(run: Run, student_plan: Plan, store: str) -> Run:
@@ -169,22 +174,26 @@ def with_plan(run: Run, student_plan: Plan, store: str) -> Run:
 
 
 @contextmanager
-def _searching(run: Run, source: nn.Module) -> Iterator[Search]:
-    """Yield the search for a plan, with the calibration images loaded."""
+def _searching(run: Run, source: nn.Module) -> Iterator[tuple[Search, Callable[[float], None]]]:
+    """Yield the search for a plan, with the calibration images loaded, and its progress."""
     recipe = run.recipe
-    images = torch.cat([*run.calibration(), *run.judged()])
     with run.reporter.counting("searching") as tell:
-        yield Search(
-            teacher=source,
-            name=run.source.name,
-            images=images,
-            store=recipe.store.store,
-            token_kernel=recipe.plan.token_kernel,
-            transforms=recipe.plan.transforms or (),
-            header_bytes=partial(header_bound, run, empty_model(run.source)),
-            drop=partial(_drop, run, source),
-            tell=tell,
-            say=run.reporter.say,
+        yield (
+            Search(
+                teacher=source,
+                name=run.source.name,
+                fitted=torch.cat(list(run.calibration())),
+                judged=torch.cat(list(run.judged())),
+                store=recipe.store.store,
+                token_kernel=recipe.plan.token_kernel,
+                transforms=recipe.plan.transforms or (),
+                multiple=recipe.target.width_multiple,
+                memory_bytes=recipe.target.max_memory or free_bytes(run.accelerator.device) / 2,
+                header_bytes=partial(header_bound, run, empty_model(run.source)),
+                drop=partial(_drop, run, source),
+                say=run.reporter.say,
+            ),
+            tell,
         )
 
 

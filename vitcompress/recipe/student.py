@@ -15,7 +15,7 @@ TRANSFORMS = ("heads", "mlp")  # default where blocks share whole matrices
 OutputName = Literal["classes", "multi_label", "regression"]
 StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]
 MAX_CALIBRATION_IMAGES = 1024  # that starts are fitted to, by default
-KINDS = ("narrow", "low_rank", "share", "adapter", "basis")
+KINDS = ("narrow", "low_rank", "skip", "share", "adapter", "basis")
 QUANTIZED_STORES = ("int8", "int4")  # stores that quantize; training can simulate them
 
 
@@ -143,12 +143,25 @@ class TargetRecipe:
         "training.",
         gt=0,
     )
-    kinds: Annotated[tuple[Literal["narrow", "low_rank", "share", "adapter", "basis"], ...], Words] = option(
+    kinds: Annotated[tuple[Literal["narrow", "low_rank", "skip", "share", "adapter", "basis"], ...], Words] = option(
         KINDS,
         "Kinds of compression that the search may use, comma-separated. narrow: fewer neurons and head channels; "
-        "low_rank: factors instead of matrices; share: shared blocks; adapter: shared matrix plus own factors; "
-        "basis: one factor shared.",
+        "low_rank: factors instead of matrices; skip: an attention or MLP left out; share: shared blocks; "
+        "adapter: shared matrix plus own factors; basis: one factor shared.",
         min_length=1,
+    )
+
+    width_multiple: int = option(
+        8,
+        "The search makes widths of heads and ranks multiples of this, and numbers of neurons multiples of twice "
+        "this: odd sizes save parameters but no time. 1 allows any size.",
+        ge=1,
+    )
+    options: Path | None = option(
+        None, "Measured options to choose from, as plan --calibrate --save writes them; they are not measured again."
+    )
+    max_memory: Annotated[Annotated[int, Field(gt=0)] | None, Bytes] = option(
+        None, "Memory for what the search measures, like 8GB. Default: half of what is free."
     )
 
     def __post_init__(self) -> None:

@@ -23,26 +23,26 @@ SURE = 1.3
 
 def build_best(
     candidates: Sequence[Candidate], search: Search, tell: Callable[[float], None]
-) -> tuple[list[Candidate], nn.Module | None]:
+) -> tuple[list[Candidate], nn.Module]:
     """Build the candidates that may be the best.
 
     Args:
-        candidates: cheapest first.
+        candidates: cheapest first, at least one.
         search: what the search works on.
         tell: called with the share of this that is done, 0–1.
 
     Returns:
         All candidates, best first, those that were built before the others; and the student of the
-        first, None where there is none.
+        first.
     """
     likely = [c for c in candidates[:MAX_BUILT] if c.predicted <= SURE * candidates[0].predicted]
     built: list[Candidate] = []
-    best: nn.Module | None = None
+    best = search.teacher
     for candidate in likely:
         student = build_student(candidate.plan, search.teacher, search.fitted)
-        built.append(replace(candidate, measured=divergence(student, search.teacher, search.judged)))
-        if built[-1].measured == min(c.measured for c in built):
-            best = student
+        measured = divergence(student, search.teacher, search.judged)
+        best = student if all(measured < other.measured for other in built) else best
+        built.append(replace(candidate, measured=measured))
         tell(len(built) / len(likely))
     return sorted(built, key=lambda candidate: candidate.measured) + list(candidates[len(likely) :]), best
 

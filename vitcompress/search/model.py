@@ -76,8 +76,6 @@ class Search:
         header_bytes: `(plan, store) -> int`; upper bound of what a plan's file holds besides its
             tensors.
         drop: `(student) -> points`; how much worse than the teacher a student is.
-        tell: called with the share of the search that is done, 0–1; it never falls, and is 1 at the
-            end alone.
         say: called with a line of text now and then.
     """
 
@@ -92,7 +90,6 @@ class Search:
     memory_bytes: float
     header_bytes: Callable[[Plan, str], int]
     drop: Callable[[nn.Module], float]
-    tell: Callable[[float], None]
     say: Callable[[str], None]
 
     @property
