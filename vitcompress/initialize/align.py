@@ -27,20 +27,6 @@ ROUNDS = 3
 """The first round aligns all blocks with the first block, the others with their mean."""
 
 
-def with_copies(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
-    """Return a model with copies of some blocks that shares all other parameters with `model`.
-
-    Args:
-        model: not changed.
-        blocks: full names of the blocks to copy.
-    """
-    kept = {id(p): p for p in (*model.parameters(), *model.buffers())}
-    for name in blocks:
-        for t in (*model.get_submodule(name).parameters(), *model.get_submodule(name).buffers()):
-            kept.pop(id(t), None)
-    return copy.deepcopy(model, kept)
-
-
 def align_model(teacher: nn.Module, plan: Plan) -> nn.Module:
     """Align the blocks that share matrices in a model that computes what the teacher does.
 

@@ -126,18 +126,37 @@ def _fit_readers(
     residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor], rank: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """W_i ≈ U_i S, where S spans the inputs that matter to all blocks' layers."""
-    root, inverse = roots(_total(moments.values()) / len(moments))
-    gram = _total(residual.T @ residual for residual in residuals.values())
-    basis = leading(root @ gram @ root, rank).T @ inverse
+    basis = basis_of_readers(residuals, moments)[:rank]
     for block, residual in residuals.items():
         projected = moments[block] @ basis.T
         yield torch.linalg.solve(basis @ projected, (residual @ projected).T).T, basis
+
+
+def basis_of_readers(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> Tensor:
+    """Return rows `[in, in]` of which the first r are the best shared factor of rank r.
+
+    Args:
+        weights: `[out, in]` by block.
+        moments: second moments of the inputs, `[in, in]`, by block.
+    """
+    root, inverse = roots(_total(moments.values()) / len(moments))
+    gram = _total(weight.T @ weight for weight in weights.values())
+    return leading(root @ gram @ root, len(root)).T @ inverse
 
 
 def _fit_writers(
     residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor], rank: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """W_i ≈ S U_i, where S spans the directions of the stream that all blocks' layers write to."""
-    basis = leading(_total(r @ moments[block] @ r.T for block, r in residuals.items()), rank)
+    basis = basis_of_writers(residuals, moments)[:, :rank]
     for residual in residuals.values():
         yield basis, basis.T @ residual
+
+
+def basis_of_writers(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> Tensor:
+    """Return columns `[out, out]` of which the first r are the best shared factor of rank r.
+
+    Arguments are those of `basis_of_readers`.
+    """
+    gram = _total(weight @ moments[block] @ weight.T for block, weight in weights.items())
+    return leading(gram, len(gram))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,24 +65,20 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
         fit.solve(student, teacher, group, layer)
 
 
-def fit_whole(
-    student: nn.Module, teacher: nn.Module, family: Family, group: Group, moments: Mapping[str, Moments]
-) -> None:
-    """Set a group's shared matrices without factors, as `start_calibrated` does, in place.
+def shared_matrix(teacher: nn.Module, blocks: Sequence[str], layer: str, moments: Mapping[str, Moments]) -> Tensor:
+    """Return the matrix `[out, in]` that `start_calibrated` gives blocks with private biases.
 
     Args:
-        student: its shared matrices and the biases of those layers are set.
-        teacher: the matrices are fitted to its layers.
-        family: of the teacher.
-        group: of the student's plan.
-        moments: moments of the inputs of the group's layers in the teacher, by the layer's full
-            name.
+        teacher: the matrix is fitted to its layers.
+        blocks: full names of the blocks.
+        layer: name of the layer inside the block.
+        moments: of the layer's inputs in the teacher, by block.
     """
-    for layer in shared_layers(group, family):
-        fit = _Fit()
-        for block in group.blocks:
-            fit.add(block, teacher.get_parameter(f"{block}.{layer}.weight"), moments[f"{block}.{layer}"])
-        fit.solve(student, teacher, group, layer)
+    fit = _Fit()
+    for block in blocks:
+        fit.add(block, teacher.get_parameter(f"{block}.{layer}.weight"), moments[block])
+    linears = {block: teacher.get_submodule(f"{block}.{layer}") for block in blocks}
+    return fit.matrix(linears, shared_bias=False)[0]
 
 
 STARTS: Mapping[str, Callable[[nn.Module, nn.Module, Plan, Images], None]] = {
@@ -111,28 +107,31 @@ class _Fit:
     def solve(self, student: nn.Module, teacher: nn.Module, group: Group, layer: str) -> None:
         """Set one layer of the group in the student, in place."""
         linears = {block: teacher.get_submodule(f"{block}.{layer}") for block in group.blocks}
+        is_shared = f"{layer}.bias" in group.shared
+        weight, biases = self.matrix(linears, shared_bias=is_shared)
+        _set(student, f"{group.donor}.{layer}.weight", weight)
+        for block, bias in zip(group.blocks[:1] if is_shared else group.blocks, biases, strict=False):
+            _set(student, f"{block}.{layer}.bias", bias)
+
+    def matrix(self, linears: Mapping[str, nn.Module], *, shared_bias: bool) -> tuple[Tensor, list[Tensor]]:
+        """Return the best matrix, and the bias of each block, of all blocks, or none."""
         weights = torch.stack([wide(linear.weight.detach()) for linear in linears.values()])  # type: ignore[operator]
-        means = torch.stack([self.sums[block] / self.count[block] for block in group.blocks])  # [G, D]
+        means = torch.stack([self.sums[block] / self.count[block] for block in linears])  # [G, D]
         count = sum(self.count.values())
         moment, target = self.inputs / count, self.targets / count  # averages over blocks and tokens
-        first = next(iter(linears.values()))
-        if first.bias is None:
-            _set(student, f"{group.donor}.{layer}.weight", regress_near(moment, target, weights.mean(0)))
-            return
+        if next(iter(linears.values())).bias is None:
+            return regress_near(moment, target, weights.mean(0)), []
         biases = torch.stack([wide(linear.bias.detach()) for linear in linears.values()])  # type: ignore[operator]
         outputs = torch.einsum("god,gd->go", weights, means) + biases  # mean output per block
-        if f"{layer}.bias" in group.shared:
+        if shared_bias:
             mean_in, mean_out = means.mean(0), outputs.mean(0)
             target = target + torch.einsum("go,gd->od", biases, means) / len(means)
             w = regress_near(moment - mean_in.outer(mean_in), target - mean_out.outer(mean_in), weights.mean(0))
-            _set(student, f"{group.donor}.{layer}.bias", mean_out - w @ mean_in)
-        else:
-            centered = moment - torch.einsum("gd,ge->de", means, means) / len(means)
-            explained = torch.einsum("god,gd,ge->oe", weights, means, means) / len(means)
-            w = regress_near(centered, target - explained, weights.mean(0))
-            for block, output, mean in zip(group.blocks, outputs, means, strict=True):
-                _set(student, f"{block}.{layer}.bias", output - w @ mean)
-        _set(student, f"{group.donor}.{layer}.weight", w)
+            return w, [mean_out - w @ mean_in]
+        centered = moment - torch.einsum("gd,ge->de", means, means) / len(means)
+        explained = torch.einsum("god,gd,ge->oe", weights, means, means) / len(means)
+        w = regress_near(centered, target - explained, weights.mean(0))
+        return w, [output - w @ mean for output, mean in zip(outputs, means, strict=True)]
 
 
 def shared_layers(group: Group, family: Family) -> list[str]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor, nn
 
-from vitcompress.families.base import Family
 from vitcompress.initialize.blockwise import start_in_order
-from vitcompress.initialize.factors import fit_factors, start_factors
-from vitcompress.initialize.regression import Moments
-from vitcompress.initialize.shared_matrices import STARTS, fit_whole
-from vitcompress.plans.model import Group, Plan
+from vitcompress.initialize.factors import start_factors
+from vitcompress.initialize.shared_matrices import STARTS
+from vitcompress.plans.model import Plan
 
 
 def needs_images(plan: Plan, method: str) -> bool:
@@ -41,20 +38,3 @@ def start_student(
     if needs_images(plan, "first"):
         start_factors(student, teacher, plan, images())
         start_in_order(student, teacher, plan, images())
-
-
-def start_group(
-    student: nn.Module, teacher: nn.Module, family: Family, group: Group, moments: Mapping[str, Moments]
-) -> None:
-    """Set the start of one group of several blocks, in place.
-
-    Args:
-        student: contains the group; its other blocks may be the teacher's own modules.
-        teacher: the model that the group was made from.
-        family: of the teacher.
-        group: its blocks are not narrow.
-        moments: of the inputs of the group's layers in the teacher, by the layer's full name.
-    """
-    with torch.no_grad():
-        fit_whole(student, teacher, family, group, moments)
-        fit_factors(student, teacher, family, group, moments)

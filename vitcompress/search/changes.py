@@ -10,7 +10,7 @@ A new kind adds a function here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.initialize.align import with_copies
+from vitcompress.initialize.factors import basis_of_readers, basis_of_writers
 from vitcompress.initialize.narrow import eliminate, head_maps, value_maps
 from vitcompress.initialize.regression import Moments, factors_of_full_rank, regress, wide
-from vitcompress.initialize.start import start_group
-from vitcompress.plans.model import Group
+from vitcompress.initialize.shared_matrices import shared_matrix
+from vitcompress.plans.make import layer_shapes
 from vitcompress.search.options import Option
-from vitcompress.surgery import apply_groups
 
 QK = "attn.qk"
 """Stands for the products of queries and keys among a block's layers."""
@@ -135,35 +134,81 @@ def run_changes(
 ) -> dict[str, dict[str, LayerChanges]]:
     """Compute the changes of options of several blocks, by block and layer.
 
+    What a start refines in rounds is computed once here.
+
     Args:
         model: the teacher, its blocks aligned.
         family: of the model.
         options: of several blocks each.
         moments: of the inputs of the layers, by block and layer.
     """
+    changes: dict[str, dict[str, LayerChanges]] = defaultdict(dict)
     parts: dict[str, dict[str, list[tuple[int, Tensor]]]] = defaultdict(lambda: defaultdict(list))
+    by_part: dict[tuple[tuple[str, ...], str], list[Numbered]] = defaultdict(list)
     for number, option in options:
-        for block, layer, change in _group_changes(model, family, option.group, moments):
-            parts[block][layer].append((number, change.bfloat16()))
-    return {
-        block: {
-            layer: LayerChanges(torch.tensor([n for n, _ in changes]), torch.stack([c for _, c in changes]))
-            for layer, changes in by_layer.items()
-        }
-        for block, by_layer in parts.items()
-    }
+        by_part[option.group.blocks, option.part].append((number, option))
+    with torch.no_grad():
+        for (blocks, part), numbered in by_part.items():
+            for layer in [n for n in layer_shapes(family, model.get_submodule(blocks[0])) if n.split(".")[0] == part]:
+                for number, block, change in _layer_changes(model, family, blocks, layer, numbered, moments):
+                    parts[block][layer].append((number, change.bfloat16()))
+    for block, by_layer in parts.items():
+        for layer, found in by_layer.items():
+            numbers = torch.tensor([number for number, _ in found])
+            changes[block][layer] = LayerChanges(numbers, torch.stack([change for _, change in found]))
+    return changes
 
 
-def _group_changes(
-    model: nn.Module, family: Family, group: Group, moments: Mapping[str, Mapping[str, Moments]]
-) -> Iterator[tuple[str, str, Tensor]]:
-    """Build one group as the student has it, and yield how its matrices differ from the model's."""
-    student = with_copies(model, group.blocks)
-    apply_groups(student, [group], family)
-    start_group(student, model, family, group, {f"{b}.{n}": m for b in group.blocks for n, m in moments[b].items()})
-    layers = dict.fromkeys([*(name.removesuffix(".weight") for name in group.shared), *group.ranks])
-    for block in group.blocks:
-        for layer in layers:
-            name = f"{block}.{layer}"
-            started: Any = student.get_submodule(name)
-            yield block, layer, started.weight.detach() - model.get_parameter(f"{name}.weight").detach()
+def _layer_changes(
+    model: nn.Module, family: Family, blocks: Sequence[str], layer: str, options: Sequence[Numbered],
+    moments: Mapping[str, Mapping[str, Moments]],
+) -> Iterator[tuple[int, str, Tensor]]:  # fmt: skip
+    """Yield the number, block and change of each option of one run, for one layer."""
+    inputs = {block: moments[block][layer] for block in blocks}
+    shared = shared_matrix(model, blocks, layer, inputs)
+    weights = {block: wide(model.get_parameter(f"{block}.{layer}.weight")) for block in blocks}
+    centered = getattr(model.get_submodule(f"{blocks[0]}.{layer}"), "bias", None) is not None
+    covariances = {block: m.covariance() if centered else m.second() for block, m in inputs.items()}
+    writes = bool(family.writes.fullmatch(layer))
+    for kind, numbered in _by_kind(options).items():
+        products = _RUNS[kind](weights, covariances, shared, writes)
+        for block, weight in weights.items():
+            for number, option in numbered:
+                yield number, block, (products(block, option.dial) - weight).float()
+
+
+def _by_kind(options: Sequence[Numbered]) -> dict[str, list[Numbered]]:
+    kinds: dict[str, list[Numbered]] = defaultdict(list)
+    for number, option in options:
+        kinds[option.kind].append((number, option))
+    return kinds
+
+
+Matrices = Mapping[str, Tensor]
+Products = Callable[[str, int], Tensor]
+"""Gives the matrix `[out, in]` of a block at a rank."""
+
+
+def _share(weights: Matrices, covariances: Matrices, shared: Tensor, writes: bool) -> Products:
+    return lambda block, rank: shared
+
+
+def _adapter(weights: Matrices, covariances: Matrices, shared: Tensor, writes: bool) -> Products:
+    factors = {b: factors_of_full_rank(weight - shared, covariances[b]) for b, weight in weights.items()}
+    return lambda block, rank: shared + factors[block][0][:, :rank] @ factors[block][1][:rank]
+
+
+def _basis(weights: Matrices, covariances: Matrices, shared: Tensor, writes: bool) -> Products:
+    if writes:
+        columns = basis_of_writers(weights, covariances)
+        return lambda block, rank: columns[:, :rank] @ (columns[:, :rank].T @ weights[block])
+    rows = basis_of_readers(weights, covariances)
+
+    def product(block: str, rank: int) -> Tensor:
+        projected = covariances[block] @ rows[:rank].T
+        return regress(rows[:rank] @ projected, weights[block] @ projected) @ rows[:rank]
+
+    return product
+
+
+_RUNS = {"share": _share, "adapter": _adapter, "basis": _basis}
