@@ -29,7 +29,7 @@ from vitcompress.pipeline.prepare import prepare
 from vitcompress.recipe import Recipe
 from vitcompress.recipe.compose import build
 from vitcompress.runtime.console import Reporter
-from vitcompress.search.sensitivity import divergence_and_chance
+from vitcompress.search.divergence import divergence_and_chance
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 FACTOR, REACH = 1.5, 3  # between neighbors of the grid; neighbors on each side of its center
