@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-import torch
 from torch import nn
 
-from tests.factories import tiny
-from tests.search.factories import ROOMY, search_of
+from tests.search.factories import ROOMY, lively, search_of
 from vitcompress.recipe import KINDS
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.model import Search
@@ -18,10 +16,7 @@ from vitcompress.search.model import Search
 
 @pytest.fixture(scope="session")
 def roomy() -> nn.Module:
-    model = tiny(**ROOMY)
-    with torch.no_grad():
-        model.head.weight.mul_(30)  # type: ignore[operator, union-attr]  # or what is compared is rounding
-    return model
+    return lively(**ROOMY)
 
 
 @pytest.fixture(scope="session")

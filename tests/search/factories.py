@@ -9,13 +9,23 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tests.factories import ROWS, images
+from tests.factories import ROWS, images, tiny
 from vitcompress.families.registry import family_of
 from vitcompress.recipe import KINDS
 from vitcompress.search.model import Search
 from vitcompress.search.options import Shapes
 
 ROOMY: dict[str, Any] = {"embed_dim": 48, "depth": 6, "num_heads": 3}
+
+
+def lively(**more: Any) -> nn.Module:
+    """A model whose blocks matter; timm's matrices at random are too small to be missed."""
+    model: Any = tiny(**more)
+    with torch.no_grad():
+        for matrix in (p for p in model.blocks.parameters() if p.ndim > 1):
+            matrix *= 8
+        model.head.weight.mul_(4)
+    return model
 
 
 def built(name: str) -> nn.Module:
