@@ -149,5 +149,7 @@ def test_aligning_turns_the_inputs_of_the_layers_that_write_alone() -> None:
     torch.testing.assert_close(before["blocks.2.mlp.fc1"].xx, after["blocks.2.mlp.fc1"].xx, rtol=1e-4, atol=1e-4)
     order = before["blocks.2.mlp.fc2"].mean.argsort(), after["blocks.2.mlp.fc2"].mean.argsort()
     assert not torch.equal(*order)
-    pairs = [moments["blocks.2.mlp.fc2"].covariance()[at][:, at] for moments, at in zip((before, after), order)]
+    pairs = [
+        moments["blocks.2.mlp.fc2"].covariance()[at][:, at] for moments, at in zip((before, after), order, strict=True)
+    ]
     torch.testing.assert_close(*pairs, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ def samples(mean: float, deviation: float) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 def test_a_large_mean_does_not_swallow_small_deviations(mean: float, weighted: bool) -> None:
-    """Products of float32 samples without centering are 1e6 with an error of 0.06; the covariance is 1e-4."""
+    """Without centering, products are 1e6 ± 0.06 in float32; the covariance is 1e-4."""
     x, y, weight = samples(mean, 1e-2)
     moments = Moments()
     for batch in range(0, 12, 4):

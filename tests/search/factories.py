@@ -18,9 +18,9 @@ from vitcompress.search.options import Shapes
 ROOMY: dict[str, Any] = {"embed_dim": 48, "depth": 6, "num_heads": 3}
 
 
-def lively(**more: Any) -> nn.Module:
+def lively(variant: str = "vit", **more: Any) -> nn.Module:
     """A model whose blocks matter; timm's matrices at random are too small to be missed."""
-    model: Any = tiny(**more)
+    model: Any = tiny(variant, **more)
     with torch.no_grad():
         for matrix in (p for p in model.blocks.parameters() if p.ndim > 1):
             matrix *= 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from vitcompress.search.options import Option, list_options
 
 
 def with_costs(kinds: tuple[str, ...], factor: float = 8.0) -> MeasuredOptions:
-    """Costs that rise by `factor` from block to block, with noise, so that they do not fall with width."""
+    """Costs that rise by `factor` from block to block; with noise, they do not fall with width."""
     shapes = shapes_of(tiny(embed_dim=48, depth=3), kinds)
     draw = torch.Generator().manual_seed(0)
     options = []
@@ -42,7 +43,7 @@ def test_what_keeps_more_costs_less(evenness: float) -> None:
     assert raw != sorted(raw, reverse=True)  # noise
     for by_dial in costs(measured, ("narrow",), evenness).values():
         ordered = [by_dial[dial] for dial in sorted(by_dial)]
-        assert all(more < less for less, more in zip(ordered, ordered[1:], strict=False))
+        assert all(more < less for less, more in itertools.pairwise(ordered))
 
 
 def test_costs_that_fall_by_themselves_stay_as_measured() -> None:
