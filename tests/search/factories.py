@@ -20,11 +20,11 @@ ROOMY: dict[str, Any] = {"embed_dim": 48, "depth": 6, "num_heads": 3}
 
 def lively(variant: str = "vit", **more: Any) -> nn.Module:
     """A model whose blocks matter; timm's matrices at random are too small to be missed."""
-    model: Any = tiny(variant, **more)
+    model = tiny(variant, **more)
     with torch.no_grad():
-        for matrix in (p for p in model.blocks.parameters() if p.ndim > 1):
-            matrix *= 8
-        model.head.weight.mul_(4)
+        for name, matrix in model.named_parameters():
+            if matrix.ndim > 1 and name.startswith(("blocks.", "head.")):
+                matrix.mul_(8 if name.startswith("blocks.") else 4)
     return model
 
 

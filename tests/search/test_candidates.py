@@ -72,7 +72,7 @@ def contained(option: Option, group: Group) -> bool:
         return False
     if option.kind == "narrow":
         name = option.scale.split(".")[1]
-        return getattr(own.widths, name) == getattr(group.widths, name)
+        return bool(getattr(own.widths, name) == getattr(group.widths, name))
     return all(
         of_part(getattr(own, field)) == of_part(getattr(group, field))
         for field in ("shared", "ranks", "bases", "skipped")

@@ -35,7 +35,7 @@ def moments_of(model: nn.Module, shapes: Shapes, *blocks: str) -> dict[str, dict
 
 
 def changes_of(model: nn.Module, scale: str) -> tuple[list[Option], dict[str, LayerChanges], dict[str, Moments]]:
-    """The options of one scale, what they change in `BLOCK`, and the moments that this comes from."""
+    """The options of one scale, what they change in `BLOCK`, and the moments behind that."""
     shapes = shapes_of(model, ("narrow", "low_rank", "skip"))
     options = [option for option in single_options(shapes, BLOCK) if option.scale == scale]
     moments = moments_of(model, shapes, BLOCK)[BLOCK]
@@ -69,7 +69,7 @@ def test_fewer_neurons_are_fitted_to_what_all_of_them_wrote(variant: str) -> Non
     options, changes, moments = changes_of(model, "mlp.hidden")
     assert list(changes) == ["mlp.fc2"]
     assert changes["mlp.fc2"].numbers.tolist() == list(range(len(options)))
-    teacher: Any = model.get_submodule(BLOCK).mlp  # type: ignore[union-attr]
+    teacher: Any = model.get_submodule(BLOCK).mlp
     weight = teacher.fc2.weight.double()
     tokens = token_weights(model, shapes_of(model).family, [BLOCK], [X])[BLOCK]["mlp.fc2"]
     hidden = inputs_of(model, "mlp.fc2")
@@ -93,7 +93,7 @@ def test_narrow_values_are_the_students_maps_and_projection(variant: str) -> Non
     model = lively(variant=variant, embed_dim=48)
     options, changes, _ = changes_of(model, "attn.v")
     assert list(changes) == ["attn.proj"]
-    teacher: Any = model.get_submodule(BLOCK).attn  # type: ignore[union-attr]
+    teacher: Any = model.get_submodule(BLOCK).attn
     for number, option in enumerate(options):
         student = student_with(model, option.group).attn
         own, narrow = teacher.qkv.weight[96:].double().unflatten(0, (3, 16)), student.qkv.weight[96:].double()
@@ -106,7 +106,7 @@ def test_narrow_queries_and_keys_change_their_products() -> None:
     model = lively(embed_dim=48)
     options, changes, _ = changes_of(model, "attn.qk")
     assert list(changes) == [QK]
-    teacher: Any = model.get_submodule(BLOCK).attn  # type: ignore[union-attr]
+    teacher: Any = model.get_submodule(BLOCK).attn
     tokens = inputs_of(model, "attn.qkv")
     q, k = (x.unflatten(-1, (3, 16)) for x in teacher.double().qkv(tokens)[..., :96].chunk(2, -1))
     teacher.float()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.factories import ROWS, Row, build
-from tests.search.factories import lively, noise, shapes_of
+from tests.search.factories import lively, noise
 from vitcompress.families.outputs import deviation_of, outputs_of, tell_outputs
 from vitcompress.families.registry import family_of
 from vitcompress.plans.make import layer_shapes
@@ -27,7 +27,7 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
 
 
 def random_changes(model: nn.Module) -> tuple[dict[str, dict[str, LayerChanges]], dict[str, Tensor]]:
-    """Two options: one changes every other layer, one all; and mean inputs of layers with a bias."""
+    """Two options, of every other layer and of all; and mean inputs of layers with a bias."""
     draw, changes, means = torch.Generator().manual_seed(2), dict[str, dict[str, LayerChanges]](), dict[str, Tensor]()
     for block, layers in layers_of(model).items():
         changes[block] = {}
@@ -72,7 +72,8 @@ def derivatives(model: nn.Module, changes: Changes, means: Mapping[str, Tensor],
     size = 1e-5
     with torch.no_grad():
         one, other = (changed(model, changes, means, number, s)(x.double()) for s in (size, -size))
-    return (one - other) / (2 * size)
+    slope: Tensor = (one - other) / (2 * size)
+    return slope
 
 
 def directions(model: nn.Module, x: Tensor) -> list[Tensor]:
