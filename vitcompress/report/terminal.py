@@ -43,7 +43,7 @@ def print_plan(plan: Plan, name: str, console: Console, *, preprocessing: str = 
         outputs: what the model's outputs are; empty to leave it out.
     """
     _print_title(name, [len(group.blocks) for group in plan.groups], plan.groups, console)
-    columns = ["group", "donor", "blocks", "width or rank"]
+    columns = ["group", "donor", "blocks", "changed"]
     rows = [
         [
             str(number),
