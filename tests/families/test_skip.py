@@ -206,6 +206,24 @@ def test_a_narrow_or_factored_part_beside_a_skipped_one_starts() -> None:
     assert errors[0] < 0.8 * errors[1]
 
 
+def test_every_block_of_a_group_has_a_constant_of_its_own() -> None:
+    teacher = tiny()
+    x, family = images(teacher, 48), family_of(teacher, "tiny")
+    matrices = ("mlp.fc1.weight", "mlp.fc2.weight")
+    rest = [Group(("blocks.2",), ()), Group(("blocks.3",), ())]
+    group = Group(("blocks.0", "blocks.1"), matrices, dict.fromkeys(("mlp.fc1", "mlp.fc2"), 2), skipped=("attn",))
+    student = started(teacher, plan_of(teacher, family, [group, *rest], (), 3), x)
+    alone = started(teacher, skipping(teacher, {0: ("attn",)}), x)
+    first, second = (student.get_parameter(f"blocks.{number}.attn.bias") for number in (0, 1))
+    torch.testing.assert_close(first, alone.get_parameter("blocks.0.attn.bias"))
+    assert second.abs().max() > 0.01
+    assert not torch.allclose(first, second, rtol=0.1)
+    narrow = Group(("blocks.0", "blocks.1"), matrices, widths=Widths(hidden=48), skipped=("attn",))
+    student = started(teacher, plan_of(teacher, family, [narrow, *rest], (), 3), x)
+    assert torch.equal(student.get_parameter("blocks.0.mlp.fc2.bias"), student.get_parameter("blocks.1.mlp.fc2.bias"))
+    torch.testing.assert_close(student.get_parameter("blocks.1.attn.bias"), second, rtol=0.3, atol=0.05)
+
+
 # --- errors
 
 

@@ -94,6 +94,7 @@ def test_what_a_plan_costs_is_half_the_mean_square_of_its_scores_together(
     assert max(counts) > 6
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("multiple", [8, 1])
 def test_all_widths_of_a_plan_are_multiples(multiple: int) -> None:
     teacher, x = lively(embed_dim=128, num_heads=2, depth=3), noise(12)  # 64 channels per head

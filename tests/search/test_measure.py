@@ -71,6 +71,7 @@ def test_nothing_before_something_nonlinear_costs_more_than_leaving_its_part_out
             assert option.nats < skips[option.group.blocks, option.part], option
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("outputs", ["classes", "multi_label", "regression"])
 def test_the_cost_of_a_small_change_is_that_of_the_student_that_is_built(outputs: str) -> None:
     teacher = lively(embed_dim=48)

@@ -56,7 +56,7 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
 
     Source: ours; the order is that of Frantar and Alistarh 2022, arXiv:2208.11580, Sec. 4.
     """
-    groups = {group.donor: group for group in plan.groups if _starts_here(group)}
+    groups = {block: group for group in plan.groups for block in _fitted(group)}
     if not groups:
         return
     family, batches = family_named(plan.family), list(images)
@@ -69,7 +69,8 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
         given = BlockInput(x, args, kwargs)
         stream.step(teacher_block, given)
         if name in groups:
-            BlockFit(block, teacher_block, weights[name], given, stream).run(groups[name], family)
+            fit = BlockFit(block, teacher_block, weights[name], given, stream)
+            fit.run(groups[name], family, is_donor=name == groups[name].donor)
         return torch.cat([run_block(block, given._replace(x=chunk))[1] for chunk in x.split(CHUNK_IMAGES)])
 
     with ExitStack() as stack:
@@ -81,12 +82,15 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
             block.forward = partial(fit_and_run, name)
             stack.callback(delattr, block, "forward")  # restores the method of the class
         student(torch.cat(batches))
-    for group in groups.values():
+    for group in plan.groups:
         _copy_biases(student, teacher, group)
 
 
-def _starts_here(group: Group) -> bool:
-    return group.widths != Widths() or bool(group.skipped) or (bool(group.ranks) and len(group.blocks) == 1)
+def _fitted(group: Group) -> tuple[str, ...]:
+    """Return the blocks of a group that are fitted: all with constants, else the donor or none."""
+    if group.skipped:
+        return group.blocks
+    return group.blocks[: group.widths != Widths() or (bool(group.ranks) and len(group.blocks) == 1)]
 
 
 class TeacherStream:
@@ -138,26 +142,25 @@ class BlockFit:
     given: BlockInput
     stream: TeacherStream
 
-    def run(self, group: Group, family: Family) -> None:
+    def run(self, group: Group, family: Family, *, is_donor: bool) -> None:
         """Set every layer that differs from the teacher's, in the order of running, in place.
 
         Args:
-            group: of the student's plan; the block is its donor.
+            group: of the student's plan; the block belongs to it.
             family: of the teacher.
+            is_donor: whether the block is its donor; of others only the constants are set.
         """
         for part in ("attn", "mlp"):
             if part in group.skipped:
                 self._skip(part)
-            elif part == "attn" and (group.widths.qk is not None or group.widths.v is not None):
+            if part in group.skipped or not is_donor:
+                continue
+            if part == "attn" and (group.widths.qk is not None or group.widths.v is not None):
                 self._narrow_attention()
             elif part == "mlp" and group.widths.hidden is not None:
-                narrow_mlp(
-                    self.block.mlp,
-                    self.teacher_block.mlp,
-                    self._hidden_moments(),
-                    layer_scale(self.teacher_block, "mlp")[0],
-                )
-            for layer in group.ranks:
+                scale = layer_scale(self.teacher_block, "mlp")[0]
+                narrow_mlp(self.block.mlp, self.teacher_block.mlp, self._hidden_moments(), scale)
+            for layer in group.ranks if len(group.blocks) == 1 else ():
                 if layer.split(".")[0] == part:
                     self._factorize(layer, writes=bool(family.writes.fullmatch(layer)))
 
