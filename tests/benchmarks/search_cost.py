@@ -62,7 +62,7 @@ def run(arguments: Sequence[str] = ()) -> str:
 
 
 def cost_of(model: nn.Module, given: argparse.Namespace) -> tuple[dict[str, float], float]:
-    """Return the processor seconds of each stage, and of a forward pass of all images."""
+    """Return the processor seconds of each stage, and of a float32 forward pass of all images."""
     images = torch.randn(given.images, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     search = Search(
         teacher=model, name="random", fitted=images[: -given.judged], judged=images[-given.judged :], store=None,

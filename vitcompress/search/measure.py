@@ -61,7 +61,7 @@ def measure_options(
     options = list_options(shapes)
     model, family = _aligned(shapes), shapes.family
     limits = _Limits(shapes, len(options))
-    scores = torch.zeros(DIRECTIONS * len(judged), limits.end)
+    scores = torch.zeros(DIRECTIONS * len(judged), limits.end, device=judged.device)
     weights = token_weights(model, family, shapes.blocks, fitted.split(CHUNK_IMAGES))
     parts = list(_parts(shapes, options, memory_bytes))
     total = _CHANGES_WORK * len(shapes.blocks) + len(parts) * (_MOMENTS_WORK * len(fitted) + _SCORES_WORK * len(judged))
@@ -84,6 +84,7 @@ def measure_options(
         }  # fmt: skip
         del moments
         add_scores(scores, model, changes, means, judged, lambda n: work(_SCORES_WORK * n))
+    scores = scores.cpu()
     measured = [_measured(option, number, scores, limits) for number, option in sorted(reached.items())]
     return MeasuredOptions(shapes, measured, len(options) - len(measured))
 
@@ -172,11 +173,12 @@ class _Limits:
 
     def changes(self, model: nn.Module, block: str) -> dict[str, LayerChanges]:
         """The changes of one block by leaving out each part: of the layer that writes."""
-        return {
-            layer: LayerChanges(torch.tensor([self.number(block, layer.partition(".")[0])]),
-                                -model.get_parameter(f"{block}.{layer}.weight").detach()[None].bfloat16())
-            for layer in _layers(model, self.shapes.family, block) if self.shapes.family.writes.fullmatch(layer)
-        }  # fmt: skip
+        changes = {}
+        for layer in filter(self.shapes.family.writes.fullmatch, _layers(model, self.shapes.family, block)):
+            weight = model.get_parameter(f"{block}.{layer}.weight").detach()
+            number = self.number(block, layer.partition(".")[0])
+            changes[layer] = LayerChanges.on(weight.device, [number], -weight[None])
+        return changes
 
 
 def _changes(
