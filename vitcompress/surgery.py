@@ -77,10 +77,11 @@ def check_fits(model: nn.Module, plan: Plan, family: Family) -> None:
 
 
 def _changed_though_skipped(group: Group) -> list[str]:
-    """Return what a group changes in parts that it leaves out."""
+    """Return what a group changes in parts that it leaves out, and parts that it names twice."""
     widths = {"mlp": ("hidden",), "attn": ("qk", "v")}
+    twice = group.skipped[1:] if len(set(group.skipped)) < len(group.skipped) else ()
     changed = [f"{part}.{name}" for part in group.skipped for name in widths[part] if getattr(group.widths, name)]
-    return changed + [name for name in (*group.shared, *group.ranks) if name.split(".")[0] in group.skipped]
+    return [*twice, *changed] + [name for name in (*group.shared, *group.ranks) if name.split(".")[0] in group.skipped]
 
 
 def apply_groups(model: nn.Module, groups: Iterable[Group], family: Family) -> None:

@@ -18,7 +18,7 @@ import timm
 import torch
 from torch import nn
 
-from vitcompress.recipe import KINDS, TargetRecipe
+from vitcompress.recipe import TargetRecipe
 from vitcompress.search.model import Search
 from vitcompress.search.target import search_target
 
@@ -72,7 +72,7 @@ def cost_of(model: nn.Module, given: argparse.Namespace) -> tuple[dict[str, floa
     forward = _seconds(lambda: _pass(model, images))
     costs: dict[str, float] = defaultdict(float)
     with timed_stages(costs):
-        search_target(TargetRecipe(target_ratio=given.ratio, kinds=KINDS), search, lambda done: None)
+        search_target(TargetRecipe(target_ratio=given.ratio), search, lambda done: None)
     return costs, (forward + _seconds(lambda: _pass(model, images))) / 2
 
 

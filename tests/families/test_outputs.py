@@ -18,6 +18,7 @@ from vitcompress.families.outputs import (
     KINDS,
     MULTI_LABEL,
     REGRESSION,
+    OutputKind,
     count_classes,
     deviation_of,
     outputs_of,
@@ -118,3 +119,29 @@ def test_the_deviation_is_that_over_images_and_never_zero() -> None:
     numbers = torch.tensor([[1.0, 1000.0, 0.0], [3.0, 1000.0, 0.0]])
     assert deviation_of(numbers).tolist() == pytest.approx([1.0, 0.1, 1.0])
     assert deviation_of(numbers[1:]).tolist() == [3.0, 1000.0, 1.0]  # one image: its size
+
+
+@pytest.mark.parametrize("kind", [CLASSES, MULTI_LABEL, REGRESSION], ids=lambda kind: kind.name)
+def test_the_covariance_of_directions_is_the_fisher_information(kind: OutputKind) -> None:
+    """Of what the outputs mean: the second derivatives of the divergence, here in closed form."""
+    logits = torch.tensor([2.0, -1.0, 0.5, 0.0], dtype=torch.double)
+    deviation, count = torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.double), 40_000
+    leaf = logits.repeat(count, 1).requires_grad_()
+    score = kind.score(leaf, deviation, torch.Generator().manual_seed(0))
+    (directions,) = torch.autograd.grad(score, leaf)
+    assert score.item() == pytest.approx(float((directions * leaf).sum().detach()), rel=1e-6)  # linear in the outputs
+    p, q = logits.softmax(-1), logits.sigmoid()
+    expected = {
+        "classes": p.diag() - p.outer(p), "multi_label": (q * (1 - q)).diag(), "regression": deviation.pow(-2).diag(),
+    }[kind.name]  # fmt: skip
+    torch.testing.assert_close(directions.T @ directions / count, expected, rtol=0.03, atol=0.03)
+    assert kind.nats is not None
+    nats = kind.nats  # and it is that of the divergence
+    hessian = torch.autograd.functional.hessian(lambda x: nats(x[None], logits[None], deviation).sum(), logits)
+    torch.testing.assert_close(hessian, expected)
+
+
+def test_directions_of_classes_do_not_move_all_logits_alike() -> None:
+    leaf = torch.randn(7, 5).requires_grad_()
+    score = CLASSES.score(leaf, torch.ones(1), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.autograd.grad(score, leaf)[0].sum(-1), torch.zeros(7), rtol=0, atol=1e-6)

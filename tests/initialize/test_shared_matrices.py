@@ -3,8 +3,18 @@
 import pytest
 import torch
 
-from tests.factories import compressed, images, tiny
-from vitcompress.initialize.shared_matrices import STARTS, start_calibrated, start_first, start_mean
+from tests.factories import ROWS, build, compressed, images, tiny
+from vitcompress.families.registry import family_named
+from vitcompress.initialize.factors import input_moments
+from vitcompress.initialize.shared_matrices import (
+    STARTS,
+    shared_layers,
+    shared_matrix,
+    start_calibrated,
+    start_first,
+    start_mean,
+)
+from vitcompress.plans.model import Group
 
 
 def test_first_leaves_the_donors_weights() -> None:
@@ -90,3 +100,19 @@ def test_calibration_leaves_no_hook_behind() -> None:
     student, plan = compressed(teacher, share=2)
     start_calibrated(student, teacher, plan, lambda: [images(teacher)])
     assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+@pytest.mark.parametrize("row", ["vit", "beit", "swin"])
+def test_a_shared_matrix_alone_is_that_of_the_whole_start(row: str) -> None:
+    teacher, x = build(ROWS[row]), torch.randn(16, 3, *ROWS[row].image, generator=torch.Generator().manual_seed(1))
+    student, plan = compressed(teacher, share=2)
+    start_calibrated(student, teacher, plan, lambda: [x])
+    group, family = plan.groups[-1], family_named(plan.family)
+    layers = shared_layers(group, family)
+    assert len(layers) == 4
+    moments = input_moments(teacher, [Group(group.blocks, (), dict.fromkeys(layers, 1))], [x])
+    for layer in layers:
+        inputs = {block: moments[f"{block}.{layer}"] for block in group.blocks}
+        found = shared_matrix(teacher, group.blocks, layer, inputs)
+        expected = student.get_parameter(f"{group.donor}.{layer}.weight").double()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))

@@ -17,7 +17,7 @@ from vitcompress.families.vit import VIT
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.blockwise import CHUNK_IMAGES
 from vitcompress.initialize.factors import input_moments, start_factors
-from vitcompress.initialize.narrow import choose_neurons, fit_layer, narrow_heads
+from vitcompress.initialize.narrow import STEPS, eliminate, fit_layer, narrow_heads
 from vitcompress.initialize.regression import Moments, low_rank, regress, roots, with_ridge
 from vitcompress.initialize.start import start_student
 from vitcompress.plans.make import layer_shapes, make_plan, plan_of
@@ -57,6 +57,10 @@ def off(student: nn.Module, teacher: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
         expected = teacher(x)
         return float((student(x) - expected).square().mean() / (expected - expected.mean(0)).square().mean())
+
+
+def kept_neurons(covariance: Tensor, weight: Tensor, count: int) -> Tensor:
+    return next(eliminate(covariance, weight, [count]))[0]
 
 
 # --- least squares
@@ -111,7 +115,7 @@ def test_dead_inputs_do_no_harm(alive: int) -> None:
     for found in (regress(moments.covariance(), moments.cross()), up @ down):
         assert torch.isfinite(found).all()
         assert found.abs().max() < 1e3
-    kept = choose_neurons(moments.covariance(), noise(4, 6), 3)
+    kept = kept_neurons(moments.covariance(), noise(4, 6), 3)
     assert set(range(alive)) <= set(kept.tolist())
 
 
@@ -132,16 +136,33 @@ def test_low_rank_is_the_same_by_either_side() -> None:
 
 
 def test_neurons_are_those_of_an_inversion_each_round() -> None:
-    mixing, weight = noise(40, 40), noise(6, 40, seed=2)
-    covariance = mixing @ mixing.T / 40 + torch.eye(40)
-    left, outer = torch.arange(40), weight
-    for number in range(32, 0, -1):
+    mixing, weight = noise(140, 140), noise(6, 140, seed=2)
+    covariance = mixing @ mixing.T / 140 + torch.eye(140)
+    left, outer = torch.arange(140), weight
+    while len(left) > 9:
         inverse = torch.linalg.inv(covariance[left][:, left])
-        gone = (outer.square().sum(0) / inverse.diagonal()).argsort(stable=True)[: -(-(len(left) - 9) // number)]
+        count = min(140 // STEPS, len(left) - 9)
+        gone = (outer.square().sum(0) / inverse.diagonal()).argsort(stable=True)[:count]
         rest = torch.tensor([i for i in range(len(left)) if i not in gone.tolist()])
         outer = outer - torch.linalg.solve(inverse[gone][:, gone], outer[:, gone].T).T @ inverse[gone]
         left, outer = left[rest], outer[:, rest]
-    assert choose_neurons(covariance, weight, 9).tolist() == left.tolist()
+    kept, best = next(eliminate(covariance, weight, [9]))
+    assert kept.tolist() == left.tolist()
+    torch.testing.assert_close(best, outer)
+    torch.testing.assert_close(best, regress(covariance[kept][:, kept], (weight @ covariance)[:, kept]))
+
+
+def test_what_is_left_at_one_count_does_not_depend_on_others() -> None:
+    """Not even where four neurons go at once and the counts lie between."""
+    mixing, weight = noise(300, 300), noise(6, 300, seed=2)
+    covariance = mixing @ mixing.T / 300 + torch.eye(300)
+    counts = [7, 300, 150, 151, 3, 298]
+    found = list(eliminate(covariance, weight, counts))
+    assert [len(kept) for kept, _ in found] == sorted(counts, reverse=True)
+    for kept, best in found:
+        alone_kept, alone_best = next(eliminate(covariance, weight, [len(kept)]))
+        assert torch.equal(kept, alone_kept)
+        assert torch.equal(best, alone_best)
 
 
 def test_a_head_that_looks_at_nothing_can_be_narrowed() -> None:
@@ -163,11 +184,11 @@ def test_neurons_that_others_make_up_for_go_first() -> None:
     hidden = torch.cat([own, own @ mixture], dim=1)
     weight = noise(3, 12, seed=2)
     covariance = torch.cov(hidden.T, correction=0) + 1e-9 * torch.eye(12, dtype=torch.float64)
-    kept = choose_neurons(covariance, weight, 6)
+    kept = kept_neurons(covariance, weight, 6)
     fit = regress(covariance[kept][:, kept], (weight @ covariance)[:, kept])
     torch.testing.assert_close(hidden[:, kept] @ fit.T, hidden @ weight.T, rtol=1e-4, atol=1e-4)
     weight = torch.cat([weight[:, :5], 1e-3 * weight[:, 5:6]], dim=1)
-    assert choose_neurons(torch.cov(own.T), weight, 5).tolist() == [0, 1, 2, 3, 4]
+    assert kept_neurons(torch.cov(own.T), weight, 5).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_one_neuron_less_is_the_best_of_all_choices() -> None:
@@ -181,7 +202,7 @@ def test_one_neuron_less_is_the_best_of_all_choices() -> None:
         return float((lost @ covariance @ lost.T).trace())
 
     each = [[neuron for neuron in range(6) if neuron != gone] for gone in range(6)]
-    assert choose_neurons(covariance, weight, 5).tolist() == min(each, key=error)
+    assert kept_neurons(covariance, weight, 5).tolist() == min(each, key=error)
 
 
 def test_heads_that_have_few_channels_are_narrowed_without_loss() -> None:

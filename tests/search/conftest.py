@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 from torch import nn
 
-from tests.factories import tiny
-from tests.search.factories import ROOMY, search_of
+from tests.search.factories import ROOMY, lively, search_of
 from vitcompress.recipe import KINDS
-from vitcompress.search.measure import MeasuredOptions
+from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.model import Search
 
 
 @pytest.fixture(scope="session")
 def roomy() -> nn.Module:
-    return tiny(**ROOMY)
+    return lively(**ROOMY)
 
 
 @pytest.fixture(scope="session")
 def measured(roomy: nn.Module) -> MeasuredOptions:
-    return search_of(roomy).measure(KINDS)
+    return search_of(roomy).measure(KINDS, lambda done: None)
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch, measured: MeasuredOptions) -> None:
     """Options need not be measured again."""
 
-    def again(self: Search, kinds: Sequence[str], later_work: float = 0.0) -> MeasuredOptions:
+    def again(self: Search, kinds: Sequence[str], tell: Callable[[float], None]) -> MeasuredOptions:
         shapes = replace(measured.shapes, kinds=kinds, transforms=self.transforms)
-        return MeasuredOptions(shapes, measured.singles, measured.runs)
+        return MeasuredOptions(shapes, [option for option in measured.options if option.kind in kinds])
 
     monkeypatch.setattr(Search, "measure", again)

@@ -3,60 +3,111 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from tests.search.factories import num_params
-from vitcompress.families.widths import Widths
-from vitcompress.plans.make import make_plan, plan_of
+from tests.search.factories import lively, noise, num_params, shapes_of
+from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Group
 from vitcompress.recipe import PlanRecipe
-from vitcompress.search.candidates import even_widths, find_candidates, smallest_plan
-from vitcompress.search.measure import MeasuredOptions
+from vitcompress.search.candidates import find_candidates, smallest_plan
+from vitcompress.search.measure import measure_options
+from vitcompress.search.measured import MeasuredOptions
+from vitcompress.search.options import Option
+
+
+def of_kinds(measured: MeasuredOptions, *kinds: str) -> MeasuredOptions:
+    return MeasuredOptions(replace(measured.shapes, kinds=kinds), measured.options)
 
 
 @pytest.mark.thorough
 def test_narrow_blocks_go_as_far_as_by_hand(roomy: nn.Module, measured: MeasuredOptions) -> None:
-    by_hand = make_plan(roomy, PlanRecipe(share=1, width=0.05), name="roomy")
-    alone = MeasuredOptions(replace(measured.shapes, kinds=("narrow",)), measured.singles, measured.runs)
-    assert smallest_plan(alone).size.student_params <= by_hand.size.student_params
+    by_hand = make_plan(roomy, PlanRecipe(share=1, width=0.25), name="roomy")
+    assert smallest_plan(of_kinds(measured, "narrow")).size.student_params <= by_hand.size.student_params
 
 
 def test_a_budget_of_the_whole_model_leaves_it_alone(measured: MeasuredOptions, roomy: nn.Module) -> None:
-    plan = find_candidates(measured, num_params(roomy))[0].plan
-    assert plan.size.student_params == num_params(roomy)
+    best = find_candidates(measured, num_params(roomy))[0]
+    assert best.plan.size.student_params == num_params(roomy)
+    assert best.predicted == 0
     assert smallest_plan(measured).size.student_params < num_params(roomy) / 5
 
 
-def test_widths_are_brought_nearer_to_one_another_within_the_budget(
-    roomy: nn.Module, measured: MeasuredOptions
+@pytest.mark.parametrize("ratio", [1.2, 2.0, 4.0])
+def test_candidates_keep_the_budget_and_the_cheapest_is_first(
+    ratio: float, measured: MeasuredOptions, roomy: nn.Module
 ) -> None:
-    shapes = measured.shapes
-    uneven = [
-        Group((block,), (), widths=Widths(hidden=30 + 120 * (number % 2))) for number, block in enumerate(shapes.blocks)
-    ]
-    plan = plan_of(roomy, shapes.family, uneven, (), 3)
-    budget = plan.size.student_params
-    spreads = []
-    for share in (1.0, 0.5, 0.0):
-        made = even_widths(plan, shapes, budget, share)
-        assert made is not None
-        assert 0.985 * budget <= made.size.student_params <= budget
-        hidden = [group.widths.hidden or 0 for group in made.groups]
-        spreads.append(max(hidden) / min(hidden))
-    assert spreads[0] > spreads[1] > spreads[2]
-    assert spreads[2] < 1.1
+    budget = round(num_params(roomy) / ratio)
+    candidates = find_candidates(measured, budget)
+    sizes = [candidate.plan.size.student_params for candidate in candidates]
+    assert all(size <= budget for size in sizes)
+    assert sizes[0] >= 0.98 * budget
+    costs = [candidate.predicted for candidate in candidates]
+    assert costs == sorted(costs)
+    assert all(cost > 0 for cost in costs)
+    assert all(candidate.measured != candidate.measured for candidate in candidates)  # nan: nothing is built yet
+    assert len({repr(candidate.plan.groups) for candidate in candidates}) == len(candidates)
+    alone = find_candidates(of_kinds(measured, "narrow"), budget)
+    assert not alone or candidates[0].predicted <= alone[0].predicted + 1e-12
+    assert not alone or alone[0].kinds == ("narrow",)
 
 
-def test_blocks_that_share_or_have_factors_are_not_made_even(roomy: nn.Module, measured: MeasuredOptions) -> None:
-    shapes = measured.shapes
-    shared = Group(tuple(shapes.blocks[:2]), ("mlp.fc1.weight",))
-    groups = [shared, *(Group((block,), ()) for block in shapes.blocks[2:])]
-    plan = plan_of(roomy, shapes.family, groups, (), 3)
-    assert even_widths(plan, shapes, plan.size.student_params, 0.5) is None
-    narrow = [shared, *(Group((block,), (), widths=Widths(hidden=9)) for block in shapes.blocks[2:])]
-    plan = plan_of(roomy, shapes.family, narrow, (), 3)
-    made = even_widths(plan, shapes, plan.size.student_params, 0.5)
-    assert made is not None
-    assert made.groups[0] == shared
+def test_a_budget_below_the_smallest_plan_has_no_candidates(measured: MeasuredOptions) -> None:
+    smallest = smallest_plan(measured).size.student_params
+    assert find_candidates(measured, smallest)
+    assert not find_candidates(measured, smallest - 1)
+
+
+def contained(option: Option, group: Group) -> bool:
+    """Whether a group of a plan holds an option."""
+
+    def of_part(names: Any) -> Any:
+        return {name: names[name] if isinstance(names, dict) else None for name in names if name[: len(part)] == part}
+
+    part, own = option.part, option.group
+    if own.blocks != group.blocks:
+        return False
+    if option.kind == "narrow":
+        name = option.scale.split(".")[1]
+        return bool(getattr(own.widths, name) == getattr(group.widths, name))
+    return all(
+        of_part(getattr(own, field)) == of_part(getattr(group, field))
+        for field in ("shared", "ranks", "bases", "skipped")
+    )
+
+
+@pytest.mark.parametrize("ratio", [1.5, 3.0])
+def test_what_a_plan_costs_is_half_the_mean_square_of_its_scores_together(
+    ratio: float, measured: MeasuredOptions, roomy: nn.Module
+) -> None:
+    counts = []
+    for candidate in find_candidates(measured, round(num_params(roomy) / ratio)):
+        options = [o for group in candidate.plan.groups for o in measured.options if contained(o, group)]
+        counts.append(len(options))
+        saved_params = num_params(roomy) - candidate.plan.size.student_params
+        assert sum(option.saved_params for option in options) == saved_params
+        scores = torch.stack([option.scores for option in options if option.scores is not None])
+        assert candidate.predicted == pytest.approx(float(scores.sum(0).square().mean() / 2), rel=1e-4)
+    assert max(counts) > 6
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("multiple", [8, 1])
+def test_all_widths_of_a_plan_are_multiples(multiple: int) -> None:
+    teacher, x = lively(embed_dim=128, num_heads=2, depth=3), noise(12)  # 64 channels per head
+    measured = measure_options(shapes_of(teacher, multiple=multiple), x[:8], x[8:], 1e9, lambda done: None)
+    widths: dict[str, set[int]] = {"qk": set(), "v": set(), "hidden": set()}
+    for ratio in (1.3, 1.7, 2.5):
+        for candidate in find_candidates(measured, round(num_params(teacher) / ratio)):
+            for group in candidate.plan.groups:
+                for name, found in widths.items():
+                    found |= {width for width in [getattr(group.widths, name)] if width}
+    assert all(widths.values())
+    assert all(width % multiple == 0 for name in ("qk", "v") for width in widths[name])
+    if multiple == 8:
+        assert all(width % 16 == 0 for width in widths["hidden"])
+    else:
+        assert any(width % 16 for width in widths["hidden"])

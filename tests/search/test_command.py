@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.search.factories import ROOMY
+from vitcompress.initialize.start import start_student
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +74,17 @@ def test_plan_searches_for_a_target_and_shows_why(roomy_flags: list[str], flat: 
 
 
 def test_plan_measures_options(teacher: list[str], flat: Path, vitcompress: Vitcompress) -> None:
-    words = ["plan", *teacher, "--calibrate", flat, "--calibration-images", 8, "--kinds", "narrow,share", "-q"]
+    words = ["plan", *teacher, "--calibrate", flat, "--calibration-images", 8, "--kinds", "narrow,share,skip", "-q"]
     ended = vitcompress(*words)
     assert (ended.code, ended.err) == (0, "")
     assert "cost of each option, applied alone" in ended.out
     rows = json.loads(vitcompress(*words, "--json").out)
-    assert {row["kind"] for row in rows} == {"narrow hidden", "narrow qk", "narrow v", "share"}
-    assert all(math.isfinite(row["cost"]) and row["cost"] >= 0 for row in rows)
-    assert {tuple(sorted(row)) for row in rows} == {("blocks", "cost", "dial", "kind", "part", "saved_params")}
+    scales = {"mlp.hidden", "attn.qk", "attn.v", "attn.share", "mlp.share", "attn.skip", "mlp.skip"}
+    assert {row["scale"] for row in rows} == scales
+    assert all(scale in " ".join(ended.out.split()) for scale in scales)
+    assert {row["kind"] for row in rows} == {"narrow", "share", "skip"}
+    assert all(math.isfinite(row["nats"]) and row["nats"] >= 0 for row in rows)
+    assert {tuple(sorted(row)) for row in rows} == {("blocks", "dial", "kind", "nats", "saved_params", "scale")}
 
 
 def test_a_dry_run_says_that_the_plan_is_searched_for(teacher: list[str], vitcompress: Vitcompress) -> None:
@@ -97,3 +103,29 @@ def test_a_learning_rate_that_was_typed_wins(
         ended = vitcompress("compress", *teacher, *words, *typed, "--out", tmp_path / "m.safetensors")
         assert ended.code == 0
         assert ("Learning rate: " in ended.err) == (not typed)
+
+
+def test_the_start_that_the_search_built_is_the_one_that_is_compressed(
+    roomy_flags: list[str], images: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is fitted a second time: it would take as long as the building did."""
+    students: list[nn.Module] = []
+
+    def start(student: nn.Module, *rest: Any) -> None:
+        students.append(student)
+        start_student(student, *rest)
+
+    for place in ("search.build", "pipeline.compress"):
+        monkeypatch.setattr(f"vitcompress.{place}.start_student", start)
+    out = tmp_path / "m.safetensors"
+    words = ["--target-ratio", 2, "--data", images, "--steps", 0, *QUICK[:-1], "narrow,low_rank", "--store", "source"]
+    ended = vitcompress("compress", *roomy_flags, *words, "--transforms", "none", "--out", out)
+    assert ended.code == 0, ended
+    tree = json.loads((tmp_path / "m.report.json").read_text())
+    assert len(students) == sum("nats measured" in line for line in tree["why"]) >= 1
+    file = load_file(out)
+    same = [
+        student for student in students
+        if all(name in file and torch.equal(file[name], t) for name, t in student.state_dict().items())
+    ]  # fmt: skip
+    assert len(same) == 1

@@ -1,31 +1,87 @@
-"""Costs between measured options are interpolated."""
+"""Options are measured at once or in parts, with the same result, and each only where it can be."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+import torch
 
 from tests.factories import tiny
-from vitcompress.families.registry import family_of
+from tests.search.factories import lively, noise, search_of, shapes_of
+from vitcompress.families.outputs import tell_outputs
+from vitcompress.plans.make import plan_of
+from vitcompress.plans.model import Group
 from vitcompress.recipe import KINDS
-from vitcompress.search.measure import _interpolate
-from vitcompress.search.options import Shapes, single_options
+from vitcompress.search.build import build_student
+from vitcompress.search.divergence import divergence
+from vitcompress.search.measure import measure_options
+from vitcompress.search.measured import MeasuredOptions
+from vitcompress.search.options import Option
+
+Key = tuple[str, tuple[str, ...], int]
 
 
-def test_marks_keep_what_was_measured_and_never_rise_with_width() -> None:
-    teacher = tiny()
-    family = family_of(teacher, "tiny")
-    shapes = Shapes(teacher, family, family.block_names(teacher), KINDS, (), 3)
-    for scale in ("mlp.hidden", "attn.qk", "mlp.rank"):
-        options = [o for s, o in single_options(shapes, "blocks.1") if s == scale]
-        falling = [replace(o, cost=2.0 / o.dial) for o in options]
-        marks = _interpolate(shapes, falling)
-        costs = {o.dial: o.cost for o in marks}
-        for option in falling:
-            assert costs[option.dial] == pytest.approx(option.cost)
-            assert next(o for o in marks if o.dial == option.dial).saved_params == option.saved_params
-        noisy = _interpolate(shapes, [replace(o, cost=0.1 + 0.05 * (n % 2)) for n, o in enumerate(options)])
-        ordered = [o.cost for o in sorted(noisy, key=lambda o: o.dial)]
-        assert ordered == sorted(ordered, reverse=True)
-        assert all(o.cost > 0 for o in marks)
+def by_key(measured: MeasuredOptions) -> dict[Key, Option]:
+    return {(o.scale, o.group.blocks, o.dial): o for o in measured.options}
+
+
+def test_blocks_that_are_measured_in_turn_cost_the_same() -> None:
+    teacher, x = lively(), noise(24)
+    lines: list[str] = []
+    whole = by_key(search_of(teacher, fitted=x[:16], judged=x[16:], say=lines.append).measure(KINDS, lambda done: None))
+    assert not lines
+    search = search_of(teacher, fitted=x[:16], judged=x[16:], memory_bytes=1.0, say=lines.append)
+    parts = search.measure(KINDS, lambda done: None)
+    singles = {key: option for key, option in whole.items() if len(option.group.blocks) == 1}
+    assert by_key(parts).keys() == singles.keys()
+    for key, option in by_key(parts).items():
+        assert option.nats == pytest.approx(singles[key].nats, rel=1e-4, abs=1e-9), key
+        torch.testing.assert_close(option.scores, singles[key].scores, rtol=1e-3, atol=1e-5)
+    assert parts.num_left_out == len(whole) - len(singles) > 0
+    assert len(lines) == 1
+    assert f"{parts.num_left_out:,} ways of sharing are left out" in lines[0]
+    assert "--max-memory" in lines[0]
+
+
+def test_options_within_a_part_are_measured_and_none_costs_nothing() -> None:
+    """Memory for some blocks: runs that lie in one part are there, runs over two are not."""
+    teacher = lively()
+    x, shapes = noise(16), shapes_of(teacher, ("share",))
+    measured = measure_options(shapes, x[:8], x[8:], 300_000, lambda done: None)
+    runs = {option.group.blocks for option in measured.options}
+    assert 0 < len(runs) < len(list(shapes.runs()))
+    assert measured.num_left_out == 2 * (len(list(shapes.runs())) - len(runs))
+    assert all(option.nats > 1e-6 for option in measured.options)
+    assert {block for run in runs for block in run} == set(shapes.blocks)
+
+
+@pytest.mark.parametrize("kinds", [("narrow", "share"), ("low_rank",)])
+def test_measuring_tells_how_far_it_is_and_ends_at_one(kinds: tuple[str, ...]) -> None:
+    shares: list[float] = []
+    search_of(tiny()).measure(kinds, shares.append)
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.3
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_nothing_before_something_nonlinear_costs_more_than_leaving_its_part_out() -> None:
+    measured = search_of(lively()).measure(("low_rank", "narrow", "skip"), lambda done: None)
+    skips = {(o.group.blocks, o.part): o.nats for o in measured.options if o.kind == "skip"}
+    for option in measured.options:
+        if option.scale in ("attn.qk", "attn.rank", "mlp.rank"):
+            assert option.nats < skips[option.group.blocks, option.part], option
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("outputs", ["classes", "multi_label", "regression"])
+def test_the_cost_of_a_small_change_is_that_of_the_student_that_is_built(outputs: str) -> None:
+    teacher = lively(embed_dim=48)
+    tell_outputs(teacher, outputs, name="tiny")
+    x = noise(160)
+    shapes = shapes_of(teacher, ("narrow", "low_rank", "skip"))
+    options = measure_options(shapes, x[:64], x[64:], 1e9, lambda done: None).options
+    for scale in ("mlp.hidden", "attn.v", "attn.qk", "mlp.rank", "attn.rank", "mlp.skip", "attn.skip"):
+        option = [o for o in options if o.scale == scale and o.group.blocks == ("blocks.1",)][-1]
+        rest = [Group((block,), ()) for block in shapes.blocks if block != "blocks.1"]
+        plan = plan_of(teacher, shapes.family, [option.group, *rest], (), 3)
+        built = divergence(build_student(plan, teacher, x[:64]), teacher, x[64:])
+        assert option.nats == pytest.approx(built, rel=0.4), scale

@@ -231,7 +231,7 @@ def _check_unique(plan: Plan) -> None:
     """
     lists = {"blocks": [block for group in plan.groups for block in group.blocks], "transforms": plan.transforms}
     for number, group in enumerate(plan.groups):
-        lists |= {f"groups.{number}.shared": group.shared, f"groups.{number}.bases": group.bases}
+        lists |= {f"groups.{number}.{name}": getattr(group, name) for name in ("shared", "bases", "skipped")}
     for field, names in lists.items():
         if len(set(names)) < len(names):
             raise ValueError(f"plan.{field} has a name twice")

@@ -5,7 +5,7 @@
 W is the shared matrix of the group, or the product of factors, W₀ its value at the start, and W_i
 the matrix of block i in the source. At β = 1 every block computes what it did in the source; at
 β = 0 the sharing is complete, and the student holds nothing else. Narrow layers cannot fade: their
-neurons and channels differ from the source's.
+neurons and channels differ from the source's. Neither can parts that are left out.
 """
 
 from __future__ import annotations

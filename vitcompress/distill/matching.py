@@ -200,8 +200,8 @@ def _points_at(side: ComparedModel, family: Family, blocks: Sequence[str], field
     if not all(taps):
         raise RecipeError(
             f"--loss attention: blocks of {side.name} have no q, k and v that can be read.",
-            hint="Drop this loss: heads narrowed by --width have other channels than the teacher's, and some "
-            "models have other layers.",
+            hint="Drop this loss: heads narrowed by --width have other channels than the teacher's, a block may "
+            "have no attention left, and some models have other layers.",
         )
     return ReadPoints(tuple(blocks), tuple(taps))
 

@@ -33,6 +33,8 @@ def check(artifact: LoadedArtifact) -> None:
         reasons.append(f"its blocks have transformations ({', '.join(plan.transforms)})")
     if any(group.widths != Widths() for group in plan.groups):
         reasons.append("the heads and MLPs of its blocks are narrower than timm builds them")
+    if any(group.skipped for group in plan.groups):
+        reasons.append("the attention or MLP of some blocks is left out")
     if artifact.manifest.source["model_args"].get("norm_eps") is not None:
         reasons.append("its norms have another epsilon than timm's constructor gives them")
     if reasons:

@@ -56,7 +56,7 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
 
     Source: ours; the order is that of Frantar and Alistarh 2022, arXiv:2208.11580, Sec. 4.
     """
-    groups = {group.donor: group for group in plan.groups if _starts_here(group)}
+    groups = {block: group for group in plan.groups for block in _fitted(group)}
     if not groups:
         return
     family, batches = family_named(plan.family), list(images)
@@ -69,7 +69,8 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
         given = BlockInput(x, args, kwargs)
         stream.step(teacher_block, given)
         if name in groups:
-            BlockFit(block, teacher_block, weights[name], given, stream).run(groups[name], family)
+            fit = BlockFit(block, teacher_block, weights[name], given, stream)
+            fit.run(groups[name], family, is_donor=name == groups[name].donor)
         return torch.cat([run_block(block, given._replace(x=chunk))[1] for chunk in x.split(CHUNK_IMAGES)])
 
     with ExitStack() as stack:
@@ -81,12 +82,15 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
             block.forward = partial(fit_and_run, name)
             stack.callback(delattr, block, "forward")  # restores the method of the class
         student(torch.cat(batches))
-    for group in groups.values():
+    for group in plan.groups:
         _copy_biases(student, teacher, group)
 
 
-def _starts_here(group: Group) -> bool:
-    return group.widths != Widths() or bool(group.skipped) or (bool(group.ranks) and len(group.blocks) == 1)
+def _fitted(group: Group) -> tuple[str, ...]:
+    """Return the blocks of a group that are fitted: all with constants, else the donor or none."""
+    if group.skipped:
+        return group.blocks
+    return group.blocks[: group.widths != Widths() or (bool(group.ranks) and len(group.blocks) == 1)]
 
 
 class TeacherStream:
@@ -138,21 +142,25 @@ class BlockFit:
     given: BlockInput
     stream: TeacherStream
 
-    def run(self, group: Group, family: Family) -> None:
+    def run(self, group: Group, family: Family, *, is_donor: bool) -> None:
         """Set every layer that differs from the teacher's, in the order of running, in place.
 
         Args:
-            group: of the student's plan; the block is its donor.
+            group: of the student's plan; the block belongs to it.
             family: of the teacher.
+            is_donor: whether the block is its donor; of others only the constants are set.
         """
         for part in ("attn", "mlp"):
             if part in group.skipped:
                 self._skip(part)
-            elif part == "attn" and (group.widths.qk is not None or group.widths.v is not None):
+            if part in group.skipped or not is_donor:
+                continue
+            if part == "attn" and (group.widths.qk is not None or group.widths.v is not None):
                 self._narrow_attention()
             elif part == "mlp" and group.widths.hidden is not None:
-                narrow_mlp(self.block.mlp, self.teacher_block.mlp, self._hidden_moments(), self._layer_scale("mlp")[0])
-            for layer in group.ranks:
+                scale = layer_scale(self.teacher_block, "mlp")[0]
+                narrow_mlp(self.block.mlp, self.teacher_block.mlp, self._hidden_moments(), scale)
+            for layer in group.ranks if len(group.blocks) == 1 else ():
                 if layer.split(".")[0] == part:
                     self._factorize(layer, writes=bool(family.writes.fullmatch(layer)))
 
@@ -187,7 +195,7 @@ class BlockFit:
         for (images, chunk), output in zip(self._chunks(), written, strict=True):
             x = run_part(self.block, chunk, ["attn.proj"])["attn.proj"].input
             inputs.add(x, self._targets("attn", images, output, chunk.x), self.weights["attn.proj"])
-        fit_layer(self.block.attn.proj, inputs, self._layer_scale("attn")[0])
+        fit_layer(self.block.attn.proj, inputs, layer_scale(self.teacher_block, "attn")[0])
 
     def _hidden_moments(self) -> Moments:
         """Moments of the activations of the teacher's neurons, with the targets of the MLP."""
@@ -206,7 +214,7 @@ class BlockFit:
         centered = factored.bias is not None  # without a bias, nothing takes up the mean
         covariance = moments.covariance() if centered else moments.second()
         weight = wide(linear.weight.detach())
-        scale = self._layer_scale(layer.split(".")[0])[0] if writes else torch.ones_like(weight[:, 0])
+        scale = layer_scale(self.teacher_block, layer.split(".")[0])[0] if writes else torch.ones_like(weight[:, 0])
         if writes:
             weight = regress(covariance, moments.cross() if centered else moments.cross_uncentered())
         up, down = low_rank(weight, covariance, factored.rank)
@@ -243,23 +251,12 @@ class BlockFit:
             written: output of the teacher's layer for the student's inputs.
             before: the student's stream before this addition; None where it is unknown.
         """
-        scale, is_open = self._layer_scale(part)
+        scale, is_open = layer_scale(self.teacher_block, part)
         written = written * scale.to(written)
         goal = self.stream.before_mlp if part == "attn" else self.stream.after_block
         if goal is None or before is None:
             return written
         return torch.where(is_open.to(written.device), torch.lerp(written, goal[images] - before, CORRECTION), written)
-
-    def _layer_scale(self, part: str) -> tuple[Tensor, Tensor]:
-        """LayerScale after a part, made nonzero, and where it is open, `[C]` each."""
-        gamma = torch.ones_like(self.teacher_block.get_submodule(_WRITERS[part]).weight[:, 0])
-        if type(self.teacher_block) is Block:
-            scaling = self.teacher_block.ls1 if part == "attn" else self.teacher_block.ls2
-            gamma = getattr(scaling, "gamma", gamma)
-        gamma = wide(gamma.detach())
-        floor = 1e-3 * gamma.abs().mean()
-        is_open = gamma.abs() > floor
-        return torch.where(is_open, gamma, torch.where(floor > 0, floor, 1.0)), is_open
 
     @property
     def _norm(self) -> list[str]:
@@ -273,6 +270,23 @@ class BlockFit:
         for first in range(0, len(self.given.x), CHUNK_IMAGES):
             images = slice(first, first + CHUNK_IMAGES)
             yield images, self.given._replace(x=self.given.x[images])
+
+
+def layer_scale(block: Any, part: str) -> tuple[Tensor, Tensor]:
+    """Return LayerScale after a part, made nonzero, and where it is open, `[C]` each.
+
+    Args:
+        block: of the teacher; ones where it is not timm's plain `Block`.
+        part: `attn` or `mlp`.
+    """
+    gamma = torch.ones_like(block.get_submodule(_WRITERS[part]).weight[:, 0])
+    if type(block) is Block:
+        scaling = block.ls1 if part == "attn" else block.ls2
+        gamma = getattr(scaling, "gamma", gamma)
+    gamma = wide(gamma.detach())
+    floor = 1e-3 * gamma.abs().mean()
+    is_open = gamma.abs() > floor
+    return torch.where(is_open, gamma, torch.where(floor > 0, floor, 1.0)), is_open
 
 
 def _copy_biases(student: nn.Module, teacher: nn.Module, group: Group) -> None:

@@ -9,7 +9,7 @@ heads   q·k and P·v·proj are products of two maps: each is cut to its largest
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,21 +38,41 @@ def eliminate(covariance: Tensor, weight: Tensor, counts: Iterable[int]) -> Iter
     Source: Hassibi and Stork 1993, optimal brain surgeon; for neurons, Frantar and Alistarh 2022,
         arXiv:2208.11580.
     """
-    kept = torch.arange(len(covariance), device=covariance.device)
-    inverse = torch.linalg.inv(covariance)
-    step = max(1, len(kept) // STEPS)
+    left = _Left(torch.arange(len(weight.T), device=weight.device), weight, torch.linalg.inv(covariance))
+    step = max(1, len(left.kept) // STEPS)
     for count in sorted(counts, reverse=True):
-        while len(kept) > count:
-            cost = weight.square().sum(0) / inverse.diagonal()
-            removed = cost.argsort(stable=True)[: min(step, len(kept) - count)]
-            rest = torch.ones(len(kept), dtype=torch.bool, device=kept.device)
-            rest[removed] = False
-            # the inverse without the removed inputs is a Schur complement
-            solved = torch.linalg.solve(inverse[removed][:, removed], inverse[removed][:, rest])
-            weight = weight[:, rest] - weight[:, removed] @ solved
-            inverse = inverse[rest][:, rest] - inverse[rest][:, removed] @ solved
-            kept = kept[rest]
-        yield kept, weight
+        while len(left.kept) - step >= count:
+            left = left.without(step)
+        # the last, smaller step is taken aside: what is left at one count does not depend on others
+        stop = left.without(len(left.kept) - count)
+        yield stop.kept, stop.weight
+
+
+class _Left(NamedTuple):
+    """Neurons that are left.
+
+    Attributes:
+        kept: their indices, `[M]`, ascending.
+        weight: best weight of the layer after them, `[C, M]`.
+        inverse: inverse of the covariance of their activations, `[M, M]`.
+    """
+
+    kept: Tensor
+    weight: Tensor
+    inverse: Tensor
+
+    def without(self, count: int) -> _Left:
+        """Return what is left after removing the `count` neurons that the others replace best."""
+        if not count:
+            return self
+        cost = self.weight.square().sum(0) / self.inverse.diagonal()
+        removed = cost.argsort(stable=True)[:count]
+        rest = torch.ones(len(self.kept), dtype=torch.bool, device=self.kept.device)
+        rest[removed] = False
+        # the inverse without the removed inputs is a Schur complement
+        solved = torch.linalg.solve(self.inverse[removed][:, removed], self.inverse[removed][:, rest])
+        weight = self.weight[:, rest] - self.weight[:, removed] @ solved
+        return _Left(self.kept[rest], weight, self.inverse[rest][:, rest] - self.inverse[rest][:, removed] @ solved)
 
 
 def narrow_mlp(mlp: Any, teacher_mlp: Any, hidden: Moments, scale: Tensor) -> None:

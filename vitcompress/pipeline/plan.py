@@ -108,8 +108,9 @@ def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[d
         reporter: shows the progress; silent by default.
 
     Returns:
-        A row per option: `kind`, `blocks`, `part`, `dial` (its width or rank; 0 where it has none),
-        `saved_params` and `cost`, nats of KL per image, as the kind of the outputs defines it.
+        A row per option: `kind`, `scale` (the part and what is set in it), `blocks`, `dial` (its
+        width or rank; 0 where it has none), `saved_params` and `nats`, KL per image, as the kind of
+        the outputs defines it.
     """
     with _searching(*_measuring(recipe, reporter)) as (searching, tell):
         return [option.row() for option in searching.measure(recipe.target.kinds, tell).options]

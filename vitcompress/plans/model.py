@@ -34,7 +34,7 @@ class Group:
     ranks: Annotated[Mapping[Text, PositiveCount], Field(max_length=MAX_ENTRIES)] = field(default_factory=dict)
     bases: Texts = ()
     widths: Widths = field(default_factory=Widths)
-    skipped: tuple[Literal["attn", "mlp"], ...] = ()
+    skipped: Annotated[tuple[Literal["attn", "mlp"], ...], Field(max_length=2)] = ()
 
     @property
     def donor(self) -> str:

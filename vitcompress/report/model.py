@@ -60,7 +60,7 @@ class Report:
         lineage: the files that the result was made from, oldest first.
         store: number format of the file.
         baselines: the whole teacher in fewer bits, on the same images; empty if not measured.
-        made_of: the groups in full, with ranks and widths of their layers; empty in older reports.
+        made_of: the groups in full, with what is changed in their layers; empty in older reports.
         why: plans that a search chose from, one line each, best first; empty without a search.
         preprocessing: size, resizing, crop and normalization of images; empty in older reports.
         outputs: kind of the model's outputs: `classes`, `multi_label`, `regression` or `features`

@@ -9,6 +9,7 @@ from vitcompress.plans.model import Group
 from vitcompress.report.kinds import words_for
 from vitcompress.report.model import Report
 from vitcompress.report.rows import MEASURES, baseline_measure, megabytes, show_measure, student_value
+from vitcompress.report.sharing import PARTS
 
 _MAX_WIDTHS = 3  # kinds of narrow blocks that are described one by one
 
@@ -32,14 +33,14 @@ def report_remarks(report: Report) -> list[str]:
 
 
 def plan_remarks(groups: Sequence[Group], why: Sequence[str]) -> list[str]:
-    """Return the sentences on narrow and factored layers, and on why a search chose the plan.
+    """Return the sentences on skipped parts, narrow and factored layers, and on a search's choice.
 
     Args:
         groups: groups of the plan.
         why: the chosen plan and its alternatives, best first.
     """
     choices = [f"{'Chosen' if number == 0 else 'Alternative'}: {line}." for number, line in enumerate(why)]
-    return [*_layer_remarks(groups), *choices]
+    return [*_skip_remarks(groups), *_layer_remarks(groups), *choices]
 
 
 CAUSES_OF_CHANCE = (
@@ -125,6 +126,17 @@ def _training_remark(report: Report) -> str:
         f"{verb} for {train.steps:,} steps, {train.images:,} images in {train.seconds:.0f} s "
         f"({rate} images/s), on {report.data}."
     )
+
+
+def _skip_remarks(groups: Sequence[Group]) -> list[str]:
+    """Return a sentence for each part of blocks that some leave out."""
+    total = sum(len(group.blocks) for group in groups)
+    counts = {part: sum(len(group.blocks) for group in groups if part in group.skipped) for part in PARTS}
+    return [
+        f"{count} of {total} blocks {'has' if count == 1 else 'have'} no {PARTS[part]}: a constant takes its place."
+        for part, count in counts.items()
+        if count
+    ]
 
 
 def _layer_remarks(groups: Sequence[Group]) -> list[str]:

@@ -12,6 +12,9 @@ from vitcompress.report.model import Report
 
 _NUM_COLORS = 8
 
+PARTS = {"attn": "attention", "mlp": "MLP"}
+"""What the parts of a block are called."""
+
 
 class Box(NamedTuple):
     """A block on the map.
@@ -52,7 +55,7 @@ def _describe_sizes(sizes: Sequence[int]) -> str:
 
 
 def describe_layers(group: Group) -> str:
-    """Describe widths and ranks of a group in a few words; empty if they are the source's."""
+    """Describe skipped parts, widths and ranks of a group in a few words; empty without any."""
     names = {"qk": "query/key", "v": "value"}
     heads = [f"{words} {width}" for name, words in names.items() if (width := getattr(group.widths, name))]
     widths = [f"MLP {group.widths.hidden}"] if group.widths.hidden else []
@@ -61,7 +64,8 @@ def describe_layers(group: Group) -> str:
     for layer, rank in group.ranks.items():
         kind = "basis of rank" if layer in group.bases else "rank"
         ranks.setdefault(f"{'plus ' if group.whole(layer) else ''}{kind} {rank}", []).append(layer)
-    return ", ".join([*widths, *(f"{', '.join(layers)}: {rank}" for rank, layers in ranks.items())])
+    factors = [f"{', '.join(layers)}: {rank}" for rank, layers in ranks.items()]
+    return ", ".join([*[f"no {PARTS[part]}" for part in group.skipped], *widths, *factors])
 
 
 def shared_names(group: Group) -> list[str]:
@@ -70,7 +74,7 @@ def shared_names(group: Group) -> list[str]:
 
 
 def group_rows(report: Report) -> list[tuple[str, str, str, str]]:
-    """Return a row for each group: name, blocks, what they share, widths and ranks."""
+    """Return a row for each group: name, blocks, what they share, and what is changed."""
     return [
         (name or "–", _short_blocks(group), ", ".join(shared_names(group)) if name else "", describe_layers(group))
         for name, group in _named_groups(report)

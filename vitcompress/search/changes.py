@@ -18,12 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
+from vitcompress.initialize.blockwise import layer_scale
 from vitcompress.initialize.factors import basis_of_readers, basis_of_writers
 from vitcompress.initialize.narrow import eliminate, head_maps, value_maps
 from vitcompress.initialize.regression import Moments, factors_of_full_rank, regress, wide
 from vitcompress.initialize.shared_matrices import shared_matrix
 from vitcompress.plans.make import layer_shapes
 from vitcompress.search.options import Option
+
+_WRITERS = {"attn": "attn.proj", "mlp": "mlp.fc2"}
 
 QK = "attn.qk"
 """Stands for the products of queries and keys among a block's layers."""
@@ -88,13 +91,14 @@ Changes = Iterator[tuple[str, Tensor]]
 
 
 def _fewer_neurons(block: Any, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
-    weight = wide(block.mlp.fc2.weight)
+    scale = layer_scale(block, "mlp")[0][:, None]
+    weight = wide(block.mlp.fc2.weight) * scale
     counts = [option.dial for option in options]
     changes = dict.fromkeys(counts, -weight)
     best = eliminate(moments["mlp.fc2"].covariance(), weight, counts)
     for count, (kept, left) in zip(sorted(counts, reverse=True), best, strict=True):
         changes[count] = changes[count].index_add(1, kept, left)
-    yield "mlp.fc2", torch.stack([changes[count].float() for count in counts])
+    yield "mlp.fc2", torch.stack([(changes[count] / scale).float() for count in counts])
 
 
 def _narrow_values(block: Any, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
@@ -115,17 +119,19 @@ def _narrow_queries(block: Any, options: Sequence[Option], moments: Mapping[str,
 
 
 def _low_rank(block: nn.Module, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
+    scales = {_WRITERS[part]: layer_scale(block, part)[0][:, None] for part in _WRITERS}
     for layer in options[0].group.ranks:
         linear: Any = block.get_submodule(layer)
         weight, inputs = wide(linear.weight), moments[layer]
         covariance = inputs.second() if linear.bias is None else inputs.covariance()
-        up, down = factors_of_full_rank(weight, covariance)
+        scale = scales.get(layer, torch.ones(1, 1).to(weight))
+        up, down = factors_of_full_rank(scale * weight, covariance)
         ranks = [option.group.ranks[layer] for option in options]
-        yield layer, torch.stack([(up[:, :rank] @ down[:rank] - weight).float() for rank in ranks])
+        yield layer, torch.stack([(up[:, :rank] @ down[:rank] / scale - weight).float() for rank in ranks])
 
 
 def _skip(block: nn.Module, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
-    layer = {"attn": "attn.proj", "mlp": "mlp.fc2"}[options[0].part]
+    layer = _WRITERS[options[0].part]
     yield layer, -block.get_parameter(f"{layer}.weight").detach().expand(len(options), -1, -1)
 
 

@@ -53,6 +53,10 @@ def measure_options(
         judged: other images, on which costs are measured.
         memory_bytes: memory for moments and changes.
         tell: called with the share that is done, 0–1.
+
+    Returns:
+        The options. Those of several blocks whose statistics do not fit in memory together are left
+        out, and counted.
     """
     options = list_options(shapes)
     model, family = _aligned(shapes), shapes.family
@@ -61,7 +65,7 @@ def measure_options(
     weights = token_weights(model, family, shapes.blocks, fitted.split(CHUNK_IMAGES))
     parts = list(_parts(shapes, options, memory_bytes))
     total = _CHANGES_WORK * len(shapes.blocks) + len(parts) * (_MOMENTS_WORK * len(fitted) + _SCORES_WORK * len(judged))
-    done = 0.0
+    done, reached = 0.0, dict[int, Option]()
 
     def work(amount: float) -> None:
         nonlocal done
@@ -71,6 +75,7 @@ def measure_options(
     for blocks in parts:
         moments = block_moments(model, family, blocks, fitted, weights, lambda n: work(_MOMENTS_WORK * n))
         numbered = [(n, o) for n, o in enumerate(options) if set(o.group.blocks) <= set(blocks)]
+        reached.update(numbered)
         changes = _changes(model, family, blocks, numbered, moments, limits, work)
         means = {
             f"{block}.{layer}": m.mean
@@ -80,7 +85,8 @@ def measure_options(
         del moments
         add_scores(scores, model, changes, means, judged, lambda n: work(_SCORES_WORK * n))
     scores = scores.cpu()
-    return MeasuredOptions(shapes, [_measured(o, n, scores, limits) for n, o in enumerate(options)])
+    measured = [_measured(option, number, scores, limits) for number, option in sorted(reached.items())]
+    return MeasuredOptions(shapes, measured, len(options) - len(measured))
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:

@@ -22,10 +22,12 @@ class MeasuredOptions:
     Attributes:
         shapes: the teacher's blocks.
         options: all options, measured.
+        num_left_out: number of options that were not measured, as memory was short.
     """
 
     shapes: Shapes
     options: Sequence[Option]
+    num_left_out: int = 0
     _choices: dict[tuple[tuple[str, ...], float], list[Choice]] = field(default_factory=dict, compare=False, repr=False)
 
     def choices(self, kinds: Sequence[str], evenness: float) -> list[Choice]:

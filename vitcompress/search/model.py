@@ -115,7 +115,7 @@ class Search:
         return Shapes(self.teacher, family, self.blocks, kinds, self.transforms, self.token_kernel, self.multiple)
 
     def measure(self, kinds: Sequence[str], tell: Callable[[float], None]) -> MeasuredOptions:
-        """Measure every option of some kinds.
+        """Measure every option of some kinds, and say which are left out for want of memory.
 
         Args:
             kinds: of `KINDS`.
@@ -124,7 +124,13 @@ class Search:
         Raises:
             ModelError: the teacher belongs to no known family.
         """
-        return measure_options(self.shapes(kinds), self.fitted, self.judged, self.memory_bytes, tell)
+        measured = measure_options(self.shapes(kinds), self.fitted, self.judged, self.memory_bytes, tell)
+        if measured.num_left_out:
+            self.say(
+                f"{measured.num_left_out:,} ways of sharing are left out: what they need does not fit in "
+                f"{self.memory_bytes / 1e9:.3g} GB at once. Give more with --max-memory."
+            )
+        return measured
 
 
 def choose(tried: Sequence[Candidate], student: nn.Module, search: Search, store: str) -> Chosen:

@@ -24,7 +24,7 @@ from vitcompress.quantize.codecs import num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import PlanRecipe, TargetRecipe
 from vitcompress.search.model import Search
-from vitcompress.search.target import reach
+from vitcompress.search.target import search_target
 from vitcompress.surgery import apply_plan
 
 SMALLEST = "smallest"
@@ -206,13 +206,17 @@ def narrow(case: Case) -> Start:
 def planned(case: Case) -> Start:
     """What the product's planner makes of the budget."""
     params = sum(p.numel() for p in case.teacher.parameters())
+    num_judged = len(case.calibration) // 4  # costs are measured on images that nothing is fitted to
     search = Search(
-        teacher=case.teacher, name=case.name, images=case.calibration, store="source",
-        token_kernel=PlanRecipe().token_kernel, transforms=PlanRecipe().transforms or (), header_bytes=lambda *_: 0,
-        drop=lambda student: 0.0, tell=lambda done: None, say=lambda line: None,
+        teacher=case.teacher, name=case.name, fitted=case.calibration[num_judged:],
+        judged=case.calibration[:num_judged], store="source", token_kernel=PlanRecipe().token_kernel,
+        transforms=PlanRecipe().transforms or (), multiple=TargetRecipe().width_multiple, memory_bytes=4e9,
+        header_bytes=lambda *_: 0, drop=lambda student: 0.0, say=lambda line: None,
     )  # fmt: skip
     try:
-        return started(case, reach(TargetRecipe(target_ratio=params / case.budget_params), search).plan)
+        return started(
+            case, search_target(TargetRecipe(target_ratio=params / case.budget_params), search, lambda done: None).plan
+        )
     except PlanError as error:
         raise UnfitError(f"out of the planner's reach: {error.hint.lower()}") from error
 
