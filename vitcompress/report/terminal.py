@@ -71,7 +71,7 @@ def print_plan(plan: Plan, name: str, console: Console, *, preprocessing: str = 
 
 
 def print_options(options: Sequence[Mapping[str, Any]], name: str, console: Console) -> None:
-    """Print what each option of a search would cost, a row for each run of blocks, part and kind.
+    """Print what each option of a search would cost, a row for each run of blocks and scale.
 
     Args:
         options: options from `pipeline.sensitivities`.
@@ -82,12 +82,12 @@ def print_options(options: Sequence[Mapping[str, Any]], name: str, console: Cons
     for option in options:
         numbers = [block.rpartition("blocks.")[2] for block in option["blocks"]]
         blocks = option["blocks"][0].rpartition("blocks.")[0] + "–".join(dict.fromkeys((numbers[0], numbers[-1])))
-        cost = f"{option['dial'] or 'whole'}: {option['cost']:.3g}, −{option['saved_params']:,}"
-        lines.setdefault((blocks, option["part"], option["kind"]), []).append(cost)
+        cost = f"{option['dial'] or 'whole'}: {option['nats']:.3g}, −{option['saved_params']:,}"
+        lines.setdefault((blocks, option["scale"], option["kind"]), []).append(cost)
     console.print(f"{name}: cost of each option, applied alone", style="bold", markup=False)
-    columns = ("blocks", "part", "kind", "options")
+    columns = ("blocks", "what", "kind", "options")
     print_table(columns, [(*key, " · ".join(costs)) for key, costs in lines.items()], console)
-    legend = "Options: width or rank (whole: shared whole): nats of KL divergence per image, −parameters saved."
+    legend = "Options: width or rank (whole: as a whole): nats of KL divergence per image, −parameters saved."
     print_lines([legend], console)
 
 
