@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("ratio", "parameters", "bytes", "MACs", "nats", "kinds", "")
 LEGEND = (
-    "Ratio: how many times fewer parameters. Nats per image: predicted cost before any training, the KL divergence from "
-    "the model's predictions. Knee: below it, each parameter that is left out costs more than on average."
+    "Ratio: how many times fewer parameters. Nats per image: predicted cost before any training, the KL divergence "
+    "from the model's predictions. Knee: below it, each parameter that is left out costs more than on average."
 )
 _SIZE = (10.8, 3.9)  # of the drawing, in inches
 _NARROW_SIZE = (9.6, 3.9)
@@ -143,8 +143,14 @@ def _operations(point: FrontierPoint) -> str:
 
 def _draw(axes: Axes, points: Sequence[FrontierPoint], amount: Callable[[FrontierPoint], float]) -> None:
     """Draw one panel, in place."""
+    highest = max(max(point.predicted_nats for point in points), 1e-9)
+    lowest = max(min(point.predicted_nats for point in points), highest / 10**_DECADES)
+
+    def cost(point: FrontierPoint) -> float:
+        return float(max(point.predicted_nats, lowest / 10))  # below the axis, which has no zero
+
     line = sorted(points, key=amount)
-    axes.plot(list(map(amount, line)), [p.predicted_nats for p in line], "-", color=_COLORS["line"], linewidth=1.4)
+    axes.plot(list(map(amount, line)), list(map(cost, line)), "-", color=_COLORS["line"], linewidth=1.4)
     groups = (
         ("other budgets", [p for p in points if not p.is_common and not p.is_knee], "o", "line", 4),
         ("common targets", [p for p in points if p.is_common], "s", "common", 7),
@@ -154,17 +160,15 @@ def _draw(axes: Axes, points: Sequence[FrontierPoint], amount: Callable[[Frontie
     for label, marked, marker, color, size in groups:
         if marked:
             axes.plot(
-                list(map(amount, marked)), [p.predicted_nats for p in marked], marker, color=_COLORS[color], markersize=size,
-                markeredgecolor="white", label=label if first else None, linestyle="none",
+                list(map(amount, marked)), list(map(cost, marked)), marker, color=_COLORS[color],
+                markersize=size, markeredgecolor="white", label=label if first else None, linestyle="none",
             )  # fmt: skip
     for point in points:
         if point.is_common:
             axes.annotate(
-                f"{point.target_ratio:g}×", (amount(point), point.predicted_nats), (5, 4), textcoords="offset points",
+                f"{point.target_ratio:g}×", (amount(point), cost(point)), (5, 4), textcoords="offset points",
                 fontsize=8, annotation_clip=True,
             )  # fmt: skip
-    highest = max(max(point.predicted_nats for point in points), 1e-9)
-    lowest = max(min(point.predicted_nats for point in points), highest / 10**_DECADES)
     axes.set_yscale("log")
     axes.set_ylim(lowest / 2, highest * 2)
     axes.set_xlim(0, 1.15 * max(map(amount, points)))

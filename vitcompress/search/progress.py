@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
 import vitcompress
 from vitcompress.artifact.atomic import replacing
-from vitcompress.artifact.tensorfile import TensorFile, first_fault, open_tensors, strict_json
+from vitcompress.artifact.tensorfile import TensorFile, open_tensors, strict_json
 from vitcompress.errors import ArtifactError, RecipeError
 from vitcompress.initialize.regression import Moments, wide
 from vitcompress.plans.bounds import Block, Count
@@ -178,7 +178,12 @@ def _write(path: Path, facts: Mapping[str, Any], state: State) -> None:
 
 
 def _read(path: Path, facts: Mapping[str, Any], start: State, device: torch.device) -> State:
-    """Read a state that `_write` wrote."""
+    """Read a state that `_write` wrote.
+
+    Raises:
+        RecipeError: it is of another measurement.
+        ArtifactError: it cannot be read.
+    """
     hint = "Leave out --resume to start over."
     try:
         with open_tensors(path) as file:
@@ -188,8 +193,10 @@ def _read(path: Path, facts: Mapping[str, Any], start: State, device: torch.devi
                 message = f"--resume: the measurement in {path} differs from this one."
                 raise RecipeError("\n".join((message, *lines)), hint=f"Use the same options. {hint}")
             return _state(file, header, start, device)
-    except (ValidationError, ValueError, KeyError, RecursionError) as error:
-        raise ArtifactError(f"--resume: {path} cannot be read: {first_fault(error)}.", hint=hint) from error
+    except KeyError as error:
+        raise ArtifactError(f"--resume: {path} cannot be read: it lacks {error}.", hint=hint) from error
+    except ArtifactError as error:
+        raise ArtifactError(f"--resume: {error}", hint=hint) from error
 
 
 def _state(file: TensorFile, header: _Header, start: State, device: torch.device) -> State:
