@@ -34,7 +34,7 @@ class Moments:
         origin: what is subtracted from inputs, `[D]`, and from targets, `[O]`.
     """
 
-    count: float = 0
+    count: float | Tensor = 0
     x: Tensor = ZERO
     y: Tensor = ZERO
     xx: Tensor = ZERO
@@ -56,8 +56,8 @@ class Moments:
         weights = None if weight is None else weight.to(rows).expand(x.shape[:-1]).reshape(-1, 1)
         centered = rows - self.origin[0]
         weighted = centered if weights is None else centered * weights
-        count = len(rows) if weights is None else float(wide(weights).sum())
-        self.count += count
+        count = len(rows) if weights is None else wide(weights).sum()
+        self.count = self.count + count
         self.x = self.x + wide(weighted.sum(0)) + count * wide(self.origin[0])
         self.xx = self.xx + wide(weighted.T @ centered)
         if y is not None:

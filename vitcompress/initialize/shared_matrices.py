@@ -95,7 +95,7 @@ class _Fit:
     inputs: Tensor = ZERO  # Σ_i Σ x xᵀ, [D, D]
     targets: Tensor = ZERO  # Σ_i W_i Σ x xᵀ, [O, D]
     sums: dict[str, Tensor] = field(default_factory=dict)  # Σ x per block
-    count: dict[str, float] = field(default_factory=dict)
+    count: dict[str, float | Tensor] = field(default_factory=dict)
 
     def add(self, block: str, weight: Tensor, moments: Moments) -> None:
         products = moments.count * moments.uncentered()

@@ -45,6 +45,11 @@ class LayerChanges:
     numbers: Tensor
     weights: Tensor
 
+    @classmethod
+    def on(cls, device: torch.device, numbers: Sequence[int], weights: Tensor) -> LayerChanges:
+        """Return changes on a device, in bfloat16."""
+        return cls(torch.tensor(numbers, device=device), weights.to(device, torch.bfloat16))
+
 
 BlockChanges = Mapping[str, LayerChanges]
 """Changes by layer, as named inside the block."""
@@ -66,12 +71,13 @@ def block_changes(
     for number, option in options:
         by_scale[option.scale].append((number, option))
     parts: dict[str, list[LayerChanges]] = defaultdict(list)
+    device = next(block.parameters()).device
     for layer, changes in (item for other in others for item in other.items()):
         parts[layer].append(changes)
     with torch.no_grad():
         for scale, group in by_scale.items():
             for layer, weights in _SCALES[scale](block, [option for _, option in group], moments):
-                parts[layer].append(LayerChanges(torch.tensor([n for n, _ in group]), weights.bfloat16()))
+                parts[layer].append(LayerChanges.on(device, [n for n, _ in group], weights))
     return {
         layer: LayerChanges(torch.cat([c.numbers for c in joined]), torch.cat([c.weights for c in joined]))
         for layer, joined in parts.items()
@@ -154,8 +160,9 @@ def run_changes(
                     parts[block][layer].append((number, change.bfloat16()))
     for block, by_layer in parts.items():
         for layer, found in by_layer.items():
-            numbers = torch.tensor([number for number, _ in found])
-            changes[block][layer] = LayerChanges(numbers, torch.stack([change for _, change in found]))
+            device = model.get_parameter(f"{block}.{layer}.weight").device
+            weights = torch.stack([change for _, change in found])
+            changes[block][layer] = LayerChanges.on(device, [number for number, _ in found], weights)
     return changes
 
 

@@ -60,7 +60,8 @@ def measure_options(
     options = list_options(shapes)
     model, family = _aligned(shapes), shapes.family
     limits = _Limits(shapes, len(options))
-    state = State(list(_parts(shapes, options, memory_bytes)), torch.zeros(DIRECTIONS * len(judged), limits.end))
+    scores = torch.zeros(DIRECTIONS * len(judged), limits.end, device=judged.device)
+    state = State(list(_parts(shapes, options, memory_bytes)), scores)
     state = keep.resumed(state, fitted.device) if keep else state
     weights = token_weights(model, family, shapes.blocks, fitted.split(CHUNK_IMAGES))
     part_work = _MOMENTS_WORK * len(fitted) + _SCORES_WORK * len(judged)
@@ -84,7 +85,8 @@ def measure_options(
                 state.moments.clear()
             add_scores(state, model, changes, means, judged, lambda n: work(_SCORES_WORK * n))
             state.finish_part()
-    return MeasuredOptions(shapes, [_measured(o, n, state.scores, limits) for n, o in enumerate(options)])
+    scores = state.scores.cpu()
+    return MeasuredOptions(shapes, [_measured(o, n, scores, limits) for n, o in enumerate(options)])
 
 
 def _means(model: nn.Module, moments: BlockMoments) -> dict[str, Tensor]:
@@ -183,11 +185,12 @@ class _Limits:
 
     def changes(self, model: nn.Module, block: str) -> dict[str, LayerChanges]:
         """The changes of one block by leaving out each part: of the layer that writes."""
-        return {
-            layer: LayerChanges(torch.tensor([self.number(block, layer.partition(".")[0])]),
-                                -model.get_parameter(f"{block}.{layer}.weight").detach()[None].bfloat16())
-            for layer in _layers(model, self.shapes.family, block) if self.shapes.family.writes.fullmatch(layer)
-        }  # fmt: skip
+        changes = {}
+        for layer in filter(self.shapes.family.writes.fullmatch, _layers(model, self.shapes.family, block)):
+            weight = model.get_parameter(f"{block}.{layer}.weight").detach()
+            number = self.number(block, layer.partition(".")[0])
+            changes[layer] = LayerChanges.on(weight.device, [number], -weight[None])
+        return changes
 
 
 def _changes(

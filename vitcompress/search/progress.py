@@ -166,7 +166,7 @@ def _write(path: Path, facts: Mapping[str, Any], state: State) -> None:
         for layer, moments in layers.items():
             assert moments.origin is not None  # there are samples
             tensors |= {
-                f"{block}/{layer}/count": torch.tensor(moments.count, dtype=torch.double),
+                f"{block}/{layer}/count": torch.as_tensor(moments.count, dtype=torch.double),
                 f"{block}/{layer}/x": moments.x,
                 f"{block}/{layer}/xx": moments.xx,
                 f"{block}/{layer}/origin": moments.origin[0],
@@ -211,7 +211,7 @@ def _state(file: TensorFile, header: _Header, start: State, device: torch.device
         raise ValueError("it is of another version or of other blocks")
     if scores.shape != start.scores.shape or scores.dtype != start.scores.dtype:
         raise ValueError("it is of other options or images")
-    state = State(header.parts, scores, header.part, header.num_fitted, header.num_judged)
+    state = State(header.parts, scores.to(device), header.part, header.num_fitted, header.num_judged)
     state.generator = file.tensor("generator") if "generator" in file.places else None
     if header.num_judged and state.generator is None:
         raise ValueError("it has no random state")
@@ -222,7 +222,7 @@ def _state(file: TensorFile, header: _Header, start: State, device: torch.device
         if block not in state.blocks or not (x.shape == origin.shape == xx.shape[:1] == xx.shape[1:]):
             raise ValueError(f"{name} is not of this part, or its shapes do not agree")
         state.moments[block][layer] = Moments(
-            float(file.tensor(f"{name}/count")), x.to(wide_device), xx=xx.to(wide_device),
+            file.tensor(f"{name}/count").to(wide_device), x.to(wide_device), xx=xx.to(wide_device),
             origin=(origin.to(device), torch.zeros((), dtype=torch.double)),
         )  # fmt: skip
     if header.num_fitted and set(state.moments) != set(state.blocks):
