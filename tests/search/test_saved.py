@@ -91,6 +91,16 @@ def test_another_width_multiple_has_other_options(measured: MeasuredOptions, pat
         load_options(path, replace(measured.shapes, multiple=3), FACTS)
 
 
+def test_what_did_not_fit_in_memory_is_in_neither(measured: MeasuredOptions, tmp_path: Path) -> None:
+    """Runs of blocks that are not measured together have no scores, which would seem to cost nothing."""
+    noise, path = images(measured.shapes.model, 12), tmp_path / "options.json"
+    alone = measure_options(measured.shapes, noise[:8], noise[8:], 1.0, lambda done: None)
+    assert {option.kind for option in alone.options} == {"narrow", "low_rank", "skip"}
+    assert min(option.nats for option in alone.options) > 0
+    save_options(path, alone, FACTS)
+    assert [o.row() for o in load_options(path, measured.shapes, FACTS).options] == [o.row() for o in alone.options]
+
+
 def first(tree: dict[str, Any], **fields: Any) -> None:
     tree["options"][0] |= fields
 
@@ -102,7 +112,6 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a field too many": lambda tree: tree.update(more=1),
     "no options": lambda tree: tree.update(options=[]),
     "an option twice": lambda tree: tree["options"].append(tree["options"][0]),
-    "an option missing": lambda tree: tree["options"].pop(),
     "another kind": lambda tree: first(tree, kind="magic"),
     "another block": lambda tree: first(tree, blocks=["blocks.99"]),
     "a path for a block": lambda tree: first(tree, blocks=["../../etc"]),

@@ -4,7 +4,8 @@ moments    second moments of what the layers receive, on the images that starts 
 changes    from these, what each option changes in each layer
 evidence   on other images, what these changes cost
 
-Where all blocks together do not fit in memory, some are done at a time.
+Where all blocks together do not fit in memory, some are done at a time. Options of blocks that are
+not done together are left out.
 """
 
 from __future__ import annotations
@@ -86,7 +87,11 @@ def measure_options(
             add_scores(state, model, changes, means, judged, lambda n: work(_SCORES_WORK * n))
             state.finish_part()
     scores = state.scores.cpu()
-    return MeasuredOptions(shapes, [_measured(o, n, scores, limits) for n, o in enumerate(options)])
+    parts = [set(blocks) for blocks in state.parts]
+    return MeasuredOptions(shapes, [
+        _measured(o, n, scores, limits) for n, o in enumerate(options)
+        if any(set(o.group.blocks) <= part for part in parts)  # else it has no scores, and would seem to cost nothing
+    ])  # fmt: skip
 
 
 def _means(model: nn.Module, moments: BlockMoments) -> dict[str, Tensor]:

@@ -162,21 +162,21 @@ def load_options(path: Path, shapes: Shapes, facts: Mapping[str, str | int | Non
             hint=f"Give the same model, images and settings, or measure again: {_MEASURE}",
         )
     scores = {option.key: option.scores for option in saved.options}
-    options = [_measured(option, scores, saved.num_scores, path) for option in list_options(shapes)]
-    kept = {_key(option) for option in list_options(replace(shapes, kinds=saved.kinds))}
-    if kept != scores.keys() or len(scores) != len(saved.options):
-        raise _unfit(path)
-    return MeasuredOptions(shapes, options)
+    listed = {_key(option) for option in list_options(replace(shapes, kinds=saved.kinds))}
+    if not listed >= scores.keys() or len(scores) != len(saved.options) or not scores:
+        raise ArtifactError(
+            f"--options {path}: its options are not those of the model.",
+            hint=f"Another version of vitcompress may have measured them. Measure again: {_MEASURE}",
+        )
+    wanted = [option for option in list_options(shapes) if _key(option) in scores]  # not all fit in memory together
+    return MeasuredOptions(shapes, [_measured(o, scores[_key(o)], saved.num_scores, path) for o in wanted])
 
 
 def _key(option: Option) -> tuple[Any, ...]:
     return option.kind, option.scale, option.group.blocks, option.dial, option.saved_params
 
 
-def _measured(option: Option, scores: Mapping[tuple[Any, ...], str], count: int, path: Path) -> Option:
-    text = scores.get(_key(option))
-    if text is None:
-        raise _unfit(path)
+def _measured(option: Option, text: str, count: int, path: Path) -> Option:
     try:
         return option.measured(_decoded(text, count))
     except (ValueError, binascii.Error) as error:
@@ -194,10 +194,3 @@ def _decoded(text: str, count: int) -> Tensor:
     if not torch.isfinite(scores).all():
         raise ValueError("a score is not finite")
     return scores
-
-
-def _unfit(path: Path) -> ArtifactError:
-    return ArtifactError(
-        f"--options {path}: its options are not those of the model.",
-        hint=f"Another version of vitcompress may have measured them. Measure again: {_MEASURE}",
-    )
