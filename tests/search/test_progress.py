@@ -17,7 +17,7 @@ from vitcompress.families.registry import family_of
 from vitcompress.search.measure import measure_options
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.options import Shapes
-from vitcompress.search.progress import Progress
+from vitcompress.search.progress import Progress, State
 
 FACTS = {"model.sha256": "abc", "--width-multiple": 8}
 EVERY_BLOCK_ALONE, ALL_TOGETHER = 1.0, 1e12
@@ -83,6 +83,27 @@ def test_an_interrupted_measurement_goes_on_to_the_same_bits(
     assert [option.row() for option in resumed.options] == [option.row() for option in whole.options]
     for option, other in zip(resumed.options, whole.options, strict=True):
         assert torch.equal(option.scores, other.scores)  # type: ignore[arg-type]
+
+
+def test_a_measurement_that_is_interrupted_at_its_end_is_whole(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, finish_part = tmp_path / "part", State.finish_part
+
+    def interrupted(state: State) -> None:
+        finish_part(state)
+        if state.part == len(state.parts):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(State, "finish_part", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        measure(model, ("narrow",), EVERY_BLOCK_ALONE, Progress(path, FACTS, False, nothing))
+    monkeypatch.setattr(State, "finish_part", finish_part)
+    told: list[float] = []
+    resumed = measure(model, ("narrow",), EVERY_BLOCK_ALONE, Progress(path, FACTS, True, nothing), told.append)
+    assert told == [pytest.approx(1.0)]
+    whole = measure(model, ("narrow",), EVERY_BLOCK_ALONE, None)
+    assert [option.row() for option in resumed.options] == [option.row() for option in whole.options]
 
 
 def test_before_anything_is_measured_nothing_is_kept(model: nn.Module, tmp_path: Path) -> None:

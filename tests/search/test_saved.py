@@ -92,7 +92,7 @@ def test_another_width_multiple_has_other_options(measured: MeasuredOptions, pat
 
 
 def test_what_did_not_fit_in_memory_is_in_neither(measured: MeasuredOptions, tmp_path: Path) -> None:
-    """Runs of blocks that are not measured together have no scores, which would seem to cost nothing."""
+    """Runs of blocks that are not measured together have no scores; they would seem free."""
     noise, path = images(measured.shapes.model, 12), tmp_path / "options.json"
     alone = measure_options(measured.shapes, noise[:8], noise[8:], 1.0, lambda done: None)
     assert {option.kind for option in alone.options} == {"narrow", "low_rank", "skip"}

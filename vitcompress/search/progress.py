@@ -42,7 +42,7 @@ class State:
     Attributes:
         parts: names of the blocks that are measured together, part by part.
         scores: as `add_scores` fills them.
-        part: number of the part under way.
+        part: number of the part under way; the number of parts where all are measured.
         num_fitted: number of images in the moments of this part.
         num_judged: number of images in the scores of this part.
         moments: of this part.
@@ -207,8 +207,10 @@ def _state(file: TensorFile, header: _Header, start: State, device: torch.device
     """
     scores = file.tensor("scores")
     blocks = [[block for part in parts for block in part] for parts in (header.parts, start.parts)]
-    if header.version != VERSION or blocks[0] != blocks[1] or header.part >= len(header.parts):
+    if header.version != VERSION or blocks[0] != blocks[1]:
         raise ValueError("it is of another version or of other blocks")
+    if header.part > len(header.parts) or (header.part == len(header.parts) and header.num_fitted):
+        raise ValueError(f"it has no part {header.part}")
     if scores.shape != start.scores.shape or scores.dtype != start.scores.dtype:
         raise ValueError("it is of other options or images")
     state = State(header.parts, scores.to(device), header.part, header.num_fitted, header.num_judged)
