@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from vitcompress.data.calibration import Drawing
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.facts import images_digest
+from vitcompress.errors import VitcompressError
 from vitcompress.families.outputs import outputs_of
 from vitcompress.pipeline.checks import check_writable, files_read
 from vitcompress.pipeline.run import Run
@@ -35,29 +36,37 @@ class Place:
     Attributes:
         options: the options, when all are measured.
         progress: the state of a measurement that is interrupted.
+        lasts: whether the options are a result; otherwise they only outlive an interruption.
     """
 
     options: Path
     progress: Path
+    lasts: bool
 
     @classmethod
     def beside(cls, options: Path | None) -> Place | None:
         """Return the place of an options file that a user names; None for None."""
-        return cls(options, options.with_name(f"{options.name}.part")) if options else None
+        return cls(options, options.with_name(f"{options.name}.part"), True) if options else None
 
     @classmethod
     def of(cls, checkpoints: Checkpoints | None) -> Place | None:
         """Return the place among the checkpoints of a compression; None without any."""
-        return cls(checkpoints.options, checkpoints.search) if checkpoints else None
+        return cls(checkpoints.options, checkpoints.search, False) if checkpoints else None
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Name the measured options when the context is interrupted."""
+        """Name the measured options when the context is interrupted; drop them after a mistake."""
         try:
             yield
         except (KeyboardInterrupt, TerminationError) as error:
             message = f"The measured options are in {self.options}: the same command with --resume uses them."
             raise type(error)(message) from error
+        except VitcompressError:
+            if not self.lasts:
+                self.options.unlink(missing_ok=True)
+                with suppress(OSError):  # other files are in it
+                    self.options.parent.rmdir()
+            raise
 
 
 def check_save(recipe: Recipe, save: Path) -> None:
