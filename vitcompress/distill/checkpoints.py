@@ -1,6 +1,8 @@
 """Keep the state of a training beside its output, and continue an interrupted run from it.
 
     <stem>.checkpoints/
+      search.safetensors     what an interrupted search has measured
+      options.json           its options, when all are measured, until the plan is settled
       run.json               the recipe, and what was settled before training: plan, learning rate
       step-00000500/         accelerate's state of model, optimizers and random numbers
         counters.json        steps, images, loss curve
@@ -28,10 +30,10 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.artifact.atomic import write_text
-from vitcompress.distill.facts import describe_differences
 from vitcompress.distill.state import TrainState, set_parameters
 from vitcompress.errors import ArtifactError, RecipeError, TrainingError, first_line
 from vitcompress.recipe import Interval
+from vitcompress.recipe.differences import describe_differences
 from vitcompress.runtime.processes import from_main
 from vitcompress.runtime.signals import TerminationError
 
@@ -52,6 +54,16 @@ class Checkpoints:
         self.folder, self.every = folder, every
         self.saved_at, self.saved_step = time.monotonic(), 0
         self.text = ""
+
+    @property
+    def options(self) -> Path:
+        """Path of the options that a search has measured."""
+        return self.folder / "options.json"
+
+    @property
+    def search(self) -> Path:
+        """Path of the state of a search's measurement."""
+        return self.folder / "search.safetensors"
 
     @classmethod
     def for_output(cls, out: Path, every: Interval | None) -> Checkpoints | None:
@@ -119,10 +131,13 @@ class Checkpoints:
             RecipeError: the interrupted run differs from this one; lists every difference.
         """
         run = self.read_run()
+        searched = self.options.exists() or self.search.exists()
         if not resume:
-            if run:
+            if run or searched:
                 say(f"replacing {self.folder} of an interrupted run (--resume would continue it)")
             return None
+        if run is None and searched:
+            return None  # the search goes on
         if run is None:
             say(f"--resume: there is no {self.folder}; starting from the beginning")
             return None
@@ -240,7 +255,8 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         """Return the files and folders that this class has written."""
-        patterns = ("run.json", ".run.json.*", _STATES, f".{_STATES}.part")
+        names = ("run.json", self.options.name, self.search.name)
+        patterns = (*names, *(f".{name}.*" for name in names), _STATES, f".{_STATES}.part")
         return [path for pattern in patterns for path in self.folder.glob(pattern)]
 
     @contextmanager

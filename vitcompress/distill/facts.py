@@ -1,4 +1,4 @@
-"""Describe what determines the result of a run, and list how two runs differ."""
+"""Describe what determines the result of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import StreamReader
-from vitcompress.recipe.values import flag_of
 
 _WITHOUT_EFFECT = {  # fields that do not change the weights, by stage; None for all
     "run": ("resume", "save_every", "log_with", "num_processes", "device", "cache_teacher"),
     "data": ("num_workers",),
     "gates": None,
+    "target": ("options", "max_memory"),
     "model": ("checkpoint", "checkpoint_key"),  # its weights are compared instead
     "teacher": ("teacher_checkpoint", "teacher_checkpoint_key", "allow_weak_teacher"),
 }
@@ -49,31 +49,3 @@ def images_digest(images: ImageSet) -> str:
 
 def _sha(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:16]
-
-
-def describe_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line for every fact that differs, by its flag or name."""
-    older, newer = _flatten(before), _flatten(now)
-    return [
-        f"  {name}: {_show(newer.get(name))}, was {_show(older.get(name))}"
-        for name in sorted(older.keys() | newer.keys())
-        if older.get(name) != newer.get(name)
-    ]
-
-
-def _flatten(tree: Any, name: str = "") -> dict[str, Any]:
-    """Return the leaves of a tree of facts, by flag or dotted name."""
-    if not isinstance(tree, Mapping):
-        return {name: tree}
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if name == "" and key == "recipe":  # stage → field → value
-            for fields in value.values():
-                leaves |= {flag_of(field): setting for field, setting in fields.items()}
-        else:
-            leaves |= _flatten(value, f"{name}.{key}" if name else key)
-    return leaves
-
-
-def _show(value: Any) -> str:
-    return "not given" if value is None else str(value)

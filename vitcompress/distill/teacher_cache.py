@@ -25,8 +25,8 @@ from torch import Tensor
 
 from vitcompress.artifact.atomic import write_text
 from vitcompress.data.loaders import ProcessShare
-from vitcompress.distill.facts import describe_differences
 from vitcompress.errors import ArtifactError, RecipeError
+from vitcompress.recipe.differences import describe_differences
 
 _FACTS, _LOGITS, _KNOWN = "cache.json", "logits.f32", "known.u8"
 

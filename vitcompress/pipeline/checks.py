@@ -104,20 +104,34 @@ def check_out(out: Path, inputs: Mapping[str, Path | None]) -> None:
     Raises:
         RecipeError: it cannot be written.
     """
-    folder = out.parent
-    if not folder.is_dir():
-        raise RecipeError(f"--out {out}: the folder {folder} does not exist.", hint=f"mkdir -p {folder}")
-    if out.suffix != SUFFIX and not out.is_dir():
+    if out.suffix != SUFFIX and out.parent.is_dir() and not out.is_dir():
         hint = f"Give --out {out.with_suffix(SUFFIX)}; vitcompress export writes other formats."
         raise RecipeError(f"--out {out}: the artifact is a {SUFFIX} file.", hint=hint)
-    if out.is_dir():
-        raise RecipeError(f"--out {out} is a folder.", hint="Name a file, like mini.safetensors.")
+    check_writable("--out", out, example="mini.safetensors")
     check_not_an_input("--out", out, inputs)
+
+
+def check_writable(flag: str, path: Path, *, example: str = "options.json") -> None:
+    """Make sure that a file can be written.
+
+    Args:
+        flag: the flag that names it.
+        path: path of the file.
+        example: name of such a file, for the hint.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise RecipeError(f"{flag} {path}: the folder {folder} does not exist.", hint=f"mkdir -p {folder}")
+    if path.is_dir():
+        raise RecipeError(f"{flag} {path} is a folder.", hint=f"Name a file, like {example}.")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise RecipeError(f"--out {out}: the folder {folder} cannot be written to: {error.strerror}.") from error
+        raise RecipeError(f"{flag} {path}: the folder {folder} cannot be written to: {error.strerror}.") from error
 
 
 def check_checkpoint(model: ModelRecipe) -> None:
@@ -148,6 +162,7 @@ def files_read(recipe: Recipe) -> dict[str, Path | None]:
     teacher = recipe.teacher
     return {
         "--checkpoint": recipe.model.checkpoint,
+        "--options": recipe.target.options,
         "--teacher": Path(teacher.teacher) if teacher.teacher else None,
         "--teacher-checkpoint": teacher.teacher_checkpoint,
     }

@@ -33,6 +33,7 @@ from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.checks import check_recipe
 from vitcompress.pipeline.finish import Reference, conclude
 from vitcompress.pipeline.labels import check_teacher, with_labels
+from vitcompress.pipeline.measured import Place
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
 from vitcompress.pipeline.prepare import outputs_notes, planned, prepare, resolve_recipe
 from vitcompress.pipeline.run import Run, load_adapted, train
@@ -101,7 +102,7 @@ def compress(
     run = _with_images(run, source, starts=starts, settles=settled is None)
     weights: Mapping[str, Tensor] | None = None
     if settled is None and recipe.target.is_given:
-        run, weights = search_plan(run, source)
+        run, weights = search_plan(run, source, Place.of(checkpoints))
     size = run.plan.size
     reporter.say(f"{run.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
 

@@ -12,7 +12,8 @@ from vitcompress.artifact.hub import locate
 from vitcompress.artifact.paths import check_no_weights, check_not_an_input
 from vitcompress.artifact.read import read_manifest
 from vitcompress.data.preprocessing import describe_preprocessing
-from vitcompress.recipe import DataRecipe
+from vitcompress.errors import RecipeError
+from vitcompress.recipe import DataRecipe, Recipe
 from vitcompress.report.model import Result, from_json
 from vitcompress.report.remarks import chance_warning
 from vitcompress.runtime.console import Reporter
@@ -82,6 +83,24 @@ def check_page(out: Path, files: Sequence[Path], checkpoint: Path | None = None)
     """
     check_not_an_input("--html", out, {**{str(file): locate(file) for file in files}, "--checkpoint": checkpoint})
     check_no_weights("--html", out)
+
+
+def check_picture(recipe: Recipe, out: Path) -> None:
+    """Make sure, before anything is measured, that a frontier can be drawn into a file.
+
+    Args:
+        recipe: what to do; the file is none that it reads.
+        out: path of the drawing or page.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    from vitcompress.pipeline.checks import check_writable, files_read
+
+    if out.suffix not in (".svg", ".html"):
+        raise RecipeError(f"--plot {out}: drawings are .svg or .html.", hint=f"Give --plot {out.with_suffix('.svg')}.")
+    check_writable("--plot", out, example="frontier.svg")
+    check_not_an_input("--plot", out, files_read(recipe))
 
 
 def write_page(out: Path, html: str, reporter: Reporter) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.checks import check_checkpoint, check_recipe
 from vitcompress.pipeline.labels import with_labels
+from vitcompress.pipeline.measured import Place, check_save, measured_options
 from vitcompress.pipeline.prepare import match_losses, planned, prepare, with_losses
 from vitcompress.pipeline.run import Run
-from vitcompress.plans.make import make_plan
+from vitcompress.plans.make import make_plan, with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config, preprocessing_notes
@@ -35,9 +37,12 @@ from vitcompress.report.model import to_json
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.memory import free_bytes
 from vitcompress.runtime.processes import from_main
+from vitcompress.search.frontier import FrontierPoint, trace_frontier
+from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.model import Search
-from vitcompress.search.target import search_target
+from vitcompress.search.target import part_of, search_target
 
+_MEASURING_SHARE = 0.8  # of the time of a frontier
 JUDGED_IMAGES = 1000  # training images that `--target-drop` is measured on
 
 # Sizes in a file's header, of JSON as it is written.
@@ -86,38 +91,69 @@ def family_name(model: ModelRecipe) -> str:
     return family_of(empty_model(resolve(model)), model.model).name
 
 
-def search(recipe: Recipe, *, reporter: Reporter | None = None) -> Plan:
+def search(recipe: Recipe, *, reporter: Reporter | None = None, save: Path | None = None) -> Plan:
     """Find the best plan for a recipe's target; loads weights and measures on training images.
 
     Args:
         recipe: model, target, images and device.
         reporter: shows the progress; silent by default.
+        save: file for the measured options; None for none.
 
     Raises:
         VitcompressError: the recipe has faults, or the target is out of reach.
     """
-    run, _ = search_plan(*_measuring(recipe, reporter))
+    run, _ = search_plan(*_measuring(recipe, reporter, save), Place.beside(save))
     return run.plan
 
 
-def sensitivities(recipe: Recipe, *, reporter: Reporter | None = None) -> list[dict[str, Any]]:
+def sensitivities(
+    recipe: Recipe, *, reporter: Reporter | None = None, save: Path | None = None
+) -> list[dict[str, Any]]:
     """Measure the cost of each option: each way of making a part of the model smaller.
 
     Args:
         recipe: model, kinds of options, images and device.
         reporter: shows the progress; silent by default.
+        save: file for the measured options; None for none.
 
     Returns:
         A row per option: `kind`, `scale` (the part and what is set in it), `blocks`, `dial` (its
         width or rank; 0 where it has none), `saved_params` and `nats`, KL per image, as the kind of
         the outputs defines it.
     """
-    with _searching(*_measuring(recipe, reporter)) as (searching, tell):
-        return [option.row() for option in searching.measure(recipe.target.kinds, tell).options]
+    run, source = _measuring(recipe, reporter, save)
+    with _searching(run, source) as (searching, tell):
+        measured = measured_options(run, searching, recipe.target.kinds, tell, Place.beside(save))
+        return [option.row() for option in measured.options]
 
 
-def _measuring(recipe: Recipe, reporter: Reporter | None) -> tuple[Run, nn.Module]:
-    """Check a recipe and load its model, to measure options on."""
+def frontier(recipe: Recipe, *, reporter: Reporter | None = None, save: Path | None = None) -> list[FrontierPoint]:
+    """List the best plans for many budgets, with their predicted costs; builds none of them.
+
+    Args:
+        recipe: model, kinds of options, images, store and device.
+        reporter: shows the progress; silent by default.
+        save: file for the measured options; None for none.
+
+    Raises:
+        VitcompressError: the recipe has faults.
+    """
+    run, source = _measuring(recipe, reporter, save)
+    empty, store = empty_model(run.source), run.recipe.store.kind
+
+    def sized(student_plan: Plan) -> Plan:
+        return with_macs(with_sizes_on(student_plan, empty, store), empty, run.config["input_size"])
+
+    with _searching(run, source) as (searching, tell):
+        measuring, tracing = part_of(tell, 0.0, _MEASURING_SHARE), part_of(tell, _MEASURING_SHARE, 1.0)
+        measured = measured_options(run, searching, recipe.target.kinds, measuring, Place.beside(save))
+        return trace_frontier(measured, sized, tracing)
+
+
+def _measuring(recipe: Recipe, reporter: Reporter | None, save: Path | None) -> tuple[Run, nn.Module]:
+    """Check a recipe and the file for its options, and load its model, to measure options on."""
+    if save is not None:
+        check_save(recipe, save)
     run = prepare(recipe, None, "", reporter or Reporter(quiet=True), measures=True)
     source = load_source(run)
     return with_calibration(with_labels(run, source, stops=False), source), source
@@ -141,12 +177,13 @@ def load_source(run: Run, told: list[str] | None = None) -> nn.Module:
         return load_pretrained(run.source, tell).to(run.accelerator.device)
 
 
-def search_plan(run: Run, source: nn.Module) -> tuple[Run, dict[str, Tensor]]:
+def search_plan(run: Run, source: nn.Module, place: Place | None) -> tuple[Run, dict[str, Tensor]]:
     """Find the best plan for the run's target; the main process searches.
 
     Args:
         run: a run whose recipe has a target.
         source: the model to compress, in eval mode on the device.
+        place: where the measured options are kept; None keeps nothing.
 
     Returns:
         The run with the plan, and the starting weights of its student.
@@ -156,8 +193,15 @@ def search_plan(run: Run, source: nn.Module) -> tuple[Run, dict[str, Tensor]]:
     """
     choice: tuple[Plan | None, str, dict[str, Tensor]] = None, "", {}
     if run.accelerator.is_main_process:
-        with _searching(run, source) as (searching, tell):
-            best = search_target(run.recipe.target, searching, tell)
+        with ExitStack() as stack, _searching(run, source) as (searching, tell):
+
+            def measure(kinds: Sequence[str], tell: Callable[[float], None]) -> MeasuredOptions:
+                measured = measured_options(run, searching, kinds, tell, place)
+                if place is not None and run.recipe.target.options is None:
+                    stack.enter_context(place.naming())
+                return measured
+
+            best = search_target(run.recipe.target, searching, tell, measure)
         choice = replace(best.plan, why=best.reasons()), best.store, best.student.state_dict()
     chosen, store, start = from_main(choice, run.accelerator)
     assert chosen is not None  # the main process searched

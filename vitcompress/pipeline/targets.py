@@ -8,9 +8,10 @@ from torch import nn
 
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.teacher import Teacher
-from vitcompress.errors import RecipeError, raise_faults
+from vitcompress.errors import RecipeError, VitcompressError, raise_faults
 from vitcompress.families.outputs import CLASSES, FEATURES, OutputKind, outputs_of
 from vitcompress.recipe import KINDS, GateRecipe, PlanRecipe, Recipe, flag_of
+from vitcompress.search.saved import read_options
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
 
@@ -62,10 +63,17 @@ def check_target(recipe: Recipe, model: nn.Module, *, measures: bool = False) ->
     target = next((flag_of(name) for name in _TARGETS if getattr(recipe.target, name) is not None), None)
     kind = outputs_of(model)
     if target is None and not measures:
+        if recipe.target.options is not None:
+            raise RecipeError("--options needs a target.", hint="Give --target-ratio, --target-size or --target-drop.")
         if recipe.target.kinds != KINDS:
             raise RecipeError("--kinds needs a target.", hint="Give --target-ratio, --target-size or --target-drop.")
         return
     faults = []
+    if recipe.target.options is not None:
+        try:
+            read_options(recipe.target.options)
+        except VitcompressError as error:
+            faults.append((str(error), error.hint))
     if target == "--target-drop" and kind not in (CLASSES, FEATURES):
         faults.append(no_top1(target, recipe.model.model, kind))
     if kind.nats is None:

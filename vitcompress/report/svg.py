@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -40,6 +40,19 @@ def draw_svg(size: tuple[float, float], plot: Callable[[Axes], None]) -> str:
     Returns:
         SVG; the same for the same plot and the same matplotlib.
     """
+    return draw_panels(size, [plot])
+
+
+def draw_panels(size: tuple[float, float], plots: Sequence[Callable[[Axes], None]]) -> str:
+    """Draw on axes side by side, with a common vertical axis and light grids.
+
+    Args:
+        size: width and height of the whole in inches, at 72 dots per inch.
+        plots: each draws on one of the axes, in place.
+
+    Returns:
+        SVG; the same for the same plots and the same matplotlib.
+    """
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -48,11 +61,12 @@ def draw_svg(size: tuple[float, float], plot: Callable[[Axes], None]) -> str:
     with matplotlib.style.context(["default", {"svg.hashsalt": "vitcompress"}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in other scripts are shown as boxes
         figure = Figure(figsize=size, dpi=72, layout="constrained")
-        axes = figure.add_subplot()
-        plot(axes)
-        axes.grid(color="#e0e0e0", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        panels = figure.subplots(1, len(plots), sharey=True, squeeze=False)[0]
+        for axes, plot in zip(panels, plots, strict=True):
+            plot(axes)
+            axes.grid(color="#e0e0e0", linewidth=0.8)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return svg.getvalue()
 

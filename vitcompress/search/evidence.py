@@ -23,6 +23,7 @@ from vitcompress.families.insertion import layers_called
 from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
 from vitcompress.initialize.inputs import Call, recording
 from vitcompress.search.changes import QK, BlockChanges
+from vitcompress.search.progress import State
 
 CHUNK_IMAGES = 8
 DIRECTIONS = 2
@@ -30,18 +31,18 @@ DIRECTIONS = 2
 
 
 def add_scores(
-    scores: Tensor,
+    state: State,
     model: nn.Module,
     changes: Mapping[str, BlockChanges],
     means: Mapping[str, Tensor],
     images: Tensor,
     tell: Callable[[int], None],
 ) -> None:
-    """Add the scores of options to `scores`, in place.
+    """Add the scores of options to the state's, in place.
 
     Args:
-        scores: `[N · DIRECTIONS, options]`; of an option of several blocks, the blocks' scores add
-            up.
+        state: says how many images are done; its scores are `[N · DIRECTIONS, options]`. Of an
+            option of several blocks, the blocks' scores add up.
         model: in eval mode; not changed.
         changes: by block.
         means: mean inputs `[in]` of the layers with a bias, by full name; the bias takes up the
@@ -53,14 +54,14 @@ def add_scores(
         the inner products as in Singh and Alistarh 2020, arXiv:2004.14340, Sec. 3.
     """
     kind, generator = outputs_of(model), torch.Generator().manual_seed(0)
-    chunks = images.split(CHUNK_IMAGES)
-    deviation = deviation_of(outputs_on(model, chunks)) if kind.uses_deviation else torch.ones(1)
+    deviation = deviation_of(outputs_on(model, images.split(CHUNK_IMAGES))) if kind.uses_deviation else torch.ones(1)
+    if state.generator is not None:
+        generator.set_state(state.generator)
     names = [f"{block}.{_module(layer)}" for block, layers in changes.items() for layer in layers]
     names = list(dict.fromkeys(names))
     calls: dict[str, Call] = {}
-    row = 0
     with torch.enable_grad(), layers_called(model), recording(model, names, calls.__setitem__):
-        for chunk in chunks:
+        for chunk in images[state.num_judged :].split(CHUNK_IMAGES) if state.num_judged < len(images) else ():
             predictions = model(chunk.detach().requires_grad_()).float()
             outputs = [calls[name].output for name in names]
             grads: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -69,13 +70,17 @@ def add_scores(
                 more = number + 1 < DIRECTIONS
                 for name, grad in zip(names, torch.autograd.grad(score, outputs, retain_graph=more), strict=True):
                     grads[name].append(grad.reshape(len(chunk), -1, grad.shape[-1]))  # windows are image by image
-            for block, layers in changes.items():
-                for layer, change in layers.items():
-                    name = f"{block}.{_module(layer)}"
-                    gradients = _gradients(layer, model.get_submodule(block), calls[name], grads[name], means.get(name))
-                    found = gradients @ change.weights.flatten(1).float().T
-                    scores[row : row + len(found), change.numbers] += found.to(scores)
-            row += DIRECTIONS * len(chunk)
+            with state.step():
+                row = DIRECTIONS * state.num_judged
+                for block, layers in changes.items():
+                    for layer, change in layers.items():
+                        name = f"{block}.{_module(layer)}"
+                        gradients = _gradients(
+                            layer, model.get_submodule(block), calls[name], grads[name], means.get(name)
+                        )
+                        found = gradients @ change.weights.flatten(1).float().T
+                        state.scores[row : row + len(found), change.numbers] += found.to(state.scores)
+                state.num_judged, state.generator = state.num_judged + len(chunk), generator.get_state()
             calls.clear()
             tell(len(chunk))
 

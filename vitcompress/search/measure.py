@@ -4,14 +4,15 @@ moments    second moments of what the layers receive, on the images that starts 
 changes    from these, what each option changes in each layer
 evidence   on other images, what these changes cost
 
-Where all blocks together do not fit in memory, some are done at a time.
+Where all blocks together do not fit in memory, some are done at a time. Options of blocks that are
+not done together are left out.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from vitcompress.search.changes import BlockChanges, LayerChanges, block_changes
 from vitcompress.search.evidence import DIRECTIONS, add_scores
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.options import Option, Shapes, list_options, nats_of
+from vitcompress.search.progress import BlockMoments, Progress, State
 
 CHUNK_IMAGES = 32
 
@@ -43,8 +45,9 @@ _EXACT = {"mlp.hidden", "attn.v", "attn.skip", "mlp.skip"}
 
 
 def measure_options(
-    shapes: Shapes, fitted: Tensor, judged: Tensor, memory_bytes: float, tell: Callable[[float], None]
-) -> MeasuredOptions:
+    shapes: Shapes, fitted: Tensor, judged: Tensor, memory_bytes: float, tell: Callable[[float], None],
+    keep: Progress | None = None,
+) -> MeasuredOptions:  # fmt: skip
     """Measure what every option costs.
 
     Args:
@@ -53,6 +56,7 @@ def measure_options(
         judged: other images, on which costs are measured.
         memory_bytes: memory for moments and changes.
         tell: called with the share that is done, 0–1.
+        keep: keeps the state where the measurement is interrupted, and goes on from it.
 
     Returns:
         The options. Those of several blocks whose statistics do not fit in memory together are left
@@ -62,31 +66,46 @@ def measure_options(
     model, family = _aligned(shapes), shapes.family
     limits = _Limits(shapes, len(options))
     scores = torch.zeros(DIRECTIONS * len(judged), limits.end, device=judged.device)
+    state = State(list(_parts(shapes, options, memory_bytes)), scores)
+    state = keep.resumed(state, fitted.device) if keep else state
     weights = token_weights(model, family, shapes.blocks, fitted.split(CHUNK_IMAGES))
-    parts = list(_parts(shapes, options, memory_bytes))
-    total = _CHANGES_WORK * len(shapes.blocks) + len(parts) * (_MOMENTS_WORK * len(fitted) + _SCORES_WORK * len(judged))
-    done, reached = 0.0, dict[int, Option]()
+    part_work = _MOMENTS_WORK * len(fitted) + _SCORES_WORK * len(judged)
+    total = _CHANGES_WORK * len(shapes.blocks) + len(state.parts) * part_work
+    done = 0.0
 
     def work(amount: float) -> None:
         nonlocal done
         done += amount
         tell(done / total)
 
-    for blocks in parts:
-        moments = block_moments(model, family, blocks, fitted, weights, lambda n: work(_MOMENTS_WORK * n))
-        numbered = [(n, o) for n, o in enumerate(options) if set(o.group.blocks) <= set(blocks)]
-        reached.update(numbered)
-        changes = _changes(model, family, blocks, numbered, moments, limits, work)
-        means = {
-            f"{block}.{layer}": m.mean
-            for block in blocks for layer, m in moments[block].items()
-            if getattr(_submodule(model, f"{block}.{layer}"), "bias", None) is not None
-        }  # fmt: skip
-        del moments
-        add_scores(scores, model, changes, means, judged, lambda n: work(_SCORES_WORK * n))
-    scores = scores.cpu()
-    measured = [_measured(option, number, scores, limits) for number, option in sorted(reached.items())]
+    with keep.keeping(state) if keep else nullcontext():
+        work(state.part * part_work + _CHANGES_WORK * sum(map(len, state.parts[: state.part])))  # before
+        while state.part < len(state.parts):
+            work(_MOMENTS_WORK * state.num_fitted + _SCORES_WORK * state.num_judged)  # before
+            block_moments(state, model, family, fitted, weights, lambda n: work(_MOMENTS_WORK * n))
+            numbered = [(n, o) for n, o in enumerate(options) if set(o.group.blocks) <= set(state.blocks)]
+            changes = _changes(model, family, state.blocks, numbered, state.moments, limits, work)
+            means = _means(model, state.moments)
+            if keep is None:
+                state.moments.clear()
+            add_scores(state, model, changes, means, judged, lambda n: work(_SCORES_WORK * n))
+            state.finish_part()
+    scores = state.scores.cpu()
+    parts = [set(blocks) for blocks in state.parts]
+    measured = [
+        _measured(o, n, scores, limits) for n, o in enumerate(options)
+        if any(set(o.group.blocks) <= part for part in parts)  # else it has no scores, and would seem to cost nothing
+    ]  # fmt: skip
     return MeasuredOptions(shapes, measured, len(options) - len(measured))
+
+
+def _means(model: nn.Module, moments: BlockMoments) -> dict[str, Tensor]:
+    """Mean inputs of the layers that have a bias, by full name."""
+    return {
+        f"{block}.{layer}": m.mean
+        for block in moments for layer, m in moments[block].items()
+        if getattr(_submodule(model, f"{block}.{layer}"), "bias", None) is not None
+    }  # fmt: skip
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
@@ -116,40 +135,43 @@ def _layers(model: nn.Module, family: Family, block: str) -> list[str]:
 
 
 def block_moments(
+    state: State,
     model: nn.Module,
     family: Family,
-    blocks: Sequence[str],
     images: Tensor,
     weights: TokenWeights,
     tell: Callable[[int], None],
-) -> dict[str, dict[str, Moments]]:
-    """Compute the moments of what the layers of some blocks receive, by block and layer.
+) -> None:
+    """Compute the moments of what the layers of the state's blocks receive, in place.
 
     Of plain attention also those of queries and keys, `attn.q` and `attn.k`.
 
     Args:
+        state: says which blocks, and how many images are done; gets the moments.
         model: in eval mode.
         family: of the model.
-        blocks: names of the blocks.
         images: `[N, C, H, W]`, on the model's device.
         weights: how much each token counts.
         tell: called with a number of images that are done.
     """
-    moments: dict[str, dict[str, Moments]] = {block: defaultdict(Moments) for block in blocks}
-    places = {f"{block}.{layer}": (block, layer) for block in blocks for layer in _layers(model, family, block)}
+    places = {f"{block}.{layer}": (block, layer) for block in state.blocks for layer in _layers(model, family, block)}
 
     def add(name: str, call: Call) -> None:
         block, layer = places[name]
-        moments[block][layer].add(call.input, weight=weights[block][layer])
+        moments = state.moments[block]
+        moments[layer].add(call.input, weight=weights[block][layer])
         if layer == "attn.qkv" and is_plain_attention(model.get_submodule(f"{block}.attn")):
             queries, keys, _ = call.output.chunk(3, dim=-1)
-            moments[block]["attn.q"].add(queries, weight=weights[block][layer])
-            moments[block]["attn.k"].add(keys, weight=weights[block][layer])
+            moments["attn.q"].add(queries, weight=weights[block][layer])
+            moments["attn.k"].add(keys, weight=weights[block][layer])
 
-    for chunk in images.split(CHUNK_IMAGES):
-        run_recorded(model, [chunk], places, add)
+    for chunk in images[state.num_fitted :].split(CHUNK_IMAGES):
+        if not len(chunk):  # all are done
+            break
+        with state.step():
+            run_recorded(model, [chunk], places, add)
+            state.num_fitted += len(chunk)
         tell(len(chunk))
-    return moments
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vitcompress.search.divergence import shown_nats
 from vitcompress.search.measure import measure_options
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.options import Shapes
+from vitcompress.search.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,20 @@ class Search:
         family = family_of(self.teacher, self.name)
         return Shapes(self.teacher, family, self.blocks, kinds, self.transforms, self.token_kernel, self.multiple)
 
-    def measure(self, kinds: Sequence[str], tell: Callable[[float], None]) -> MeasuredOptions:
+    def measure(
+        self, kinds: Sequence[str], tell: Callable[[float], None], keep: Progress | None = None
+    ) -> MeasuredOptions:
         """Measure every option of some kinds, and say which are left out for want of memory.
 
         Args:
             kinds: of `KINDS`.
             tell: called with the share that is done, 0–1.
+            keep: keeps the state where the measurement is interrupted, and goes on from it.
 
         Raises:
             ModelError: the teacher belongs to no known family.
         """
-        measured = measure_options(self.shapes(kinds), self.fitted, self.judged, self.memory_bytes, tell)
+        measured = measure_options(self.shapes(kinds), self.fitted, self.judged, self.memory_bytes, tell, keep)
         if measured.num_left_out:
             self.say(
                 f"{measured.num_left_out:,} ways of sharing are left out: what they need does not fit in "

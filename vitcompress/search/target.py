@@ -32,25 +32,27 @@ _BUDGETS_SHARE = 0.3  # of the time to reach a size, for finding the budget
 _COMPARED_STORES = ("source", "int8", "int4")
 
 Tell = Callable[[float], None]
+Measure = Callable[[Sequence[str], Tell], MeasuredOptions]
 
 
 _MEASURING_SHARE = 0.4  # of the time of a search
 
 
-def search_target(target: TargetRecipe, search: Search, tell: Tell) -> Chosen:
+def search_target(target: TargetRecipe, search: Search, tell: Tell, measure: Measure | None = None) -> Chosen:
     """Measure all options, then find the best plan for a target.
 
     Args:
         target: a ratio, a size or a drop.
         search: the teacher, its images and what is given of the student.
         tell: called with the share that is done, 0–1; it never falls.
+        measure: returns the options; None measures them.
 
     Raises:
         PlanError: the target is out of reach; the hint names one that is not.
     """
     if target.target_size is not None:
         check_rest(search, target.target_size)
-    measured = search.measure(target.kinds, part_of(tell, 0.0, _MEASURING_SHARE))
+    measured = (measure or search.measure)(target.kinds, part_of(tell, 0.0, _MEASURING_SHARE))
     chosen = reach(target, measured, search, part_of(tell, _MEASURING_SHARE, 1.0))
     tell(1.0)
     return chosen

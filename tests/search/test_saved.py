@@ -1,0 +1,151 @@
+"""Options in a file give the plans that measuring anew gives; other files are refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.factories import images, tiny
+from tests.search.factories import ROOMY, num_params
+from vitcompress.errors import ArtifactError, RecipeError, VitcompressError
+from vitcompress.families.registry import family_of
+from vitcompress.search.candidates import find_candidates
+from vitcompress.search.measure import measure_options
+from vitcompress.search.measured import MeasuredOptions
+from vitcompress.search.options import Shapes
+from vitcompress.search.saved import load_options, read_options, save_options
+
+FACTS: dict[str, str | int | None] = {
+    "model.sha256": "abc", "training images": "12 images, def", "--width-multiple": 8,
+}  # fmt: skip
+KINDS = ("narrow", "low_rank", "skip", "share")
+
+
+@pytest.fixture(scope="module")
+def measured() -> MeasuredOptions:
+    model = tiny(**{**ROOMY, "depth": 4})
+    family = family_of(model, "tiny")
+    noise = images(model, 12)
+    shapes = Shapes(model, family, family.block_names(model), KINDS, (), 3)
+    return measure_options(shapes, noise[:8], noise[8:], 1e12, lambda done: None)
+
+
+@pytest.fixture
+def path(measured: MeasuredOptions, tmp_path: Path) -> Path:
+    save_options(tmp_path / "options.json", measured, FACTS)
+    return tmp_path / "options.json"
+
+
+def test_a_file_gives_the_scores_and_plans_that_were_measured(measured: MeasuredOptions, path: Path) -> None:
+    loaded = load_options(path, measured.shapes, FACTS)
+    assert [o.row() for o in loaded.options] == [o.row() for o in measured.options]
+    assert [o.group for o in loaded.options] == [o.group for o in measured.options]
+    for option, other in zip(loaded.options, measured.options, strict=True):
+        assert torch.equal(option.scores, other.scores)  # type: ignore[arg-type]
+    params = num_params(measured.shapes.model)
+    for ratio in (1.3, 2.0, 3.0):
+        found, expected = (find_candidates(options, int(params / ratio)) for options in (loaded, measured))
+        assert [(c.plan, c.predicted) for c in found] == [(c.plan, c.predicted) for c in expected]
+        assert found
+
+
+def test_the_file_is_the_same_each_time_and_holds_float32(measured: MeasuredOptions, path: Path) -> None:
+    text = path.read_text()
+    save_options(path, measured, FACTS)
+    assert path.read_text() == text
+    tree = json.loads(text)
+    assert (tree["format"], tree["version"], tree["facts"]) == ("vitcompress options", 1, FACTS)
+    first = np.frombuffer(base64.b64decode(tree["options"][0]["scores"]), "<f4")
+    assert first.tolist() == measured.options[0].scores.tolist()  # type: ignore[union-attr]
+    assert len(first) == 2 * 4  # two directions for each judged image
+
+
+def test_some_of_the_kinds_can_be_used(measured: MeasuredOptions, path: Path) -> None:
+    loaded = load_options(path, replace(measured.shapes, kinds=("skip", "share")), FACTS)
+    assert {option.kind for option in loaded.options} == {"skip", "share"}
+    expected = [option.nats for option in measured.options if option.kind in ("skip", "share")]
+    assert [option.nats for option in loaded.options] == expected
+    with pytest.raises(RecipeError, match="--kinds: basis not measured, only narrow, low_rank, skip, share"):
+        load_options(path, replace(measured.shapes, kinds=("narrow", "basis")), FACTS)
+
+
+def test_what_differs_is_named(measured: MeasuredOptions, path: Path) -> None:
+    facts = {**FACTS, "model.sha256": "xyz", "--width-multiple": 1}
+    with pytest.raises(RecipeError) as caught:
+        load_options(path, measured.shapes, facts)
+    lines = str(caught.value).splitlines()[1:]
+    assert lines == ["  --width-multiple: 1, was 8", "  model.sha256: xyz, was abc"]
+
+
+def test_another_width_multiple_has_other_options(measured: MeasuredOptions, path: Path) -> None:
+    """A file whose facts were edited does not pass, either."""
+    with pytest.raises(ArtifactError, match="not those of the model"):
+        load_options(path, replace(measured.shapes, multiple=3), FACTS)
+
+
+def test_what_did_not_fit_in_memory_is_in_neither(measured: MeasuredOptions, tmp_path: Path) -> None:
+    """Runs of blocks that are not measured together have no scores; they would seem free."""
+    noise, path = images(measured.shapes.model, 12), tmp_path / "options.json"
+    alone = measure_options(measured.shapes, noise[:8], noise[8:], 1.0, lambda done: None)
+    assert {option.kind for option in alone.options} == {"narrow", "low_rank", "skip"}
+    assert min(option.nats for option in alone.options) > 0
+    save_options(path, alone, FACTS)
+    assert [o.row() for o in load_options(path, measured.shapes, FACTS).options] == [o.row() for o in alone.options]
+
+
+def first(tree: dict[str, Any], **fields: Any) -> None:
+    tree["options"][0] |= fields
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "another format": lambda tree: tree.update(format="report"),
+    "another version": lambda tree: tree.update(version=2),
+    "no version": lambda tree: tree.pop("version"),
+    "a field too many": lambda tree: tree.update(more=1),
+    "no options": lambda tree: tree.update(options=[]),
+    "an option twice": lambda tree: tree["options"].append(tree["options"][0]),
+    "another kind": lambda tree: first(tree, kind="magic"),
+    "another block": lambda tree: first(tree, blocks=["blocks.99"]),
+    "a path for a block": lambda tree: first(tree, blocks=["../../etc"]),
+    "another saving": lambda tree: first(tree, saved_params=1),
+    "scores that are no base64": lambda tree: first(tree, scores="%%%%"),
+    "too few scores": lambda tree: first(tree, scores=base64.b64encode(b"1234").decode()),
+    "scores without end": lambda tree: first(tree, scores=base64.b64encode(8 * b"\x00\x00\x80\x7f").decode()),
+    "facts in facts": lambda tree: tree["facts"].update(more={"a": 1}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_file_is_refused(
+    change: Callable[[dict[str, Any]], Any], measured: MeasuredOptions, path: Path
+) -> None:
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(VitcompressError) as caught:
+        load_options(path, measured.shapes, FACTS)
+    assert str(caught.value).startswith(f"--options {path}")
+    assert "--save FILE" in caught.value.hint
+
+
+def test_a_cut_file_or_none_is_refused(path: Path, tmp_path: Path) -> None:
+    text = path.read_bytes()
+    for length in (0, 1, 100, len(text) // 2, len(text) - 3):
+        path.write_bytes(text[:length])
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            read_options(path)
+    path.write_bytes(b"\xff\xfe" + text)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_options(path)
+    with pytest.raises(ArtifactError, match="does not exist"):
+        read_options(tmp_path / "none.json")
+    with pytest.raises(ArtifactError, match="is not a file"):
+        read_options(tmp_path)
