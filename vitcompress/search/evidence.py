@@ -6,9 +6,7 @@ the outputs mean. With random directions ξ whose covariance is F, that is ½ E(
 
     score = Σ over layers ⟨W' − W, Σ over tokens (∂ ξ·outputs / ∂ layer's output) inputᵀ⟩
 
-One backward pass gives the gradients of one image; each option then costs one inner product. Scores
-of options in different layers add up, so half the mean square of a plan's sum of scores is its
-cost, with the correlations between its layers.
+One backward pass gives the gradients of one image; each option then costs one inner product.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ from vitcompress.search.changes import QK, BlockChanges
 from vitcompress.search.progress import State
 
 CHUNK_IMAGES = 8
-DIRECTIONS = 2
-"""Random directions per image; more change costs less than other images would."""
+DIRECTIONS = 1
+"""Random directions per image; other images change costs more than more directions."""
 
 
 def add_scores(
@@ -83,6 +81,11 @@ def add_scores(
                 state.num_judged, state.generator = state.num_judged + len(chunk), generator.get_state()
             calls.clear()
             tell(len(chunk))
+
+
+def nats_of(scores: Tensor) -> float:
+    """Return the KL divergence that scores `[N]` mean, nats per image."""
+    return float(scores.double().square().mean() / 2)
 
 
 def _module(layer: str) -> str:

@@ -1,5 +1,6 @@
 """Measure what every option of a teacher costs.
 
+context    a student whose blocks are all cut, in which costs are measured
 moments    second moments of what the layers receive, on the images that starts are fitted to
 changes    from these, what each option changes in each layer
 evidence   on other images, what these changes cost
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,9 +29,10 @@ from vitcompress.initialize.regression import Moments
 from vitcompress.plans.make import layer_shapes
 from vitcompress.plans.model import Group
 from vitcompress.search.changes import BlockChanges, LayerChanges, block_changes, run_changes
-from vitcompress.search.evidence import DIRECTIONS, add_scores
+from vitcompress.search.context import Context, make_context
+from vitcompress.search.evidence import DIRECTIONS, add_scores, nats_of
 from vitcompress.search.measured import MeasuredOptions
-from vitcompress.search.options import Option, Shapes, list_options, nats_of
+from vitcompress.search.options import Option, Shapes, list_options
 from vitcompress.search.progress import BlockMoments, Progress, State
 
 CHUNK_IMAGES = 32
@@ -63,12 +65,16 @@ def measure_options(
         out, and counted.
     """
     options = list_options(shapes)
-    model, family = _aligned(shapes), shapes.family
+    teacher, family = _aligned(shapes), shapes.family
+    # starts are fitted to all of them; costs are measured on images that nothing was fitted to
+    fitted, judged = fitted[: -(-len(fitted) // 2)], torch.cat([fitted[-(-len(fitted) // 2) :], judged])
+    context = make_context(teacher, shapes, options, fitted, judged)
+    model = context.model
     limits = _Limits(shapes, len(options))
     scores = torch.zeros(DIRECTIONS * len(judged), limits.end, device=judged.device)
     state = State(list(_parts(shapes, options, memory_bytes)), scores)
     state = keep.resumed(state, fitted.device) if keep else state
-    weights = token_weights(model, family, shapes.blocks, fitted.split(CHUNK_IMAGES))
+    weights = token_weights(teacher, family, shapes.blocks, fitted.split(CHUNK_IMAGES))
     part_work = _MOMENTS_WORK * len(fitted) + _SCORES_WORK * len(judged)
     total = _CHANGES_WORK * len(shapes.blocks) + len(state.parts) * part_work
     done = 0.0
@@ -96,7 +102,13 @@ def measure_options(
         _measured(o, n, scores, limits) for n, o in enumerate(options)
         if any(set(o.group.blocks) <= part for part in parts)  # else it has no scores, and would seem to cost nothing
     ]  # fmt: skip
-    return MeasuredOptions(shapes, measured, len(options) - len(measured))
+    return MeasuredOptions(shapes, measured, _joint(context, scores, options, limits), len(options) - len(measured))
+
+
+def _joint(context: Context, scores: Tensor, options: Sequence[Option], limits: _Limits) -> float:
+    """Return the cost of the context's student, as a multiple of the sum of its options' costs."""
+    total = sum(_measured(options[number], number, scores, limits).nats for number in context.options)
+    return context.nats / total if total > 0 else 1.0
 
 
 def _means(model: nn.Module, moments: BlockMoments) -> dict[str, Tensor]:
@@ -219,16 +231,16 @@ def _changes(
 
 
 def _measured(option: Option, number: int, scores: Tensor, limits: _Limits) -> Option:
-    """Return an option with its scores.
+    """Return an option with its cost.
 
     Changes before something nonlinear are overstated where they are large: no way to change a part
     costs more than leaving it out.
     """
-    own = scores[:, number]
+    nats = nats_of(scores[:, number])
     if option.scale not in _EXACT:
         limit = sum(nats_of(scores[:, limits.number(block, option.part)]) for block in option.group.blocks)
-        own = own / (1 + nats_of(own) / limit) ** 0.5 if limit > 0 else own
-    return option.measured(own)
+        nats = nats / (1 + nats / limit) if limit > 0 else nats
+    return replace(option, nats=nats)
 
 
 def _parts(shapes: Shapes, options: Sequence[Option], memory_bytes: float) -> Iterator[list[str]]:

@@ -22,30 +22,28 @@ class MeasuredOptions:
     Attributes:
         shapes: the teacher's blocks.
         options: all options, measured.
+        joint: what a plan costs, as a multiple of the sum of its options' costs.
         num_left_out: number of options that were not measured, as memory was short.
     """
 
     shapes: Shapes
     options: Sequence[Option]
+    joint: float = 1.0
     num_left_out: int = 0
-    _choices: dict[tuple[tuple[str, ...], float], list[Choice]] = field(default_factory=dict, compare=False, repr=False)
+    _choices: dict[tuple[str, ...], list[Choice]] = field(default_factory=dict, compare=False, repr=False)
 
-    def choices(self, kinds: Sequence[str], evenness: float) -> list[Choice]:
+    def choices(self, kinds: Sequence[str]) -> list[Choice]:
         """Return every choice worth having; cached, as a search asks again for each budget.
 
         The key of a choice is a tuple of options, whose groups merge into one.
 
         Args:
             kinds: of options to choose from.
-            evenness: share of the difference between blocks, in the logarithm of what the same
-                change costs, that is left out, 0–1. Options are measured in a teacher that is
-                otherwise unchanged; where all blocks are cut deeply, blocks differ less.
         """
-        key = tuple(kinds), evenness
+        key = tuple(kinds)
         if key not in self._choices:
-            slots = self._slots(kinds, evenness)
             runs: dict[tuple[str, ...], dict[str, list[Option]]] = defaultdict(dict)
-            for (blocks, scale), options in slots.items():
+            for (blocks, scale), options in self._slots(kinds).items():
                 runs[blocks][scale] = options
             self._choices[key] = [
                 choice
@@ -54,39 +52,18 @@ class MeasuredOptions:
             ]
         return self._choices[key]
 
-    def _slots(self, kinds: Sequence[str], evenness: float) -> dict[tuple[tuple[str, ...], str], list[Option]]:
-        """Options by blocks and scale, smallest first, with costs to choose by."""
+    def _slots(self, kinds: Sequence[str]) -> dict[tuple[tuple[str, ...], str], list[Option]]:
+        """Options by blocks and scale, smallest first; what keeps more costs less."""
         slots: dict[tuple[tuple[str, ...], str], list[Option]] = defaultdict(list)
         for option in sorted(self.options, key=lambda option: option.dial):
             if option.kind in kinds:
                 slots[option.group.blocks, option.scale].append(option)
-        logs = {}
         for slot, options in slots.items():
-            # what keeps more costs no more; noise in the measurement sometimes says otherwise
+            # noise in the measurement sometimes says that it costs more
             nats = np.minimum.accumulate([max(option.nats, MIN_NATS) for option in options])
-            logs[slot] = np.log(nats * np.linspace(1, 1 - 1e-7, len(nats)))  # at equal cost, prefer what keeps more
-        alike: dict[tuple[object, ...], list[np.ndarray]] = defaultdict(list)
-        for (blocks, scale), options in slots.items():
-            alike[self._likeness(blocks, scale, options)].append(logs[blocks, scale])
-        means = {key: np.mean(values, axis=0) for key, values in alike.items()}
-        return {
-            (blocks, scale): [
-                replace(option, nats=float(value))
-                for option, value in zip(
-                    options,
-                    np.exp(
-                        (1 - evenness) * logs[blocks, scale] + evenness * means[self._likeness(blocks, scale, options)]
-                    ),
-                    strict=True,
-                )
-            ]
-            for (blocks, scale), options in slots.items()
-        }
-
-    def _likeness(self, blocks: tuple[str, ...], scale: str, options: Sequence[Option]) -> tuple[object, ...]:
-        """What slots have in common whose costs are brought together."""
-        stage = self.shapes.family.stage(blocks[0])
-        return stage, len(blocks), scale, tuple((option.dial, option.saved_params) for option in options)
+            nats = nats * np.linspace(1, 1 - 1e-7, len(nats))  # at equal cost, prefer what keeps more
+            slots[slot] = [replace(option, nats=float(value)) for option, value in zip(options, nats, strict=True)]
+        return slots
 
 
 def _choices_of(shapes: Shapes, blocks: tuple[str, ...], scales: Mapping[str, Sequence[Option]]) -> list[Choice]:

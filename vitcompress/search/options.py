@@ -7,12 +7,11 @@ into one `Group`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitcompress.families.base import Family
 from vitcompress.families.narrow import full_widths
@@ -43,10 +42,7 @@ class Option:
         group: the blocks with this part changed, and the other part as in the teacher.
         saved_params: parameters that the part saves over all blocks.
         dial: rank or width, which distinguishes options of one scale.
-        scores: change of random scores of the teacher's predictions, `[N]`; see `Evidence`. None
-            until measured.
-        nats: KL from the teacher's predictions, nats per image: half the mean squared score; nan
-            until measured.
+        nats: KL from the predictions that it changes, nats per image; nan until measured.
     """
 
     kind: str
@@ -54,7 +50,6 @@ class Option:
     group: Group
     saved_params: int
     dial: int = 0
-    scores: Tensor | None = field(default=None, repr=False, compare=False)
     nats: float = float("nan")
 
     @property
@@ -68,15 +63,6 @@ class Option:
             "kind": self.kind, "scale": self.scale, "blocks": list(self.group.blocks), "dial": self.dial,
             "saved_params": self.saved_params, "nats": self.nats,
         }  # fmt: skip
-
-    def measured(self, scores: Tensor) -> Option:
-        """Return the option with its scores, and the cost that they mean."""
-        return replace(self, scores=scores, nats=nats_of(scores))
-
-
-def nats_of(scores: Tensor) -> float:
-    """Return the KL divergence that scores `[N]` mean, nats per image."""
-    return float(scores.double().square().mean() / 2)
 
 
 def merge(options: Iterable[Option]) -> Group:
@@ -168,9 +154,13 @@ class Shapes:
         """Return the number of parameters that the teacher has in some blocks."""
         return sum(p.numel() for block in blocks for p in self.model.get_submodule(block).parameters())
 
+    def bare(self) -> Shapes:
+        """Return the same without transformations."""
+        return replace(self, transforms=())
+
     def keep(self, blocks: Sequence[str]) -> Option:
         """Return the option that leaves some blocks as they are."""
-        return Option("keep", "", Group(tuple(blocks), ()), 0, scores=torch.zeros(()), nats=0.0)
+        return Option("keep", "", Group(tuple(blocks), ()), 0, nats=0.0)
 
 
 def list_options(shapes: Shapes) -> list[Option]:

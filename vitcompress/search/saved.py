@@ -1,29 +1,24 @@
 """Keep measured options in a file, so that several targets need one measurement.
 
-The file is JSON: what was measured on what, and the scores of each option. Groups are not in it:
+The file is JSON: what was measured on what, and the cost of each option. Groups are not in it:
 the options are listed anew from the model, and have to be the same.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from torch import Tensor
 
 import vitcompress
 from vitcompress.artifact.atomic import write_text
 from vitcompress.artifact.tensorfile import first_fault, strict_json
 from vitcompress.errors import ArtifactError, RecipeError, shorten
-from vitcompress.plans.bounds import MAX_BLOCKS, Block, Count, PositiveCount, Text
+from vitcompress.plans.bounds import MAX_BLOCKS, Amount, Block, Count, Text
 from vitcompress.recipe.differences import describe_differences
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.options import Option, Shapes, list_options
@@ -36,7 +31,7 @@ _MEASURE = "vitcompress plan MODEL --calibrate DIR --save FILE measures them."
 
 @dataclass(frozen=True)
 class SavedOption:
-    """An option and its scores.
+    """An option and its cost.
 
     Attributes:
         kind: as in `Option`; likewise `scale`, `dial` and `saved_params`.
@@ -44,7 +39,7 @@ class SavedOption:
         blocks: full names.
         dial: rank or width.
         saved_params: parameters that the part saves.
-        scores: float32, little endian, in base64.
+        nats: its cost, nats per image.
     """
 
     kind: Text
@@ -52,7 +47,7 @@ class SavedOption:
     blocks: Annotated[tuple[Block, ...], Field(min_length=1, max_length=MAX_BLOCKS)]
     dial: Count
     saved_params: int
-    scores: Annotated[str, Field(max_length=1 << 24)]
+    nats: Amount
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -70,7 +65,7 @@ class SavedOptions:
         vitcompress: version of the package that measured.
         facts: what was measured on what; names are flags, or words.
         kinds: kinds of options that were measured.
-        num_scores: number of scores of each option.
+        joint: as in `MeasuredOptions`.
         options: all options.
     """
 
@@ -81,7 +76,7 @@ class SavedOptions:
     vitcompress: Text
     facts: Annotated[dict[Text, str | int | None], Field(max_length=64)]
     kinds: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
-    num_scores: PositiveCount
+    joint: Amount
     options: Annotated[tuple[SavedOption, ...], Field(max_length=_MAX_OPTIONS)]
 
 
@@ -99,16 +94,11 @@ def save_options(path: Path, measured: MeasuredOptions, facts: Mapping[str, str 
     Raises:
         ArtifactError: the file cannot be written.
     """
-    options = []
-    for option in measured.options:
-        assert option.scores is not None  # it is measured
-        text = base64.b64encode(option.scores.cpu().numpy().astype("<f4").tobytes()).decode()
-        options.append(
-            SavedOption(option.kind, option.scale, option.group.blocks, option.dial, option.saved_params, text)
-        )
-    count = 1 if not measured.options else int(measured.options[0].scores.numel())  # type: ignore[union-attr]
+    options = tuple(
+        SavedOption(o.kind, o.scale, o.group.blocks, o.dial, o.saved_params, o.nats) for o in measured.options
+    )
     kinds = tuple(measured.shapes.kinds)
-    saved = SavedOptions(FORMAT, VERSION, vitcompress.__version__, dict(facts), kinds, count, tuple(options))
+    saved = SavedOptions(FORMAT, VERSION, vitcompress.__version__, dict(facts), kinds, measured.joint, options)
     write_text(path, json.dumps(_ADAPTER.dump_python(saved, mode="json")) + "\n")
 
 
@@ -161,36 +151,16 @@ def load_options(path: Path, shapes: Shapes, facts: Mapping[str, str | int | Non
             "\n".join((f"--options {path} was measured on something else.", *lines)),
             hint=f"Give the same model, images and settings, or measure again: {_MEASURE}",
         )
-    scores = {option.key: option.scores for option in saved.options}
+    nats = {option.key: option.nats for option in saved.options}
     listed = {_key(option) for option in list_options(replace(shapes, kinds=saved.kinds))}
-    if not listed >= scores.keys() or len(scores) != len(saved.options) or not scores:
+    if not listed >= nats.keys() or len(nats) != len(saved.options) or not nats:
         raise ArtifactError(
             f"--options {path}: its options are not those of the model.",
             hint=f"Another version of vitcompress may have measured them. Measure again: {_MEASURE}",
         )
-    wanted = [option for option in list_options(shapes) if _key(option) in scores]  # not all fit in memory together
-    return MeasuredOptions(shapes, [_measured(o, scores[_key(o)], saved.num_scores, path) for o in wanted])
+    wanted = [option for option in list_options(shapes) if _key(option) in nats]  # not all fit in memory together
+    return MeasuredOptions(shapes, [replace(o, nats=nats[_key(o)]) for o in wanted], saved.joint)
 
 
 def _key(option: Option) -> tuple[Any, ...]:
     return option.kind, option.scale, option.group.blocks, option.dial, option.saved_params
-
-
-def _measured(option: Option, text: str, count: int, path: Path) -> Option:
-    try:
-        return option.measured(_decoded(text, count))
-    except (ValueError, binascii.Error) as error:
-        raise ArtifactError(
-            f"--options {path}: the scores of {option.scale} of {option.group.donor} cannot be read: {error}.",
-            hint=f"Measure again: {_MEASURE}",
-        ) from error
-
-
-def _decoded(text: str, count: int) -> Tensor:
-    data = base64.b64decode(text, validate=True)
-    if len(data) != 4 * count:
-        raise ValueError(f"there are {len(data)} bytes, not {4 * count}")
-    scores = torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
-    if not torch.isfinite(scores).all():
-        raise ValueError("a score is not finite")
-    return scores
