@@ -38,25 +38,22 @@ class Chosen:
     student: nn.Module
 
     def reasons(self) -> tuple[str, ...]:
-        """Describe the candidates, one line each, best first, and how much better the first is."""
-        return (*(_described(candidate) for candidate in self.tried), *self._margin())
-
-    def _margin(self) -> tuple[str, ...]:
-        if len(self.tried) < 2:
-            return ()
-        best, other = self.tried[:2]
-        measured = not math.isnan(other.measured)
-        a, b = (best.measured, other.measured) if measured else (best.predicted, other.predicted)
-        how = "measured" if measured else "predicted"
-        return (f"chosen: {', '.join(best.kinds)}; the next best is {shown_nats(max(0.0, b - a))} worse ({how})",)
+        """Describe the candidates, one line each, best first, and how much worse the others are."""
+        best, *others = self.tried
+        return (_described(best), *(f"{_described(other)}, {_margin(best, other)}" for other in others))
 
 
 def _described(candidate: Candidate) -> str:
     measured = "not built" if math.isnan(candidate.measured) else f"{shown_nats(candidate.measured)} measured"
     return (
-        f"{', '.join(candidate.kinds)}: {candidate.plan.size.student_params:,} parameters, "
+        f"{', '.join(candidate.kinds) or 'unchanged'}: {candidate.plan.size.student_params:,} parameters, "
         f"{shown_nats(candidate.predicted)} predicted, {measured}"
     )
+
+
+def _margin(best: Candidate, other: Candidate) -> str:
+    difference = other.predicted - best.predicted if math.isnan(other.measured) else other.measured - best.measured
+    return f"{shown_nats(abs(difference))} {'worse' if difference >= 0 else 'better'}"
 
 
 @dataclass(frozen=True)
