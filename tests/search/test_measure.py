@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.factories import tiny
 from tests.search.factories import lively, noise, search_of, shapes_of
@@ -35,7 +34,6 @@ def test_blocks_that_are_measured_in_turn_cost_the_same() -> None:
     assert by_key(parts).keys() == singles.keys()
     for key, option in by_key(parts).items():
         assert option.nats == pytest.approx(singles[key].nats, rel=1e-4, abs=1e-9), key
-        torch.testing.assert_close(option.scores, singles[key].scores, rtol=1e-3, atol=1e-5)
     assert parts.num_left_out == len(whole) - len(singles) > 0
     assert len(lines) == 1
     assert f"{parts.num_left_out:,} ways of sharing are left out" in lines[0]
@@ -59,7 +57,8 @@ def test_measuring_tells_how_far_it_is_and_ends_at_one(kinds: tuple[str, ...]) -
     shares: list[float] = []
     search_of(tiny()).measure(kinds, shares.append)
     assert shares == sorted(shares)
-    assert 0 < shares[0] < 0.3
+    assert shares[0] == 0  # nothing was measured before
+    assert any(0 < share < 0.3 for share in shares)
     assert shares[-1] == pytest.approx(1.0)
 
 
