@@ -25,7 +25,7 @@ from vitcompress.search.measure import measure_options
 from vitcompress.search.options import PARTS, Option, Shapes, list_options, merge
 
 SINGLE = ("narrow", "low_rank", "skip")
-NAMES = ["vit", "deit3", "swin", "beit", "eva02"]
+NAMES = ["vit", "deit3", "dinov2 swiglu", "swin", "beit", "eva02"]
 
 
 @dataclass(frozen=True)
