@@ -12,6 +12,7 @@ from tests.search.factories import ROOMY, lively, search_of
 from vitcompress.recipe import KINDS
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.model import Search
+from vitcompress.search.progress import Progress
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +29,11 @@ def measured(roomy: nn.Module) -> MeasuredOptions:
 def at_once(monkeypatch: pytest.MonkeyPatch, measured: MeasuredOptions) -> None:
     """Options need not be measured again."""
 
-    def again(self: Search, kinds: Sequence[str], tell: Callable[[float], None]) -> MeasuredOptions:
+    def again(
+        self: Search, kinds: Sequence[str], tell: Callable[[float], None], keep: Progress | None = None
+    ) -> MeasuredOptions:
         shapes = replace(measured.shapes, kinds=kinds, transforms=self.transforms)
-        return MeasuredOptions(shapes, [option for option in measured.options if option.kind in kinds])
+        options = [option for option in measured.options if option.kind in kinds]
+        return MeasuredOptions(shapes, options, measured.joint)
 
     monkeypatch.setattr(Search, "measure", again)

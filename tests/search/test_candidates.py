@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 from tests.search.factories import lively, noise, num_params, shapes_of
@@ -20,7 +19,7 @@ from vitcompress.search.options import Option
 
 
 def of_kinds(measured: MeasuredOptions, *kinds: str) -> MeasuredOptions:
-    return MeasuredOptions(replace(measured.shapes, kinds=kinds), measured.options)
+    return MeasuredOptions(replace(measured.shapes, kinds=kinds), measured.options, measured.joint)
 
 
 @pytest.mark.thorough
@@ -50,6 +49,7 @@ def test_candidates_keep_the_budget_and_the_cheapest_is_first(
     assert all(cost > 0 for cost in costs)
     assert all(candidate.measured != candidate.measured for candidate in candidates)  # nan: nothing is built yet
     assert len({repr(candidate.plan.groups) for candidate in candidates}) == len(candidates)
+    assert len({candidate.kinds for candidate in candidates}) == len(candidates) > 1
     alone = find_candidates(of_kinds(measured, "narrow"), budget)
     assert not alone or candidates[0].predicted <= alone[0].predicted + 1e-12
     assert not alone or alone[0].kinds == ("narrow",)
@@ -80,18 +80,26 @@ def contained(option: Option, group: Group) -> bool:
 
 
 @pytest.mark.parametrize("ratio", [1.5, 3.0])
-def test_what_a_plan_costs_is_half_the_mean_square_of_its_scores_together(
+def test_what_a_plan_costs_is_a_multiple_of_the_sum_of_its_options_costs(
     ratio: float, measured: MeasuredOptions, roomy: nn.Module
 ) -> None:
-    counts = []
+    kinds, counts = measured.shapes.kinds, []
+    costs = [option for options in measured._slots(kinds).values() for option in options]
     for candidate in find_candidates(measured, round(num_params(roomy) / ratio)):
-        options = [o for group in candidate.plan.groups for o in measured.options if contained(o, group)]
+        options = [o for group in candidate.plan.groups for o in costs if contained(o, group)]
         counts.append(len(options))
         saved_params = num_params(roomy) - candidate.plan.size.student_params
         assert sum(option.saved_params for option in options) == saved_params
-        scores = torch.stack([option.scores for option in options if option.scores is not None])
-        assert candidate.predicted == pytest.approx(float(scores.sum(0).square().mean() / 2), rel=1e-4)
+        assert candidate.predicted == pytest.approx(measured.joint * sum(option.nats for option in options), rel=1e-6)
     assert max(counts) > 6
+    assert measured.joint != 1
+
+
+def test_a_multiple_of_all_costs_changes_predictions_and_no_plan(measured: MeasuredOptions, roomy: nn.Module) -> None:
+    found, dearer = (find_candidates(replace(measured, joint=joint), num_params(roomy) // 2) for joint in (1.0, 3.0))
+    assert [candidate.plan for candidate in dearer] == [candidate.plan for candidate in found]
+    for one, other in zip(found, dearer, strict=True):
+        assert other.predicted == pytest.approx(3 * one.predicted)
 
 
 @pytest.mark.broad

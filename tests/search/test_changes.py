@@ -24,6 +24,7 @@ from vitcompress.search.build import build_student
 from vitcompress.search.changes import QK, LayerChanges, block_changes, run_changes
 from vitcompress.search.measure import block_moments
 from vitcompress.search.options import Option, Shapes, run_options, single_options
+from vitcompress.search.progress import State
 
 BLOCK = "blocks.1"
 X = noise(32)
@@ -31,7 +32,10 @@ X = noise(32)
 
 def moments_of(model: nn.Module, shapes: Shapes, *blocks: str) -> dict[str, dict[str, Moments]]:
     weights = token_weights(model, shapes.family, blocks, [X])
-    return block_moments(model, shapes.family, blocks, X, weights, lambda count: None)
+    state = State([blocks], torch.zeros(0))
+    block_moments(state, model, shapes.family, X, weights, lambda count: None)
+    assert state.num_fitted == len(X)
+    return state.moments
 
 
 def changes_of(model: nn.Module, scale: str) -> tuple[list[Option], dict[str, LayerChanges], dict[str, Moments]]:

@@ -17,6 +17,7 @@ from vitcompress.families.registry import family_of
 from vitcompress.plans.make import layer_shapes
 from vitcompress.search.changes import QK, LayerChanges
 from vitcompress.search.evidence import DIRECTIONS, add_scores
+from vitcompress.search.progress import State
 
 Changes = Mapping[str, Mapping[str, LayerChanges]]
 
@@ -87,10 +88,10 @@ def directions(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def scores_of(model: nn.Module, changes: Changes, means: Mapping[str, Tensor], x: Tensor, count: int = 2) -> Tensor:
-    scores, told = torch.zeros(DIRECTIONS * len(x), count), list[int]()
-    add_scores(scores, model, changes, means, x, told.append)
-    assert sum(told) == len(x)
-    return scores
+    state, told = State([list(changes)], torch.zeros(DIRECTIONS * len(x), count)), list[int]()
+    add_scores(state, model, changes, means, x, told.append)
+    assert sum(told) == state.num_judged == len(x)
+    return state.scores
 
 
 FAMILIES = (
@@ -135,10 +136,10 @@ def test_scores_of_many_images_are_those_of_each_and_add_up_over_calls() -> None
     model, x = lively(), noise(19)
     changes, means = random_changes(model)
     whole = scores_of(model, changes, means, x)
-    again = whole.clone()
-    add_scores(again, model, changes, means, x, lambda count: None)
-    torch.testing.assert_close(again, 2 * whole)
     blocks = list(changes)
+    again = State([blocks], whole.clone())
+    add_scores(again, model, changes, means, x, lambda count: None)
+    torch.testing.assert_close(again.scores, 2 * whole)
     halves = sum(scores_of(model, {b: changes[b] for b in part}, means, x) for part in (blocks[:1], blocks[1:]))
     torch.testing.assert_close(halves, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
 
@@ -149,8 +150,8 @@ def test_half_the_mean_square_is_the_divergence_of_small_changes(told: str, monk
     model, x, size = lively(num_classes=3), noise(32), 1e-2
     tell_outputs(model, told, name="tiny")
     changes, means = random_changes(model)
-    scores = torch.zeros(64 * len(x), 2)
-    add_scores(scores, model, changes, means, x, lambda count: None)
+    state = State([list(changes)], torch.zeros(64 * len(x), 2))
+    add_scores(state, model, changes, means, x, lambda count: None)
     kind = outputs_of(model)
     assert kind.nats is not None
     with torch.no_grad():
@@ -159,7 +160,7 @@ def test_half_the_mean_square_is_the_divergence_of_small_changes(told: str, monk
         with torch.no_grad():
             student = changed(model, changes, means, number, size)(x.double())
         nats = float(kind.nats(student, teacher, deviation_of(teacher).double()).mean())
-        predicted = float((size * scores[:, number].double()).square().mean() / 2)
+        predicted = float((size * state.scores[:, number].double()).square().mean() / 2)
         assert predicted == pytest.approx(nats, rel=0.12), number
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from torch import Tensor, nn
 
 from tests.factories import tiny
-from tests.search.factories import lively, noise, search_of, shapes_of
+from tests.search.factories import lively, noise, num_params, search_of, shapes_of
 from vitcompress.families.outputs import tell_outputs
-from vitcompress.plans.make import plan_of
 from vitcompress.plans.model import Group
 from vitcompress.recipe import KINDS
 from vitcompress.search.build import build_student
+from vitcompress.search.candidates import find_candidates
 from vitcompress.search.divergence import divergence
 from vitcompress.search.measure import measure_options
 from vitcompress.search.measured import MeasuredOptions
-from vitcompress.search.options import Option
+from vitcompress.search.options import Option, Shapes
 
 Key = tuple[str, tuple[str, ...], int]
 
@@ -35,7 +35,6 @@ def test_blocks_that_are_measured_in_turn_cost_the_same() -> None:
     assert by_key(parts).keys() == singles.keys()
     for key, option in by_key(parts).items():
         assert option.nats == pytest.approx(singles[key].nats, rel=1e-4, abs=1e-9), key
-        torch.testing.assert_close(option.scores, singles[key].scores, rtol=1e-3, atol=1e-5)
     assert parts.num_left_out == len(whole) - len(singles) > 0
     assert len(lines) == 1
     assert f"{parts.num_left_out:,} ways of sharing are left out" in lines[0]
@@ -59,7 +58,8 @@ def test_measuring_tells_how_far_it_is_and_ends_at_one(kinds: tuple[str, ...]) -
     shares: list[float] = []
     search_of(tiny()).measure(kinds, shares.append)
     assert shares == sorted(shares)
-    assert 0 < shares[0] < 0.3
+    assert shares[0] == 0  # nothing was measured before
+    assert any(0 < share < 0.3 for share in shares)
     assert shares[-1] == pytest.approx(1.0)
 
 
@@ -71,17 +71,53 @@ def test_nothing_before_something_nonlinear_costs_more_than_leaving_its_part_out
             assert option.nats < skips[option.group.blocks, option.part], option
 
 
-@pytest.mark.broad
-@pytest.mark.parametrize("outputs", ["classes", "multi_label", "regression"])
-def test_the_cost_of_a_small_change_is_that_of_the_student_that_is_built(outputs: str) -> None:
+def built_cost(shapes: Shapes, groups: list[Group], x: Tensor) -> float:
+    """Divergence of the student whose blocks are made so, the others as in the teacher."""
+    changed = {block for group in groups for block in group.blocks}
+    plan = shapes.plan([*groups, *(Group((block,), ()) for block in shapes.blocks if block not in changed)])
+    return divergence(build_student(plan, shapes.model, x[:64]), shapes.model, x[64:])
+
+
+def told(outputs: str) -> nn.Module:
     teacher = lively(embed_dim=48)
     tell_outputs(teacher, outputs, name="tiny")
-    x = noise(160)
-    shapes = shapes_of(teacher, ("narrow", "low_rank", "skip"))
-    options = measure_options(shapes, x[:64], x[64:], 1e9, lambda done: None).options
-    for scale in ("mlp.hidden", "attn.v", "attn.qk", "mlp.rank", "attn.rank", "mlp.skip", "attn.skip"):
-        option = [o for o in options if o.scale == scale and o.group.blocks == ("blocks.1",)][-1]
-        rest = [Group((block,), ()) for block in shapes.blocks if block != "blocks.1"]
-        plan = plan_of(teacher, shapes.family, [option.group, *rest], (), 3)
-        built = divergence(build_student(plan, teacher, x[:64]), teacher, x[64:])
-        assert option.nats == pytest.approx(built, rel=0.4), scale
+    return teacher
+
+
+OUTPUTS = ["classes", "multi_label", "regression"]
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_the_cost_of_a_change_in_a_whole_teacher_is_that_of_the_student_that_is_built(outputs: str) -> None:
+    """These kinds are measured in the teacher itself; others are too large for a second order."""
+    x, teacher = noise(160), told(outputs)
+    cases = [("skip", f"{part}.skip", [f"blocks.{n}"]) for part in ("attn", "mlp") for n in (1, 2, 3)]
+    cases += [("share", "mlp.share", [f"blocks.{n}", f"blocks.{n + 1}"]) for n in (0, 1)]
+    for kind in ("skip", "share"):
+        shapes = shapes_of(teacher, (kind,))
+        measured = measure_options(shapes, x[:64], x[64:], 1e9, lambda done: None)
+        assert measured.joint == 1
+        costs = {(o.scale, o.group.blocks): o for o in measured.options}
+        for _, scale, blocks in (case for case in cases if case[0] == kind):
+            option = costs[scale, tuple(blocks)]
+            assert option.nats == pytest.approx(built_cost(shapes, [option.group], x), rel=0.4), option
+
+
+@pytest.mark.broad
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("kinds", [("narrow", "low_rank", "skip"), ("low_rank",), KINDS], ids=["some", "ranks", "all"])
+def test_the_cost_of_a_plan_is_near_that_of_the_student_that_is_built(outputs: str, kinds: tuple[str, ...]) -> None:
+    x, teacher = noise(160), told(outputs)
+    shapes = shapes_of(teacher, kinds)
+    measured = measure_options(shapes, x[:64], x[64:], 1e9, lambda done: None)
+    for ratio in (1.5, 2.0, 3.0):
+        best = find_candidates(measured, round(num_params(teacher) / ratio))[0]
+        built = built_cost(shapes, list(best.plan.groups), x)
+        assert 0.5 * built < best.predicted < 2 * built, (ratio, best.kinds, best.predicted, built)
+
+
+def test_where_predictions_do_not_change_costs_are_not_multiplied_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitcompress.search.context.divergence", lambda *args: 0.0)
+    shapes, x = shapes_of(lively(), ("narrow",)), noise(12)
+    assert measure_options(shapes, x[:8], x[8:], 1e9, lambda done: None).joint == 1

@@ -1,4 +1,4 @@
-"""Choices cost less the more they keep, and alike blocks as much as they are asked to."""
+"""Choices cost less the more they keep, and add up what their options cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from tests.factories import tiny
 from tests.search.factories import shapes_of
 from vitcompress.search.measured import MIN_NATS, MeasuredOptions
-from vitcompress.search.options import Option, list_options
+from vitcompress.search.options import list_options
 
 
 def with_costs(kinds: tuple[str, ...], factor: float = 8.0) -> MeasuredOptions:
@@ -23,61 +23,34 @@ def with_costs(kinds: tuple[str, ...], factor: float = 8.0) -> MeasuredOptions:
     for option in list_options(shapes):
         noise = float(0.5 + torch.rand((), generator=draw))
         cost = factor ** shapes.blocks.index(option.group.blocks[0]) * noise / (1 + option.dial)
-        options.append(option.measured(torch.full((6,), (2 * cost) ** 0.5)))
+        options.append(replace(option, nats=cost))
     return MeasuredOptions(shapes, options)
 
 
-def costs(measured: MeasuredOptions, kinds: tuple[str, ...], evenness: float) -> dict[str, dict[int, float]]:
+def costs(measured: MeasuredOptions, kinds: tuple[str, ...]) -> dict[str, dict[int, float]]:
     """Costs of neurons by block and number, of those choices that change nothing else."""
     found: dict[str, dict[int, float]] = defaultdict(dict)
-    for slot, options in measured._slots(kinds, evenness).items():
+    for slot, options in measured._slots(kinds).items():
         if slot[1] == "mlp.hidden":
             found[slot[0][0]] = {option.dial: option.nats for option in options}
     return found
 
 
-@pytest.mark.parametrize("evenness", [0.0, 0.5, 1.0])
-def test_what_keeps_more_costs_less(evenness: float) -> None:
+def test_what_keeps_more_costs_less() -> None:
     measured = with_costs(("narrow",))
     raw = [o.nats for o in measured.options if o.scale == "mlp.hidden" and o.group.blocks == ("blocks.0",)]
     assert raw != sorted(raw, reverse=True)  # noise
-    for by_dial in costs(measured, ("narrow",), evenness).values():
+    for by_dial in costs(measured, ("narrow",)).values():
         ordered = [by_dial[dial] for dial in sorted(by_dial)]
         assert all(more < less for less, more in itertools.pairwise(ordered))
 
 
 def test_costs_that_fall_by_themselves_stay_as_measured() -> None:
     measured = with_costs(("narrow",))
-    falling = [
-        option.measured(torch.full((4,), (2.0 / option.dial) ** 0.5)) if option.dial else option
-        for option in measured.options
-    ]
-    for by_dial in costs(MeasuredOptions(measured.shapes, falling), ("narrow",), 0.0).values():
+    falling = [replace(option, nats=1.0 / option.dial) for option in measured.options]
+    for by_dial in costs(MeasuredOptions(measured.shapes, falling), ("narrow",)).values():
         for dial, cost in by_dial.items():
             assert cost == pytest.approx(1.0 / dial, rel=1e-5)
-
-
-def test_evenness_brings_alike_blocks_together() -> None:
-    measured = with_costs(("narrow",))
-    apart, between, equal = (costs(measured, ("narrow",), evenness) for evenness in (0.0, 0.5, 1.0))
-    for dial in apart["blocks.0"]:
-        ratios = [found["blocks.2"][dial] / found["blocks.0"][dial] for found in (apart, between, equal)]
-        assert ratios[0] > 10
-        assert ratios[1] == pytest.approx(ratios[0] ** 0.5)
-        assert ratios[2] == pytest.approx(1.0)
-        product = apart["blocks.0"][dial] * apart["blocks.1"][dial] * apart["blocks.2"][dial]
-        assert equal["blocks.0"][dial] == pytest.approx(product ** (1 / 3))
-
-
-def test_blocks_of_other_shapes_are_not_made_alike() -> None:
-    measured = with_costs(("narrow",))
-    other = [
-        replace(o, saved_params=o.saved_params + 1) if o.group.blocks == ("blocks.2",) else o for o in measured.options
-    ]
-    equal = costs(MeasuredOptions(measured.shapes, other), ("narrow",), 1.0)
-    for dial, cost in equal["blocks.0"].items():
-        assert cost == pytest.approx(equal["blocks.1"][dial])
-        assert equal["blocks.2"][dial] > 5 * cost
 
 
 def test_choices_are_of_the_kinds_asked_for_and_add_up() -> None:
@@ -85,10 +58,10 @@ def test_choices_are_of_the_kinds_asked_for_and_add_up() -> None:
     shapes = measured.shapes
     assert {o.kind for o in measured.options} == {"narrow", "skip", "share"}
     for kinds in (("narrow",), ("skip",), ("share",), ("narrow", "skip", "share")):
-        choices = measured.choices(kinds, 0.0)
+        choices = measured.choices(kinds)
         used = {option.kind for choice in choices for option in choice.key}
         assert used == {*kinds, "keep"}
-        assert measured.choices(kinds, 0.0) is choices
+        assert measured.choices(kinds) is choices
         for choice in choices:
             blocks = shapes.blocks[choice.first : choice.last]
             assert choice.params == shapes.params(blocks) - sum(option.saved_params for option in choice.key)
@@ -100,8 +73,8 @@ def test_choices_are_of_the_kinds_asked_for_and_add_up() -> None:
 
 def test_no_choice_is_free_because_noise_measured_nothing() -> None:
     measured = with_costs(("skip",))
-    free = [Option.measured(option, torch.zeros(4)) for option in measured.options]
-    choices = MeasuredOptions(measured.shapes, free).choices(("skip",), 0.0)
+    free = [replace(option, nats=0.0) for option in measured.options]
+    choices = MeasuredOptions(measured.shapes, free).choices(("skip",))
     assert min(choice.cost for choice in choices if any(o.kind == "skip" for o in choice.key)) == pytest.approx(
         MIN_NATS
     )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from tests.factories import images, tiny
 from tests.search.factories import ROOMY, num_params
@@ -44,12 +41,11 @@ def path(measured: MeasuredOptions, tmp_path: Path) -> Path:
     return tmp_path / "options.json"
 
 
-def test_a_file_gives_the_scores_and_plans_that_were_measured(measured: MeasuredOptions, path: Path) -> None:
+def test_a_file_gives_the_costs_and_plans_that_were_measured(measured: MeasuredOptions, path: Path) -> None:
     loaded = load_options(path, measured.shapes, FACTS)
     assert [o.row() for o in loaded.options] == [o.row() for o in measured.options]
     assert [o.group for o in loaded.options] == [o.group for o in measured.options]
-    for option, other in zip(loaded.options, measured.options, strict=True):
-        assert torch.equal(option.scores, other.scores)  # type: ignore[arg-type]
+    assert loaded.joint == measured.joint != 1
     params = num_params(measured.shapes.model)
     for ratio in (1.3, 2.0, 3.0):
         found, expected = (find_candidates(options, int(params / ratio)) for options in (loaded, measured))
@@ -57,15 +53,14 @@ def test_a_file_gives_the_scores_and_plans_that_were_measured(measured: Measured
         assert found
 
 
-def test_the_file_is_the_same_each_time_and_holds_float32(measured: MeasuredOptions, path: Path) -> None:
+def test_the_file_is_the_same_each_time_and_holds_every_cost(measured: MeasuredOptions, path: Path) -> None:
     text = path.read_text()
     save_options(path, measured, FACTS)
     assert path.read_text() == text
     tree = json.loads(text)
     assert (tree["format"], tree["version"], tree["facts"]) == ("vitcompress options", 1, FACTS)
-    first = np.frombuffer(base64.b64decode(tree["options"][0]["scores"]), "<f4")
-    assert first.tolist() == measured.options[0].scores.tolist()  # type: ignore[union-attr]
-    assert len(first) == 2 * 4  # two directions for each judged image
+    assert tree["joint"] == measured.joint
+    assert [option["nats"] for option in tree["options"]] == [option.nats for option in measured.options]
 
 
 def test_some_of_the_kinds_can_be_used(measured: MeasuredOptions, path: Path) -> None:
@@ -92,7 +87,7 @@ def test_another_width_multiple_has_other_options(measured: MeasuredOptions, pat
 
 
 def test_what_did_not_fit_in_memory_is_in_neither(measured: MeasuredOptions, tmp_path: Path) -> None:
-    """Runs of blocks that are not measured together have no scores; they would seem free."""
+    """Runs of blocks that are not measured together have no cost; they would seem free."""
     noise, path = images(measured.shapes.model, 12), tmp_path / "options.json"
     alone = measure_options(measured.shapes, noise[:8], noise[8:], 1.0, lambda done: None)
     assert {option.kind for option in alone.options} == {"narrow", "low_rank", "skip"}
@@ -116,9 +111,16 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another block": lambda tree: first(tree, blocks=["blocks.99"]),
     "a path for a block": lambda tree: first(tree, blocks=["../../etc"]),
     "another saving": lambda tree: first(tree, saved_params=1),
-    "scores that are no base64": lambda tree: first(tree, scores="%%%%"),
-    "too few scores": lambda tree: first(tree, scores=base64.b64encode(b"1234").decode()),
-    "scores without end": lambda tree: first(tree, scores=base64.b64encode(8 * b"\x00\x00\x80\x7f").decode()),
+    "a cost that is no number": lambda tree: first(tree, nats=float("nan")),
+    "a cost without end": lambda tree: first(tree, nats=float("inf")),
+    "a cost that is too large": lambda tree: first(tree, nats=1e300),
+    "a cost below zero": lambda tree: first(tree, nats=-1e-3),
+    "a cost that is a word": lambda tree: first(tree, nats="cheap"),
+    "no cost": lambda tree: tree["options"][0].pop("nats"),
+    "scores": lambda tree: first(tree, scores="AAAA"),
+    "a multiple that is no number": lambda tree: tree.update(joint=float("nan")),
+    "a multiple below zero": lambda tree: tree.update(joint=-1.0),
+    "no multiple": lambda tree: tree.pop("joint"),
     "facts in facts": lambda tree: tree["facts"].update(more={"a": 1}),
 }
 

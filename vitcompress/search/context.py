@@ -103,6 +103,7 @@ def _measure_beside(part: Any, student_part: nn.Module) -> None:
 
 
 def _forward(part: nn.Module, student_part: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    measured = type(part).forward(part, x.detach(), *args, **kwargs)
+    alone = x.detach().requires_grad_(x.requires_grad)  # its layers get gradients; the stream gets none from here
+    measured = type(part).forward(part, alone, *args, **kwargs)
     output: Tensor = student_part(x, *args, **kwargs) + (measured - measured.detach())
     return output

@@ -106,9 +106,12 @@ def measure_options(
 
 
 def _joint(context: Context, scores: Tensor, options: Sequence[Option], limits: _Limits) -> float:
-    """Return the cost of the context's student, as a multiple of the sum of its options' costs."""
+    """Return the cost of the context's student, as a multiple of the sum of its options' costs.
+
+    Where either is nothing, they say nothing about each other, and the multiple is one.
+    """
     total = sum(_measured(options[number], number, scores, limits).nats for number in context.options)
-    return context.nats / total if total > 0 else 1.0
+    return context.nats / total if context.nats > 0 and total > 0 else 1.0
 
 
 def _means(model: nn.Module, moments: BlockMoments) -> dict[str, Tensor]:
