@@ -84,7 +84,7 @@ def print_options(options: Sequence[Mapping[str, Any]], name: str, console: Cons
         blocks = option["blocks"][0].rpartition("blocks.")[0] + "–".join(dict.fromkeys((numbers[0], numbers[-1])))
         cost = f"{option['dial'] or 'whole'}: {option['nats']:.3g}, −{option['saved_params']:,}"
         lines.setdefault((blocks, option["scale"], option["kind"]), []).append(cost)
-    console.print(f"{name}: cost of each option, applied alone", style="bold", markup=False)
+    console.print(f"{name}: cost of each option, where all else is cut to about half", style="bold", markup=False)
     columns = ("blocks", "what", "kind", "options")
     print_table(columns, [(*key, " · ".join(costs)) for key, costs in lines.items()], console)
     legend = "Options: width or rank (whole: shared or skipped): nats of KL divergence per image, −parameters saved."
