@@ -11,7 +11,7 @@ second alone fits noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,9 @@ CHUNK_IMAGES = 32
 _WRITERS = {"attn": "attn.proj", "mlp": "mlp.fc2"}
 
 
-def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: Iterable[Tensor]) -> None:
+def start_in_order(
+    student: nn.Module, teacher: nn.Module, plan: Plan, images: Iterable[Tensor], tell: Callable[[float], None]
+) -> None:
     """Set narrow blocks and factors of single blocks, in the order in which they run, in place.
 
     In a group of several narrow blocks the first block is fitted, and the others start from its
@@ -53,6 +55,7 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
         plan: the student's plan.
         images: calibration batches `[B, C, H, W]`. They are held in memory together with four
             states of the residual stream; everything else is computed in chunks of images.
+        tell: called with the share of the blocks that are done, 0–1.
 
     Source: ours; the order is that of Frantar and Alistarh 2022, arXiv:2208.11580, Sec. 4.
     """
@@ -60,6 +63,7 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
     if not groups:
         return
     family, batches = family_named(plan.family), list(images)
+    names = family.block_names(teacher)
     weights = token_weights(teacher, family, list(groups), batches)
     stream = TeacherStream()
 
@@ -71,13 +75,15 @@ def start_in_order(student: nn.Module, teacher: nn.Module, plan: Plan, images: I
         if name in groups:
             fit = BlockFit(block, teacher_block, weights[name], given, stream)
             fit.run(groups[name], family, is_donor=name == groups[name].donor)
-        return torch.cat([run_block(block, given._replace(x=chunk))[1] for chunk in x.split(CHUNK_IMAGES)])
+        output = torch.cat([run_block(block, given._replace(x=chunk))[1] for chunk in x.split(CHUNK_IMAGES)])
+        tell((names.index(name) + 1) / len(names))
+        return output
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(layers_called(student))
         stack.enter_context(layers_called(teacher))
-        for name in family.block_names(teacher):
+        for name in names:
             block: Any = student.get_submodule(name)
             block.forward = partial(fit_and_run, name)
             stack.callback(delattr, block, "forward")  # restores the method of the class

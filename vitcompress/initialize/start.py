@@ -23,8 +23,9 @@ def needs_images(plan: Plan, method: str) -> bool:
 
 
 def start_student(
-    student: nn.Module, teacher: nn.Module, plan: Plan, images: Callable[[], Iterable[Tensor]], method: str
-) -> None:
+    student: nn.Module, teacher: nn.Module, plan: Plan, images: Callable[[], Iterable[Tensor]], method: str,
+    tell: Callable[[float], None] = lambda done: None,
+) -> None:  # fmt: skip
     """Set the student's starting weights, in place.
 
     Args:
@@ -33,8 +34,9 @@ def start_student(
         plan: the student's plan.
         images: returns calibration batches `[B, C, H, W]`, the same ones each time.
         method: start of whole shared matrices, a key of `STARTS`.
+        tell: called with the share that is done, 0–1.
     """
     STARTS[method](student, teacher, plan, images)
     if needs_images(plan, "first"):
         start_factors(student, teacher, plan, images())
-        start_in_order(student, teacher, plan, images())
+        start_in_order(student, teacher, plan, images(), tell)

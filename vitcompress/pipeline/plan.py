@@ -37,10 +37,11 @@ from vitcompress.report.model import to_json
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.memory import free_bytes
 from vitcompress.runtime.processes import from_main
+from vitcompress.runtime.shares import part_of
 from vitcompress.search.frontier import FrontierPoint, trace_frontier
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.model import Search
-from vitcompress.search.target import part_of, search_target
+from vitcompress.search.target import search_target
 
 _MEASURING_SHARE = 0.8  # of the time of a frontier
 JUDGED_IMAGES = 1000  # training images that `--target-drop` is measured on

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import start_student
 from vitcompress.plans.model import Plan
+from vitcompress.runtime.shares import part_of
 from vitcompress.search.candidates import Candidate
 from vitcompress.search.divergence import CHUNK_IMAGES, divergence
 from vitcompress.search.model import Search
@@ -38,25 +39,29 @@ def build_best(
     likely = [c for c in candidates[:MAX_BUILT] if c.predicted <= SURE * candidates[0].predicted]
     built: list[Candidate] = []
     best = search.teacher
-    for candidate in likely:
-        student = build_student(candidate.plan, search.teacher, search.fitted)
+    for number, candidate in enumerate(likely):
+        part = part_of(tell, number / len(likely), (number + 0.99) / len(likely))
+        student = build_student(candidate.plan, search.teacher, search.fitted, part)
         measured = divergence(student, search.teacher, search.judged)
         best = student if all(measured < other.measured for other in built) else best
         built.append(replace(candidate, measured=measured))
-        tell(len(built) / len(likely))
+        tell((number + 1) / len(likely))
     return sorted(built, key=lambda candidate: candidate.measured) + list(candidates[len(likely) :]), best
 
 
-def build_student(plan: Plan, teacher: nn.Module, images: Tensor) -> nn.Module:
+def build_student(
+    plan: Plan, teacher: nn.Module, images: Tensor, tell: Callable[[float], None] = lambda done: None
+) -> nn.Module:
     """Build the student of a plan with its starting weights, in eval mode.
 
     Args:
         plan: of the teacher.
         teacher: in eval mode; not changed.
         images: for calibration, `[B, C, H, W]`.
+        tell: called with the share that is done, 0–1.
     """
     source = align_model(teacher, plan)
     student = copy.deepcopy(source)
     apply_plan(student, plan)
-    start_student(student, source, plan, lambda: images.split(CHUNK_IMAGES), "calibrated")
+    start_student(student, source, plan, lambda: images.split(CHUNK_IMAGES), "calibrated", tell)
     return student.eval()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,8 +47,9 @@ class Context:
 
 
 def make_context(
-    teacher: nn.Module, shapes: Shapes, options: Sequence[Option], fitted: Tensor, judged: Tensor
-) -> Context:
+    teacher: nn.Module, shapes: Shapes, options: Sequence[Option], fitted: Tensor, judged: Tensor,
+    tell: Callable[[float], None] = lambda done: None,
+) -> Context:  # fmt: skip
     """Return the context of a student whose blocks are all cut to about half.
 
     Args:
@@ -58,6 +59,7 @@ def make_context(
             context.
         fitted: images that the student is fitted to, `[N, C, H, W]`.
         judged: other images, for its divergence.
+        tell: called with the share that is done, 0–1.
     """
     chosen = _cut_throughout(shapes, options)
     if not chosen:
@@ -66,7 +68,7 @@ def make_context(
     plan = shapes.bare().plan(groups)
     student = copy.deepcopy(teacher)
     apply_plan(student, plan)
-    start_student(student, teacher, plan, lambda: fitted.split(CHUNK_IMAGES), "calibrated")
+    start_student(student, teacher, plan, lambda: fitted.split(CHUNK_IMAGES), "calibrated", tell)
     nats = divergence(student.eval(), teacher, judged)
     model = copy.deepcopy(teacher)
     for block in shapes.blocks:

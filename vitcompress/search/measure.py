@@ -28,6 +28,7 @@ from vitcompress.initialize.inputs import Call, run_recorded
 from vitcompress.initialize.regression import Moments
 from vitcompress.plans.make import layer_shapes
 from vitcompress.plans.model import Group
+from vitcompress.runtime.shares import part_of
 from vitcompress.search.changes import BlockChanges, LayerChanges, block_changes, run_changes
 from vitcompress.search.context import Context, make_context
 from vitcompress.search.evidence import DIRECTIONS, add_scores, nats_of
@@ -41,6 +42,8 @@ CHUNK_IMAGES = 32
 _MOMENTS_WORK = 2.5
 _SCORES_WORK = 2.0 + 2.5 * DIRECTIONS
 _CHANGES_WORK = 20.0  # of one block
+
+_CONTEXT_SHARE = 0.25  # of the time
 
 _EXACT = {"mlp.hidden", "attn.v", "attn.skip", "mlp.skip"}
 """Scales that only change what is added to the stream; nothing nonlinear lies between."""
@@ -68,8 +71,8 @@ def measure_options(
     teacher, family = _aligned(shapes), shapes.family
     # starts are fitted to all of them; costs are measured on images that nothing was fitted to
     fitted, judged = fitted[: -(-len(fitted) // 2)], torch.cat([fitted[-(-len(fitted) // 2) :], judged])
-    context = make_context(teacher, shapes, options, fitted, judged)
-    model = context.model
+    context = make_context(teacher, shapes, options, fitted, judged, part_of(tell, 0.0, _CONTEXT_SHARE))
+    model, before = context.model, _CONTEXT_SHARE if context.options else 0.0
     limits = _Limits(shapes, len(options))
     scores = torch.zeros(DIRECTIONS * len(judged), limits.end, device=judged.device)
     state = State(list(_parts(shapes, options, memory_bytes)), scores)
@@ -82,7 +85,7 @@ def measure_options(
     def work(amount: float) -> None:
         nonlocal done
         done += amount
-        tell(done / total)
+        tell(before + (1 - before) * done / total)
 
     with keep.keeping(state) if keep else nullcontext():
         work(state.part * part_work + _CHANGES_WORK * sum(map(len, state.parts[: state.part])))  # before

@@ -20,6 +20,7 @@ from vitcompress.plans.model import Plan
 from vitcompress.quantize.codecs import STORES, num_bytes
 from vitcompress.quantize.store import round_to, stored_tensors
 from vitcompress.recipe import TargetRecipe
+from vitcompress.runtime.shares import part_of
 from vitcompress.search.build import build_best
 from vitcompress.search.candidates import find_candidates, smallest_plan
 from vitcompress.search.divergence import divergence
@@ -202,14 +203,3 @@ def _storing_cost(store: str, search: Search) -> float:
     stored = copy.deepcopy(search.teacher)
     round_to(stored, stored_tensors(stored, store), store)
     return divergence(stored, search.teacher, search.judged)
-
-
-def part_of(tell: Tell, first: float, last: float) -> Tell:
-    """Return a function to call with the share of one part of the work that is done, 0–1.
-
-    Args:
-        tell: called with the share of the whole work that is done.
-        first: that share when the part begins.
-        last: that share when the part ends.
-    """
-    return lambda done: tell(min(last, first + (last - first) * done))
