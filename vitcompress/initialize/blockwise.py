@@ -28,6 +28,7 @@ from vitcompress.families.registry import family_named
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.importance import token_weights
 from vitcompress.initialize.inputs import BlockInput, Call, run_block, run_part
+from vitcompress.initialize.layer_scale import WRITERS, layer_scale
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
 from vitcompress.initialize.regression import Moments, low_rank, regress, wide
 from vitcompress.layers.factored import FactoredLinear
@@ -37,8 +38,6 @@ CORRECTION = 0.5
 """Share of a target that brings the stream back to the teacher's."""
 
 CHUNK_IMAGES = 32
-
-_WRITERS = {"attn": "attn.proj", "mlp": "mlp.fc2"}
 
 
 def start_in_order(
@@ -173,7 +172,7 @@ class BlockFit:
     def _skip(self, part: str) -> None:
         """Set the constant in place of a part to the mean of what should be added there."""
         targets = Moments()
-        layer = _WRITERS[part]
+        layer = WRITERS[part]
         for images, chunk in self._chunks():
             if part == "attn":
                 written = run_part(self.teacher_block, chunk, [layer])[layer].output
@@ -276,23 +275,6 @@ class BlockFit:
         for first in range(0, len(self.given.x), CHUNK_IMAGES):
             images = slice(first, first + CHUNK_IMAGES)
             yield images, self.given._replace(x=self.given.x[images])
-
-
-def layer_scale(block: Any, part: str) -> tuple[Tensor, Tensor]:
-    """Return LayerScale after a part, made nonzero, and where it is open, `[C]` each.
-
-    Args:
-        block: of the teacher; ones where it is not timm's plain `Block`.
-        part: `attn` or `mlp`.
-    """
-    gamma = torch.ones_like(block.get_submodule(_WRITERS[part]).weight[:, 0])
-    if type(block) is Block:
-        scaling = block.ls1 if part == "attn" else block.ls2
-        gamma = getattr(scaling, "gamma", gamma)
-    gamma = wide(gamma.detach())
-    floor = 1e-3 * gamma.abs().mean()
-    is_open = gamma.abs() > floor
-    return torch.where(is_open, gamma, torch.where(floor > 0, floor, 1.0)), is_open
 
 
 def _copy_biases(student: nn.Module, teacher: nn.Module, group: Group) -> None:

@@ -18,15 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.families.base import Family
-from vitcompress.initialize.blockwise import layer_scale
 from vitcompress.initialize.factors import basis_of_readers, basis_of_writers
+from vitcompress.initialize.layer_scale import WRITERS, layer_scale
 from vitcompress.initialize.narrow import eliminate, head_maps, value_maps
 from vitcompress.initialize.regression import Moments, factors_of_full_rank, regress, wide
 from vitcompress.initialize.shared_matrices import shared_matrix
 from vitcompress.plans.make import layer_shapes
 from vitcompress.search.options import Option
-
-_WRITERS = {"attn": "attn.proj", "mlp": "mlp.fc2"}
 
 QK = "attn.qk"
 """Stands for the products of queries and keys among a block's layers."""
@@ -119,7 +117,7 @@ def _narrow_queries(block: Any, options: Sequence[Option], moments: Mapping[str,
 
 
 def _low_rank(block: nn.Module, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
-    scales = {_WRITERS[part]: layer_scale(block, part)[0][:, None] for part in _WRITERS}
+    scales = {WRITERS[part]: layer_scale(block, part)[0][:, None] for part in WRITERS}
     for layer in options[0].group.ranks:
         linear: Any = block.get_submodule(layer)
         weight, inputs = wide(linear.weight), moments[layer]
@@ -131,7 +129,7 @@ def _low_rank(block: nn.Module, options: Sequence[Option], moments: Mapping[str,
 
 
 def _skip(block: nn.Module, options: Sequence[Option], moments: Mapping[str, Moments]) -> Changes:
-    layer = _WRITERS[options[0].part]
+    layer = WRITERS[options[0].part]
     yield layer, -block.get_parameter(f"{layer}.weight").detach().expand(len(options), -1, -1)
 
 
