@@ -670,7 +670,7 @@ def test_the_tiny_model_is_what_these_tests_think(teacher: list[str], vitcompres
             ["--target-ratio", "2", "--basis", "2", "--no-matrices"],
             ["--no-matrices and --target-ratio cannot be used together"],
         ),
-        (["--target-ratio", "2", "--transforms", "rpe"], ["--transforms rpe", "--kinds low_rank,share"]),
+        (["--target-ratio", "2", "--transforms", "rpe"], ["--transforms rpe", "--kinds low_rank,skip,share"]),
         (["--target-ratio", "2", "--model-arg", "num_classes=0"], ["--target-ratio needs a model with classes"]),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",

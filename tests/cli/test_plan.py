@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +188,20 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str, number: signal.Sign
     monkeypatch.setattr(measure, name, interrupted)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A process that was started in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("where", "number", "code"),
     [("run_recorded", signal.SIGTERM, 143), ("add_scores", signal.SIGINT, 130)],
 )
 @pytest.mark.broad
+@pytest.mark.usefixtures("ctrl_c")
 def test_plan_goes_on_after_an_interruption(
     where: str, number: signal.Signals, code: int, roomy: list[str], flat: Path, tmp_path: Path,
     vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch,
@@ -226,6 +235,7 @@ def test_without_resume_a_measurement_starts_over(
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("ctrl_c")
 def test_compress_goes_on_after_interruptions(
     roomy: list[str], flat: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,7 +145,7 @@ def test_no_option_of_a_search_is_free(outputs: str, number: list[str], flat: Pa
     words = ["--outputs", outputs, "--calibrate", flat, "--kinds", "narrow,share", "--json", "--quiet"]
     ended = vitcompress("plan", *number, *words)
     assert ended.code == 0, ended.err
-    costs = [option["cost"] for option in json.loads(ended.out)]
+    costs = [option["nats"] for option in json.loads(ended.out)]
     assert sum(cost > 0 for cost in costs) > len(costs) / 2  # rounding may hide a few
 
 

@@ -33,7 +33,7 @@ def test_a_ratio_is_reached_and_hardly_passed(ratio: float, kinds: tuple[Any, ..
     reached = num_params(roomy) / num_params(student)
     assert ratio <= reached <= 1.02 * ratio
     assert chosen.tried[0].measured == min(c.measured for c in chosen.tried if not math.isnan(c.measured))
-    assert len(chosen.reasons()) == len(chosen.tried) + (len(chosen.tried) > 1)
+    assert len(chosen.reasons()) == len(chosen.tried)
     assert {name: t.shape for name, t in chosen.student.state_dict().items()} == {
         name: t.shape for name, t in student.state_dict().items()
     }
@@ -132,7 +132,7 @@ def test_progress_covers_measuring_and_building(target: dict[str, Any], monkeypa
     search_target(TargetRecipe(kinds=("narrow", "low_rank"), **target), search_of(teacher, drop=drop), events.append)
     shares = [event for event in events if not isinstance(event, str)]
     assert shares == sorted(shares)
-    assert shares[0] == 0  # nothing was measured before
+    assert 0 < shares[0] < 0.1
     assert shares[-1] == 1.0
     builds = [number for number, event in enumerate(events) if event == "built"]
     measuring = [share for share in events[: builds[0]] if not isinstance(share, str)]
