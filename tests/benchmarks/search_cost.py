@@ -26,6 +26,7 @@ MODELS = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_
 STAGES = {
     "token weights": "vitcompress.search.measure.token_weights",
     "alignment": "vitcompress.search.measure.align_group",
+    "context": "vitcompress.search.measure.make_context",
     "moments": "vitcompress.search.measure.block_moments",
     "changes": "vitcompress.search.measure._changes",
     "scores": "vitcompress.search.measure.add_scores",

@@ -52,7 +52,7 @@ def start_in_order(
         student: as `apply_plan` built it, with all other groups started.
         teacher: in eval mode, on the student's device.
         plan: the student's plan.
-        images: calibration batches `[B, C, H, W]`. They are held in memory together with four
+        images: calibration batches `[B, C, H, W]`. They are held in memory together with five
             states of the residual stream; everything else is computed in chunks of images.
         tell: called with the share of the blocks that are done, 0–1.
 
