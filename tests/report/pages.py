@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
 class Seen(HTMLParser):
@@ -42,3 +50,21 @@ def assert_safe(html: str) -> None:
     ids = [attributes["id"] for _, attributes in seen.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert re.search(r"url\((?!#)", html) is None
+
+
+def shown_by_chromium(html: str, folder: Path) -> str:
+    """What Chromium makes of a page; it shows something, and says nothing on its console."""
+    page, picture = folder / "page.html", folder / "page.png"
+    page.write_text(html, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    ended = subprocess.run(
+        [str(CHROMIUM), *flags, "--enable-logging=stderr", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=240, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in ended.stderr
+    subprocess.run(
+        [str(CHROMIUM), *flags, "--window-size=500,900", f"--screenshot={picture}", page.as_uri()],
+        capture_output=True, timeout=240, check=True,
+    )  # fmt: skip
+    assert picture.stat().st_size > 10_000  # an empty one takes 3 kB
+    return ended.stdout

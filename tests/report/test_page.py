@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,7 @@ import yaml
 from timm.data import ImageNetInfo
 
 from tests.conftest import Vitcompress
-from tests.report.pages import Seen, assert_safe
+from tests.report.pages import Seen, assert_safe, needs_chromium, shown_by_chromium
 from tests.report.samples import BASELINES, CURVE, REPORT, RESULT, TRAINED, UNLABELLED
 from vitcompress.distill.log import TrainLog
 from vitcompress.measure.results import ClassHits, Confusion
@@ -31,9 +30,6 @@ from vitcompress.report.private import without_places
 from vitcompress.report.sharing import describe_boxes
 
 EVIL = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}|`"
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def test_a_page_has_the_numbers_of_the_report() -> None:
@@ -188,23 +184,11 @@ def test_images_on_which_the_two_differ_are_shown(
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("kind", ["report", "compare", "hostile"])
 def test_chromium_shows_a_page_without_an_error(kind: str, tmp_path: Path) -> None:
     evil = replace(RESULT, name=EVIL, report=replace(TRAINED, model=EVIL, notes=(EVIL,)))
     html = {"report": to_html(RESULT), "compare": compared_html([RESULT, RESULT]), "hostile": to_html(evil)}[kind]
-    page, picture = tmp_path / "page.html", tmp_path / "page.png"
-    page.write_text(html, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    ended = subprocess.run(
-        [str(CHROMIUM), *flags, "--enable-logging=stderr", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=240, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in ended.stderr
-    assert "22,953,064" in ended.stdout
-    assert "<script" not in ended.stdout.lower()
-    subprocess.run(
-        [str(CHROMIUM), *flags, "--window-size=500,900", f"--screenshot={picture}", page.as_uri()],
-        capture_output=True, timeout=240, check=True,
-    )  # fmt: skip
-    assert picture.stat().st_size > 10_000  # an empty one takes 3 kB
+    shown = shown_by_chromium(html, tmp_path)
+    assert "22,953,064" in shown
+    assert "<script" not in shown.lower()
