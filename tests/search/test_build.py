@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from tests.search.factories import num_params, search_of
-from vitcompress.search.build import MAX_BUILT, SURE, build_best, build_student
+from vitcompress.search.build import MAX_BUILT, SURE, build_best
 from vitcompress.search.candidates import Candidate, find_candidates
 from vitcompress.search.divergence import divergence
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.model import choose
+from vitcompress.search.student import build_student
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from vitcompress.initialize.inputs import run_recorded
 from vitcompress.initialize.regression import Moments
 from vitcompress.plans.make import layer_shapes, plan_of
 from vitcompress.plans.model import Group
-from vitcompress.search.build import build_student
 from vitcompress.search.changes import QK, LayerChanges, block_changes, run_changes
 from vitcompress.search.measure import block_moments
 from vitcompress.search.options import Option, Shapes, run_options, single_options
 from vitcompress.search.progress import State
+from vitcompress.search.student import build_student
 
 BLOCK = "blocks.1"
 X = noise(32)

@@ -15,6 +15,7 @@ from torch import nn
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.search.factories import ROOMY
 from vitcompress.initialize.start import start_student
+from vitcompress.search.student import build_student
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +116,12 @@ def test_the_start_that_the_search_built_is_the_one_that_is_compressed(
         students.append(student)
         start_student(student, *rest)
 
-    for place in ("search.build", "pipeline.compress"):
-        monkeypatch.setattr(f"vitcompress.{place}.start_student", start)
+    def build(*args: Any) -> nn.Module:
+        students.append(build_student(*args))
+        return students[-1]
+
+    monkeypatch.setattr("vitcompress.search.build.build_student", build)
+    monkeypatch.setattr("vitcompress.pipeline.compress.start_student", start)
     out = tmp_path / "m.safetensors"
     words = ["--target-ratio", 2, "--data", images, "--steps", 0, *QUICK[:-1], "narrow,low_rank", "--store", "source"]
     ended = vitcompress("compress", *roomy_flags, *words, "--transforms", "none", "--out", out)

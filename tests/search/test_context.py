@@ -18,11 +18,11 @@ from vitcompress.families.narrow import full_widths
 from vitcompress.initialize.inputs import Call, recording
 from vitcompress.plans.make import layer_shapes
 from vitcompress.recipe import KINDS
-from vitcompress.search.build import build_student
 from vitcompress.search.context import Context, make_context
 from vitcompress.search.divergence import divergence
 from vitcompress.search.measure import measure_options
 from vitcompress.search.options import PARTS, Option, Shapes, list_options, merge
+from vitcompress.search.student import build_student
 
 SINGLE = ("narrow", "low_rank", "skip")
 NAMES = ["vit", "deit3", "dinov2 swiglu", "swin", "beit", "eva02"]

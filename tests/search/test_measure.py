@@ -10,12 +10,12 @@ from tests.search.factories import lively, noise, num_params, search_of, shapes_
 from vitcompress.families.outputs import tell_outputs
 from vitcompress.plans.model import Group
 from vitcompress.recipe import KINDS
-from vitcompress.search.build import build_student
 from vitcompress.search.candidates import find_candidates
 from vitcompress.search.divergence import divergence
 from vitcompress.search.measure import measure_options
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.options import Option, Shapes
+from vitcompress.search.student import build_student
 
 Key = tuple[str, tuple[str, ...], int]
 

@@ -12,8 +12,8 @@ from torch import nn
 from tests.search.factories import lively, num_params, search_of
 from vitcompress.errors import PlanError
 from vitcompress.recipe import KINDS, TargetRecipe
-from vitcompress.search.build import build_student
 from vitcompress.search.model import Chosen, Search
+from vitcompress.search.student import build_student
 from vitcompress.search.target import search_target
 from vitcompress.surgery import apply_plan
 

@@ -24,18 +24,15 @@ def skippable(block: Any) -> tuple[str, ...]:
     return tuple(part for part, is_plain in plain.items() if is_plain(getattr(block, part)))
 
 
-def skipped_names(block: nn.Module, skipped: tuple[str, ...]) -> dict[str, str]:
-    """Return the parameters that go with parts of a block, each with the part's name.
+def skipped_names(block: nn.Module, skipped: tuple[str, ...]) -> set[str]:
+    """Return the names of the parameters that go with parts of a block.
 
     Args:
         block: a block of the source.
         skipped: parts that are left out.
     """
     return {
-        name: part
-        for part in skipped
-        for name, _ in block.named_parameters()
-        if name.split(".")[0] in (part, *_BESIDE[part])
+        name for part in skipped for name, _ in block.named_parameters() if name.split(".")[0] in (part, *_BESIDE[part])
     }
 
 

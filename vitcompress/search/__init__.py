@@ -13,5 +13,6 @@ saved         keeps measured options in a file
 allocate      the cheapest choices within a budget, exactly
 candidates    the best plans within a budget
 frontier      the best plans for many budgets
+student       builds the student of a plan with its starting weights
 build         builds the students of candidates and measures how well they start
 """

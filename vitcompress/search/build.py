@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
-from vitcompress.initialize.align import align_model
-from vitcompress.initialize.start import start_student
-from vitcompress.plans.model import Plan
 from vitcompress.runtime.shares import part_of
 from vitcompress.search.candidates import Candidate
-from vitcompress.search.divergence import CHUNK_IMAGES, divergence
+from vitcompress.search.divergence import divergence
 from vitcompress.search.model import Search
-from vitcompress.surgery import apply_plan
+from vitcompress.search.student import build_student
 
 MAX_BUILT = 3
 SURE = 1.3
@@ -47,21 +43,3 @@ def build_best(
         built.append(replace(candidate, measured=measured))
         tell((number + 1) / len(likely))
     return sorted(built, key=lambda candidate: candidate.measured) + list(candidates[len(likely) :]), best
-
-
-def build_student(
-    plan: Plan, teacher: nn.Module, images: Tensor, tell: Callable[[float], None] = lambda done: None
-) -> nn.Module:
-    """Build the student of a plan with its starting weights, in eval mode.
-
-    Args:
-        plan: of the teacher.
-        teacher: in eval mode; not changed.
-        images: for calibration, `[B, C, H, W]`.
-        tell: called with the share that is done, 0–1.
-    """
-    source = align_model(teacher, plan)
-    student = copy.deepcopy(source)
-    apply_plan(student, plan)
-    start_student(student, source, plan, lambda: images.split(CHUNK_IMAGES), "calibrated", tell)
-    return student.eval()

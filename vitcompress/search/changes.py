@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from vitcompress.initialize.regression import Moments, factors_of_full_rank, reg
 from vitcompress.initialize.shared_matrices import shared_matrix
 from vitcompress.plans.make import layer_shapes
 from vitcompress.search.options import Option
+
+K = TypeVar("K")
 
 QK = "attn.qk"
 """Stands for the products of queries and keys among a block's layers."""
@@ -68,15 +70,12 @@ def block_changes(
             `attn.q` and `attn.k`.
         others: other changes of the block.
     """
-    by_scale: dict[str, list[Numbered]] = defaultdict(list)
-    for number, option in options:
-        by_scale[option.scale].append((number, option))
     parts: dict[str, list[LayerChanges]] = defaultdict(list)
     device = next(block.parameters()).device
     for layer, changes in (item for other in others for item in other.items()):
         parts[layer].append(changes)
     with torch.no_grad():
-        for scale, group in by_scale.items():
+        for scale, group in _grouped(options, lambda option: option.scale).items():
             for layer, weights in _SCALES[scale](block, [option for _, option in group], moments):
                 parts[layer].append(LayerChanges.on(device, [n for n, _ in group], weights))
     return {
@@ -154,9 +153,7 @@ def run_changes(
     """
     changes: dict[str, dict[str, LayerChanges]] = defaultdict(dict)
     parts: dict[str, dict[str, list[tuple[int, Tensor]]]] = defaultdict(lambda: defaultdict(list))
-    by_part: dict[tuple[tuple[str, ...], str], list[Numbered]] = defaultdict(list)
-    for number, option in options:
-        by_part[option.group.blocks, option.part].append((number, option))
+    by_part = _grouped(options, lambda option: (option.group.blocks, option.part))
     with torch.no_grad():
         for (blocks, part), numbered in by_part.items():
             for layer in [n for n in layer_shapes(family, model.get_submodule(blocks[0])) if n.split(".")[0] == part]:
@@ -181,18 +178,18 @@ def _layer_changes(
     centered = getattr(model.get_submodule(f"{blocks[0]}.{layer}"), "bias", None) is not None
     covariances = {block: m.covariance() if centered else m.second() for block, m in inputs.items()}
     writes = bool(family.writes.fullmatch(layer))
-    for kind, numbered in _by_kind(options).items():
+    for kind, numbered in _grouped(options, lambda option: option.kind).items():
         products = _RUNS[kind](weights, covariances, shared, writes)
         for block, weight in weights.items():
             for number, option in numbered:
                 yield number, block, (products(block, option.dial) - weight).float()
 
 
-def _by_kind(options: Sequence[Numbered]) -> dict[str, list[Numbered]]:
-    kinds: dict[str, list[Numbered]] = defaultdict(list)
+def _grouped(options: Sequence[Numbered], key: Callable[[Option], K]) -> dict[K, list[Numbered]]:
+    groups: dict[K, list[Numbered]] = defaultdict(list)
     for number, option in options:
-        kinds[option.kind].append((number, option))
-    return kinds
+        groups[key(option)].append((number, option))
+    return groups
 
 
 Matrices = Mapping[str, Tensor]

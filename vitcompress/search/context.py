@@ -16,16 +16,15 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from vitcompress.initialize.start import start_student
-from vitcompress.search.divergence import CHUNK_IMAGES, divergence
+from vitcompress.search.divergence import divergence
 from vitcompress.search.options import PARTS, Option, Shapes, merge
-from vitcompress.surgery import apply_plan
+from vitcompress.search.student import build_student
 
 _SHARES = {"mlp.hidden": 0.5, "attn.qk": 0.5, "attn.v": 0.6, "attn.rank": 0.5, "mlp.rank": 0.5}
 """Widths and ranks of the student, as shares of the teacher's."""
@@ -65,11 +64,8 @@ def make_context(
     if not chosen:
         return Context(teacher, (), 0.0)
     groups = [merge([shapes.keep([block]), *(options[n] for n in numbers)]) for block, numbers in chosen.items()]
-    plan = shapes.bare().plan(groups)
-    student = copy.deepcopy(teacher)
-    apply_plan(student, plan)
-    start_student(student, teacher, plan, lambda: fitted.split(CHUNK_IMAGES), "calibrated", tell)
-    nats = divergence(student.eval(), teacher, judged)
+    student = build_student(replace(shapes, transforms=()).plan(groups), teacher, fitted, tell)
+    nats = divergence(student, teacher, judged)
     model = copy.deepcopy(teacher)
     for block in shapes.blocks:
         for part in PARTS:

@@ -7,7 +7,7 @@ into one `Group`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -153,10 +153,6 @@ class Shapes:
     def params(self, blocks: Sequence[str]) -> int:
         """Return the number of parameters that the teacher has in some blocks."""
         return sum(p.numel() for block in blocks for p in self.model.get_submodule(block).parameters())
-
-    def bare(self) -> Shapes:
-        """Return the same without transformations."""
-        return replace(self, transforms=())
 
     def keep(self, blocks: Sequence[str]) -> Option:
         """Return the option that leaves some blocks as they are."""

@@ -29,14 +29,12 @@ from vitcompress.search.model import Chosen, Search, choose
 
 DROP_ROUNDS = 7
 _SIZE_ROUNDS = 12
+_MEASURING_SHARE = 0.4  # of the time of a search
 _BUDGETS_SHARE = 0.3  # of the time to reach a size, for finding the budget
 _COMPARED_STORES = ("source", "int8", "int4")
 
 Tell = Callable[[float], None]
 Measure = Callable[[Sequence[str], Tell], MeasuredOptions]
-
-
-_MEASURING_SHARE = 0.4  # of the time of a search
 
 
 def search_target(target: TargetRecipe, search: Search, tell: Tell, measure: Measure | None = None) -> Chosen:
