@@ -35,7 +35,7 @@ from vitcompress.pipeline.finish import Reference, conclude
 from vitcompress.pipeline.labels import check_teacher, with_labels
 from vitcompress.pipeline.measured import Place
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
-from vitcompress.pipeline.prepare import outputs_notes, planned, prepare, resolve_recipe
+from vitcompress.pipeline.prepare import outputs_notes, planned, prepare, resolve_recipe, with_training
 from vitcompress.pipeline.run import Run, load_adapted, train
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
@@ -126,7 +126,7 @@ def compress(
 def _resumed(run: Run, settled: Mapping[str, Any]) -> Run:
     """Return the run with the choices of the interrupted run: plan, store and learning rate."""
     run = with_plan(run, TypeAdapter(Plan).validate_python(settled["plan"]), settled["store"])
-    return replace(run, recipe=replace(run.recipe, distill=replace(run.recipe.distill, lr=settled["lr"])))
+    return replace(run, recipe=with_training(run.recipe, lr=settled["lr"]))
 
 
 def _settled(run: Run) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
         f"Before training, the student's predictions differ from {run.source.name}'s by {shown_nats(nats)} of KL "
         f"divergence (random predictions: {chance:.2f}). Learning rate: {lr:.2g}."
     )
-    return replace(run, recipe=replace(run.recipe, distill=replace(run.recipe.distill, lr=lr)))
+    return replace(run, recipe=with_training(run.recipe, lr=lr))
 
 
 def _wants_lr(run: Run, source: nn.Module) -> bool:

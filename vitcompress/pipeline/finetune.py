@@ -23,6 +23,7 @@ from vitcompress.data.views import Views
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES, needs_teacher
 from vitcompress.distill.matching import ComparedModel, Matching
+from vitcompress.distill.optimizers import lr_for_finetuning
 from vitcompress.distill.student import check_student
 from vitcompress.distill.teacher import adapt_inputs, find_teacher
 from vitcompress.errors import CheckpointError, Faults, RecipeError, VitcompressError
@@ -43,7 +44,7 @@ from vitcompress.pipeline.checks import (
 )
 from vitcompress.pipeline.finish import Reference, conclude, measure
 from vitcompress.pipeline.labels import check_teacher, tell_images, with_labels
-from vitcompress.pipeline.prepare import planned, with_losses
+from vitcompress.pipeline.prepare import planned, with_training
 from vitcompress.pipeline.run import Run, train
 from vitcompress.pipeline.targets import unmeasured_drop
 from vitcompress.pipeline.task import (
@@ -112,6 +113,7 @@ def finetune(
             else f"{run.train.name}: the model's own classes, so its head is kept"
         )
     reporter.say(f"preprocessing: {describe_preprocessing(run.config)}")
+    reporter.say(f"learning rate: {run.recipe.distill.peak_lr:.2g}")
     set_seed(recipe.run.seed, device_specific=True)
 
     # load
@@ -191,7 +193,7 @@ def _with_teacher(request: _Request) -> tuple[Run, nn.Module | None]:
         note = f"Training continues without the teacher {source.name}: {error}"
         run.reporter.say(note)
         run = replace(
-            run, recipe=with_losses(run.recipe, rest), matching=Matching(rest), teacher=None, teacher_name=None,
+            run, recipe=with_training(run.recipe, loss=rest), matching=Matching(rest), teacher=None, teacher_name=None,
             notes=(*run.notes, note),
         )  # fmt: skip
         return run, None
@@ -250,7 +252,9 @@ def _prepare(
         attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
         matching = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
         if matching is not None:
-            recipe = with_losses(recipe, matching.losses)
+            width: Any = student.model.num_features
+            lr = recipe.distill.lr or lr_for_finetuning(recipe.data.batch_size, width)
+            recipe = with_training(recipe, loss=dict(matching.losses), lr=lr)
             attempt(check_cache, recipe, matching.losses)
             blocks = family_named(parent.plan.family).block_names(student.model)
             attempt(check_student, student.model, blocks, recipe.distill, name=path.name)

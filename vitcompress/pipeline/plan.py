@@ -23,7 +23,7 @@ from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.checks import check_checkpoint, check_recipe
 from vitcompress.pipeline.labels import with_labels
 from vitcompress.pipeline.measured import Place, check_save, measured_options
-from vitcompress.pipeline.prepare import match_losses, planned, prepare, with_losses
+from vitcompress.pipeline.prepare import match_losses, planned, prepare, with_training
 from vitcompress.pipeline.run import Run
 from vitcompress.plans.make import make_plan, with_sizes_on
 from vitcompress.plans.model import Plan
@@ -214,7 +214,7 @@ def search_plan(run: Run, source: nn.Module, place: Place | None) -> tuple[Run, 
 def with_plan(run: Run, student_plan: Plan, store: str) -> Run:
     """Return the run with a plan that was searched for, and the store that the plan counts on."""
     matching = match_losses(run.source, empty_model(run.source), student_plan, run.teacher, run.recipe, run.config)
-    recipe = with_losses(run.recipe, matching.losses)
+    recipe = with_training(run.recipe, loss=dict(matching.losses))
     recipe = replace(recipe, store=replace(recipe.store, store=store))  # type: ignore[arg-type]
     return replace(run, recipe=recipe, plan=student_plan, matching=matching)
 

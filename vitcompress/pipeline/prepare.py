@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ def prepare(
         )
     out = out or Path()
     return Run(
-        recipe=recipe if recipe.target.is_given else with_losses(recipe, matching.losses),
+        recipe=recipe if recipe.target.is_given else with_training(recipe, loss=dict(matching.losses)),
         out=out,
         command=command,
         source=source,
@@ -226,6 +225,6 @@ def planned(model: nn.Module, plan: Plan) -> nn.Module:
     return student
 
 
-def with_losses(recipe: Recipe, losses: Mapping[str, float]) -> Recipe:
-    """Return the recipe with these losses in place of its defaults."""
-    return replace(recipe, distill=replace(recipe.distill, loss=dict(losses)))
+def with_training(recipe: Recipe, **settings: Any) -> Recipe:
+    """Return the recipe with some settings of its training changed, named as in `DistillRecipe`."""
+    return replace(recipe, distill=replace(recipe.distill, **settings))

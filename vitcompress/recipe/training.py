@@ -107,7 +107,10 @@ class DistillRecipe:
         "muon suits long runs and students that start far from the source.",
     )
     lr: float | None = option(
-        None, "Peak learning rate of AdamW. Default: depends on how far the start is from the source.", gt=0
+        None,
+        "Peak learning rate of AdamW. Default: compress takes one that fits how far the start is from the source, "
+        "finetune one that fits the width of the model.",
+        gt=0,
     )
     matrix_lr: float = option(0.02, "Peak learning rate of Muon.", gt=0)
     weight_decay: float = option(0.05, "Weight decay of matrices; vectors and transformations have none.", ge=0)
