@@ -33,7 +33,8 @@ def at_once(monkeypatch: pytest.MonkeyPatch, measured: MeasuredOptions) -> None:
         self: Search, kinds: Sequence[str], tell: Callable[[float], None], keep: Progress | None = None
     ) -> MeasuredOptions:
         shapes = replace(measured.shapes, kinds=kinds, transforms=self.transforms)
-        options = [option for option in measured.options if option.kind in kinds]
-        return MeasuredOptions(shapes, options, measured.joint)
+        numbers = [number for number, option in enumerate(measured.options) if option.kind in kinds]
+        levels = [replace(level, nats=[level.nats[number] for number in numbers]) for level in measured.levels]
+        return MeasuredOptions(shapes, [measured.options[number] for number in numbers], levels)
 
     monkeypatch.setattr(Search, "measure", again)

@@ -21,9 +21,9 @@ from vitcompress.initialize.regression import Moments
 from vitcompress.plans.make import layer_shapes, plan_of
 from vitcompress.plans.model import Group
 from vitcompress.search.changes import QK, LayerChanges, block_changes, run_changes
-from vitcompress.search.measure import block_moments
+from vitcompress.search.moments import block_moments
 from vitcompress.search.options import Option, Shapes, run_options, single_options
-from vitcompress.search.progress import State
+from vitcompress.search.progress import Part, State
 from vitcompress.search.student import build_student
 
 BLOCK = "blocks.1"
@@ -32,7 +32,7 @@ X = noise(32)
 
 def moments_of(model: nn.Module, shapes: Shapes, *blocks: str) -> dict[str, dict[str, Moments]]:
     weights = token_weights(model, shapes.family, blocks, [X])
-    state = State([blocks], torch.zeros(0))
+    state = State([Part(0, blocks)], [torch.zeros(0)])
     block_moments(state, model, shapes.family, X, weights, lambda count: None)
     assert state.num_fitted == len(X)
     return state.moments

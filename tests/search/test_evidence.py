@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.factories import ROWS, Row, build
-from tests.search.factories import lively, noise
+from tests.search.factories import built, lively, noise
 from vitcompress.families.outputs import deviation_of, outputs_of, tell_outputs
 from vitcompress.families.registry import family_of
 from vitcompress.plans.make import layer_shapes
 from vitcompress.search.changes import QK, LayerChanges
-from vitcompress.search.evidence import DIRECTIONS, add_scores
-from vitcompress.search.progress import State
+from vitcompress.search.evidence import DIRECTIONS, add_scores, nats_of
+from vitcompress.search.progress import Part, State
 
 Changes = Mapping[str, Mapping[str, LayerChanges]]
 
@@ -87,11 +87,18 @@ def directions(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [torch.autograd.grad(kind.score(leaf, deviation, generator), leaf)[0] for _ in range(DIRECTIONS)]
 
 
+@pytest.fixture(autouse=True)
+def bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute in fp32, unless a test asks for bf16: errors of a thousandth count."""
+    enabled = getattr(request, "param", False)
+    monkeypatch.setattr("vitcompress.search.evidence.computes_in_bf16", lambda device: enabled)
+
+
 def scores_of(model: nn.Module, changes: Changes, means: Mapping[str, Tensor], x: Tensor, count: int = 2) -> Tensor:
-    state, told = State([list(changes)], torch.zeros(DIRECTIONS * len(x), count)), list[int]()
+    state, told = State([Part(0, tuple(changes))], [torch.zeros(DIRECTIONS * len(x), count)]), list[int]()
     add_scores(state, model, changes, means, x, told.append)
     assert sum(told) == state.num_judged == len(x)
-    return state.scores
+    return state.scores[0]
 
 
 FAMILIES = (
@@ -137,9 +144,9 @@ def test_scores_of_many_images_are_those_of_each_and_add_up_over_calls() -> None
     changes, means = random_changes(model)
     whole = scores_of(model, changes, means, x)
     blocks = list(changes)
-    again = State([blocks], whole.clone())
+    again = State([Part(0, tuple(blocks))], [whole.clone()])
     add_scores(again, model, changes, means, x, lambda count: None)
-    torch.testing.assert_close(again.scores, 2 * whole)
+    torch.testing.assert_close(again.scores[0], 2 * whole)
     halves = sum(scores_of(model, {b: changes[b] for b in part}, means, x) for part in (blocks[:1], blocks[1:]))
     torch.testing.assert_close(halves, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
 
@@ -150,7 +157,7 @@ def test_half_the_mean_square_is_the_divergence_of_small_changes(told: str, monk
     model, x, size = lively(num_classes=3), noise(32), 1e-2
     tell_outputs(model, told, name="tiny")
     changes, means = random_changes(model)
-    state = State([list(changes)], torch.zeros(64 * len(x), 2))
+    state = State([Part(0, tuple(changes))], [torch.zeros(64 * len(x), 2)])
     add_scores(state, model, changes, means, x, lambda count: None)
     kind = outputs_of(model)
     assert kind.nats is not None
@@ -160,7 +167,7 @@ def test_half_the_mean_square_is_the_divergence_of_small_changes(told: str, monk
         with torch.no_grad():
             student = changed(model, changes, means, number, size)(x.double())
         nats = float(kind.nats(student, teacher, deviation_of(teacher).double()).mean())
-        predicted = float((size * state.scores[:, number].double()).square().mean() / 2)
+        predicted = float((size * state.scores[0][:, number].double()).square().mean() / 2)
         assert predicted == pytest.approx(nats, rel=0.12), number
 
 
@@ -172,3 +179,16 @@ def test_means_are_what_biases_take_up() -> None:
     assert (with_means - without).norm() > 0.1 * without.norm()
     zero = {name: torch.zeros_like(mean) for name, mean in means.items()}
     torch.testing.assert_close(scores_of(model, changes, zero, x), without)
+
+
+@pytest.mark.parametrize("bf16", [True], indirect=True)
+@pytest.mark.parametrize("name", ["vit", "swin", "beit"])
+def test_in_bf16_costs_are_nearly_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = lively() if name == "vit" else built(name), noise(32, ROWS[name].image[0])
+    changes, means = random_changes(model)
+    scores = scores_of(model, changes, means, x)
+    monkeypatch.setattr("vitcompress.search.evidence.computes_in_bf16", lambda device: False)
+    expected = scores_of(model, changes, means, x)
+    assert not torch.equal(scores, expected)
+    for number in (0, 1):
+        assert nats_of(scores[:, number]) == pytest.approx(nats_of(expected[:, number]), rel=0.03)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ Key = tuple[str, tuple[str, ...], int]
 
 
 def by_key(measured: MeasuredOptions) -> dict[Key, Option]:
-    return {(o.scale, o.group.blocks, o.dial): o for o in measured.options}
+    return {(o.scale, o.group.blocks, o.dial): o for o in measured.at(math.inf)}
 
 
 def test_blocks_that_are_measured_in_turn_cost_the_same() -> None:
@@ -46,10 +48,10 @@ def test_options_within_a_part_are_measured_and_none_costs_nothing() -> None:
     teacher = lively()
     x, shapes = noise(16), shapes_of(teacher, ("share",))
     measured = measure_options(shapes, x[:8], x[8:], 300_000, lambda done: None)
-    runs = {option.group.blocks for option in measured.options}
+    runs = {option.group.blocks for option in measured.at(math.inf)}
     assert 0 < len(runs) < len(list(shapes.runs()))
     assert measured.num_left_out == 2 * (len(list(shapes.runs())) - len(runs))
-    assert all(option.nats > 1e-6 for option in measured.options)
+    assert all(option.nats > 1e-6 for option in measured.at(math.inf))
     assert {block for run in runs for block in run} == set(shapes.blocks)
 
 
@@ -58,15 +60,15 @@ def test_measuring_tells_how_far_it_is_and_ends_at_one(kinds: tuple[str, ...]) -
     shares: list[float] = []
     search_of(tiny()).measure(kinds, shares.append)
     assert shares == sorted(shares)
-    assert 0 < shares[0] < 0.1  # it tells of the context, block by block
+    assert shares[0] == 0 < shares[1] < 0.1  # it tells of the context, block by block
     assert any(0.25 < share < 0.5 for share in shares)
     assert shares[-1] == pytest.approx(1.0)
 
 
 def test_nothing_before_something_nonlinear_costs_more_than_leaving_its_part_out() -> None:
     measured = search_of(lively()).measure(("low_rank", "narrow", "skip"), lambda done: None)
-    skips = {(o.group.blocks, o.part): o.nats for o in measured.options if o.kind == "skip"}
-    for option in measured.options:
+    skips = {(o.group.blocks, o.part): o.nats for o in measured.at(0) if o.kind == "skip"}
+    for option in measured.at(0):
         if option.scale in ("attn.qk", "attn.rank", "mlp.rank"):
             assert option.nats < skips[option.group.blocks, option.part], option
 
@@ -97,8 +99,8 @@ def test_the_cost_of_a_change_in_a_whole_teacher_is_that_of_the_student_that_is_
     for kind in ("skip", "share"):
         shapes = shapes_of(teacher, (kind,))
         measured = measure_options(shapes, x[:64], x[64:], 1e9, lambda done: None)
-        assert measured.joint == 1
-        costs = {(o.scale, o.group.blocks): o for o in measured.options}
+        assert [level.joint for level in measured.levels] == [1]
+        costs = {(o.scale, o.group.blocks): o for o in measured.at(math.inf)}
         for _, scale, blocks in (case for case in cases if case[0] == kind):
             option = costs[scale, tuple(blocks)]
             assert option.nats == pytest.approx(built_cost(shapes, [option.group], x), rel=0.4), option
@@ -120,4 +122,5 @@ def test_the_cost_of_a_plan_is_near_that_of_the_student_that_is_built(outputs: s
 def test_where_predictions_do_not_change_costs_are_not_multiplied_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitcompress.search.context.divergence", lambda *args: 0.0)
     shapes, x = shapes_of(lively(), ("narrow",)), noise(12)
-    assert measure_options(shapes, x[:8], x[8:], 1e9, lambda done: None).joint == 1
+    measured = measure_options(shapes, x[:8], x[8:], 1e9, lambda done: None)
+    assert [level.joint for level in measured.levels] == [1, 1]

@@ -43,9 +43,9 @@ def path(measured: MeasuredOptions, tmp_path: Path) -> Path:
 
 def test_a_file_gives_the_costs_and_plans_that_were_measured(measured: MeasuredOptions, path: Path) -> None:
     loaded = load_options(path, measured.shapes, FACTS)
-    assert [o.row() for o in loaded.options] == [o.row() for o in measured.options]
     assert [o.group for o in loaded.options] == [o.group for o in measured.options]
-    assert loaded.joint == measured.joint != 1
+    assert loaded.levels == measured.levels
+    assert all(level.joint != 1 for level in loaded.levels)
     params = num_params(measured.shapes.model)
     for ratio in (1.3, 2.0, 3.0):
         found, expected = (find_candidates(options, int(params / ratio)) for options in (loaded, measured))
@@ -59,15 +59,17 @@ def test_the_file_is_the_same_each_time_and_holds_every_cost(measured: MeasuredO
     assert path.read_text() == text
     tree = json.loads(text)
     assert (tree["format"], tree["version"], tree["facts"]) == ("vitcompress options", 1, FACTS)
-    assert tree["joint"] == measured.joint
-    assert [option["nats"] for option in tree["options"]] == [option.nats for option in measured.options]
+    assert tree["levels"] == [{"params": level.params, "joint": level.joint} for level in measured.levels]
+    costs = zip(*(level.nats for level in measured.levels), strict=True)
+    assert [tuple(option["nats"]) for option in tree["options"]] == list(costs)
 
 
 def test_some_of_the_kinds_can_be_used(measured: MeasuredOptions, path: Path) -> None:
     loaded = load_options(path, replace(measured.shapes, kinds=("skip", "share")), FACTS)
     assert {option.kind for option in loaded.options} == {"skip", "share"}
-    expected = [option.nats for option in measured.options if option.kind in ("skip", "share")]
-    assert [option.nats for option in loaded.options] == expected
+    for params in (0, 1e12):
+        expected = [option.nats for option in measured.at(params) if option.kind in ("skip", "share")]
+        assert [option.nats for option in loaded.at(params)] == expected
     with pytest.raises(RecipeError, match="--kinds: basis not measured, only narrow, low_rank, skip, share"):
         load_options(path, replace(measured.shapes, kinds=("narrow", "basis")), FACTS)
 
@@ -91,9 +93,10 @@ def test_what_did_not_fit_in_memory_is_in_neither(measured: MeasuredOptions, tmp
     noise, path = images(measured.shapes.model, 12), tmp_path / "options.json"
     alone = measure_options(measured.shapes, noise[:8], noise[8:], 1.0, lambda done: None)
     assert {option.kind for option in alone.options} == {"narrow", "low_rank", "skip"}
-    assert min(option.nats for option in alone.options) > 0
+    assert all(min(level.nats) > 0 for level in alone.levels)
     save_options(path, alone, FACTS)
-    assert [o.row() for o in load_options(path, measured.shapes, FACTS).options] == [o.row() for o in alone.options]
+    loaded = load_options(path, measured.shapes, FACTS)
+    assert [o.row() for o in loaded.at(0)] == [o.row() for o in alone.at(0)]
 
 
 def first(tree: dict[str, Any], **fields: Any) -> None:
@@ -111,16 +114,23 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another block": lambda tree: first(tree, blocks=["blocks.99"]),
     "a path for a block": lambda tree: first(tree, blocks=["../../etc"]),
     "another saving": lambda tree: first(tree, saved_params=1),
-    "a cost that is no number": lambda tree: first(tree, nats=float("nan")),
-    "a cost without end": lambda tree: first(tree, nats=float("inf")),
-    "a cost that is too large": lambda tree: first(tree, nats=1e300),
-    "a cost below zero": lambda tree: first(tree, nats=-1e-3),
-    "a cost that is a word": lambda tree: first(tree, nats="cheap"),
+    "a cost that is no number": lambda tree: first(tree, nats=[float("nan"), 1.0]),
+    "a cost without end": lambda tree: first(tree, nats=[1.0, float("inf")]),
+    "a cost that is too large": lambda tree: first(tree, nats=[1e300, 1.0]),
+    "a cost below zero": lambda tree: first(tree, nats=[-1e-3, 1.0]),
+    "a cost that is a word": lambda tree: first(tree, nats=["cheap", 1.0]),
+    "costs of one level": lambda tree: first(tree, nats=[1.0]),
+    "costs of three levels": lambda tree: first(tree, nats=[1.0, 1.0, 1.0]),
+    "costs of no level": lambda tree: first(tree, nats=[]),
     "no cost": lambda tree: tree["options"][0].pop("nats"),
     "scores": lambda tree: first(tree, scores="AAAA"),
-    "a multiple that is no number": lambda tree: tree.update(joint=float("nan")),
-    "a multiple below zero": lambda tree: tree.update(joint=-1.0),
-    "no multiple": lambda tree: tree.pop("joint"),
+    "a multiple that is no number": lambda tree: tree["levels"][0].update(joint=float("nan")),
+    "a multiple below zero": lambda tree: tree["levels"][1].update(joint=-1.0),
+    "no multiple": lambda tree: tree["levels"][0].pop("joint"),
+    "no parameters": lambda tree: tree["levels"][0].update(params=0),
+    "no levels": lambda tree: tree.update(levels=[]),
+    "a level missing": lambda tree: tree["levels"].pop(),
+    "levels in another order": lambda tree: tree["levels"].reverse(),
     "facts in facts": lambda tree: tree["facts"].update(more={"a": 1}),
 }
 

@@ -26,7 +26,7 @@ from vitcompress.families.insertion import layers_called
 from vitcompress.families.narrow import narrowed_shapes
 from vitcompress.families.registry import family_named
 from vitcompress.families.widths import Widths
-from vitcompress.initialize.importance import token_weights
+from vitcompress.initialize.importance import TokenWeights, token_weights
 from vitcompress.initialize.inputs import BlockInput, Call, run_block, run_part
 from vitcompress.initialize.layer_scale import WRITERS, layer_scale
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
@@ -41,8 +41,9 @@ CHUNK_IMAGES = 32
 
 
 def start_in_order(
-    student: nn.Module, teacher: nn.Module, plan: Plan, images: Iterable[Tensor], tell: Callable[[float], None]
-) -> None:
+    student: nn.Module, teacher: nn.Module, plan: Plan, images: Iterable[Tensor], tell: Callable[[float], None],
+    weights: TokenWeights | None = None,
+) -> None:  # fmt: skip
     """Set narrow blocks and factors of single blocks, in the order in which they run, in place.
 
     In a group of several narrow blocks the first block is fitted, and the others start from its
@@ -55,6 +56,7 @@ def start_in_order(
         images: calibration batches `[B, C, H, W]`. They are held in memory together with five
             states of the residual stream; everything else is computed in chunks of images.
         tell: called with the share of the blocks that are done, 0–1.
+        weights: how much each token counts; None computes it.
 
     Source: ours; the order is that of Frantar and Alistarh 2022, arXiv:2208.11580, Sec. 4.
     """
@@ -63,7 +65,7 @@ def start_in_order(
         return
     family, batches = family_named(plan.family), list(images)
     names = family.block_names(teacher)
-    weights = token_weights(teacher, family, list(groups), batches)
+    counts = weights or token_weights(teacher, family, list(groups), batches)
     stream = TeacherStream()
 
     def fit_and_run(name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -72,7 +74,7 @@ def start_in_order(
         given = BlockInput(x, args, kwargs)
         stream.step(teacher_block, given)
         if name in groups:
-            fit = BlockFit(block, teacher_block, weights[name], given, stream)
+            fit = BlockFit(block, teacher_block, counts[name], given, stream)
             fit.run(groups[name], family, is_donor=name == groups[name].donor)
         output = torch.cat([run_block(block, given._replace(x=chunk))[1] for chunk in x.split(CHUNK_IMAGES)])
         tell((names.index(name) + 1) / len(names))

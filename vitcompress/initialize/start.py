@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vitcompress.initialize.blockwise import start_in_order
 from vitcompress.initialize.factors import start_factors
+from vitcompress.initialize.importance import TokenWeights
 from vitcompress.initialize.shared_matrices import STARTS
 from vitcompress.plans.model import Plan
 
@@ -24,7 +25,7 @@ def needs_images(plan: Plan, method: str) -> bool:
 
 def start_student(
     student: nn.Module, teacher: nn.Module, plan: Plan, images: Callable[[], Iterable[Tensor]], method: str,
-    tell: Callable[[float], None] = lambda done: None,
+    tell: Callable[[float], None] = lambda done: None, weights: TokenWeights | None = None,
 ) -> None:  # fmt: skip
     """Set the student's starting weights, in place.
 
@@ -35,8 +36,9 @@ def start_student(
         images: returns calibration batches `[B, C, H, W]`, the same ones each time.
         method: start of whole shared matrices, a key of `STARTS`.
         tell: called with the share that is done, 0–1.
+        weights: how much each token counts; None computes it.
     """
     STARTS[method](student, teacher, plan, images)
     if needs_images(plan, "first"):
         start_factors(student, teacher, plan, images())
-        start_in_order(student, teacher, plan, images(), tell)
+        start_in_order(student, teacher, plan, images(), tell, weights)

@@ -79,11 +79,15 @@ def precision_of(run: RunRecipe) -> str:
     """
     if run.precision != "auto":
         return run.precision
-    if run.device != "cpu" and torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = any(cpu_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
-    return "bf16" if native else "fp32"
+    on_gpu = run.device != "cpu" and torch.cuda.is_available()
+    return "bf16" if computes_in_bf16("cuda" if on_gpu else "cpu") else "fp32"
+
+
+def computes_in_bf16(device: str) -> bool:
+    """Whether a type of device computes in bf16, and does not emulate it."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device == "cpu" and any(cpu_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def cpu_capabilities() -> Mapping[str, Any]:

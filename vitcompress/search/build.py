@@ -37,7 +37,7 @@ def build_best(
     best = search.teacher
     for number, candidate in enumerate(likely):
         part = part_of(tell, number / len(likely), (number + 0.99) / len(likely))
-        student = build_student(candidate.plan, search.teacher, search.fitted, part)
+        student = build_student(candidate.plan, search.teacher, search.fitted, part, search.weights)
         measured = divergence(student, search.teacher, search.judged)
         best = student if all(measured < other.measured for other in built) else best
         built.append(replace(candidate, measured=measured))

@@ -25,7 +25,7 @@ class Candidate:
     Attributes:
         kinds: the kinds of options that it was put together from; none where nothing changes.
         plan: what the student is made of.
-        predicted: cost of its options together, nats per image; see `MeasuredOptions.joint`.
+        predicted: cost of its options together, nats per image.
         measured: divergence of its start from the teacher on images it was not fitted to, nats per
             image; nan where it was not built.
     """
@@ -53,20 +53,20 @@ def find_candidates(measured: MeasuredOptions, budget: int) -> list[Candidate]:
     min_params = max_params - round(CLOSE * budget)
     plans: dict[tuple[str, ...], Candidate] = {}
     for kinds in dict.fromkeys([tuple(shapes.kinds), *((kind,) for kind in shapes.kinds)]):
-        allocation = allocate(measured.choices(kinds), len(shapes.blocks), max_params, min_params)
+        allocation = allocate(measured.choices(kinds, budget), len(shapes.blocks), max_params, min_params)
         if allocation is None:
             continue
         choices, cost = allocation
         plan = shapes.plan(merge(choice.key) for choice in choices)
         used = tuple(kind for kind in shapes.kinds if any(o.kind == kind for choice in choices for o in choice.key))
-        plans.setdefault(used, Candidate(used, plan, measured.joint * cost))
+        plans.setdefault(used, Candidate(used, plan, cost))
     return sorted(plans.values(), key=lambda candidate: candidate.predicted)
 
 
 def smallest_plan(measured: MeasuredOptions) -> Plan:
     """Return the plan with the fewest parameters that the options allow."""
     shapes = measured.shapes
-    choices, num_blocks = measured.choices(shapes.kinds), len(shapes.blocks)
+    choices, num_blocks = measured.choices(shapes.kinds, 0), len(shapes.blocks)
     allocation = allocate(choices, num_blocks, int(fewest_params(choices, num_blocks)[-1]))
     assert allocation is not None  # at worst, every block stays as it is
     return shapes.plan(merge(choice.key) for choice in allocation[0])

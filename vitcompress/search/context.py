@@ -2,7 +2,7 @@
 
 What an option costs depends on what else is cut: an error in a block grows in damaged blocks after
 it, and blocks that make up for each other cannot all be cut. So costs are not measured in a whole
-teacher, but in a student whose blocks are all cut to about half:
+teacher, but in students whose blocks are all cut, to about a half and to about a quarter:
 
     stream of the student   x ── student's part ── + ── next part ── …      what is computed
                              └── teacher's part ── 0                        what is measured
@@ -15,19 +15,22 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from vitcompress.initialize.importance import TokenWeights
 from vitcompress.search.divergence import divergence
 from vitcompress.search.options import PARTS, Option, Shapes, merge
 from vitcompress.search.student import build_student
 
-_SHARES = {"mlp.hidden": 0.5, "attn.qk": 0.5, "attn.v": 0.6, "attn.rank": 0.5, "mlp.rank": 0.5}
-"""Widths and ranks of the student, as shares of the teacher's."""
+WIDTHS = (0.5, 0.25)
+"""Widths of the students, as shares of the teacher's."""
+_SHARES = {"mlp.hidden": 1.0, "attn.qk": 1.0, "attn.v": 1.2, "attn.rank": 1.0, "mlp.rank": 1.0}
+"""The same of each scale, as a multiple; values are the last to go."""
 
 
 @dataclass(frozen=True)
@@ -36,58 +39,74 @@ class Context:
 
     Attributes:
         model: computes what the student does; its layers have the teacher's names.
-        options: numbers of the options that the student is made of; empty where it is the teacher.
+        params: number of parameters of the student.
         nats: divergence of the student from the teacher, nats per image.
     """
 
     model: nn.Module
-    options: tuple[int, ...]
+    params: int
     nats: float
 
 
 def make_context(
-    teacher: nn.Module, shapes: Shapes, options: Sequence[Option], fitted: Tensor, judged: Tensor,
-    tell: Callable[[float], None] = lambda done: None,
+    shapes: Shapes, options: Sequence[Option], fitted: Tensor, judged: Tensor,
+    tell: Callable[[float], None] = lambda done: None, weights: TokenWeights | None = None,
 ) -> Context:  # fmt: skip
-    """Return the context of a student whose blocks are all cut to about half.
+    """Return the context of a student.
 
     Args:
-        teacher: in eval mode; not changed.
-        shapes: the teacher's blocks.
-        options: all options; where none narrows a block or lowers a rank, the teacher is the
-            context.
+        shapes: the teacher, in eval mode, and its blocks; not changed.
+        options: what the student is made of, each of a single block; without any, the teacher is
+            the context.
         fitted: images that the student is fitted to, `[N, C, H, W]`.
         judged: other images, for its divergence.
         tell: called with the share that is done, 0–1.
+        weights: how much each token counts in fits; None computes it.
     """
-    chosen = _cut_throughout(shapes, options)
-    if not chosen:
-        return Context(teacher, (), 0.0)
-    groups = [merge([shapes.keep([block]), *(options[n] for n in numbers)]) for block, numbers in chosen.items()]
-    student = build_student(replace(shapes, transforms=()).plan(groups), teacher, fitted, tell)
+    teacher = shapes.model
+    if not options:
+        return Context(teacher, shapes.unchanged_plan().size.teacher_params, 0.0)
+    chosen: dict[str, list[Option]] = {block: [shapes.keep([block])] for block in shapes.blocks}
+    for option in options:
+        chosen[option.group.donor].append(option)
+    plan = replace(shapes, transforms=()).plan(map(merge, chosen.values()))
+    student = build_student(plan, teacher, fitted, tell, weights)
     nats = divergence(student, teacher, judged)
     model = copy.deepcopy(teacher)
     for block in shapes.blocks:
         for part in PARTS:
             if hasattr(model.get_submodule(block), part):
                 _measure_beside(model.get_submodule(f"{block}.{part}"), student.get_submodule(f"{block}.{part}"))
-    return Context(model, tuple(number for numbers in chosen.values() for number in numbers), nats)
+    return Context(model, plan.size.student_params, nats)
 
 
-def _cut_throughout(shapes: Shapes, options: Sequence[Option]) -> dict[str, list[int]]:
-    """Numbers of the options of each block that cut it to about half: narrow, else of low rank."""
+def students_of(shapes: Shapes, options: Sequence[Option]) -> list[tuple[int, ...]]:
+    """Return numbers of the options of each student in whose context costs are measured.
+
+    Args:
+        shapes: the teacher's blocks.
+        options: all options.
+
+    Returns:
+        The largest student first; a single one without options where none narrows a block or
+        lowers a rank.
+    """
     scales: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, option in enumerate(options):
         if option.scale in _SHARES and len(option.group.blocks) == 1:
             scales[option.group.donor, option.scale].append(number)
-    chosen: dict[str, list[int]] = {block: [] for block in shapes.blocks}
+    students = (tuple(_cut(scales, options, width)) for width in WIDTHS)
+    return list(dict.fromkeys(students))
+
+
+def _cut(scales: Mapping[tuple[str, str], Sequence[int]], options: Sequence[Option], width: float) -> Iterator[int]:
+    """Yield numbers of the options that cut each part about so far: narrow, else of low rank."""
     for (block, scale), numbers in scales.items():
         is_narrow = scale.endswith(".rank") and any(s in scales for s in _narrow_scales(block, scale))
         if not is_narrow:
             dials = [options[number].dial for number in numbers]
-            goal = _SHARES[scale] * (min(dials) + max(dials))  # about a share of the full width
-            chosen[block].append(min(numbers, key=lambda number: abs(options[number].dial - goal)))
-    return chosen if any(chosen.values()) else {}
+            goal = width * _SHARES[scale] * (min(dials) + max(dials))  # about a share of the full width
+            yield min(numbers, key=lambda number: abs(options[number].dial - goal))
 
 
 def _narrow_scales(block: str, scale: str) -> list[tuple[str, str]]:

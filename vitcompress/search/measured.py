@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,34 +18,69 @@ MIN_NATS = 1e-9
 
 
 @dataclass(frozen=True)
+class Level:
+    """What options cost in the context of one student.
+
+    Attributes:
+        params: number of parameters of the student.
+        nats: cost of each option, nats per image.
+        joint: what the student costs, as a multiple of the sum of its options' costs.
+    """
+
+    params: int
+    nats: Sequence[float]
+    joint: float = 1.0
+
+
+@dataclass(frozen=True)
 class MeasuredOptions:
     """A teacher and the costs of its options.
 
     Attributes:
         shapes: the teacher's blocks.
-        options: all options, measured.
-        joint: what a plan costs, as a multiple of the sum of its options' costs.
+        options: all options that were measured.
+        levels: their costs in contexts; the largest student first.
         num_left_out: number of options that were not measured, as memory was short.
     """
 
     shapes: Shapes
     options: Sequence[Option]
-    joint: float = 1.0
+    levels: Sequence[Level]
     num_left_out: int = 0
-    _choices: dict[tuple[str, ...], list[Choice]] = field(default_factory=dict, compare=False, repr=False)
+    _choices: dict[tuple[Any, ...], list[Choice]] = field(init=False, default_factory=dict, compare=False, repr=False)
 
-    def choices(self, kinds: Sequence[str]) -> list[Choice]:
-        """Return every choice worth having; cached, as a search asks again for each budget.
+    def at(self, params: float) -> list[Option]:
+        """Return the options with their costs in a student of some size, nats per image.
+
+        Between two levels, the logarithm of a cost is linear in that of the parameters.
+
+        Args:
+            params: number of parameters of the student.
+        """
+        place = self._place(params)
+        costs = np.array([np.maximum(np.array(level.nats) * level.joint, MIN_NATS) for level in self.levels])
+        logs = np.log(costs)
+        at_place = np.exp([np.interp(place, range(len(logs)), column) for column in logs.T])
+        return [replace(option, nats=float(nats)) for option, nats in zip(self.options, at_place, strict=True)]
+
+    def _place(self, params: float) -> float:
+        """Where a size lies among the levels: 0 at the first or above it, 1 at the second."""
+        sizes = [-math.log(level.params) for level in self.levels]
+        return float(np.interp(-math.log(max(params, 1)), sizes, range(len(sizes))))
+
+    def choices(self, kinds: Sequence[str], params: float) -> list[Choice]:
+        """Return every choice worth having; cached, as a search asks again and again.
 
         The key of a choice is a tuple of options, whose groups merge into one.
 
         Args:
             kinds: of options to choose from.
+            params: number of parameters of the student; options cost what they do in one so large.
         """
-        key = tuple(kinds)
+        key = (*kinds, self._place(params))
         if key not in self._choices:
             runs: dict[tuple[str, ...], dict[str, list[Option]]] = defaultdict(dict)
-            for (blocks, scale), options in self._slots(kinds).items():
+            for (blocks, scale), options in self._slots(kinds, params).items():
                 runs[blocks][scale] = options
             self._choices[key] = [
                 choice
@@ -52,15 +89,15 @@ class MeasuredOptions:
             ]
         return self._choices[key]
 
-    def _slots(self, kinds: Sequence[str]) -> dict[tuple[tuple[str, ...], str], list[Option]]:
+    def _slots(self, kinds: Sequence[str], params: float) -> dict[tuple[tuple[str, ...], str], list[Option]]:
         """Options by blocks and scale, smallest first; what keeps more costs less."""
         slots: dict[tuple[tuple[str, ...], str], list[Option]] = defaultdict(list)
-        for option in sorted(self.options, key=lambda option: option.dial):
+        for option in sorted(self.at(params), key=lambda option: option.dial):
             if option.kind in kinds:
                 slots[option.group.blocks, option.scale].append(option)
         for slot, options in slots.items():
             # noise in the measurement sometimes says that it costs more
-            nats = np.minimum.accumulate([max(option.nats, MIN_NATS) for option in options])
+            nats = np.minimum.accumulate([option.nats for option in options])
             nats = nats * np.linspace(1, 1 - 1e-7, len(nats))  # at equal cost, prefer what keeps more
             slots[slot] = [replace(option, nats=float(value)) for option, value in zip(options, nats, strict=True)]
         return slots

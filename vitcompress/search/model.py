@@ -11,12 +11,14 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from vitcompress.families.registry import family_of
+from vitcompress.initialize.importance import TokenWeights, token_weights
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.search.candidates import Candidate
 from vitcompress.search.divergence import shown_nats
 from vitcompress.search.measure import measure_options
 from vitcompress.search.measured import MeasuredOptions
+from vitcompress.search.moments import CHUNK_IMAGES
 from vitcompress.search.options import Shapes
 from vitcompress.search.progress import Progress
 
@@ -99,6 +101,12 @@ class Search:
     def empty(self) -> nn.Module:
         """The teacher without weights, to count bytes; weights would be encoded at each count."""
         return copy.deepcopy(self.teacher).to("meta")
+
+    @cached_property
+    def weights(self) -> TokenWeights:
+        """How much each token counts in fits; the same for every student that is built."""
+        family = family_of(self.teacher, self.name)
+        return token_weights(self.teacher, family, self.blocks, self.fitted.split(CHUNK_IMAGES))
 
     def shapes(self, kinds: Sequence[str]) -> Shapes:
         """Return what options and plans depend on.

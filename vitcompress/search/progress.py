@@ -1,8 +1,9 @@
 """Keep the state of a measurement that is interrupted, and go on from it.
 
-    moments of some images   →   changes   →   scores on some other images   →   the next blocks
+    for each context, for some blocks at a time:
+        moments of some images   →   changes   →   scores on some other images
 
-Changes are computed again: that takes less time than writing them.
+The context and changes are computed again: that takes less time than writing them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter
@@ -25,7 +26,7 @@ from vitcompress.artifact.atomic import replacing
 from vitcompress.artifact.tensorfile import TensorFile, open_tensors, strict_json
 from vitcompress.errors import ArtifactError, RecipeError
 from vitcompress.initialize.regression import Moments, wide
-from vitcompress.plans.bounds import Block, Count
+from vitcompress.plans.bounds import Amount, Block, Count
 from vitcompress.recipe.differences import describe_differences
 from vitcompress.runtime.signals import TerminationError, deferring
 
@@ -35,13 +36,26 @@ BlockMoments = dict[str, dict[str, Moments]]
 """Moments by block and by layer inside it."""
 
 
+class Part(NamedTuple):
+    """Blocks that are measured together.
+
+    Attributes:
+        context: number of the context.
+        blocks: their names.
+    """
+
+    context: int
+    blocks: tuple[str, ...]
+
+
 @dataclass
 class State:
     """What is measured so far.
 
     Attributes:
-        parts: names of the blocks that are measured together, part by part.
-        scores: as `add_scores` fills them.
+        parts: one after the other, those of one context together.
+        scores: as `add_scores` fills them, by context.
+        contexts: parameters and nats of the contexts that are made.
         part: number of the part under way; the number of parts where all are measured.
         num_fitted: number of images in the moments of this part.
         num_judged: number of images in the scores of this part.
@@ -50,8 +64,9 @@ class State:
         is_whole: whether the numbers above agree with the tensors.
     """
 
-    parts: Sequence[Sequence[str]]
-    scores: Tensor
+    parts: Sequence[Part]
+    scores: Sequence[Tensor]
+    contexts: list[tuple[int, float]] = field(default_factory=list)
     part: int = 0
     num_fitted: int = 0
     num_judged: int = 0
@@ -62,7 +77,12 @@ class State:
     @property
     def blocks(self) -> Sequence[str]:
         """Names of the blocks of the part under way."""
-        return self.parts[self.part]
+        return self.parts[self.part].blocks
+
+    @property
+    def context(self) -> int:
+        """Number of the context under way; the number of contexts where all are measured."""
+        return self.parts[self.part].context if self.part < len(self.parts) else len(self.scores)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -134,7 +154,8 @@ class _Header:
     format: Literal["vitcompress measurement"]
     version: int
     facts: dict[str, Any]
-    parts: Annotated[tuple[tuple[Block, ...], ...], Field(min_length=1)]
+    parts: Annotated[tuple[tuple[Count, tuple[Block, ...]], ...], Field(min_length=1)]
+    contexts: tuple[tuple[Count, Amount], ...]
     part: Count
     num_fitted: Count
     num_judged: Count
@@ -156,10 +177,11 @@ def _write(path: Path, facts: Mapping[str, Any], state: State) -> None:
         ArtifactError: it cannot be written.
     """
     header = _Header(
-        "vitcompress measurement", VERSION, _facts(facts), tuple(map(tuple, state.parts)), state.part, state.num_fitted,
-        state.num_judged,
+        "vitcompress measurement", VERSION, _facts(facts),
+        tuple((part.context, part.blocks) for part in state.parts), tuple(state.contexts),
+        state.part, state.num_fitted, state.num_judged,
     )  # fmt: skip
-    tensors = {"scores": state.scores}
+    tensors = {f"scores/{number}": scores for number, scores in enumerate(state.scores)}
     if state.generator is not None:
         tensors["generator"] = state.generator
     for block, layers in state.moments.items():
@@ -205,15 +227,19 @@ def _state(file: TensorFile, header: _Header, start: State, device: torch.device
     Raises:
         ValueError: it does not fit.
     """
-    scores = file.tensor("scores")
-    blocks = [[block for part in parts for block in part] for parts in (header.parts, start.parts)]
+    parts = [Part(*part) for part in header.parts]
+    blocks = [[(context, block) for context, names in every for block in names] for every in (parts, start.parts)]
     if header.version != VERSION or blocks[0] != blocks[1]:
         raise ValueError("it is of another version or of other blocks")
-    if header.part > len(header.parts) or (header.part == len(header.parts) and header.num_fitted):
+    if header.part > len(parts) or (header.part == len(parts) and header.num_fitted):
         raise ValueError(f"it has no part {header.part}")
-    if scores.shape != start.scores.shape or scores.dtype != start.scores.dtype:
+    scores = [file.tensor(f"scores/{number}") for number in range(len(start.scores))]
+    if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in zip(scores, start.scores, strict=True)):
         raise ValueError("it is of other options or images")
-    state = State(header.parts, scores.to(device), header.part, header.num_fitted, header.num_judged)
+    on_device = [tensor.to(device) for tensor in scores]
+    state = State(parts, on_device, list(header.contexts), header.part, header.num_fitted, header.num_judged)
+    if len(state.contexts) < min(state.context + bool(header.num_fitted), len(scores)):
+        raise ValueError("it lacks what a context costs")
     state.generator = file.tensor("generator") if "generator" in file.places else None
     if header.num_judged and state.generator is None:
         raise ValueError("it has no random state")

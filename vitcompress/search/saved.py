@@ -20,12 +20,12 @@ from vitcompress.artifact.tensorfile import first_fault, strict_json
 from vitcompress.errors import ArtifactError, RecipeError, shorten
 from vitcompress.plans.bounds import MAX_BLOCKS, Amount, Block, Count, Text
 from vitcompress.recipe.differences import describe_differences
-from vitcompress.search.measured import MeasuredOptions
+from vitcompress.search.measured import Level, MeasuredOptions
 from vitcompress.search.options import Option, Shapes, list_options
 
 FORMAT, VERSION = "vitcompress options", 1
 MAX_BYTES = 1 << 30
-_MAX_OPTIONS = 1_000_000
+_MAX_OPTIONS, _MAX_LEVELS = 1_000_000, 16
 _MEASURE = "vitcompress plan MODEL --calibrate DIR --save FILE measures them."
 
 
@@ -39,7 +39,7 @@ class SavedOption:
         blocks: full names.
         dial: rank or width.
         saved_params: parameters that the part saves.
-        nats: its cost, nats per image.
+        nats: its cost at each level, nats per image.
     """
 
     kind: Text
@@ -47,12 +47,20 @@ class SavedOption:
     blocks: Annotated[tuple[Block, ...], Field(min_length=1, max_length=MAX_BLOCKS)]
     dial: Count
     saved_params: int
-    nats: Amount
+    nats: Annotated[tuple[Amount, ...], Field(min_length=1, max_length=_MAX_LEVELS)]
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What the option is recognized by."""
         return self.kind, self.scale, self.blocks, self.dial, self.saved_params
+
+
+@dataclass(frozen=True)
+class SavedLevel:
+    """A context that costs were measured in; as `Level`, without the costs."""
+
+    params: Annotated[int, Field(gt=0)]
+    joint: Amount
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class SavedOptions:
         vitcompress: version of the package that measured.
         facts: what was measured on what; names are flags, or words.
         kinds: kinds of options that were measured.
-        joint: as in `MeasuredOptions`.
+        levels: of the costs, the largest student first.
         options: all options.
     """
 
@@ -76,7 +84,7 @@ class SavedOptions:
     vitcompress: Text
     facts: Annotated[dict[Text, str | int | None], Field(max_length=64)]
     kinds: Annotated[tuple[Text, ...], Field(min_length=1, max_length=64)]
-    joint: Amount
+    levels: Annotated[tuple[SavedLevel, ...], Field(min_length=1, max_length=_MAX_LEVELS)]
     options: Annotated[tuple[SavedOption, ...], Field(max_length=_MAX_OPTIONS)]
 
 
@@ -94,11 +102,14 @@ def save_options(path: Path, measured: MeasuredOptions, facts: Mapping[str, str 
     Raises:
         ArtifactError: the file cannot be written.
     """
+    costs = zip(*(level.nats for level in measured.levels), strict=True)
     options = tuple(
-        SavedOption(o.kind, o.scale, o.group.blocks, o.dial, o.saved_params, o.nats) for o in measured.options
+        SavedOption(o.kind, o.scale, o.group.blocks, o.dial, o.saved_params, nats)
+        for o, nats in zip(measured.options, costs, strict=True)
     )
     kinds = tuple(measured.shapes.kinds)
-    saved = SavedOptions(FORMAT, VERSION, vitcompress.__version__, dict(facts), kinds, measured.joint, options)
+    levels = tuple(SavedLevel(level.params, level.joint) for level in measured.levels)
+    saved = SavedOptions(FORMAT, VERSION, vitcompress.__version__, dict(facts), kinds, levels, options)
     write_text(path, json.dumps(_ADAPTER.dump_python(saved, mode="json")) + "\n")
 
 
@@ -153,13 +164,17 @@ def load_options(path: Path, shapes: Shapes, facts: Mapping[str, str | int | Non
         )
     nats = {option.key: option.nats for option in saved.options}
     listed = {_key(option) for option in list_options(replace(shapes, kinds=saved.kinds))}
-    if not listed >= nats.keys() or len(nats) != len(saved.options) or not nats:
+    params = [level.params for level in saved.levels]
+    is_whole = all(len(costs) == len(params) for costs in nats.values()) and params == sorted(set(params), reverse=True)
+    if not listed >= nats.keys() or len(nats) != len(saved.options) or not nats or not is_whole:
         raise ArtifactError(
             f"--options {path}: its options are not those of the model.",
             hint=f"Another version of vitcompress may have measured them. Measure again: {_MEASURE}",
         )
     wanted = [option for option in list_options(shapes) if _key(option) in nats]  # not all fit in memory together
-    return MeasuredOptions(shapes, [replace(o, nats=nats[_key(o)]) for o in wanted], saved.joint)
+    costs = zip(*(nats[_key(option)] for option in wanted), strict=True)
+    levels = [Level(level.params, list(each), level.joint) for level, each in zip(saved.levels, costs, strict=True)]
+    return MeasuredOptions(shapes, wanted, levels)
 
 
 def _key(option: Option) -> tuple[Any, ...]:
