@@ -27,6 +27,8 @@ from vitcompress.search.divergence import divergence
 from vitcompress.search.options import PARTS, Option, Shapes, merge
 from vitcompress.search.student import build_student
 
+MAX_IMAGES = 128
+"""That the students are fitted to; the stream of one that fits better is hardly another."""
 WIDTHS = (0.5, 0.25)
 """Widths of the students, as shares of the teacher's."""
 _SHARES = {"mlp.hidden": 1.0, "attn.qk": 1.0, "attn.v": 1.2, "attn.rank": 1.0, "mlp.rank": 1.0}
@@ -58,7 +60,7 @@ def make_context(
         shapes: the teacher, in eval mode, and its blocks; not changed.
         options: what the student is made of, each of a single block; without any, the teacher is
             the context.
-        fitted: images that the student is fitted to, `[N, C, H, W]`.
+        fitted: the student is fitted to the first of these images, `[N, C, H, W]`.
         judged: other images, for its divergence.
         tell: called with the share that is done, 0–1.
         weights: how much each token counts in fits; None computes it.
@@ -70,7 +72,7 @@ def make_context(
     for option in options:
         chosen[option.group.donor].append(option)
     plan = replace(shapes, transforms=()).plan(map(merge, chosen.values()))
-    student = build_student(plan, teacher, fitted, tell, weights)
+    student = build_student(plan, teacher, fitted[:MAX_IMAGES], tell, weights)
     nats = divergence(student, teacher, judged)
     model = copy.deepcopy(teacher)
     for block in shapes.blocks:

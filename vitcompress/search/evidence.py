@@ -14,10 +14,12 @@ the choice of images changes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitcompress.families.insertion import layers_called
 from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
@@ -66,8 +68,8 @@ def add_scores(
     scores, calls = state.scores[state.context], dict[str, Call]()
     device = images.device.type
     with (
-        torch.autocast(device, torch.bfloat16, enabled=computes_in_bf16(device)), torch.enable_grad(),
-        layers_called(model), recording(model, names, calls.__setitem__),
+        torch.autocast(device, torch.bfloat16, enabled=computes_in_bf16(device)), _plain_attention(device),
+        torch.enable_grad(), layers_called(model), recording(model, names, calls.__setitem__),
     ):  # fmt: skip
         for chunk in images[state.num_judged :].split(size) if state.num_judged < len(images) else ():
             predictions = model(chunk.detach().requires_grad_()).float()
@@ -91,6 +93,11 @@ def add_scores(
                 state.num_judged, state.generator = state.num_judged + len(chunk), generator.get_state()
             calls.clear()
             tell(len(chunk))
+
+
+def _plain_attention(device: str) -> AbstractContextManager[None]:
+    """On a CPU, attention in plain products: the backward pass of the fused one is slow there."""
+    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
 
 
 def nats_of(scores: Tensor) -> float:
