@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,8 +176,8 @@ def test_the_frontier_is_printed_and_drawn(
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str, number: signal.Signals, call: int = 1) -> None:
-    """Send a signal to this process in the n-th call of a function of `search.measure`."""
-    original: Callable[..., Any] = getattr(measure, name)
+    """Send a signal to this process in the n-th call of a function, named with its module."""
+    original: Callable[..., Any] = pkgutil.resolve_name(name)
     calls: list[None] = []
 
     def interrupted(*args: Any, **more: Any) -> Any:
@@ -185,7 +186,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, name: str, number: signal.Sign
             os.kill(os.getpid(), number)
         return original(*args, **more)
 
-    monkeypatch.setattr(measure, name, interrupted)
+    monkeypatch.setattr(name, interrupted)
 
 
 @pytest.fixture
@@ -197,20 +198,25 @@ def ctrl_c() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("where", "number", "code"),
-    [("run_recorded", signal.SIGTERM, 143), ("add_scores", signal.SIGINT, 130)],
+    ("where", "call", "number", "code"),
+    [
+        ("vitcompress.search.moments.run_recorded", 1, signal.SIGTERM, 143),
+        ("vitcompress.search.measure.add_scores", 1, signal.SIGINT, 130),
+        ("vitcompress.search.measure.make_context", 2, signal.SIGTERM, 143),
+        ("vitcompress.search.measure.add_scores", 2, signal.SIGINT, 130),
+    ],
 )
 @pytest.mark.broad
 @pytest.mark.usefixtures("ctrl_c")
 def test_plan_goes_on_after_an_interruption(
-    where: str, number: signal.Signals, code: int, roomy: list[str], flat: Path, tmp_path: Path,
+    where: str, call: int, number: signal.Signals, code: int, roomy: list[str], flat: Path, tmp_path: Path,
     vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     whole, file = tmp_path / "whole.json", tmp_path / "options.json"
     vitcompress(*measuring(roomy, flat), "--save", whole)
     words = [*measuring(roomy, flat)[:-1], "--save", file]
     with monkeypatch.context() as patch:
-        interrupt_at(patch, where, number)
+        interrupt_at(patch, where, number, call)
         ended = vitcompress(*words)
     assert ended.code == code, ended
     part = f"{file}.part"
@@ -246,7 +252,7 @@ def test_compress_goes_on_after_interruptions(
     ]  # fmt: skip
     vitcompress(*words, "--out", whole)
     with monkeypatch.context() as patch:
-        interrupt_at(patch, "run_recorded", signal.SIGTERM)
+        interrupt_at(patch, "vitcompress.search.moments.run_recorded", signal.SIGTERM)
         ended = vitcompress(*words, "--out", out)
     assert ended.code == 143, ended
     assert f"What was measured is in {folder / 'search.safetensors'}" in ended.err
