@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from tests.factories import tiny
@@ -13,6 +14,7 @@ from vitcompress.families.outputs import tell_outputs
 from vitcompress.plans.model import Group
 from vitcompress.recipe import KINDS
 from vitcompress.search.candidates import find_candidates
+from vitcompress.search.context import Context, make_context
 from vitcompress.search.divergence import divergence
 from vitcompress.search.measure import measure_options
 from vitcompress.search.measured import MeasuredOptions
@@ -71,6 +73,20 @@ def test_nothing_before_something_nonlinear_costs_more_than_leaving_its_part_out
     for option in measured.at(0):
         if option.scale in ("attn.qk", "attn.rank", "mlp.rank"):
             assert option.nats < skips[option.group.blocks, option.part], option
+
+
+def test_each_context_is_judged_on_images_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes take turns in the images, so every other image would be of every other class."""
+    seen: list[set[int]] = []
+
+    def record(shapes: Shapes, options: object, fitted: Tensor, judged: Tensor, *more: object) -> Context:
+        seen.append({int(value) for value in judged[:, 0, 0, 0]})
+        return make_context(shapes, (), fitted, judged)
+
+    monkeypatch.setattr("vitcompress.search.measure.make_context", record)
+    x = (torch.arange(64) % 4).float()[:, None, None, None].expand(-1, 3, 32, 32)
+    measure_options(shapes_of(tiny(), ("narrow",)), x[:32], x[32:], 1e9, lambda done: None)
+    assert seen == [{0, 1, 2, 3}] * 2
 
 
 def built_cost(shapes: Shapes, groups: list[Group], x: Tensor) -> float:

@@ -27,7 +27,7 @@ from vitcompress.plans.make import layer_shapes
 from vitcompress.plans.model import Group
 from vitcompress.runtime.shares import part_of
 from vitcompress.search.changes import BlockChanges, block_changes, run_changes
-from vitcompress.search.context import make_context, students_of
+from vitcompress.search.context import MAX_IMAGES, make_context, students_of
 from vitcompress.search.evidence import DIRECTIONS, add_scores
 from vitcompress.search.limits import Limits
 from vitcompress.search.measured import Level, MeasuredOptions
@@ -36,7 +36,7 @@ from vitcompress.search.options import Option, Shapes, list_options
 from vitcompress.search.progress import Part, Progress, State
 
 # work, in passes of one image
-_CONTEXT_WORK = 5.0
+_CONTEXT_WORK = 6.0
 _MOMENTS_WORK = 2.5
 _SCORES_WORK = 2.0 + 2.5 * DIRECTIONS
 _CHANGES_WORK = 20.0  # of one block
@@ -128,11 +128,14 @@ def measure_options(
 
 
 def _subject(shapes: Shapes, fitted: Tensor, judged: Tensor) -> _Subject:
+    """Return what is measured; each student is judged on images of its own."""
     options, aligned = list_options(shapes), replace(shapes, model=_aligned(shapes))
     # starts are fitted to all of them; costs are measured on images that nothing was fitted to
     half = -(-len(fitted) // 2)
     fitted, judged = fitted[:half], torch.cat([fitted[half:], judged])
     students = students_of(shapes, options)
+    # in random order: where classes take turns, every other image may be of every other class
+    judged = judged[torch.randperm(len(judged), generator=torch.Generator().manual_seed(0)).to(judged.device)]
     count = len(students) if len(judged) >= len(students) else 1
     judged_by = [judged[number % count :: count] for number in range(len(students))]
     weights = token_weights(aligned.model, shapes.family, shapes.blocks, fitted.split(CHUNK_IMAGES))
@@ -141,7 +144,8 @@ def _subject(shapes: Shapes, fitted: Tensor, judged: Tensor) -> _Subject:
 
 def _measure(subject: _Subject, state: State, tell: Callable[[float], None], *, keeps_moments: bool) -> None:
     """Measure what the state lacks, in place."""
-    context_work = [_CONTEXT_WORK * len(subject.fitted) if student else 0.0 for student in subject.students]
+    num_images = min(MAX_IMAGES, len(subject.fitted))
+    context_work = [_CONTEXT_WORK * num_images if student else 0.0 for student in subject.students]
     part_work = [
         _MOMENTS_WORK * len(subject.fitted) + _SCORES_WORK * len(subject.judged[context]) + _CHANGES_WORK * len(blocks)
         for context, blocks in state.parts
