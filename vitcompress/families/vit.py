@@ -25,6 +25,9 @@ from vitcompress.families.insertion import (
 )
 from vitcompress.layers.transforms import KeyPositions
 
+MAX_MAP_ELEMENTS = 1 << 18
+"""Attention maps up to that size stay in a core's cache."""
+
 
 def pad_alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pad the narrower of queries and values with zeros, which change neither maps nor values.
@@ -40,6 +43,20 @@ def pad_alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if missing > 0:
         return F.pad(q, (0, missing)), F.pad(k, (0, missing)), v
     return q, k, F.pad(v, (0, -missing)) if missing else v
+
+
+def favors_plain_products(q: Tensor, v: Tensor) -> bool:
+    """Whether attention without padding and fusion is faster: on a CPU, where its maps are small.
+
+    For one image of DeiT-Tiny it takes 0.8 to 0.9 of the time.
+
+    Args:
+        q: queries `[B, H, N, D]`.
+        v: values `[B, H, N, V]`.
+    """
+    batch, heads, tokens, width = q.shape
+    is_small = batch * heads * tokens**2 <= MAX_MAP_ELEMENTS
+    return is_small and width != v.shape[-1] and q.device.type == "cpu" and q.dtype == torch.float32
 
 
 class NarrowAttention(Attention):  # type: ignore[misc]
@@ -60,14 +77,17 @@ class NarrowAttention(Attention):  # type: ignore[misc]
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Attend over tokens `[B, N, C]` and return the same shape; the masks are as in timm."""
         q, k, v = project_qkv(self, x)
-        width = v.shape[-1]
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined, no-untyped-call]
-            q, k, v = pad_alike(q, k, v)
-        heads = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=self.scale,
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-        )  # fmt: skip
-        out: Tensor = self.proj_drop(self.proj(heads[..., :width].transpose(1, 2).flatten(2)))
+        is_eager = not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+        if is_eager and not (self.training or is_causal) and attn_mask is None and favors_plain_products(q, v):
+            heads = (q * self.scale @ k.mT).softmax(-1) @ v
+        else:
+            width = v.shape[-1]
+            q, k, v = pad_alike(q, k, v) if is_eager else (q, k, v)
+            heads = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=self.scale,
+                dropout_p=self.attn_drop.p if self.training else 0.0,
+            )[..., :width]  # fmt: skip
+        out: Tensor = self.proj_drop(self.proj(heads.transpose(1, 2).flatten(2)))
         return out
 
 
