@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.learning_rate import SUBJECTS
+from tests.search.factories import search_of
 from vitcompress.data.calibration import calibration_batches
 from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.labels import with_labels
@@ -113,11 +114,8 @@ def lines_of(given: argparse.Namespace) -> Iterator[Line]:
     prepared = prepare(build(flags), None, "", Reporter(quiet=True), measures=True)
     source = load_source(prepared)
     prepared = with_calibration(with_labels(prepared, source, stops=False), source)
-    search = Search(
-        teacher=source, name=prepared.source.name, fitted=torch.cat(list(prepared.calibration())),
-        judged=torch.cat(list(prepared.judged())), store=None, token_kernel=3, transforms=(), multiple=8,
-        memory_bytes=8e9, header_bytes=lambda plan, store: 0, drop=lambda student: 0.0, say=lambda text: None,
-    )  # fmt: skip
+    fitted, judged = (torch.cat(list(batches)) for batches in (prepared.calibration(), prepared.judged()))
+    search = search_of(source, name=prepared.source.name, fitted=fitted, judged=judged, memory_bytes=8e9)
     measured = options_of(search, given.out.with_suffix(f".{given.subject}.{given.images}.json"))
     whole, images = sum(p.numel() for p in source.parameters()), new_images(prepared)
     for kinds, ratio in missing:

@@ -18,8 +18,8 @@ import timm
 import torch
 from torch import nn
 
+from tests.search.factories import search_of
 from vitcompress.recipe import TargetRecipe
-from vitcompress.search.model import Search
 from vitcompress.search.target import search_target
 
 MODELS = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
@@ -65,11 +65,8 @@ def run(arguments: Sequence[str] = ()) -> str:
 def cost_of(model: nn.Module, given: argparse.Namespace) -> tuple[dict[str, float], float]:
     """Return the processor seconds of each stage, and of a float32 forward pass of all images."""
     images = torch.randn(given.images, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    search = Search(
-        teacher=model, name="random", fitted=images[: -given.judged], judged=images[-given.judged :], store=None,
-        token_kernel=3, transforms=(), multiple=8, memory_bytes=given.memory, header_bytes=lambda plan, store: 0,
-        drop=lambda student: 0.0, say=lambda text: None,
-    )  # fmt: skip
+    fitted, judged = images[: -given.judged], images[-given.judged :]
+    search = search_of(model, fitted=fitted, judged=judged, memory_bytes=given.memory)
     forward = _seconds(lambda: _pass(model, images))
     costs: dict[str, float] = defaultdict(float)
     with timed_stages(costs):

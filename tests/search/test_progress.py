@@ -81,7 +81,6 @@ def test_an_interrupted_measurement_goes_on_to_the_same_bits(
     assert told[-1] == pytest.approx(1.0)
     assert [o.group for o in resumed.options] == [o.group for o in whole.options]
     assert resumed.levels == whole.levels
-    assert resumed.levels == whole.levels
 
 
 def test_a_measurement_that_is_interrupted_at_its_end_is_whole(

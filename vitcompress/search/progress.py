@@ -177,9 +177,8 @@ def _write(path: Path, facts: Mapping[str, Any], state: State) -> None:
         ArtifactError: it cannot be written.
     """
     header = _Header(
-        "vitcompress measurement", VERSION, _facts(facts),
-        tuple((part.context, part.blocks) for part in state.parts), tuple(state.contexts),
-        state.part, state.num_fitted, state.num_judged,
+        "vitcompress measurement", VERSION, _facts(facts), tuple(state.parts), tuple(state.contexts), state.part,
+        state.num_fitted, state.num_judged,
     )  # fmt: skip
     tensors = {f"scores/{number}": scores for number, scores in enumerate(state.scores)}
     if state.generator is not None:
