@@ -284,9 +284,9 @@ def test_mistakes_come_before_any_weight(
     words: list[str], named: list[str], flat: Path, regrouped: Path, mini: Path, tmp_path: Path,
     vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch, no_network: None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("vitcompress.pipeline.finetune.load", lambda path: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("vitcompress.pipeline.origin.load", lambda path: pytest.fail("weights were loaded"))
     if "{regrouped}/train/red" in words:  # a flat folder, and a parent whose teacher is no place to look for
-        monkeypatch.setattr("vitcompress.pipeline.finetune.source_as_teacher", lambda parent: None)
+        monkeypatch.setattr("vitcompress.pipeline.origin.Origin.teacher", lambda origin: None)
     before = listing(tmp_path)
     typed = [word.format(flat=flat, regrouped=regrouped) for word in words]
     ended = vitcompress("finetune", mini, "--out", tmp_path / "out.safetensors", *FAST, *typed)
@@ -302,8 +302,8 @@ def test_files_that_cannot_be(
     out = tmp_path / "out.safetensors"
     for file, message in (
         (weights, "not one that vitcompress wrote"),
-        (tmp_path / "gone", "does not exist"),
-        (regrouped, "is not a file"),
+        (tmp_path / "gone.safetensors", "does not exist"),
+        (regrouped, "local-dir:"),
     ):
         ended = vitcompress("finetune", file, "--out", out, "--data", regrouped, *FAST)
         assert ended.code == 2

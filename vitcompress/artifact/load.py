@@ -77,7 +77,7 @@ def load(path: str | os.PathLike[str], *, keep_quantized: bool = False) -> nn.Mo
         tensors: dict[str, Tensor] = {}
         check_digest(file, header, keep=tensors)
         fill(model, tensors, manifest.store, quantized=keep_quantized)
-    model.pretrained_cfg = _pretrained_cfg(model, manifest)  # type: ignore[assignment]
+    model.pretrained_cfg = student_config(model, manifest)  # type: ignore[assignment]
     return model.eval()
 
 
@@ -160,8 +160,13 @@ def _check_tensors(model: nn.Module, file: TensorFile, store: str) -> None:
         raise ArtifactError(f"{file.path}: tensors do not match its plan: {shorten(wrong)}.")
 
 
-def _pretrained_cfg(model: nn.Module, manifest: Manifest) -> dict[str, Any]:
-    """Return timm's data config of the student: with its classes, without a URL of the source."""
+def student_config(model: nn.Module, manifest: Manifest) -> dict[str, Any]:
+    """Return timm's config of the student: with its classes, without a URL of the source.
+
+    Args:
+        model: the student, on any device.
+        manifest: manifest of its artifact.
+    """
     labels = {k: v for k, v in manifest.source["pretrained_cfg"].items() if k.startswith("label_")}
     if manifest.classes:
         labels["label_names"] = manifest.classes

@@ -9,15 +9,16 @@ import typer
 
 from vitcompress.cli.compress import family_name, print_result
 from vitcompress.cli.output import command_line, reporting
-from vitcompress.cli.recipe_flags import FileArgument, LogOption, OutOption, QuietOption, RecipeOption, takes
+from vitcompress.cli.recipe_flags import LogOption, OutOption, QuietOption, RecipeOption, takes
 from vitcompress.recipe import compose
 from vitcompress.runtime.console import STARTED
 
 
 @takes(
-    "data", "teacher", "distill", "store", "run", "gates",
-    without=("baselines", "allow_weak_teacher"),
+    "model", "data", "teacher", "distill", "store", "run", "gates",
+    without=("baselines", "allow_weak_teacher", "fade"),
     helps={
+        "model": "A file that compress or finetune wrote; or a model as compress takes it.",
         "data": "Training images: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in.",
         "teacher": "Model to learn from: a timm name, hf-hub:…, local-dir:… or a vitcompress file. "
         "Default: the file's source, if the classes are the same.",
@@ -25,29 +26,29 @@ from vitcompress.runtime.console import STARTED
     },
 )  # fmt: skip
 def finetune(
-    file: FileArgument,
     out: OutOption,
     flags: dict[str, Any],
     img_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows and columns of an image, in pixels; default: the file's.")
+        int | None, typer.Option(min=1, help="Rows and columns of an image, in pixels; default: the model's.")
     ] = None,
     recipe: RecipeOption = None,
     quiet: QuietOption = False,
     log_json: LogOption = None,
 ) -> None:
-    """Fine-tune a compressed file on other classes or another image size.
+    """Fine-tune a model, compressed or not, on other classes or another image size.
 
     Shared weights stay shared.
     """
     with reporting(log_json, quiet=quiet) as reporter:
-        resolved = compose.build({"model": file.name, **flags}, file=recipe, family_name=family_name)
+        resolved = compose.build(flags, file=recipe, family_name=family_name, fills_built_in=False)
         from vitcompress.pipeline import finetune
         from vitcompress.runtime import launch
 
+        model = resolved.model.model
         if launch.must_start(resolved.run):
-            finetune.check(file, resolved, out, img_size=img_size)
+            finetune.check(model, resolved, out, img_size=img_size)
             sys.exit(launch.start(resolved.run, sys.argv[1:]))
         result = finetune.finetune(
-            file, resolved, out, img_size=img_size, reporter=reporter, command=command_line(), started=STARTED
+            model, resolved, out, img_size=img_size, reporter=reporter, command=command_line(), started=STARTED
         )
         print_result(result, resolved.gates, out, reporter)

@@ -14,6 +14,7 @@ from vitcompress.artifact.hub import locate
 from vitcompress.artifact.load import empty_student, load
 from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.read import read_manifest
+from vitcompress.artifact.source import FILE
 from vitcompress.data.classes import ModelClasses, known_classes
 from vitcompress.data.open import open_to_evaluate
 from vitcompress.data.preprocessing import describe_preprocessing
@@ -114,6 +115,8 @@ def _reference(
         reporter.say(f"loading {teacher.model}")
         return _named(path, manifest, teacher, reporter)
     try:
+        if name.startswith(FILE):
+            raise CheckpointError(f"{path.name} was made from {name.removeprefix(FILE)}.", hint="Give --teacher FILE.")
         if checkpoint is None and not manifest.source_sha256:
             raise CheckpointError("the file was fine-tuned: its source has another head or another image size.")
         if checkpoint is None and ":" in name:

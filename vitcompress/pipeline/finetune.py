@@ -1,6 +1,6 @@
-"""Fine-tune an artifact: other classes or another image size; what its blocks share stays shared.
+"""Fine-tune a model: other classes or another image size; what its blocks share stays shared.
 
-artifact → new head and size → TrainLog → Report → artifact
+artifact or timm model → new head and size → TrainLog → Report → artifact
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from vitcompress.artifact.digest import sha256_of
-from vitcompress.artifact.load import load
-from vitcompress.artifact.manifest import Manifest
+from vitcompress.artifact.source import model_file
 from vitcompress.data.classes import ModelClasses, known_classes
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.data.views import Views
@@ -44,22 +43,15 @@ from vitcompress.pipeline.checks import (
 )
 from vitcompress.pipeline.finish import Reference, conclude, measure
 from vitcompress.pipeline.labels import check_teacher, tell_images, with_labels
+from vitcompress.pipeline.origin import Origin, check_unsettled, find_origin
 from vitcompress.pipeline.prepare import planned, with_training
 from vitcompress.pipeline.run import Run, train
 from vitcompress.pipeline.targets import unmeasured_drop
-from vitcompress.pipeline.task import (
-    images_to_learn,
-    lineage_of,
-    new_head,
-    parent_of,
-    settle_losses,
-    source_as_teacher,
-)
+from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.resolve import Source
-from vitcompress.recipe import Recipe, flag_of
-from vitcompress.recipe.compose import to_dict
+from vitcompress.recipe import Recipe
 from vitcompress.report.events import tell_plan
 from vitcompress.report.gates import unreachable_gates
 from vitcompress.report.model import Report
@@ -68,7 +60,7 @@ from vitcompress.runtime.processes import alone, join
 
 
 def finetune(
-    path: str | os.PathLike[str],
+    model: str | os.PathLike[str],
     recipe: Recipe,
     out: str | os.PathLike[str],
     *,
@@ -77,15 +69,16 @@ def finetune(
     command: str = "",
     started: float | None = None,
 ) -> Report:
-    """Train an artifact on other classes or at another image size; its blocks keep sharing.
+    """Train a model on other classes or at another image size; what its blocks share stays shared.
 
-    The student gets a new head, unless the images are of its own classes or have no labels. It
-    learns from labels, and from a teacher: the one that is named, or the artifact's source where
-    the classes are the same.
+    The model gets a new head, unless the images are of its own classes or have no labels. It
+    learns from labels, and from a teacher: the one that is named, or an artifact's source where the
+    classes are the same.
 
     Args:
-        path: a file that `compress` or `finetune` wrote; not changed.
-        recipe: images, teacher and training; `model` names the artifact, for the record.
+        model: a file that `compress` or `finetune` wrote, or the model of timm that `recipe.model`
+            names.
+        recipe: images, teacher and training.
         out: path of the new artifact; its folder exists.
         img_size: rows and columns of an image, in pixels; None to keep the size.
         reporter: shows the progress; silent by default.
@@ -104,8 +97,8 @@ def finetune(
     check_recipe(recipe, Recipe, 'Recipe(ModelRecipe("mini"), data=DataRecipe("images"))')
 
     # check
-    request = _prepare(Path(path), recipe, Path(out), img_size, command, reporter)
-    run, num_classes = request.run, request.num_classes
+    request = _prepare(model, recipe, Path(out), img_size, command, reporter)
+    run, num_classes, origin = request.run, request.num_classes, request.origin
     if run.train and run.train.labels is not None:
         reporter.say(
             f"new head for {num_classes} classes"
@@ -119,7 +112,9 @@ def finetune(
     # load
     with run.accelerator.local_main_process_first():
         run, teacher = _with_teacher(request)
-    student = load(path)
+        student = origin.load(reporter.say)
+    run = replace(run, lineage=origin.lineage(student))
+    source_sha256 = request.source_sha256(student)
     adapt_student(student, run.plan, num_classes=num_classes, img_size=img_size)
     if num_classes is None:
         run = with_labels(run, student.to(run.accelerator.device).eval(), stops=False)
@@ -138,17 +133,16 @@ def finetune(
         return train(run, student, teacher, training_seconds(run, started, student, teacher))
 
     # store, measure, write
-    sha256 = request.parent.source_sha256 if request.is_same_model else ""
-    return conclude(run, student, Reference(teacher, sha256, before), learn)
+    return conclude(run, student, Reference(teacher, source_sha256, before), learn)
 
 
-def check(path: Path, recipe: Recipe, out: Path, *, img_size: int | None = None) -> None:
+def check(model: str, recipe: Recipe, out: Path, *, img_size: int | None = None) -> None:
     """Raise every fault of a request to `finetune`, without joining other processes.
 
     Raises:
         VitcompressError: all faults at once.
     """
-    _prepare(path, recipe, out, img_size, "", Reporter(quiet=True), joins=False)
+    _prepare(model, recipe, out, img_size, "", Reporter(quiet=True), joins=False)
 
 
 @dataclass(frozen=True)
@@ -157,18 +151,24 @@ class _Request:
 
     Attributes:
         run: the run.
-        parent: manifest of the artifact that is fine-tuned.
+        origin: what is fine-tuned.
         num_classes: K of the new head; None where the head is kept.
     """
 
     run: Run
-    parent: Manifest
+    origin: Origin
     num_classes: int | None
 
-    @property
-    def is_same_model(self) -> bool:
-        """Whether the student keeps the artifact's head and image size."""
-        return self.num_classes is None and self.run.source.model_args == self.parent.source["model_args"]
+    def source_sha256(self, model: nn.Module) -> str:
+        """Return the digest of the source's weights; empty where the head or image size changes.
+
+        Args:
+            model: what is fine-tuned, as it was loaded.
+        """
+        manifest = self.origin.manifest
+        if self.num_classes is not None or self.run.source.model_args != manifest.source["model_args"]:
+            return ""
+        return manifest.source_sha256 if self.origin.path is not None else sha256_of(model.state_dict())
 
 
 def _with_teacher(request: _Request) -> tuple[Run, nn.Module | None]:
@@ -183,8 +183,8 @@ def _with_teacher(request: _Request) -> tuple[Run, nn.Module | None]:
         return run, None
     try:
         teacher = source.load(run.reporter.say)
-        if not is_named and sha256_of(teacher.state_dict()) != request.parent.source_sha256:
-            file = run.lineage[-1].name
+        if not is_named and sha256_of(teacher.state_dict()) != request.origin.manifest.source_sha256:
+            file = request.origin.name
             raise CheckpointError(f"the weights of {source.name} are not those that {file} was made from.")
     except VitcompressError as error:
         rest = {name: weight for name, weight in run.matching.losses.items() if not LOSSES[name].teacher}
@@ -204,7 +204,8 @@ def _with_teacher(request: _Request) -> tuple[Run, nn.Module | None]:
 
 
 def _prepare(
-    path: Path, recipe: Recipe, out: Path, img_size: int | None, command: str, reporter: Reporter, *, joins: bool = True
+    model: str | os.PathLike[str], recipe: Recipe, out: Path, img_size: int | None, command: str, reporter: Reporter,
+    *, joins: bool = True,
 ) -> _Request:  # fmt: skip
     """Check a request and resolve what it names, before any weight is loaded.
 
@@ -213,30 +214,34 @@ def _prepare(
     """
     faults = Faults()
     attempt = faults.attempt
-    attempt(check_out, out, {str(path): path, **files_read(recipe)})
+    recipe = replace(recipe, model=replace(recipe.model, model=os.fspath(model)))
+    file = model_file(recipe.model)
+    attempt(check_out, out, {os.fspath(model): file, **files_read(recipe)})
     checkpoints = attempt(checkpoints_beside, out, recipe.run)
     attempt(check_run, recipe, starts=not joins)
-    attempt(_check_stages, recipe)
-    parent = attempt(parent_of, path)
+    attempt(check_unsettled, recipe)
+    origin = attempt(find_origin, recipe.model)
     teacher = attempt(find_teacher, recipe.teacher) if recipe.teacher.teacher else None
-    if parent is None:
+    if origin is None:
         faults.raise_as(RecipeError)
-    assert parent is not None  # otherwise there was a fault
-    if recipe.store.kind == "source":  # the file is its own source
+    assert origin is not None  # otherwise there was a fault
+    name, parent = origin.name, origin.manifest
+    recipe = replace(recipe, model=replace(recipe.model, model=name if origin.path else recipe.model.model))
+    if recipe.store.kind == "source":  # an artifact is its own source
         recipe = replace(recipe, store=replace(recipe.store, store=parent.store))  # type: ignore[arg-type]
     attempt(check_store, recipe.store, recipe.distill)
     old = Source(**parent.source)
     old_model: Any = empty_model(old)
     known = known_classes(parent.classes, old.pretrained_cfg, old_model.num_classes)
-    model = ModelClasses(count_classes(old_model), known if has_classes(old_model) else ())
-    sets = attempt(images_to_learn, recipe.data, parent, model, seed=recipe.run.seed)
+    old_classes = ModelClasses(count_classes(old_model), known if has_classes(old_model) else ())
+    sets = attempt(images_to_learn, recipe.data, parent, old_classes, seed=recipe.run.seed)
     images, val = sets or (None, None)
     faults.extend(endless_epochs(recipe, images))
     classes, num_classes = new_head(images, known, has_classes=has_classes(old_model))
     if recipe.teacher.teacher is None and num_classes is None:
-        teacher = source_as_teacher(parent)
+        teacher = origin.teacher()
     kind = CLASSES if num_classes else outputs_of(old_model)
-    faults.extend(unmeasured_drop(recipe.gates, path.name, kind, val, teacher))
+    faults.extend(unmeasured_drop(recipe.gates, name, kind, val, teacher))
     if num_classes and recipe.distill.steps == 0:
         faults.add(
             f"--steps 0: the new head of {num_classes} classes would stay random.", "Give --steps greater than 0."
@@ -248,7 +253,7 @@ def _prepare(
     matching = None
     if source is not None and images is not None and (teacher or not recipe.teacher.teacher):
         empty = empty_model(source)
-        student = ComparedModel(path.name, planned(empty, parent.plan), config["input_size"])
+        student = ComparedModel(name, planned(empty, parent.plan), config["input_size"])
         attempt(Views, images, config, training=True, recipe=recipe.data, seed=0)
         matching = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
         if matching is not None:
@@ -257,7 +262,7 @@ def _prepare(
             recipe = with_training(recipe, loss=dict(matching.losses), lr=lr)
             attempt(check_cache, recipe, matching.losses)
             blocks = family_named(parent.plan.family).block_names(student.model)
-            attempt(check_student, student.model, blocks, recipe.distill, name=path.name)
+            attempt(check_student, student.model, blocks, recipe.distill, name=name)
     faults.raise_as(RecipeError)
     assert source is not None
     assert matching is not None
@@ -267,34 +272,14 @@ def _prepare(
     faults.raise_as(RecipeError)
     taught = teacher is not None and needs_teacher(matching.losses)
     notes = tell_images(reporter, images, val)
-    note = "Sizes and latencies of the teacher are those of the same model without sharing."
+    if origin.path is not None:
+        notes.append("Sizes and latencies of the teacher are those of the same model without sharing.")
     if num_classes:
-        note += f" The head is new, for {num_classes} classes, so there is no accuracy from before."
+        notes.append(f"The head is new, for {num_classes} classes, so there is no accuracy from before.")
     run = Run(
         recipe, out, command, source, plan, config, images, val, teacher,
         teacher.name if teacher and taught else None, matching,
         join(recipe.run, out.parent) if joins else alone(), reporter, checkpoints,
-        classes=classes, notes=(note, *notes), lineage=lineage_of(path, parent),
+        classes=classes, notes=tuple(notes),
     )  # fmt: skip
-    return _Request(run, parent, num_classes)
-
-
-def _check_stages(recipe: Recipe) -> None:
-    """Make sure that a recipe sets nothing that the artifact has decided.
-
-    Raises:
-        RecipeError: it does; names every such option.
-    """
-    given, default = to_dict(recipe), to_dict(Recipe(replace(recipe.model, checkpoint=None, model_arg={})))
-    fades = ["--fade"] if recipe.distill.fade else []  # there are no matrices left to fade
-    changed = fades + [
-        flag_of(name)
-        for stage in ("model", "plan", "start")
-        for name, value in given[stage].items()
-        if value != default[stage][name]
-    ]
-    if changed:
-        flags = ", ".join(changed)
-        raise RecipeError(
-            f"{flags} cannot be used with finetune: the file already decides this.", hint=f"Remove {flags}."
-        )
+    return _Request(run, origin, num_classes)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcompress.artifact.source import find_source, load_weights
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.distill.log import MAX_POINTS
 from vitcompress.families.outputs import OutputKind, outputs_of
@@ -30,8 +31,6 @@ from vitcompress.plans.make import make_plan, with_sizes_on
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config, preprocessing_notes
-from vitcompress.pretrained.load import load_pretrained
-from vitcompress.pretrained.resolve import resolve
 from vitcompress.quantize.store import stored_tensors
 from vitcompress.recipe import ModelRecipe, PlanRecipe, Recipe
 from vitcompress.report.model import to_json
@@ -63,14 +62,14 @@ def plan(model: ModelRecipe, recipe: PlanRecipe, store: str = "source") -> Plan:
     """
     check_recipe(model, ModelRecipe, 'ModelRecipe("deit_tiny")')
     check_checkpoint(model)
-    empty = empty_model(resolve(model))
+    empty = empty_model(find_source(model))
     student_plan = make_plan(empty, recipe, name=model.model, store=store)
     return with_macs(student_plan, empty, data_config(empty, model)["input_size"])
 
 
 def preprocessing(model: ModelRecipe) -> tuple[str, tuple[str, ...]]:
     """Return how images become a model's input, in one line, and notes on it; loads no weights."""
-    source = resolve(model)
+    source = find_source(model)
     empty = empty_model(source)
     return describe_preprocessing(data_config(empty, model)), preprocessing_notes(source, empty, model)
 
@@ -81,7 +80,7 @@ def outputs_kind(model: ModelRecipe) -> OutputKind:
     Raises:
         VitcompressError: there is no such model, or it cannot have the outputs that are told.
     """
-    return outputs_of(empty_model(resolve(model)))
+    return outputs_of(empty_model(find_source(model)))
 
 
 def family_name(model: ModelRecipe) -> str:
@@ -90,7 +89,7 @@ def family_name(model: ModelRecipe) -> str:
     Raises:
         VitcompressError: there is no such model, or it cannot be compressed.
     """
-    return family_of(empty_model(resolve(model)), model.model).name
+    return family_of(empty_model(find_source(model)), model.model).name
 
 
 def search(recipe: Recipe, *, reporter: Reporter | None = None, save: Path | None = None) -> Plan:
@@ -176,7 +175,7 @@ def load_source(run: Run, told: list[str] | None = None) -> nn.Module:
 
     run.reporter.say(f"loading {run.source.name}")  # from a hub it can take a while
     with run.accelerator.local_main_process_first():  # one process fetches, the others find the file
-        return load_pretrained(run.source, tell).to(run.accelerator.device)
+        return load_weights(run.source, tell).to(run.accelerator.device)
 
 
 def search_plan(run: Run, source: nn.Module, place: Place | None) -> tuple[Run, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from vitcompress.artifact.source import find_source, model_file
 from vitcompress.data.classes import ModelClasses, known_classes, label_names
 from vitcompress.data.open import open_sets
 from vitcompress.data.preprocessing import describe_preprocessing
@@ -39,7 +40,7 @@ from vitcompress.plans.make import make_plan
 from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config, preprocessing_notes
-from vitcompress.pretrained.resolve import Source, resolve
+from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe import PlanRecipe, Recipe
 from vitcompress.report.gates import unreachable_gates
 from vitcompress.runtime.console import Reporter
@@ -94,7 +95,7 @@ def prepare(
     faults = Faults()
     checkpoints = None
     if out is not None:
-        faults.attempt(check_out, out, files_read(recipe))
+        faults.attempt(check_out, out, {"MODEL": model_file(recipe.model), **files_read(recipe)})
         checkpoints = faults.attempt(checkpoints_beside, out, recipe.run)
     faults.attempt(check_run, recipe, trains=not measures, starts=not joins)
     resolved = resolve_recipe(recipe, faults, measures=measures)
@@ -167,7 +168,7 @@ def outputs_notes(model: nn.Module, name: str) -> list[str]:
 def resolve_recipe(recipe: Recipe, faults: Faults, *, measures: bool = False) -> Resolved:
     """Resolve model, plan, teacher and losses; mistakes go to `faults`."""
     faults.attempt(check_checkpoint, recipe.model)
-    source = faults.attempt(resolve, recipe.model)
+    source = faults.attempt(find_source, recipe.model)
     model = faults.attempt(empty_model, source) if source else None
     faults.attempt(check_store, recipe.store, recipe.distill)
     teacher = None

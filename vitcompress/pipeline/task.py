@@ -1,26 +1,21 @@
-"""Decide what an artifact is fine-tuned on: its images, head, teacher and losses."""
+"""Decide what a model is fine-tuned on: its images, head, teacher and losses."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from vitcompress.artifact.load import check_known
 from vitcompress.artifact.manifest import Manifest
-from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import ModelClasses, are_model_classes
 from vitcompress.data.open import open_sets
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.losses import LOSSES
 from vitcompress.distill.matching import ComparedModel, Matching, check_kind, match_models
-from vitcompress.distill.teacher import Teacher, find_teacher
-from vitcompress.errors import RecipeError, VitcompressError, shorten
+from vitcompress.distill.teacher import Teacher
+from vitcompress.errors import RecipeError, shorten
 from vitcompress.families.outputs import outputs_of
 from vitcompress.pipeline.checks import bundle_of
-from vitcompress.recipe import DataRecipe, DistillRecipe, TeacherRecipe
-from vitcompress.report.model import Parent
+from vitcompress.recipe import DataRecipe, DistillRecipe
 
 
 def images_to_learn(
@@ -76,26 +71,6 @@ def new_head(
     return images.classes, len(images.classes) or max(images.labels) + 1
 
 
-def source_as_teacher(parent: Manifest) -> Teacher | None:
-    """Return the artifact's source as a teacher, with the preprocessing that the artifact records.
-
-    None where the source has another head than the artifact, where its name is a place to fetch
-    code or weights from, or where it cannot be built.
-
-    Args:
-        parent: manifest of the artifact.
-    """
-    name = str(parent.source["name"])
-    if not parent.source_sha256 or ":" in name:
-        return None
-    try:
-        recipe = TeacherRecipe(name, None, dict(parent.source["model_args"]))
-        teacher = find_teacher(recipe, outputs=parent.source.get("outputs"))
-    except VitcompressError:
-        return None
-    return replace(teacher, config=dict(parent.data_config))
-
-
 def settle_losses(
     student: ComparedModel, teacher: Teacher | None, recipe: DistillRecipe, images: ImageSet, classes: tuple[str, ...]
 ) -> Matching:
@@ -136,22 +111,3 @@ def settle_losses(
             f"--loss {', '.join(unmet)} needs a teacher of the same classes.", hint="Name it with --teacher."
         )
     return Matching(losses)
-
-
-def parent_of(path: Path) -> Manifest:
-    """Read an artifact's manifest, and check that its model may be built.
-
-    Raises:
-        ArtifactError: it may not.
-    """
-    manifest = read_manifest(path)
-    check_known(path, manifest)
-    return manifest
-
-
-def lineage_of(path: Path, parent: Manifest) -> tuple[Parent, ...]:
-    """Return the files that the result is made from, oldest first."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    older = tuple(Parent(**dict(entry)) for entry in parent.lineage)
-    return (*older, Parent(path.name, sha256, str(parent.report.get("command", ""))))

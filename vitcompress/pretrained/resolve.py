@@ -45,6 +45,7 @@ class Source:
         notes: what a user should know about the preprocessing.
         checkpoint_key: key of the weights in that file; None to find them.
         outputs: name of the kind of the outputs, where it is told; None lets their number decide.
+        artifact: file of vitcompress that holds the weights; None where another place does.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Source:
     notes: tuple[str, ...] = ()
     checkpoint_key: str | None = None
     outputs: str | None = None
+    artifact: Path | None = None
 
 
 def resolve(recipe: ModelRecipe) -> Source:

@@ -27,6 +27,7 @@ def build(
     file: Path | None = None,
     preset: str | None = None,
     family_name: Callable[[ModelRecipe], str] | None = None,
+    fills_built_in: bool = True,
 ) -> Recipe:
     """Compose a recipe; flags win over the file, and the file wins over the preset.
 
@@ -37,6 +38,7 @@ def build(
             same name.
         preset: name of a preset; wins over the file's.
         family_name: returns the name of a model's family; a preset needs it.
+        fills_built_in: whether the built-in model has defaults of its own, which are for sharing.
 
     Raises:
         RecipeError: unknown keys or names, wrong values, contradictions, or a preset that does not
@@ -54,12 +56,16 @@ def build(
         if contents is not None:
             faults.add("No model is named.", "Give a MODEL, or model: {model: …} in the recipe.")
         tree.setdefault("model", {})["model"] = ""  # so that the rest can be checked
-    recipe = faults.attempt(from_dict, _fill_built_in(tree))
+
+    def complete(tree: Tree) -> Tree:
+        return _fill_built_in(tree) if fills_built_in else tree
+
+    recipe = faults.attempt(from_dict, complete(tree))
     model = recipe.model if recipe else _model_of(tree)
     if preset is not None and preset_is_known and model_is_named and model:
         defaults = faults.attempt(_defaults, preset, model, family_name)
         if recipe and defaults:
-            recipe = faults.attempt(from_dict, _fill_built_in(fill(tree, defaults)))
+            recipe = faults.attempt(from_dict, complete(fill(tree, defaults)))
     faults.raise_as(RecipeError)
     assert recipe is not None  # otherwise there was a fault
     return recipe

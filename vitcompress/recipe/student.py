@@ -25,7 +25,10 @@ class ModelRecipe:
 
     model: Annotated[
         str,
-        Field(description="timm model name, short name (deit_base), hf-hub:…, local-dir:… or fashion_vit (built in)."),
+        Field(
+            description="timm model name, short name (deit_base), hf-hub:…, local-dir:…, fashion_vit (built in), or a "
+            "file of finetune that is not compressed."
+        ),
     ]
     checkpoint: Path | None = option(
         None,

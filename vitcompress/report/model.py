@@ -25,12 +25,12 @@ _NumBlocks = Annotated[int, Field(ge=1, le=MAX_BLOCKS)]
 
 @dataclass(frozen=True)
 class Parent:
-    """A file that the result was made from.
+    """A file or a model that the result was made from.
 
     Attributes:
-        name: name of the file.
-        sha256: hash of its bytes, as `sha256sum` prints it.
-        command: command that made the file.
+        name: name of the file, or of the model of timm.
+        sha256: hash of the file's bytes, as `sha256sum` prints it, or of the model's tensors.
+        command: command that made the file; empty for a model.
     """
 
     name: Text

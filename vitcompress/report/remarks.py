@@ -26,7 +26,8 @@ def report_remarks(report: Report) -> list[str]:
     lines.append(_training_remark(report))
     if report.lineage:
         parent = report.lineage[-1]
-        lines.append(f"Fine-tuned from {parent.name} (SHA-256 {parent.sha256[:12]}…), made by: {parent.command}")
+        made_by = f", made by: {parent.command}" if parent.command else "."
+        lines.append(f"Fine-tuned from {parent.name} (SHA-256 {parent.sha256[:12]}…){made_by}")
     if report.speed:
         lines.append(f"Latency: median, {_count(report.speed.threads, 'thread')}, {report.speed.device}.")
     return [*lines, *report.notes]
