@@ -29,6 +29,7 @@ RECIPES: dict[str, list[object]] = {
     "drop-path-and-mean": ["--share", 2, "--drop-path", 0.3, "--ema", 0.9],
     "muon-and-fade": ["--share", 4, "--optimizer", "muon", "--fade", 0.6, "--accumulate", 2],
     "workers-and-mixup": ["--share", 2, "--num-workers", 2, "--mixup", 0.8],
+    "small-views-first": ["--share", 2, "--small-first", 0.6, "--accumulate", 2, "--mixup", 0.8],
     "searched-and-int8": ["--target-ratio", 1.5, "--kinds", "narrow", "--store", "int8", "--qat-fraction", 0.5],
 }
 

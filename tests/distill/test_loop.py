@@ -53,7 +53,12 @@ def train(student: nn.Module, teacher: nn.Module, x: torch.Tensor, steps: int, *
         mixing=Mixing(num_classes=5 if "labels" in (distill_recipe.loss or {}) else None),
     )
     log = distill(
-        student, teacher, lambda start: batches(x, steps), settings, accelerator=Accelerator(cpu=True), ticker=ticker
+        student,
+        teacher,
+        lambda start: batches(x, steps * distill_recipe.accumulate),
+        settings,
+        accelerator=Accelerator(cpu=True),
+        ticker=ticker,
     )
     return log, ticker
 

@@ -70,8 +70,9 @@ def report(path: Path) -> Any:
         pytest.param(  # of block 0 the loss would be 0, and its gradient rounding
             ["--loss", "hidden=1", "--layers", "1:1", "--ema", 0.5], marks=pytest.mark.slow
         ),
+        pytest.param(["--small-first", 0.5], marks=pytest.mark.slow),
     ],
-    ids=["mixup-and-labels", "unreached-parameters-and-mean"],
+    ids=["mixup-and-labels", "unreached-parameters-and-mean", "small-views-first"],
 )
 def test_two_processes_take_the_steps_of_one(
     more: list[object], words: list[object], tmp_path: Path, vitcompress: Vitcompress

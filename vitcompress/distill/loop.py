@@ -18,6 +18,7 @@ from vitcompress.distill.log import TrainLog
 from vitcompress.distill.objective import NO_STEP, Objective, weighted_losses
 from vitcompress.distill.optimizers import lr_factor, make_optimizers, running_mean, set_lr
 from vitcompress.distill.settings import TrainSettings
+from vitcompress.distill.small_views import Resize, small_views_first
 from vitcompress.distill.state import StepResult, TrainState, set_parameters
 from vitcompress.distill.student import compiling, training_student
 from vitcompress.errors import DataError
@@ -37,6 +38,7 @@ class _Trainer:
         objective: computes the weighted losses of a batch.
         state: counters, loss curve and last good weights.
         average: running mean of the student; None without one.
+        resize: `(images, share of the training that is over) -> images` in the size to train on.
         settings: of the training.
         accelerator: decides device, precision and processes.
         terminated: tells whether SIGTERM or Ctrl-C came.
@@ -48,6 +50,7 @@ class _Trainer:
     objective: Objective
     state: TrainState
     average: AveragedModel | None
+    resize: Resize
     settings: TrainSettings
     accelerator: Accelerator
     terminated: Callable[[], bool]
@@ -128,9 +131,10 @@ def _preparing(
         objective = stack.enter_context(weighted_losses(student, teacher, settings))
         stack.enter_context(_freezing_unused(student, objective, settings.input_size, accelerator))
         stack.enter_context(compiling(student, blocks if settings.compiled else ()))
+        resize = stack.enter_context(small_views_first(student, teacher, recipe.small_first))
         model, *optimizers = accelerator.prepare(student, *make_optimizers(student, recipe, settings.matrices))
         stack.callback(accelerator.unwrap_model, model, keep_fp32_wrapper=False)
-        yield _Trainer(student, model, optimizers, objective, state, average, settings, accelerator, terminated)
+        yield _Trainer(student, model, optimizers, objective, state, average, resize, settings, accelerator, terminated)
 
 
 def _take_steps(trainer: _Trainer, batches: Iterable[Batch], ticker: Ticker) -> list[Batch]:
@@ -157,7 +161,7 @@ def _take_steps(trainer: _Trainer, batches: Iterable[Batch], ticker: Ticker) -> 
         if not all(len(part.labels) for part in parts):
             raise DataError(f"No image of a batch can be read; the last one: {parts[-1].bad[-1]}")
         lr = settings.recipe.peak_lr * factor
-        result = _take_step(trainer, parts, lr)
+        result = _take_step(trainer, parts, done, lr)
         done = state.done() if settings.num_steps is not None else result.done  # exact if counted in steps
         ticker.step(
             done=done,
@@ -173,12 +177,13 @@ def _take_steps(trainer: _Trainer, batches: Iterable[Batch], ticker: Ticker) -> 
     return parts
 
 
-def _take_step(trainer: _Trainer, parts: Sequence[Batch], lr: float) -> StepResult:
+def _take_step(trainer: _Trainer, parts: Sequence[Batch], done: float, lr: float) -> StepResult:
     """Update the student once, in place.
 
     Args:
         trainer: its optimizers have their learning rates.
         parts: batches whose gradients are added up.
+        done: share of the training that is over.
         lr: learning rate of AdamW, for the loss curve.
 
     Raises:
@@ -186,7 +191,7 @@ def _take_step(trainer: _Trainer, parts: Sequence[Batch], lr: float) -> StepResu
         DivergedError: a loss or gradient is not finite.
     """
     state, settings, accelerator = trainer.state, trainer.settings, trainer.accelerator
-    losses = _backward(trainer, parts)
+    losses = _backward(trainer, parts, done)
     norm = accelerator.clip_grad_norm_(trainer.model.parameters(), settings.recipe.clip_norm)
     due = settings.checkpoints is not None and settings.checkpoints.due(state.steps + 1)
     bad = [message for batch in parts for message in batch.bad]
@@ -210,7 +215,7 @@ def _take_step(trainer: _Trainer, parts: Sequence[Batch], lr: float) -> StepResu
     return result
 
 
-def _backward(trainer: _Trainer, parts: Sequence[Batch]) -> dict[str, Tensor]:
+def _backward(trainer: _Trainer, parts: Sequence[Batch], done: float) -> dict[str, Tensor]:
     """Accumulate the gradients of a step, in place; return this process's mean losses."""
     mixing = trainer.settings.mixing
     accelerator, step = trainer.accelerator, trainer.state.steps
@@ -218,6 +223,7 @@ def _backward(trainer: _Trainer, parts: Sequence[Batch]) -> dict[str, Tensor]:
     for number, batch in enumerate(parts):
         images, labels = (tensor.to(accelerator.device, non_blocking=True) for tensor in (batch.images, batch.labels))
         views, targets = mixing(images, labels, step)
+        views = trainer.resize(views, done)
         with accelerator.no_sync(trainer.model) if number + 1 < len(parts) else nullcontext():
             with accelerator.autocast():
                 losses = trainer.objective(trainer.model, views, targets, step, number)

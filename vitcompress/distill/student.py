@@ -10,6 +10,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from vitcompress.errors import RecipeError, raise_faults
+from vitcompress.families.view_size import half_size, view_size_fault
 from vitcompress.recipe import DistillRecipe
 
 _DROP_PATH = re.compile(r"(.+\.)?drop_path\d*")
@@ -21,7 +22,7 @@ def check_student(model: nn.Module, blocks: Sequence[str], recipe: DistillRecipe
     Args:
         model: the model to be compressed; may be on the meta device.
         blocks: names of its blocks.
-        recipe: its drop path, checkpointing and losses are checked.
+        recipe: its drop path, checkpointing, losses and size of views are checked.
         name: the user's name for the model.
 
     Raises:
@@ -35,6 +36,12 @@ def check_student(model: nn.Module, blocks: Sequence[str], recipe: DistillRecipe
     if recipe.label_smoothing and not (recipe.loss or {}).get("labels"):
         message = f"--label-smoothing {recipe.label_smoothing:g}: there is no labels loss to smooth."
         faults.append((message, "Add --loss labels=1."))
+    if recipe.small_first:
+        reason = view_size_fault(model, half_size(model))
+        if reason:
+            faults.append(
+                (f"--small-first {recipe.small_first:g}: {name} takes images of one size ({reason}).", "Leave it out.")
+            )
     raise_faults(RecipeError, faults)
 
 

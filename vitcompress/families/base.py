@@ -115,6 +115,7 @@ class Family:
         narrow_attention: `(attention) -> attention`; replaces timm's attention by one that allows
             narrower heads; None if the family has none.
         writes: matches the layers that write to the residual stream; all other layers read from it.
+        any_view_size: whether timm computes positions for the size of the images that it is given.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Family:
     qkv: Callable[[nn.Module], tuple[Tap, ...]] = tap_qkv
     narrow_attention: Callable[[Any], nn.Module] | None = None
     writes: re.Pattern[str] = re.compile(r"attn\.proj|mlp\.fc2")
+    any_view_size: bool = False
 
     def block_names(self, model: nn.Module) -> list[str]:
         """Return the full names of the model's blocks, in the order in which they run."""

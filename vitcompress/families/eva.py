@@ -86,4 +86,5 @@ EVA = Family(
         "rpe": never("it is for plain ViTs; the relative positions of the EVA family are rotary"),
     },
     convert=checkpoint_filter_fn,
+    any_view_size=True,
 )

@@ -132,4 +132,5 @@ VIT = Family(
     },
     convert=checkpoint_filter_fn,
     narrow_attention=NarrowAttention,
+    any_view_size=True,
 )

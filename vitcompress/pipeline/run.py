@@ -269,6 +269,8 @@ def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: Proces
         "--seed": recipe.run.seed, "--precision": precision_of(recipe.run), "data config": run.config,
         **{flag_of(name): fields[name] for name in _VIEW_FIELDS},
     }  # fmt: skip
+    if recipe.distill.small_first:  # which views are small depends on both
+        facts |= {"--small-first": recipe.distill.small_first, "--steps": steps}
     with run.accelerator.local_main_process_first():
         return TeacherCache(
             recipe.run.cache_teacher, facts, num_steps=steps, batch_size=recipe.data.batch_size,

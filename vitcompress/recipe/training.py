@@ -145,6 +145,13 @@ class DistillRecipe:
     max_relation_tokens: int = option(
         128, "Maximum number of tokens in relation losses, sampled anew at each step.", ge=2
     )
+    small_first: float = option(
+        0.0,
+        "Fraction of the training, from its start, that uses images of half the size: more images in the same time. "
+        "ViT and EVA families.",
+        ge=0,
+        le=0.9,
+    )
     ema: float | None = option(
         None, "Decay of a moving average of the weights, which replaces them at the end.", gt=0, lt=1
     )
