@@ -34,7 +34,7 @@ from vitcompress.search.divergence import divergence_and_chance
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 FACTOR, REACH = 1.5, 3  # between neighbors of the grid; neighbors on each side of its center
 NEAR, HALFWAY, FAR = 1e-4, 2.25e-4, 7.6e-4  # centers of the grid
-DEIT = {"model": "deit_tiny", "precision": "bf16"}
+DEIT = {"model": "deit_tiny"}
 SUBJECTS: Mapping[str, Mapping[str, Any]] = {  # flags, by name
     # its own recipe has Muon and fades, and so hides what a start needs
     "fashion": {"model": "fashion_vit", "precision": "fp32", "optimizer": "adamw", "fade": 0, "start": "calibrated"},
