@@ -38,7 +38,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return Report(Accuracy(1e5 * recipe.distill.lr))
 
     def measure_start(name: str, asked: Any, path: Path) -> Line:
-        return Line(name, 0.0, asked.steps, asked.batch_size, asked.seed, None, 0.3, 2.0, 96, 5.0, 5.0, 0.3, 90.0)
+        return Line(name, 0.0, asked.steps, asked.batch_size, asked.seed, None, 0.3, 2.0, 96, 600, 5.0, 5.0, 0.3, 90.0)
 
     monkeypatch.setattr("vitcompress.compress", compress, raising=False)
     monkeypatch.setattr(learning_rate, "measure_start", measure_start)

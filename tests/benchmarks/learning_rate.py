@@ -98,6 +98,7 @@ class Line:
         divergence: of the start from the source on images that it was not fitted to, in nats.
         chance: the same of predictions that ignore the image.
         width: channels of the model.
+        num_images: number of training images.
         top1_before: before training, in percent.
         top1: after it.
         kl: from the source after it, on the same images as top-1, in nats.
@@ -113,6 +114,7 @@ class Line:
     divergence: float
     chance: float
     width: int
+    num_images: float
     top1_before: float
     top1: float
     kl: float
@@ -215,7 +217,7 @@ def measure_start(name: str, asked: argparse.Namespace, path: Path) -> Line:
     width: Any = source.num_features
     return Line(
         name, 0.0, asked.steps, asked.batch_size, asked.seed, asked.calibration_images, nats, chance, width,
-        accuracy.student_top1, accuracy.student_top1, accuracy.kl, accuracy.teacher_top1,
+        run.num_images, accuracy.student_top1, accuracy.student_top1, accuracy.kl, accuracy.teacher_top1,
     )  # fmt: skip
 
 
@@ -235,7 +237,7 @@ def table(lines: Sequence[Line]) -> str:
     for settings in dict.fromkeys(line.settings for line in lines):
         its = sorted((line for line in lines if line.settings == settings), key=lambda line: line.lr)
         first, best = its[0], max(its, key=lambda line: line.top1)
-        rule = lr_for_start(first.divergence, first.chance, first.batch_size, first.width)
+        rule = lr_for_start(first.divergence, first.chance, first.batch_size, first.width, first.num_images)
         shown = ", ".join(f"{line.lr:.3g}: {line.top1:.2f}" for line in its)
         rows.append(
             f"| {first.start} | {first.divergence:.3f} | {first.chance:.2f} | {first.top1_before:.2f} % | {rule:.2g} "

@@ -1,4 +1,5 @@
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -121,16 +122,25 @@ def test_learning_rate_warms_up_then_falls_to_zero() -> None:
 
 
 def test_the_learning_rate_of_a_start_in_closed_form() -> None:
-    assert lr_for_start(0.0, 2.0, 16, 96) == pytest.approx(5e-5)
-    assert lr_for_start(2.0, 2.0, 16, 96) == pytest.approx(5e-4)
-    assert lr_for_start(1.0, 2.0, 16, 96) == pytest.approx(5e-5 * 10**0.5)
+    few, many = 600, math.inf
+    assert lr_for_start(0.0, 2.0, 16, 96, few) == pytest.approx(5e-5)
+    assert lr_for_start(2.0, 2.0, 16, 96, few) == lr_for_start(2.0, 2.0, 16, 96, many) == pytest.approx(5e-4)
+    assert lr_for_start(1.0, 2.0, 16, 96, few) == pytest.approx(5e-5 * 10**0.5)
     # noise falls with the square root of the batch size
-    assert lr_for_start(1.0, 2.0, 64, 96) == pytest.approx(1e-4 * 10**0.5)
-    assert lr_for_start(50.0, 2.0, 16, 96) == pytest.approx(5e-4)  # worse than chance counts as chance
-    assert lr_for_start(0.0, 0.0, 16, 96) == pytest.approx(5e-4)  # a teacher with constant predictions
-    assert lr_for_start(2.0, 2.0, 16, 192) == pytest.approx(2.5e-4)
-    assert lr_for_start(2.0, 2.0, 16, 768) == lr_for_start(2.0, 2.0, 16, 1408) == pytest.approx(1e-4)
-    assert lr_for_start(2.0, 2.0, 16, 24) == pytest.approx(5e-4)
+    assert lr_for_start(1.0, 2.0, 64, 96, few) == pytest.approx(1e-4 * 10**0.5)
+    assert lr_for_start(50.0, 2.0, 16, 96, few) == pytest.approx(5e-4)  # worse than chance counts as chance
+    assert lr_for_start(0.0, 0.0, 16, 96, few) == pytest.approx(5e-4)  # a teacher with constant predictions
+    assert lr_for_start(2.0, 2.0, 16, 192, few) == pytest.approx(2.5e-4)
+    assert lr_for_start(2.0, 2.0, 16, 768, few) == lr_for_start(2.0, 2.0, 16, 1408, few) == pytest.approx(1e-4)
+    assert lr_for_start(2.0, 2.0, 16, 24, few) == pytest.approx(5e-4)
+
+
+def test_the_learning_rate_of_a_good_start_grows_with_the_images() -> None:
+    assert lr_for_start(0.0, 2.0, 16, 96, 0) == pytest.approx(5e-5)
+    assert lr_for_start(0.0, 2.0, 16, 96, 2400) == pytest.approx(1e-4)
+    assert lr_for_start(0.0, 2.0, 16, 96, math.inf) == pytest.approx(5e-4 / 3)
+    assert lr_for_start(1.0, 2.0, 16, 96, 2400) == pytest.approx(1e-4 * 5**0.5)
+    assert lr_for_start(0.0, 2.0, 16, 768, math.inf) == pytest.approx(1e-4)  # no higher than from a bad start
 
 
 def test_a_typed_learning_rate_wins_over_the_constant() -> None:

@@ -68,8 +68,10 @@ def make_optimizers(
     ]
 
 
-def lr_for_start(divergence: float, chance_divergence: float, batch_size: int, width: int) -> float:
-    """Return AdamW's peak learning rate for a start: low if good, up to ten times that if bad.
+def lr_for_start(
+    divergence: float, chance_divergence: float, batch_size: int, width: int, num_images: float
+) -> float:  # fmt: skip
+    """Return AdamW's peak learning rate for a start: low if good or if images are few.
 
     Chosen on a small model and on DeiT-Tiny: docs/explanation.md. Grows with the square root of the
     batch size, as gradient noise does.
@@ -79,13 +81,16 @@ def lr_for_start(divergence: float, chance_divergence: float, batch_size: int, w
         chance_divergence: the same for predictions that ignore the image.
         batch_size: images per step.
         width: channels of the model; wider models take smaller steps from a bad start.
+        num_images: number of training images; few are learned by heart, the sooner the larger the
+            steps.
 
     Source: ours; for the square root, Malladi et al. 2022, arXiv:2205.10287; for the width, Yang et
         al. 2022, arXiv:2203.03466, Sec. 3.
     """
     lost = min(1.0, divergence / chance_divergence) if chance_divergence > 0 else 1.0
-    max_factor = min(10.0, max(2.0, 960 / width))
-    return float(5e-5 * max_factor**lost * math.sqrt(batch_size / 16))
+    highest = min(10.0, max(2.0, 960 / width))
+    lowest = min(highest, 10 / 3, max(1.0, math.sqrt(num_images / 600)))
+    return float(5e-5 * lowest ** (1 - lost) * highest**lost * math.sqrt(batch_size / 16))
 
 
 def lr_for_finetuning(batch_size: int, width: int) -> float:

@@ -179,7 +179,8 @@ def _with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
     images = torch.cat(list(run.judged()))
     nats, chance = divergence_and_chance(student.eval(), source, images)
     width = int(source.num_features)  # type: ignore[arg-type]
-    lr = from_main(lr_for_start(nats, chance, run.recipe.data.batch_size, width), run.accelerator)
+    lr = lr_for_start(nats, chance, run.recipe.data.batch_size, width, run.num_images)
+    lr = from_main(lr, run.accelerator)
     run.reporter.say(
         f"Before training, the student's predictions differ from {run.source.name}'s by {shown_nats(nats)} of KL "
         f"divergence (random predictions: {chance:.2f}). Learning rate: {lr:.2g}."

@@ -106,7 +106,8 @@ def finetune(
             else f"{run.train.name}: the model's own classes, so its head is kept"
         )
     reporter.say(f"preprocessing: {describe_preprocessing(run.config)}")
-    reporter.say(f"learning rate: {run.recipe.distill.peak_lr:.2g}")
+    if recipe.distill.steps != 0:
+        reporter.say(f"learning rate: {run.recipe.distill.peak_lr:.2g}")
     set_seed(recipe.run.seed, device_specific=True)
 
     # load

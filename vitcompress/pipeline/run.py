@@ -5,6 +5,7 @@ prepare → Run → train → finish → Report
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -99,6 +100,13 @@ class Run:
         if recipe.epochs is not None and self.train is not None:
             return max(1, round(recipe.epochs * len(self.train) / self.recipe.data.batch_size))
         return DEFAULT_STEPS if recipe.steps is None else recipe.steps
+
+    @property
+    def num_images(self) -> float:
+        """Number of training images: infinite for a stream, 0 for crops of a few photographs."""
+        if self.train is None or (self.train.endless and not self.train.streams):
+            return 0
+        return math.inf if self.train.streams else len(self.train)
 
     @property
     def baselines(self) -> bool:
