@@ -55,7 +55,8 @@ bench-quality: $(DEV)  ## compare every method at equal size, images and steps o
 
 # Takes minutes per model on an idle core; with options:
 #   .venv/bin/python -m tests.benchmarks speed --models tiny small swin --parts step student inference memory compile --threads 2
-bench-speed: $(DEV)  ## measure times of a step and of inference as ratios to timm's, and peak memory
+bench-speed: $(DEV)  ## measure training against a bare loop, steps and inference against timm's, and peak memory
+	$(BIN)/python -m tests.benchmarks throughput
 	$(BIN)/python -m tests.benchmarks speed
 
 clean:
