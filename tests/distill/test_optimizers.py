@@ -135,12 +135,13 @@ def test_the_learning_rate_of_a_start_in_closed_form() -> None:
     assert lr_for_start(2.0, 2.0, 16, 24, few) == pytest.approx(5e-4)
 
 
-def test_the_learning_rate_of_a_good_start_grows_with_the_images() -> None:
+def test_the_learning_rate_grows_with_the_images_unless_the_model_is_wide() -> None:
     assert lr_for_start(0.0, 2.0, 16, 96, 0) == pytest.approx(5e-5)
     assert lr_for_start(0.0, 2.0, 16, 96, 2400) == pytest.approx(1e-4)
-    assert lr_for_start(0.0, 2.0, 16, 96, math.inf) == pytest.approx(5e-4 / 3)
-    assert lr_for_start(1.0, 2.0, 16, 96, 2400) == pytest.approx(1e-4 * 5**0.5)
-    assert lr_for_start(0.0, 2.0, 16, 768, math.inf) == pytest.approx(1e-4)  # no higher than from a bad start
+    assert lr_for_start(0.0, 2.0, 16, 192, math.inf) == pytest.approx(5e-4 / 3)
+    assert lr_for_start(1.0, 2.0, 16, 192, 2400) == pytest.approx(1e-4 * 5**0.5)
+    assert lr_for_start(0.0, 2.0, 16, 384, 5400) == pytest.approx(7.5e-5)
+    assert lr_for_start(1.0, 2.0, 16, 768, 2400) == lr_for_start(1.0, 2.0, 16, 768, 0) == pytest.approx(5e-5 * 2**0.5)
 
 
 def test_a_typed_learning_rate_wins_over_the_constant() -> None:

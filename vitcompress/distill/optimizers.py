@@ -80,7 +80,7 @@ def lr_for_start(
         divergence: KL of the start's predictions from the source's, nats per image.
         chance_divergence: the same for predictions that ignore the image.
         batch_size: images per step.
-        width: channels of the model; wider models take smaller steps from a bad start.
+        width: channels of the model; wider models take smaller steps.
         num_images: number of training images; few are learned by heart, the sooner the larger the
             steps.
 
@@ -88,9 +88,9 @@ def lr_for_start(
         al. 2022, arXiv:2203.03466, Sec. 3.
     """
     lost = min(1.0, divergence / chance_divergence) if chance_divergence > 0 else 1.0
-    highest = min(10.0, max(2.0, 960 / width))
-    lowest = min(highest, 10 / 3, max(1.0, math.sqrt(num_images / 600)))
-    return float(5e-5 * lowest ** (1 - lost) * highest**lost * math.sqrt(batch_size / 16))
+    of_images = min(10 / 3, max(1.0, math.sqrt(num_images / 600) * min(1.0, 192 / width)))
+    of_start = min(10.0, max(2.0, 960 / width)) ** lost
+    return float(5e-5 * min(10.0, of_images * of_start) * math.sqrt(batch_size / 16))
 
 
 def lr_for_finetuning(batch_size: int, width: int) -> float:
