@@ -110,7 +110,7 @@ def test_other_images_models_and_settings_are_refused_by_name(
 def test_a_broken_file_is_refused_before_weights_are_loaded(
     roomy: list[str], flat: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitcompress.pipeline.plan.load_pretrained", None)
+    monkeypatch.setattr("vitcompress.pipeline.plan.load_weights", None)
     file = tmp_path / "options.json"
     for text, message in (('{"format": "vit', "cannot be read"), ("{}", "does not hold measured options")):
         file.write_text(text)
@@ -123,7 +123,7 @@ def test_a_broken_file_is_refused_before_weights_are_loaded(
 def test_flags_that_do_not_fit_together_are_refused_at_once(
     roomy: list[str], flat: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitcompress.pipeline.plan.load_pretrained", None)
+    monkeypatch.setattr("vitcompress.pipeline.plan.load_weights", None)
     plan, calibrate = ["plan", *roomy], ["--calibrate", flat]
     (tmp_path / "folder").mkdir()
     cases: list[tuple[list[object], str]] = [

@@ -121,7 +121,7 @@ def test_an_artifact_teaches(files: Path, tmp_path: Path) -> None:
 def test_teachers_that_cannot_be_told_before_any_weight_is_loaded(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitcompress.pipeline.plan.load_pretrained", lambda source: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("vitcompress.pipeline.plan.load_weights", lambda source: pytest.fail("weights were loaded"))
     with pytest.raises(VitcompressError) as caught:
         compress(files, tmp_path, **wide(files), drop_path=0.5, auto_augment="nonsense")
     assert "--loss hidden" in str(caught.value)
