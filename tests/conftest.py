@@ -126,6 +126,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def regrouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of three other classes than `images` has, with train/ and val/."""
+    root = tmp_path_factory.mktemp("regrouped")
+    for split, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("red", "green", "blue")):
+            for number in range(count):
+                draw_image(root / split / name / f"{number}.png", 100 + 10 * label + number)
+    return root
+
+
+@pytest.fixture(scope="session")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve images in one folder, without labels."""
     root = tmp_path_factory.mktemp("flat")

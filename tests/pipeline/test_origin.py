@@ -18,22 +18,23 @@ from vitcompress.report.model import Parent, from_json
 FAST: tuple[object, ...] = ("--batch-size", 6, "--num-workers", 0, "--device", "cpu", "--quiet")
 
 
-@pytest.fixture(scope="module")
-def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders `train/` and `val/` of three classes."""
-    root = tmp_path_factory.mktemp("colors")
-    for split, count in (("train", 4), ("val", 2)):
-        for label, name in enumerate(("red", "green", "blue")):
-            for number in range(count):
-                draw_image(root / split / name / f"{number}.png", 100 + 10 * label + number)
-    return root
-
-
 def test_a_model_of_timm_is_fine_tuned_and_then_compressed(
-    teacher: Sequence[str], colors: Path, tmp_path: Path, vitcompress: Vitcompress
+    teacher: Sequence[str], regrouped: Path, tmp_path: Path, vitcompress: Vitcompress
 ) -> None:
     tuned, mini = tmp_path / "tuned.safetensors", tmp_path / "mini.safetensors"
-    words: list[object] = ["--mean", "0.4", "--crop-pct", "0.9", "--data", colors, "--steps", 2, *FAST, "--out", tuned]
+    words: list[object] = [
+        "--mean",
+        "0.4",
+        "--crop-pct",
+        "0.9",
+        "--data",
+        regrouped,
+        "--steps",
+        2,
+        *FAST,
+        "--out",
+        tuned,
+    ]
     ended = vitcompress("finetune", *teacher, *words)
     assert ended.code == 0, ended.err
     report, model = from_json(json.loads(vitcompress("report", tuned, "--json").out)), package.load(tuned)
@@ -44,7 +45,7 @@ def test_a_model_of_timm_is_fine_tuned_and_then_compressed(
     assert "made by" not in vitcompress("report", tuned).out
 
     assert vitcompress("plan", tuned, "--share", 2).code == 0
-    ended = vitcompress("compress", tuned, "--data", colors, "--share", 2, "--steps", 1, *FAST, "--out", mini)
+    ended = vitcompress("compress", tuned, "--data", regrouped, "--share", 2, "--steps", 1, *FAST, "--out", mini)
     assert ended.code == 0, ended.err
     manifest = read_manifest(mini)
     assert manifest.source["name"] == "file:tuned.safetensors"
@@ -54,9 +55,9 @@ def test_a_model_of_timm_is_fine_tuned_and_then_compressed(
     assert manifest.data_config["mean"] == (0.4, 0.4, 0.4)
     assert (manifest.data_config["crop_pct"], manifest.lineage) == (0.9, ())
 
-    ended = vitcompress("evaluate", mini, "--data", colors, "--num-workers", 0)
+    ended = vitcompress("evaluate", mini, "--data", regrouped, "--num-workers", 0)
     assert (ended.code, "mini.safetensors was made from tuned.safetensors" in ended.err) == (0, True)
-    words = ["--data", colors, "--num-workers", 0, "--json"]
+    words = ["--data", regrouped, "--num-workers", 0, "--json"]
     compared = json.loads(vitcompress("evaluate", mini, "--teacher", tuned, *words).out)
     assert compared["teacher_top1"] == json.loads(vitcompress("evaluate", tuned, *words).out)["student_top1"]
 

@@ -40,17 +40,6 @@ BIGGER = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def regrouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Class folders of three other classes than `images` has, with train/ and val/."""
-    root = tmp_path_factory.mktemp("regrouped")
-    for split, count in (("train", 4), ("val", 2)):
-        for label, name in enumerate(("red", "green", "blue")):
-            for number in range(count):
-                draw_image(root / split / name / f"{number}.png", 100 + 10 * label + number)
-    return root
-
-
 def shared_ids(model: nn.Module, plan: Plan) -> bool:
     return all(
         model.get_parameter(f"{block}.{name}") is model.get_parameter(f"{group.donor}.{name}")

@@ -13,6 +13,7 @@ from vitcompress.artifact.manifest import Manifest
 from vitcompress.artifact.paths import SUFFIX
 from vitcompress.artifact.read import read_manifest
 from vitcompress.errors import ArtifactError, ModelError, RecipeError
+from vitcompress.families.widths import Widths
 from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import Source, resolve
 from vitcompress.quantize.codecs import STORES
@@ -81,7 +82,7 @@ def _compressions(manifest: Manifest) -> list[str]:
     plan = manifest.plan
     found = {
         "blocks share weights": any(len(group.blocks) > 1 for group in plan.groups),
-        "blocks are narrow": any(group.widths != type(group.widths)() for group in plan.groups),
+        "blocks are narrow": any(group.widths != Widths() for group in plan.groups),
         "layers have low rank": any(group.ranks for group in plan.groups),
         "parts of blocks are left out": any(group.skipped for group in plan.groups),
         f"blocks have transformations ({', '.join(plan.transforms)})": bool(plan.transforms),

@@ -12,6 +12,7 @@ from torch import nn
 from vitcompress.distill.hooks import ReadPoints, reading_outputs
 from vitcompress.distill.losses import LOSSES, Outputs, needs_teacher
 from vitcompress.distill.pairing import pair_layers
+from vitcompress.distill.small_views import small_views_fault
 from vitcompress.errors import RecipeError, first_line, raise_faults
 from vitcompress.families.base import Family
 from vitcompress.families.outputs import FEATURES, outputs_of, told_outputs
@@ -99,7 +100,9 @@ def match_models(student: ComparedModel, teacher: ComparedModel, recipe: Distill
     student_outputs = _probe(student, student.input_size[1:], student_points, fields)
     teacher_outputs, image_size = _probe_teacher(teacher, student, student_outputs, teacher_points, fields)
     notes = []
-    _check_small_views(student, teacher, image_size, recipe)
+    if recipe.small_first:
+        reason = view_size_fault(teacher.model, half_size(student.model)) if image_size is None else "its own"
+        raise_faults(RecipeError, small_views_fault(reason, recipe, name=teacher.name))
     if image_size is not None:
         notes.append(f"{teacher.name} sees the student's views, resized to {image_size[0]}×{image_size[1]}.")
     if points is not None:
@@ -114,24 +117,6 @@ def match_models(student: ComparedModel, teacher: ComparedModel, recipe: Distill
     elif recipe.layers is not None:
         raise RecipeError(f"--layers {recipe.layers}: no --loss compares blocks.", hint="Add --loss attention=1.")
     return Matching(losses, student_points, teacher_points, image_size=image_size, notes=tuple(notes))
-
-
-def _check_small_views(
-    student: ComparedModel, teacher: ComparedModel, image_size: tuple[int, int] | None, recipe: DistillRecipe
-) -> None:
-    """Check that the teacher takes small views as the student does, if they come first.
-
-    Raises:
-        RecipeError: it takes images of one size.
-    """
-    if not recipe.small_first:
-        return
-    reason = view_size_fault(teacher.model, half_size(student.model)) if image_size is None else "its own"
-    if reason:
-        raise RecipeError(
-            f"--small-first {recipe.small_first:g}: {teacher.name} takes images of one size ({reason}).",
-            hint="Leave it out.",
-        )
 
 
 def check_kind(student: ComparedModel, losses: Mapping[str, float]) -> None:

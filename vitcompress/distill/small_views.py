@@ -9,8 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitcompress.families.view_size import half_size, taking_views
+from vitcompress.recipe import DistillRecipe
 
 Resize = Callable[[Tensor, float], Tensor]
+
+
+def small_views_fault(reason: str, recipe: DistillRecipe, *, name: str) -> list[tuple[str, str]]:
+    """Return the fault of small views that a model does not take, as `(message, hint)` pairs.
+
+    Args:
+        reason: why it does not; empty where it does.
+        recipe: asks for small views.
+        name: the user's name for the model.
+    """
+    if not reason:
+        return []
+    return [(f"--small-first {recipe.small_first:g}: {name} takes images of one size ({reason}).", "Leave it out.")]
 
 
 @contextmanager

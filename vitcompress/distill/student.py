@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from timm.layers import DropPath
 from torch import nn
 
+from vitcompress.distill.small_views import small_views_fault
 from vitcompress.errors import RecipeError, raise_faults
 from vitcompress.families.view_size import half_size, view_size_fault
 from vitcompress.recipe import DistillRecipe
@@ -37,11 +38,7 @@ def check_student(model: nn.Module, blocks: Sequence[str], recipe: DistillRecipe
         message = f"--label-smoothing {recipe.label_smoothing:g}: there is no labels loss to smooth."
         faults.append((message, "Add --loss labels=1."))
     if recipe.small_first:
-        reason = view_size_fault(model, half_size(model))
-        if reason:
-            faults.append(
-                (f"--small-first {recipe.small_first:g}: {name} takes images of one size ({reason}).", "Leave it out.")
-            )
+        faults += small_views_fault(view_size_fault(model, half_size(model)), recipe, name=name)
     raise_faults(RecipeError, faults)
 
 

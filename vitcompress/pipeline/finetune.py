@@ -54,7 +54,7 @@ from vitcompress.pretrained.resolve import Source
 from vitcompress.recipe import Recipe
 from vitcompress.report.events import tell_plan
 from vitcompress.report.gates import unreachable_gates
-from vitcompress.report.model import Report
+from vitcompress.report.model import Parent, Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import alone, join
 
@@ -115,7 +115,7 @@ def finetune(
         run, teacher = _with_teacher(request)
         student = origin.load(reporter.say)
     run = replace(run, lineage=origin.lineage(student))
-    source_sha256 = request.source_sha256(student)
+    source_sha256 = request.source_sha256(run.lineage[-1])
     adapt_student(student, run.plan, num_classes=num_classes, img_size=img_size)
     if num_classes is None:
         run = with_labels(run, student.to(run.accelerator.device).eval(), stops=False)
@@ -160,16 +160,16 @@ class _Request:
     origin: Origin
     num_classes: int | None
 
-    def source_sha256(self, model: nn.Module) -> str:
+    def source_sha256(self, parent: Parent) -> str:
         """Return the digest of the source's weights; empty where the head or image size changes.
 
         Args:
-            model: what is fine-tuned, as it was loaded.
+            parent: what is fine-tuned; of a model of timm, with the digest of its tensors.
         """
         manifest = self.origin.manifest
         if self.num_classes is not None or self.run.source.model_args != manifest.source["model_args"]:
             return ""
-        return manifest.source_sha256 if self.origin.path is not None else sha256_of(model.state_dict())
+        return manifest.source_sha256 if self.origin.path is not None else parent.sha256
 
 
 def _with_teacher(request: _Request) -> tuple[Run, nn.Module | None]:
