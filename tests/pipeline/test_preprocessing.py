@@ -115,7 +115,7 @@ def test_the_file_its_reports_and_all_that_read_it_have_it(
         used.append(config)
         return training_loader(images, config, *args, **more)
 
-    monkeypatch.setattr("vitcompress.pipeline.run.training_loader", load)
+    monkeypatch.setattr("vitcompress.pipeline.train.training_loader", load)
     tuned = tmp_path / "tuned.safetensors"
     words = ["--data", wide, "--steps", 1, "--batch-size", 5, "--num-workers", 0, "--device", "cpu", "--out", tuned]
     ended = vitcompress("finetune", out, *words)

@@ -16,7 +16,7 @@ from vitcompress.artifact.digest import sha256_of
 from vitcompress.artifact.load import empty_student, load
 from vitcompress.artifact.read import read_manifest
 from vitcompress.data.classes import label_names
-from vitcompress.distill.matching import ComparedModel
+from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.errors import RecipeError, VitcompressError
 from vitcompress.families.outputs import tell_outputs
 from vitcompress.pretrained.build import empty_model
@@ -156,3 +156,19 @@ def adapt_inputs(
 
     if not same or image_size is not None:
         teacher.register_forward_pre_hook(adapt)
+
+
+def load_adapted(
+    teacher: Teacher, config: dict[str, Any], matching: Matching, tell: Callable[[str], object]
+) -> nn.Module:
+    """Load a teacher that accepts the student's views.
+
+    Args:
+        teacher: the teacher to load.
+        config: timm's data config of the views.
+        matching: says whether views must be resized.
+        tell: receives sentences on what was done with its weights.
+    """
+    model = teacher.load(tell)
+    adapt_inputs(model, teacher.config, config, matching.image_size)
+    return model

@@ -24,6 +24,7 @@ from vitcompress.data.open import check_places
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.optimizers import lr_for_start
+from vitcompress.distill.teacher import load_adapted
 from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.outputs import outputs_of
 from vitcompress.initialize.align import align_model
@@ -36,7 +37,8 @@ from vitcompress.pipeline.labels import check_teacher, with_labels
 from vitcompress.pipeline.measured import Place
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
 from vitcompress.pipeline.prepare import outputs_notes, planned, prepare, resolve_recipe, with_training
-from vitcompress.pipeline.run import Run, load_adapted, train
+from vitcompress.pipeline.run import Run
+from vitcompress.pipeline.train import train
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.report.events import tell_plan

@@ -20,14 +20,13 @@ from vitcompress.data.open import open_to_evaluate
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.data.sets import ImageSet, renumbered
 from vitcompress.distill.matching import ComparedModel, match_models
-from vitcompress.distill.teacher import find_teacher
+from vitcompress.distill.teacher import find_teacher, load_adapted
 from vitcompress.errors import CheckpointError, DataError, VitcompressError
 from vitcompress.families.outputs import count_classes, has_classes, outputs_of
 from vitcompress.measure.accuracy import Evaluator, Watch
 from vitcompress.measure.results import Accuracy
 from vitcompress.pipeline.checks import bundle_of
 from vitcompress.pipeline.labels import judge, tell_images
-from vitcompress.pipeline.run import load_adapted
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.load import load_pretrained
 from vitcompress.pretrained.resolve import Source, resolve

@@ -45,9 +45,10 @@ from vitcompress.pipeline.finish import Reference, conclude, measure
 from vitcompress.pipeline.labels import check_teacher, tell_images, with_labels
 from vitcompress.pipeline.origin import Origin, check_unsettled, find_origin
 from vitcompress.pipeline.prepare import planned, with_training
-from vitcompress.pipeline.run import Run, train
+from vitcompress.pipeline.run import Run
 from vitcompress.pipeline.targets import unmeasured_drop
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses
+from vitcompress.pipeline.train import train
 from vitcompress.plans.make import with_sizes_on
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.resolve import Source

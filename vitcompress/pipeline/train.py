@@ -1,0 +1,135 @@
+"""Train the student of a checked request: views, length, teacher's cache, and what is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitcompress.artifact.digest import sha256_of
+from vitcompress.data.augmentation import Mixing
+from vitcompress.data.loaders import Batch, ProcessShare, process_share, training_loader
+from vitcompress.distill.facts import images_digest
+from vitcompress.distill.log import TrainLog
+from vitcompress.distill.loop import distill
+from vitcompress.distill.settings import TrainSettings
+from vitcompress.distill.teacher_cache import TeacherCache
+from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
+from vitcompress.families.registry import family_named
+from vitcompress.pipeline.run import Run
+from vitcompress.quantize.layers import quantization_aware_training
+from vitcompress.recipe import flag_of
+from vitcompress.recipe.compose import to_dict
+from vitcompress.runtime.processes import precision_of
+
+DEVIATION_IMAGES = 128  # calibration images on which the outputs' deviation is measured
+_VIEW_FIELDS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")
+
+
+def train(
+    run: Run,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    seconds: float | None,
+    *,
+    follow: Callable[[float], None] = lambda done: None,
+    cached_as: nn.Module | None = None,
+) -> TrainLog:
+    """Train the student, in place.
+
+    Args:
+        run: the request.
+        student: the student, on any device.
+        teacher: takes the student's views; None where no loss needs it.
+        seconds: length in time; None where it is given in steps.
+        follow: called before each step with the share of the training that is over.
+        cached_as: the model whose weights name the teacher's cache; None for the teacher itself.
+
+    Returns:
+        The training log; empty where nothing is trained.
+    """
+    steps, images, recipe = run.num_steps, run.train, run.recipe
+    if steps == 0 or images is None:
+        return TrainLog()
+    seed, share = recipe.run.seed, process_share(run.accelerator, accumulate=recipe.distill.accumulate)
+
+    def batches(start: int) -> Iterable[Batch]:
+        return training_loader(images, run.config, recipe.data, seed=seed, num_steps=steps, start=start, share=share)
+
+    num_classes: Any = student.num_classes
+    mixing = Mixing(
+        mixup=recipe.data.mixup,
+        cutmix=recipe.data.cutmix,
+        num_classes=num_classes if "labels" in run.matching.losses else None,
+        smoothing=recipe.distill.label_smoothing,
+        seed=seed,
+    )
+    cache = None if teacher is None else _teacher_cache(run, cached_as or teacher, num_classes, share)
+    with (
+        quantization_aware_training(student, recipe.store.kind, recipe.store.qat_fraction) as quantize,
+        run.reporter.training(forecast=recipe.distill.max_minutes is None) as ticker,
+    ):
+
+        def before_step(done: float) -> None:
+            follow(done)
+            quantize(done)
+
+        settings = TrainSettings(
+            recipe.distill,
+            run.matching,
+            blocks=family_named(run.plan.family).block_names(student),
+            matrices=run.plan.matrices,
+            input_size=run.config["input_size"],
+            num_steps=steps,
+            seconds=seconds,
+            seed=seed,
+            mixing=mixing,
+            skip_bad_images=recipe.data.skip_bad_images,
+            checkpoints=run.checkpoints,
+            teacher_cache=cache,
+            deviation=_deviation(run, student, teacher),
+            compiled=recipe.run.compile,
+            before_step=before_step,
+        )
+        log = distill(student, teacher, batches, settings, accelerator=run.accelerator, ticker=ticker)
+    run.accelerator.free_memory()  # the optimizers hold three times the student
+    return log
+
+
+def _deviation(run: Run, student: nn.Module, teacher: nn.Module | None) -> Tensor | None:
+    """Return the deviation of the teacher's outputs over images, where a loss uses it."""
+    kind = outputs_of(student)
+    if teacher is None or not kind.uses_deviation or kind.loss not in run.matching.losses:
+        return None
+    teacher.to(run.accelerator.device).eval()
+    return deviation_of(outputs_on(teacher, first_images(run.calibration(), DEVIATION_IMAGES)))
+
+
+def first_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """Yield the first `count` images of some batches, and ask for no batch beyond them."""
+    for batch in batches:
+        yield batch[:count]
+        count -= len(batch)
+        if count <= 0:
+            return
+
+
+def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: ProcessShare) -> TeacherCache | None:
+    """Return the cache of the teacher's outputs; None where the recipe has none."""
+    recipe, steps, images = run.recipe, run.num_steps, run.train
+    if recipe.run.cache_teacher is None or steps is None or images is None:
+        return None
+    fields = to_dict(recipe)["data"]
+    facts = {
+        "teacher.sha256": sha256_of(teacher.state_dict()), "training images": images_digest(images),
+        "--seed": recipe.run.seed, "--precision": precision_of(recipe.run), "data config": run.config,
+        **{flag_of(name): fields[name] for name in _VIEW_FIELDS},
+    }  # fmt: skip
+    if recipe.distill.small_first:  # which views are small depends on both
+        facts |= {"--small-first": recipe.distill.small_first, "--steps": steps}
+    with run.accelerator.local_main_process_first():
+        return TeacherCache(
+            recipe.run.cache_teacher, facts, num_steps=steps, batch_size=recipe.data.batch_size,
+            num_classes=num_classes, share=share,
+        )  # fmt: skip
