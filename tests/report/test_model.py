@@ -20,7 +20,7 @@ def test_json_is_the_report() -> None:
     assert set(tree) == {
         "schema_version", "model", "family", "groups", "transforms", "size", "accuracy", "speed", "train", "data",
         "versions", "command", "notes", "before", "lineage", "store", "baselines", "made_of", "why",
-        "preprocessing", "outputs",
+        "preprocessing", "outputs", "seconds",
     }  # fmt: skip
     assert set(tree["size"]) == {
         "teacher_params", "student_params", "params_ratio", "teacher_bytes", "student_bytes", "bytes_ratio",

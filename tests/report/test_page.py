@@ -46,7 +46,7 @@ def test_a_page_is_the_same_each_time_and_its_charts_are_told_in_words() -> None
     html = to_html(RESULT)
     assert html == to_html(RESULT)
     charts = [attributes for tag, attributes in Seen(html).tags if attributes.get("role") == "img"]
-    assert len(charts) == 3
+    assert len(charts) == 4
     for chart in charts:
         if "aria-label" in chart:
             assert chart["aria-label"] == describe_boxes(TRAINED)
@@ -55,6 +55,7 @@ def test_a_page_is_the_same_each_time_and_its_charts_are_told_in_words() -> None
                 assert f'id="{key}"' in html
     assert "Size against top-1: teacher 346.27 MB, 86.00 %" in html
     assert "logits from 2 to 0.05128" in html
+    assert "During training, top-1 on 256 of these images: 70.31 % at step 0, 83.98 % at step 500." in html
     assert not re.search(r"#d55e00|#0072b2|#ffffff|#000000", html)  # only colours that follow light and dark
 
 
@@ -72,6 +73,17 @@ def test_what_was_not_measured_is_said(report: Any) -> None:
     if report.speed is None:
         assert "Latency Latency was not measured." in text
     assert ("no picture of size" in text) == (report is not None and report.groups != (1,) * 12)
+
+
+def test_a_curve_of_cosines_is_drawn_as_such() -> None:
+    curve = tuple({"step": float(step), "images": 128.0, "feature_cosine": 0.5 + step / 10} for step in range(3))
+    html = to_html(replace(RESULT, report=replace(TRAINED, train=replace(TRAINED.train, accuracy_curve=curve))))
+    assert "cosine similarity of features on 128 of these images: 0.5000 at step 0, 0.6000 at step 1" in html
+    assert "cosine similarity of features (%)" not in html
+
+
+def test_the_time_of_a_command_is_told_by_stage() -> None:
+    assert "Time of the command: 140 s (loading 4 s, training 120 s, evaluation 16 s)." in Seen(to_html(RESULT)).text
 
 
 def test_classes_have_names_where_they_are_known() -> None:
@@ -93,9 +105,11 @@ def test_classes_have_names_where_they_are_known() -> None:
 def test_a_hostile_report_stays_text() -> None:
     accuracy = replace(TRAINED.accuracy, data=EVIL)  # type: ignore[type-var]
     curve = tuple({**point, EVIL: 1.0} for point in CURVE)
+    accuracies = ({EVIL: 1.0}, {"top1": 1.0}, {"step": 0.0}, {"step": 1e300, "top1": -1e300, "images": 1e300})
     report = replace(
         TRAINED, model=EVIL, command=EVIL, notes=(EVIL,), why=(EVIL,), transforms=(EVIL,), versions={EVIL: EVIL},
-        accuracy=accuracy, data=EVIL, train=replace(TRAINED.train, loss_curve=curve, teacher=EVIL),
+        accuracy=accuracy, data=EVIL, seconds={EVIL: 1.0},
+        train=replace(TRAINED.train, loss_curve=curve, accuracy_curve=accuracies, teacher=EVIL),
         made_of=(Group((f"blocks.0.{EVIL}.0", "blocks.1"), (EVIL,)),), baselines=(replace(BASELINES[0], name=EVIL),),
     )  # fmt: skip
     result = Result(EVIL, 1, report, {EVIL: {EVIL: EVIL}, "gates": {"max_drop": EVIL}}, (EVIL,))

@@ -1,4 +1,4 @@
-"""Counters and loss curve of a training, as the report shows them."""
+"""Counters and curves of a training, as the report shows them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pydantic import ConfigDict, Field
 from vitcompress.plans.bounds import MAX_ENTRIES, Amount, Count, Number, Text
 
 MAX_POINTS = 200  # of the loss curve
+WATCHES = 4  # measurements during a training, after one before it
 _Point = Annotated[dict[Text, Number], Field(max_length=32)]
 
 
 @dataclass(frozen=True)
 class TrainLog:
-    """Counters and loss curve of a training.
+    """Counters and curves of a training.
 
     Attributes:
         steps: number of optimizer steps.
@@ -25,6 +26,9 @@ class TrainLog:
         images_per_second: mean over the whole loop.
         loss_curve: at most 200 points, each `{step, lr, loss, <loss name>…}` with means since the
             previous point.
+        accuracy_curve: the student before, during and after the training on a few validation
+            images, each point `{step, images, <measure>}`, with the measure that the report
+            compares by; empty where nothing was measured.
         teacher: name of the teacher; None without one.
         losses: weight of each loss.
         precision: precision of the training: fp32, tf32 or bf16; None in reports of version 0.1.
@@ -38,6 +42,7 @@ class TrainLog:
     seconds: Amount = 0.0
     images_per_second: Amount = 0.0
     loss_curve: Annotated[tuple[_Point, ...], Field(max_length=400)] = ()
+    accuracy_curve: Annotated[tuple[_Point, ...], Field(max_length=WATCHES + 1)] = ()
     teacher: Text | None = None
     losses: Annotated[dict[Text, Number], Field(max_length=MAX_ENTRIES)] = field(default_factory=dict)
     precision: Text | None = None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.data.loaders import Batch
-from vitcompress.distill.log import TrainLog
+from vitcompress.distill.log import WATCHES, TrainLog
 from vitcompress.distill.objective import NO_STEP, Objective, weighted_losses
 from vitcompress.distill.optimizers import lr_factor, make_optimizers, running_mean, set_lr
 from vitcompress.distill.settings import TrainSettings
@@ -36,7 +36,7 @@ class _Trainer:
         model: the student as accelerate wraps it.
         optimizers: of the model, as accelerate wraps them.
         objective: computes the weighted losses of a batch.
-        state: counters, loss curve and last good weights.
+        state: counters, curves and last good weights.
         average: running mean of the student; None without one.
         resize: `(images, share of the training that is over) -> images` in the size to train on.
         settings: of the training.
@@ -77,7 +77,7 @@ def distill(
         ticker: shows every step.
 
     Returns:
-        Counters and loss curve of the training.
+        Counters and curves of the training.
 
     Raises:
         DivergedError: a loss or gradient is not finite.
@@ -98,6 +98,7 @@ def distill(
         if checkpoints:
             checkpoints.restore(accelerator, state, average)
         last_batches = _take_steps(trainer, batches(state.steps), ticker)
+        _watch(trainer, 1.0)
         if checkpoints and checkpoints.worth_it(state, accelerator):  # evaluation may be interrupted too
             checkpoints.save(accelerator, state, average)
     if average:
@@ -150,6 +151,7 @@ def _take_steps(trainer: _Trainer, batches: Iterable[Batch], ticker: Ticker) -> 
     stream, done = iter(batches), state.done()
     parts: list[Batch] = []
     while done < 1 or not state.steps:
+        _watch(trainer, done)
         settings.before_step(done)
         factor = lr_factor(done, settings.recipe.warmup)
         for optimizer in trainer.optimizers:
@@ -175,6 +177,16 @@ def _take_steps(trainer: _Trainer, batches: Iterable[Batch], ticker: Ticker) -> 
         if result.stop:
             raise pending()
     return parts
+
+
+def _watch(trainer: _Trainer, done: float) -> None:
+    """Measure the student, if it is time to, without a change of any random number that follows."""
+    state, device = trainer.state, trainer.accelerator.device
+    if trainer.settings.watch is None or done < len(state.accuracy) / WATCHES:
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        point = trainer.settings.watch(state.steps, state.kept)
+    state.accuracy.append({"step": state.steps, **point})
 
 
 def _take_step(trainer: _Trainer, parts: Sequence[Batch], done: float, lr: float) -> StepResult:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitcompress.data.augmentation import Mixing
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.matching import Matching
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.recipe import DistillRecipe
+
+Watch = Callable[[int, nn.Module], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class TrainSettings:
         teacher_cache: logits of the teacher from earlier runs on the same views; None to run the
             teacher each time.
         compiled: whether to compile the student's blocks.
+        watch: `(steps taken, model) -> point of the accuracy curve`, given the model whose weights
+            are kept; None to measure nothing during the training.
         before_step: called before each step with the share of the training that is over, 0–1.
     """
 
@@ -52,4 +56,5 @@ class TrainSettings:
     teacher_cache: TeacherCache | None = None
     deviation: Tensor | None = None
     compiled: bool = False
+    watch: Watch | None = None
     before_step: Callable[[float], None] = lambda done: None

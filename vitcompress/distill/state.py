@@ -1,4 +1,4 @@
-"""State of a training: length, counters, loss curve and the last good weights."""
+"""State of a training: length, counters, curves and the last good weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from vitcompress.distill.log import MAX_POINTS, TrainLog
 from vitcompress.errors import TrainingError
 
 _SNAPSHOT_STEPS = 50
-_COUNTERS = ("limit", "steps", "images", "skipped", "sums", "since", "every", "curve")  # their names on disk, too
+# their names on disk, too
+_COUNTERS = ("limit", "steps", "images", "skipped", "sums", "since", "every", "curve", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class DivergedError(TrainingError):
 
 
 class TrainState:
-    """State of a training: length, counters, loss curve and the last good weights.
+    """State of a training: length, counters, curves and the last good weights.
 
     Args:
         student: gets the last good weights if the training diverges.
@@ -75,6 +76,7 @@ class TrainState:
         self.sums: dict[str, float] = {}  # of the losses since the last point of the curve
         self.since, self.every = 0, 1  # steps since the last point, and steps per point
         self.curve: list[dict[str, float]] = []
+        self.accuracy: list[dict[str, float]] = []  # points of the accuracy curve
         self.good = _copy_parameters(kept)
 
     def done(self, *, ahead: int = 0) -> float:
@@ -164,6 +166,7 @@ class TrainState:
             seconds=round(self.seconds(), 3),
             images_per_second=round(self.images_per_second(), 1),
             loss_curve=tuple({name: round(value, 6) for name, value in point.items()} for point in self.curve),
+            accuracy_curve=tuple(self.accuracy),
         )
 
 

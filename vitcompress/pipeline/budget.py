@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import StreamReader
+from vitcompress.distill.log import WATCHES
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import BASELINES
 from vitcompress.measure.latency import SPEED_SECONDS
 from vitcompress.pipeline.run import Run
+from vitcompress.pipeline.watch import some_images
 from vitcompress.runtime.processes import from_main
 
 _PROBED_IMAGES = (32, 256)
@@ -20,24 +22,42 @@ _WRITING_SECONDS = 3.0  # plus the time of a slow disk for the bytes
 _DISK_BYTES_PER_SECOND = 50e6
 _MARGIN = 1.15
 _STREAM_IMAGES = 50_000  # assumed length of a stream: ImageNet's validation set
+_WATCHED_SHARE = 0.03  # of a training's time, for measurements during it
+_STEP_PASSES = 4  # a step takes the time of four forward passes of the student: its own, backward, the teacher's
 
 
-def training_seconds(run: Run, started: float, student: nn.Module, teacher: nn.Module | None) -> float | None:
-    """Return the length of the training in seconds; None where the recipe counts in steps.
+@dataclass(frozen=True)
+class Budget:
+    """What a training may take.
+
+    Attributes:
+        seconds: its length; None where the recipe counts in steps.
+        watched_images: number of images for each measurement during the training.
+    """
+
+    seconds: float | None
+    watched_images: int
+
+
+def training_budget(run: Run, student: nn.Module, reference: nn.Module | None) -> Budget:
+    """Return what the training may take, the same in all processes.
 
     Args:
         run: the request.
-        started: when the command started, in seconds since 1970.
         student: moved to the device; in eval mode afterwards.
-        teacher: the model that the student is evaluated with, likewise; None where there is none.
+        reference: the model that the student is evaluated with, likewise; None where there is none.
     """
-    minutes = run.recipe.distill.max_minutes
+    minutes, steps = run.recipe.distill.max_minutes, run.num_steps
+    measurements = WATCHES + 1
     if minutes is None:
-        return None
-    for model in filter(None, (student, teacher)):
+        images = (steps or 0) * run.recipe.data.batch_size
+        return Budget(None, int(_WATCHED_SHARE * _STEP_PASSES * images / measurements))
+    for model in filter(None, (student, reference)):
         model.to(run.accelerator.device).eval()
-    needed = _finishing_seconds(student, teacher, run.evaluator, baselines=run.baselines)
-    return from_main(seconds_left(minutes, started, needed), run.accelerator)
+    needed, per_image = _finishing_seconds(student, reference, run.evaluator, baselines=run.baselines)
+    seconds = seconds_left(minutes, run.clock.started, needed)
+    watched = int(_WATCHED_SHARE * seconds / (measurements * per_image)) if per_image else 0
+    return from_main(Budget(seconds, watched), run.accelerator)
 
 
 def seconds_left(minutes: float, started: float, needed: float) -> float:
@@ -52,34 +72,32 @@ def seconds_left(minutes: float, started: float, needed: float) -> float:
 
 
 def _finishing_seconds(
-    student: nn.Module, teacher: nn.Module | None, evaluator: Evaluator, *, baselines: bool
-) -> float:  # fmt: skip
-    """Estimate the seconds after the training from an evaluation of a few images."""
+    student: nn.Module, reference: nn.Module | None, evaluator: Evaluator, *, baselines: bool
+) -> tuple[float, float]:
+    """Estimate the seconds after the training from an evaluation of a few images.
+
+    Returns:
+        These seconds, and those to evaluate an image; 0 where there are no images.
+    """
     num_bytes = sum(p.numel() * p.element_size() for p in student.parameters())
     rest = 2 * 2 * SPEED_SECONDS + _WRITING_SECONDS + num_bytes / _DISK_BYTES_PER_SECOND
     images = evaluator.images
     if images is None:
-        return rest
+        return rest, 0.0
 
     def seconds(count: int) -> float:
-        probe = replace(evaluator, images=_first(images, count))
+        probe = replace(evaluator, images=some_images(images, count, seed=0))
         start = time.perf_counter()
-        probe(student, teacher)
+        probe(student, reference)
         return time.perf_counter() - start
 
     total, processes = _length(images), evaluator.accelerator.num_processes if evaluator.accelerator else 1
     few, more = (count * processes for count in _PROBED_IMAGES)
     fixed = seconds(few)  # workers start, and the first pass warms up
-    slope = max(0.0, seconds(more) - fixed) / (more - few) if total > few else 0.0
-    passes: float = 1 + (len(BASELINES) / 2 if baselines and teacher is not None else 0)
-    needed: float = _MARGIN * passes * (fixed + slope * max(0, total - few))
-    return rest + needed
-
-
-def _first(images: ImageSet, count: int) -> ImageSet:
-    if isinstance(images.reader, StreamReader):
-        return replace(images, reader=replace(images.reader, limit=count))
-    return images.subset(range(min(count, len(images))), images.name)
+    per_image = max(0.0, seconds(more) - fixed) / (more - few) if total > few else fixed / few
+    passes: float = 1 + (len(BASELINES) / 2 if baselines and reference is not None else 0)
+    needed = _MARGIN * passes * (fixed + per_image * max(0, total - few))
+    return rest + needed, per_image
 
 
 def _length(images: ImageSet) -> int:

@@ -6,7 +6,6 @@ Recipe → Plan → student → TrainLog → Report → artifact
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.augmentation import training_transform
 from vitcompress.data.open import check_places
-from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.optimizers import lr_for_start
 from vitcompress.distill.teacher import load_adapted
@@ -29,7 +27,6 @@ from vitcompress.errors import Faults, RecipeError
 from vitcompress.families.outputs import outputs_of
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import needs_images, start_student
-from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.checks import check_recipe
 from vitcompress.pipeline.finish import Reference, conclude
@@ -45,6 +42,7 @@ from vitcompress.report.events import tell_plan
 from vitcompress.report.model import Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import from_main
+from vitcompress.runtime.stopwatch import Stopwatch
 from vitcompress.search.divergence import divergence_and_chance, shown_nats
 
 
@@ -77,12 +75,12 @@ def compress(
         VitcompressError: a fault of the recipe, raised before any weight is loaded; nothing is
             written then.
     """
-    started = time.time() if started is None else started
+    clock = Stopwatch(started)
     reporter = reporter or Reporter(quiet=True)
     check_recipe(recipe, Recipe, 'Recipe(ModelRecipe("deit_tiny"))')
 
     # check
-    run = prepare(recipe, Path(out), command, reporter)
+    run = replace(prepare(recipe, Path(out), command, reporter), clock=clock)
     set_seed(recipe.run.seed, device_specific=True)
 
     # load
@@ -102,9 +100,11 @@ def compress(
     has_state = settled is not None and checkpoints is not None and checkpoints.newest() is not None
     starts = not has_state or recipe.distill.fade > 0  # what fades is the difference from the start
     run = _with_images(run, source, starts=starts, settles=settled is None)
+    clock.lap("loading")
     weights: Mapping[str, Tensor] | None = None
     if settled is None and recipe.target.is_given:
         run, weights = search_plan(run, source, Place.of(checkpoints))
+        clock.lap("search")
     size = run.plan.size
     reporter.say(f"{run.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
 
@@ -117,9 +117,10 @@ def compress(
     if turned is not source:
         source.cpu()  # until it is evaluated: `turned` takes its place
     tell_plan(reporter, run.source.name, run.plan)
+    clock.lap("start")
 
     # distill
-    learn = partial(_distill, run, started, student, source, turned)
+    learn = partial(_distill, run, student, source, turned)
 
     # store, measure, write
     return conclude(run, student, Reference(source, source_sha256), learn)
@@ -196,18 +197,16 @@ def _wants_lr(run: Run, source: nn.Module) -> bool:
     return recipe.lr is None and recipe.steps != 0 and outputs_of(source).nats is not None
 
 
-def _distill(run: Run, started: float, student: nn.Module, source: nn.Module, turned: nn.Module) -> TrainLog:
+def _distill(run: Run, student: nn.Module, source: nn.Module, turned: nn.Module) -> TrainLog:
     """Train the student, in place, to do what the teacher does.
 
     Args:
         run: the request.
-        started: when the command started, in seconds since 1970.
         student: the student at its start.
         source: the model to compress.
         turned: the source in the student's order; the teacher, if no other is named.
     """
     fade = run.recipe.distill.fade
-    student.to(run.accelerator.device)  # before the source's matrices are added to it
     teacher = turned
     if run.teacher:
         teacher = load_adapted(run.teacher, run.config, run.matching, run.reporter.say)
@@ -217,9 +216,7 @@ def _distill(run: Run, started: float, student: nn.Module, source: nn.Module, tu
             f"During the first {100 * fade:.0f} % of training, each block's own matrices fade out, "
             "so the loss rises. Afterwards it falls."
         )
-    with fading(student, turned, run.plan, fade) as follow:
-        seconds = training_seconds(run, started, student, turned)
-        return train(run, student, teacher, seconds, follow=follow, cached_as=None if run.teacher else source)
+    return train(run, student, teacher, reference=turned, cached_as=None if run.teacher else source)
 
 
 def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:

@@ -6,8 +6,8 @@ artifact or timm model → new head and size → TrainLog → Report → artifac
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from vitcompress.artifact.source import model_file
 from vitcompress.data.classes import ModelClasses, known_classes
 from vitcompress.data.preprocessing import describe_preprocessing
 from vitcompress.data.views import Views
-from vitcompress.distill.log import TrainLog
 from vitcompress.distill.losses import LOSSES, needs_teacher
 from vitcompress.distill.matching import ComparedModel, Matching
 from vitcompress.distill.optimizers import lr_for_finetuning
@@ -30,7 +29,6 @@ from vitcompress.families.outputs import CLASSES, count_classes, has_classes, ou
 from vitcompress.families.registry import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
-from vitcompress.pipeline.budget import training_seconds
 from vitcompress.pipeline.checks import (
     check_cache,
     check_out,
@@ -58,6 +56,7 @@ from vitcompress.report.gates import unreachable_gates
 from vitcompress.report.model import Parent, Report
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import alone, join
+from vitcompress.runtime.stopwatch import Stopwatch
 
 
 def finetune(
@@ -93,7 +92,7 @@ def finetune(
         VitcompressError: a fault, raised before any weight is loaded where it can be; nothing is
             written then.
     """
-    started = time.time() if started is None else started
+    clock = Stopwatch(started)
     reporter = reporter or Reporter(quiet=True)
     check_recipe(recipe, Recipe, 'Recipe(ModelRecipe("mini"), data=DataRecipe("images"))')
 
@@ -115,7 +114,7 @@ def finetune(
     with run.accelerator.local_main_process_first():
         run, teacher = _with_teacher(request)
         student = origin.load(reporter.say)
-    run = replace(run, lineage=origin.lineage(student))
+    run = replace(run, lineage=origin.lineage(student), clock=clock)
     source_sha256 = request.source_sha256(run.lineage[-1])
     adapt_student(student, run.plan, num_classes=num_classes, img_size=img_size)
     if num_classes is None:
@@ -129,10 +128,10 @@ def finetune(
         if settled is None and run.accelerator.is_main_process:
             checkpoints.begin(facts, {}, eager=False)
     before = measure(run, student, None) if num_classes is None else None
+    clock.lap("loading")
 
     # learn
-    def learn() -> TrainLog:
-        return train(run, student, teacher, training_seconds(run, started, student, teacher))
+    learn = partial(train, run, student, teacher, reference=teacher)
 
     # store, measure, write
     return conclude(run, student, Reference(teacher, source_sha256, before), learn)

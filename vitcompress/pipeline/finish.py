@@ -89,6 +89,7 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
     baselines: tuple[Baseline, ...] = ()
     if run.baselines and teacher is not None and accuracy is not None:
         baselines = measure_baselines(teacher, run.evaluator, accuracy, run.reporter)
+    run.clock.lap("evaluation")
     report: Report | None = None
     if run.accelerator.is_main_process:
         device = run.accelerator.device
@@ -117,6 +118,7 @@ def finish(run: Run, student: nn.Module, reference: Reference, log: TrainLog, ou
             why=() if run.lineage else plan.why,
             preprocessing=describe_preprocessing(run.config),
             outputs=outputs_of(student).name,
+            seconds={name: round(seconds, 1) for name, seconds in run.clock.laps.items()},
         )
         report = _write(replace(run, plan=plan), student, tensors, reference.source_sha256, report, out)
     report = from_main(report, run.accelerator)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from vitcompress.recipe.compose import to_dict
 from vitcompress.report.model import Parent
 from vitcompress.runtime.console import Reporter
 from vitcompress.runtime.processes import precision_of
+from vitcompress.runtime.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Run:
         lineage: the artifacts that the student descends from, oldest first.
         drawn: the calibration images, drawn with the model's predictions; None where these are not
             needed.
+        clock: where the time of the command goes.
     """
 
     recipe: Recipe
@@ -78,6 +80,7 @@ class Run:
     notes: tuple[str, ...] = ()
     lineage: tuple[Parent, ...] = ()
     drawn: Drawing | None = None
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def num_steps(self) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,13 +11,16 @@ from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.augmentation import Mixing
 from vitcompress.data.loaders import Batch, ProcessShare, process_share, training_loader
 from vitcompress.distill.facts import images_digest
+from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
 from vitcompress.families.registry import family_named
+from vitcompress.pipeline.budget import training_budget
 from vitcompress.pipeline.run import Run
+from vitcompress.pipeline.watch import make_watch
 from vitcompress.quantize.layers import quantization_aware_training
 from vitcompress.recipe import flag_of
 from vitcompress.recipe.compose import to_dict
@@ -31,9 +34,8 @@ def train(
     run: Run,
     student: nn.Module,
     teacher: nn.Module | None,
-    seconds: float | None,
     *,
-    follow: Callable[[float], None] = lambda done: None,
+    reference: nn.Module | None,
     cached_as: nn.Module | None = None,
 ) -> TrainLog:
     """Train the student, in place.
@@ -42,8 +44,8 @@ def train(
         run: the request.
         student: the student, on any device.
         teacher: takes the student's views; None where no loss needs it.
-        seconds: length in time; None where it is given in steps.
-        follow: called before each step with the share of the training that is over.
+        reference: the model that the student is compared with, whose matrices fade out; None where
+            there is none.
         cached_as: the model whose weights name the teacher's cache; None for the teacher itself.
 
     Returns:
@@ -52,6 +54,9 @@ def train(
     steps, images, recipe = run.num_steps, run.train, run.recipe
     if steps == 0 or images is None:
         return TrainLog()
+    student.to(run.accelerator.device)  # before the source's matrices are added to it
+    budget = training_budget(run, student, reference)
+    watch = make_watch(run, student, reference, budget.watched_images)
     seed, share = recipe.run.seed, process_share(run.accelerator, accumulate=recipe.distill.accumulate)
 
     def batches(start: int) -> Iterable[Batch]:
@@ -67,12 +72,13 @@ def train(
     )
     cache = None if teacher is None else _teacher_cache(run, cached_as or teacher, num_classes, share)
     with (
+        fading(student, reference or student, run.plan, recipe.distill.fade) as fade,
         quantization_aware_training(student, recipe.store.kind, recipe.store.qat_fraction) as quantize,
         run.reporter.training(forecast=recipe.distill.max_minutes is None) as ticker,
     ):
 
         def before_step(done: float) -> None:
-            follow(done)
+            fade(done)
             quantize(done)
 
         settings = TrainSettings(
@@ -82,7 +88,7 @@ def train(
             matrices=run.plan.matrices,
             input_size=run.config["input_size"],
             num_steps=steps,
-            seconds=seconds,
+            seconds=budget.seconds,
             seed=seed,
             mixing=mixing,
             skip_bad_images=recipe.data.skip_bad_images,
@@ -90,10 +96,12 @@ def train(
             teacher_cache=cache,
             deviation=_deviation(run, student, teacher),
             compiled=recipe.run.compile,
+            watch=watch,
             before_step=before_step,
         )
         log = distill(student, teacher, batches, settings, accelerator=run.accelerator, ticker=ticker)
     run.accelerator.free_memory()  # the optimizers hold three times the student
+    run.clock.lap("training")
     return log
 
 

@@ -1,10 +1,11 @@
-"""Show the losses of a training: a drawing as SVG, a table, and a sentence."""
+"""Show the losses and the accuracy during a training: drawings as SVG, a table, and sentences."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vitcompress.distill.log import TrainLog
+from vitcompress.report.rows import MEASURES, PERCENT, show_measure
 from vitcompress.report.svg import draw_svg
 
 if TYPE_CHECKING:
@@ -74,6 +75,46 @@ def describe_curves(train: TrainLog) -> str:
     return (
         f"Weighted losses from step {first.get('step', 0):.0f} to step {last.get('step', 0):.0f}: {'; '.join(parts)}."
     )
+
+
+def accuracy_points(train: TrainLog) -> tuple[str, list[tuple[float, float]]]:
+    """Return what was measured during a training: a key of `MEASURES`, and a value for each step.
+
+    The key is empty and there are no values where nothing was measured.
+    """
+    name = next((name for name in MEASURES if any(name in point for point in train.accuracy_curve)), "")
+    points = [(point["step"], point[name]) for point in train.accuracy_curve if {"step", name} <= point.keys()]
+    return name, points
+
+
+def draw_accuracy(train: TrainLog) -> str:
+    """Draw the accuracy over the steps.
+
+    Args:
+        train: a training with at least two `accuracy_points`.
+
+    Returns:
+        SVG; the same for the same points and the same matplotlib.
+    """
+    name, points = accuracy_points(train)
+
+    def plot(axes: Axes) -> None:
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=_COLORS[1], marker="o", linewidth=1.8)
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"{MEASURES[name]}{' (%)' if name in PERCENT else ''}")
+
+    return draw_svg((4.4, 2.4), plot)
+
+
+def describe_accuracy(train: TrainLog) -> str:
+    """Return a sentence on the accuracy during a training; empty where nothing was measured."""
+    name, points = accuracy_points(train)
+    if not points:
+        return ""
+    values = ", ".join(f"{show_measure(value, name)} at step {step:,.0f}" for step, value in points)
+    images = train.accuracy_curve[0].get("images", 0)
+    return f"During training, {MEASURES[name]} on {images:,.0f} of these images: {values}."
 
 
 def _loss_names(train: TrainLog) -> list[str]:

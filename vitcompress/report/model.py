@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from vitcompress.distill.log import TrainLog
 from vitcompress.errors import ArtifactError
 from vitcompress.measure.results import Accuracy, Baseline, Speed
-from vitcompress.plans.bounds import MAX_BLOCKS, MAX_ENTRIES, Text, Texts
+from vitcompress.plans.bounds import MAX_BLOCKS, MAX_ENTRIES, Amount, Text, Texts
 from vitcompress.plans.model import Group, Size
 
 SCHEMA_VERSION = 1
@@ -65,6 +65,8 @@ class Report:
         preprocessing: size, resizing, crop and normalization of images; empty in older reports.
         outputs: kind of the model's outputs: `classes`, `multi_label`, `regression` or `features`
             (of a model without a head); None in older reports.
+        seconds: time that each stage of the command took: loading, search, start, training,
+            evaluation; without writing; empty in older reports.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # also for the dataclasses in it
@@ -90,6 +92,7 @@ class Report:
     why: Texts = ()
     preprocessing: Text = ""
     outputs: Text | None = None
+    seconds: Annotated[dict[Text, Amount], Field(max_length=16)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

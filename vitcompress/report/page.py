@@ -10,7 +10,15 @@ import yaml
 from markupsafe import Markup
 
 from vitcompress.recipe import GateRecipe, flag_of
-from vitcompress.report.curves import curve_columns, curve_rows, describe_curves, draw_curves
+from vitcompress.report.curves import (
+    accuracy_points,
+    curve_columns,
+    curve_rows,
+    describe_accuracy,
+    describe_curves,
+    draw_accuracy,
+    draw_curves,
+)
 from vitcompress.report.gates import missed_gates
 from vitcompress.report.kinds import CLASSES, words_for
 from vitcompress.report.model import Report, Result
@@ -72,6 +80,7 @@ def to_html(result: Result, examples: Examples | None = None) -> str:
         example_rows=_example_rows(examples, result.classes),
         example_data=examples and examples.accuracy and without_places(examples.accuracy.data),
         curve=_curve_plot(report),
+        accuracy_curve=_accuracy_plot(report),
         curve_columns=curve_columns(report.train),
         curve_rows=curve_rows(report.train),
         remarks=report_remarks(report),
@@ -222,3 +231,11 @@ def _curve_plot(report: Report) -> Markup:
         return Markup("")
     svg = draw_curves(report.train)
     return Markup(inline_svg(svg, "curve", "Losses during training", describe_curves(report.train)))
+
+
+def _accuracy_plot(report: Report) -> Markup:
+    """Draw the accuracy during training as inline SVG; empty with fewer than two points."""
+    if len(accuracy_points(report.train)[1]) < 2:
+        return Markup("")
+    text = describe_accuracy(report.train)
+    return Markup(inline_svg(draw_accuracy(report.train), "accuracy", "Accuracy during training", text))

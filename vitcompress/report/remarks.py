@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vitcompress.measure.results import Accuracy
 from vitcompress.plans.model import Group
+from vitcompress.report.curves import describe_accuracy
 from vitcompress.report.kinds import words_for
 from vitcompress.report.model import Report
 from vitcompress.report.rows import MEASURES, baseline_measure, megabytes, show_measure, student_value
@@ -24,6 +25,7 @@ def report_remarks(report: Report) -> list[str]:
     if report.preprocessing:
         lines.append(preprocessing_remark(report.preprocessing))
     lines.append(_training_remark(report))
+    lines += filter(None, (describe_accuracy(report.train), _time_remark(report.seconds)))
     if report.lineage:
         parent = report.lineage[-1]
         made_by = f", made by: {parent.command}" if parent.command else "."
@@ -127,6 +129,14 @@ def _training_remark(report: Report) -> str:
         f"{verb} for {train.steps:,} steps, {train.images:,} images in {train.seconds:.0f} s "
         f"({rate} images/s), on {report.data}."
     )
+
+
+def _time_remark(seconds: Mapping[str, float]) -> str:
+    """Return a sentence on where the time went; empty where it is not known."""
+    if not seconds:
+        return ""
+    stages = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    return f"Time of the command: {sum(seconds.values()):.0f} s ({stages})."
 
 
 def _skip_remarks(groups: Sequence[Group]) -> list[str]:

@@ -14,7 +14,7 @@ MEASURES = {  # fields of a baseline, and what each is called
     "r2": "R² against the teacher",
     "feature_cosine": "cosine similarity of features",
 }
-_PERCENT = ("top1", "agreement")
+PERCENT = ("top1", "agreement")  # measures in percent
 _MAX_FITS = 8  # outputs that have rows of their own
 
 
@@ -124,7 +124,7 @@ def student_value(accuracy: Accuracy, measure: str) -> float | None:
 
 def show_measure(value: float | None, measure: str) -> str:
     """Format a value of a key of `MEASURES`; a dash for None."""
-    return percent(value) if measure in _PERCENT or value is None else f"{value:.4f}"
+    return percent(value) if measure in PERCENT or value is None else f"{value:.4f}"
 
 
 def megabytes(num_bytes: int) -> str:

@@ -1,0 +1,68 @@
+"""Measure what a training has reached, on a few validation images, a few times."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from vitcompress.data.sets import ImageSet
+from vitcompress.data.streams import StreamReader
+from vitcompress.distill.settings import Watch
+from vitcompress.families.outputs import has_classes
+from vitcompress.pipeline.run import Run
+from vitcompress.quantize.store import round_to, stored_tensors
+from vitcompress.report.rows import MEASURES, show_measure, student_value
+
+MIN_IMAGES, MAX_IMAGES = 100, 256  # fewer say too little
+
+
+def make_watch(run: Run, student: nn.Module, reference: nn.Module | None, num_images: int) -> Watch | None:
+    """Return what measures the student during its training; None where there is nothing to measure.
+
+    It measures what the file would hold: rounded as it is stored, without what fades out.
+
+    Args:
+        run: the request, with the images.
+        student: the student before it is set up for training; a copy of it is kept.
+        reference: the model that outputs are compared with where images have no labels; None where
+            there is none.
+        num_images: number of images that there is time for.
+    """
+    images = run.val
+    if images is None or num_images < MIN_IMAGES:
+        return None
+    labeled = images.labels is not None and has_classes(student)
+    if not labeled and reference is None:
+        return None
+    evaluator = replace(
+        run.evaluator,
+        images=some_images(images, min(num_images, MAX_IMAGES), seed=run.recipe.run.seed),
+        recipe=replace(run.recipe.data, num_workers=0),  # they would take longer to start than to work
+    )
+    model, store = copy.deepcopy(student).eval(), run.recipe.store.kind
+
+    def watch(step: int, kept: nn.Module) -> dict[str, float]:
+        model.load_state_dict(kept.state_dict())
+        round_to(model, stored_tensors(model, store), store)
+        other = None if labeled or reference is None else reference.to(run.accelerator.device).eval()
+        accuracy = evaluator(model, other)
+        assert accuracy is not None  # there are images
+        name = next(name for name in MEASURES if student_value(accuracy, name) is not None)
+        value = student_value(accuracy, name)
+        assert value is not None
+        when = f"after {step:,} steps" if step else f"before training, on {accuracy.num_images} validation images"
+        run.reporter.say(f"{when}: {MEASURES[name]} {show_measure(value, name)}")
+        return {"images": accuracy.num_images, name: round(value, 6)}
+
+    return watch
+
+
+def some_images(images: ImageSet, count: int, *, seed: int) -> ImageSet:
+    """Return `count` images of a set, drawn at random; the first ones of a stream."""
+    if isinstance(images.reader, StreamReader):
+        return replace(images, reader=replace(images.reader, limit=count))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images.subset(sorted(order[:count].tolist()), images.name)
