@@ -68,6 +68,11 @@ def groups(**recipe: Any) -> list[int]:
     return [len(group.blocks) for group in make_plan(tiny(), PlanRecipe(**recipe), name="tiny").groups]
 
 
+def test_pairs_of_blocks_share_by_default_but_not_where_they_are_only_to_be_narrow() -> None:
+    assert groups() == groups(width=0.5, share=2) == groups(width=0.5, pattern="cycle") == [2, 2]
+    assert groups(width=0.5) == [1, 1, 1, 1]
+
+
 def test_groups_are_consecutive_and_the_last_may_be_shorter() -> None:
     assert groups(share=3) == [3, 1]
     assert groups(share=4) == [4]

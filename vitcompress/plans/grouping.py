@@ -39,7 +39,8 @@ def group_blocks(recipe: PlanRecipe, kinds: Mapping[str, BlockKind]) -> list[tup
     """
     if recipe.groups is not None:
         return _parse_groups(recipe.groups, kinds)
-    share = recipe.share if recipe.share is not None else DEFAULT_SHARE
+    unasked = 1 if recipe.width is not None and recipe.pattern == "sequence" else DEFAULT_SHARE
+    share = recipe.share if recipe.share is not None else unasked
     if not kinds:
         raise PlanError("The model has 0 blocks, so there is nothing to share.")
     if share > len(kinds):

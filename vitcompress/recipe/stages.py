@@ -21,9 +21,7 @@ class GateRecipe:
     """Requirements of the result; a missed one makes the command exit with code 3."""
 
     max_drop: float | None = option(None, "Largest allowed drop of top-1, in points.")
-    min_ratio: float | None = option(
-        None, "The source must have at least this many times the student's parameters.", gt=0
-    )
+    min_ratio: float | None = option(None, "Minimum ratio of the source's parameters to the student's.", gt=0)
     max_size: Annotated[Annotated[int, Field(gt=0)] | None, Bytes] = option(
         None, "Largest allowed file size, like 40MB or 38MiB."
     )
@@ -103,6 +101,8 @@ def _shown_default(name: str, field: FieldInfo) -> str:
     default = field.default
     if default is True:
         return flag_of(name).replace("--no-", "--")
-    if field.is_required() or default in (None, False, {}):
+    if field.is_required() or default is None or default is False or default == {}:
         return ""
+    if isinstance(default, float):
+        return f"{default:g}"
     return ",".join(default) if isinstance(default, tuple) else str(default)

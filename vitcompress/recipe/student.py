@@ -26,8 +26,8 @@ class ModelRecipe:
     model: Annotated[
         str,
         Field(
-            description="timm model name, short name (deit_base), hf-hub:…, local-dir:…, fashion_vit (built in), or a "
-            "file of finetune that is not compressed."
+            description="timm model name, short name (deit_base), hf-hub:…, local-dir:…, fashion_vit (built in), or an "
+            "uncompressed vitcompress file (of finetune)."
         ),
     ]
     checkpoint: Path | None = option(
@@ -77,7 +77,10 @@ class PlanRecipe:
     """Which blocks share weights, and what each block keeps for itself."""
 
     share: int | None = option(
-        None, f"Number of consecutive blocks that share weights. Default: {DEFAULT_SHARE}, if no --groups.", ge=1
+        None,
+        f"Number of consecutive blocks that share weights. Default, without --groups: {DEFAULT_SHARE}; with --width, 1 "
+        "(no sharing).",
+        ge=1,
     )
     groups: str | None = option(
         None, "Blocks that share weights, like 0-3,4-7,8-11 (numbered from 0); instead of --share."
@@ -91,12 +94,12 @@ class PlanRecipe:
         "(needs --adapter-rank or --basis).",
     )
     adapter_rank: int | None = option(
-        None, "Rank of a low-rank residual that each block adds to the matrices it shares.", ge=1
+        None, "Rank of the low-rank (LoRA-style) adapter that each block adds to the matrices it shares.", ge=1
     )
     basis: int | None = option(
         None,
-        "Rank of low-rank factors of which the group shares one: the factor that reads from or writes to the "
-        "residual stream.",
+        "Rank of a low-rank factorization of which the group shares one factor, the one that reads from or writes to "
+        "the residual stream; each block keeps the other.",
         ge=1,
     )
     width: float | None = option(None, "Fraction of each block's hidden neurons and head channels to keep.", gt=0, lt=1)
@@ -161,7 +164,8 @@ class TargetRecipe:
         ge=1,
     )
     options: Path | None = option(
-        None, "Measured options to choose from, as plan --calibrate --save writes them; they are not measured again."
+        None,
+        "File of options that plan --calibrate --save has measured; the search chooses from it instead of measuring.",
     )
     max_memory: Annotated[Annotated[int, Field(gt=0)] | None, Bytes] = option(
         None, "Memory for what the search measures, like 8GB. Default: half of what is free."
@@ -191,8 +195,9 @@ class StartRecipe:
     )
     calibration_images: int | None = option(
         None,
-        "Number of training images that starts are fitted to, and options of a search. Up to 128 others say how good "
-        "they are. More images give a better start and take longer. Default: as many as there are, at most "
+        "Number of training images that the initial weights are fitted to, and that a search measures on. Up to 128 "
+        "others are held out to judge them. More images are better and take longer. Default: as many as there are, at "
+        "most "
         f"{MAX_CALIBRATION_IMAGES:,}.",
         ge=1,
     )

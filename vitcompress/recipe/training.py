@@ -43,7 +43,8 @@ class DataRecipe:
     class_order: Literal["natural", "ascii"] | None = option(
         None,
         "Order of class folders: natural, as timm numbers them (class2 before class10), or ascii, as torchvision. "
-        "Default: by names and numbers; where these do not decide, the order in which the teacher is right.",
+        "Default: detected from their names and numbers; if these are ambiguous, the order in which the teacher is "
+        "more accurate.",
     )
     skip_bad_images: bool = option(False, "Skip and count unreadable images instead of stopping.")
     batch_size: int = option(128, "Images per training step, over all processes.", ge=1)
@@ -108,8 +109,8 @@ class DistillRecipe:
     )
     lr: float | None = option(
         None,
-        "Peak learning rate of AdamW. Default: compress takes one that fits how far the start is from the source, "
-        "finetune one that fits the width of the model.",
+        "Peak learning rate of AdamW. Default: computed from the width of the model, the batch size and, by compress, "
+        "the number of images and how far the untrained student is from its source; printed before training.",
         gt=0,
     )
     matrix_lr: float = option(0.02, "Peak learning rate of Muon.", gt=0)

@@ -12,6 +12,7 @@ from vitcompress.report.model import Report
 from vitcompress.report.rows import MEASURES, baseline_measure, megabytes, show_measure, student_value
 from vitcompress.report.sharing import PARTS
 
+STAGES = ("loading", "search", "start", "training", "evaluation")  # in order; JSON in a file is sorted by name
 _MAX_WIDTHS = 3  # kinds of narrow blocks that are described one by one
 
 
@@ -135,7 +136,8 @@ def _time_remark(seconds: Mapping[str, float]) -> str:
     """Return a sentence on where the time went; empty where it is not known."""
     if not seconds:
         return ""
-    stages = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    names = sorted(seconds, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
+    stages = ", ".join(f"{name} {seconds[name]:.0f} s" for name in names)
     return f"Time of the command: {sum(seconds.values()):.0f} s ({stages})."
 
 
