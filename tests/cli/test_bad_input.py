@@ -683,11 +683,20 @@ def test_a_target_that_cannot_be(
     mistake(vitcompress(command, "vit_tiny", *words, *rest), *named)
 
 
-def test_kinds_without_a_target_are_refused(
-    out: Path, vitcompress: Vitcompress, teacher: list[str], flat: Path
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kinds", "narrow"], "--kinds needs a target"),
+        (["--width-multiple", 1], "--width-multiple needs a target"),
+        (["--max-memory", "8GB"], "--max-memory needs a target"),
+        (["--target-ratio", 2, "--start", "first"], "--start first and --target-ratio cannot be used together"),
+    ],
+    ids=str,
+)
+def test_options_that_would_do_nothing_are_refused(
+    words: list[object], message: str, out: Path, vitcompress: Vitcompress, teacher: list[str], flat: Path
 ) -> None:
-    words = ["--kinds", "narrow", "--data", flat, *FAST, "--out", out]
-    mistake(vitcompress("compress", *teacher, *words), "--kinds needs a target", "--target-ratio")
+    mistake(vitcompress("compress", *teacher, *words, "--data", flat, *FAST, "--out", out), message)
 
 
 def test_a_target_with_a_folder_of_no_images_names_it(

@@ -56,7 +56,9 @@ def test_teacher_and_student_see_the_same_views() -> None:
         model.register_forward_pre_hook(lambda module, inputs, name=name: views[name].append(inputs[0]))
     train(student, teacher, images(teacher), 4, loss={"logits": 1.0}, small_first=0.5)
     real = {name: [view for view in seen if not view.is_meta] for name, seen in views.items()}
-    for ours, theirs in zip(real["student"], real["teacher"], strict=False):
+    assert [view.shape[-1] for view in real["teacher"]] == [16, 16, 32, 32]
+    assert real["student"].pop().shape[-1] == 32  # checks the last update
+    for ours, theirs in zip(real["student"], real["teacher"], strict=True):
         assert torch.equal(ours, theirs)
 
 

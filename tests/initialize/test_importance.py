@@ -37,6 +37,15 @@ def test_only_the_class_token_counts_where_nothing_else_is_read() -> None:
     assert (found["blocks.0"]["mlp.fc2"] > FLOOR).all()
 
 
+def test_the_size_of_batches_changes_nothing() -> None:
+    model, x = tiny(), images(tiny(), 70)
+    whole, small = (
+        token_weights(model, family_of(model, "tiny"), BLOCKS, batches) for batches in ([x[:64]], x.split(5))
+    )
+    for layer, weights in whole["blocks.0"].items():
+        assert torch.equal(weights, small["blocks.0"][layer])
+
+
 @pytest.mark.parametrize("told", [None, "multi_label"])
 def test_tokens_of_a_model_with_one_output_differ_too(told: str | None) -> None:
     """The softmax of one number has no gradient, so that all tokens would count alike."""

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from accelerate import Accelerator
+from safetensors.torch import save_file
 
-from tests.conftest import Vitcompress
+from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.distill.test_checkpoints import cut_short, same_tensors
+from tests.factories import tiny
 from vitcompress.data.sets import ImageSet
+from vitcompress.distill.loop import _watch
+from vitcompress.distill.state import TrainState
+from vitcompress.errors import DataError
+from vitcompress.measure.accuracy import Evaluator
 from vitcompress.pipeline import watch
 from vitcompress.pipeline.watch import some_images
 from vitcompress.report.model import from_json
@@ -104,6 +114,55 @@ def test_it_changes_no_weight_and_a_resumed_run_has_the_whole_curve(
     assert same_tensors(whole, without)
 
 
+def test_features_that_are_not_finite_end_the_training_with_the_last_good_state(
+    flat: Path, tmp_path: Path, vitcompress: Vitcompress, any_number: None
+) -> None:
+    out = tmp_path / "a.safetensors"
+    model, weights = [ARCHITECTURE, *model_flags(num_classes=0)], tmp_path / "weights.safetensors"
+    save_file(tiny(num_classes=0).state_dict(), weights)
+    words = ["--data", flat, "--val-data", flat, "--steps", 4, "--lr", 1e14, "--warmup", 0]
+    ended = vitcompress("compress", *model, "--checkpoint", weights, *WORDS, *words, "--out", out)
+    assert ended.code == 2
+    assert "not finite" in ended.err
+    kept = tmp_path / "a.last-good.safetensors"
+    points = train_part(kept)["accuracy_curve"]
+    assert [point["step"] for point in points] == [0]
+    assert "training" in json.loads(kept.with_suffix(".report.json").read_text())["seconds"]
+
+
+def test_images_that_cannot_be_had_for_once_do_not_end_the_training(
+    teacher: Sequence[str],
+    images: Path,
+    tmp_path: Path,
+    vitcompress: Vitcompress,
+    monkeypatch: pytest.MonkeyPatch,
+    any_number: None,
+) -> None:
+    whole, calls = Evaluator.__call__, []
+
+    def fail_once(self: Evaluator, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:  # after those of the classes, the start and the first step
+            raise DataError("The shard cannot be read.")
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(Evaluator, "__call__", fail_once)
+    out = tmp_path / "a.safetensors"
+    ended = vitcompress("compress", *teacher, *WORDS, "--data", images, "--steps", 4, "--out", out)
+    assert ended.code == 0, ended.err
+    assert "after 2 steps: not measured. The shard cannot be read." in ended.err
+    assert [point["step"] for point in train_part(out)["accuracy_curve"]] == [0, 1, 3, 4]
+
+
+def test_a_quarter_that_a_slow_step_skips_is_not_made_up_for() -> None:
+    state, done = TrainState(tiny(), tiny(), lr=0.1, num_steps=10, seconds=None), 0.0
+    settings = SimpleNamespace(watch=lambda step, model: {"done": done})
+    trainer: Any = SimpleNamespace(state=state, settings=settings, accelerator=Accelerator(cpu=True))
+    for done in (0.0, 0.1, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0):
+        _watch(trainer, done)
+    assert [point["done"] for point in state.accuracy] == [0.0, 0.6, 0.8, 1.0]
+
+
 def test_a_short_training_is_not_measured(
     teacher: Sequence[str], images: Path, tmp_path: Path, vitcompress: Vitcompress
 ) -> None:
@@ -128,14 +187,23 @@ def test_finetuning_is_measured_and_the_report_says_where_the_time_went(
 
 
 def test_minutes_are_shared_by_what_a_compression_does(
-    teacher: Sequence[str], images: Path, tmp_path: Path, vitcompress: Vitcompress
+    teacher: Sequence[str],
+    images: Path,
+    tmp_path: Path,
+    vitcompress: Vitcompress,
+    monkeypatch: pytest.MonkeyPatch,
+    any_number: None,
 ) -> None:
     out = tmp_path / "a.safetensors"
-    words = ["--data", images, "--target-ratio", 1.2, "--kinds", "narrow", "--max-minutes", 0.001]
+    words = ["--data", images, "--target-ratio", 1.2, "--kinds", "narrow", "--max-minutes", 0.4]
+    start = time.time()
+    monkeypatch.setattr("vitcompress.cli.compress.STARTED", start)
     assert vitcompress("compress", *teacher, *WORDS[2:], *words, "--out", out).code == 0
-    seconds = json.loads(out.with_suffix(".report.json").read_text())["seconds"]
-    assert tuple(seconds) == STAGES
-    assert all(value >= 0 for value in seconds.values())
+    report = json.loads(out.with_suffix(".report.json").read_text())
+    assert tuple(report["seconds"]) == STAGES
+    assert report["seconds"]["training"] >= report["train"]["seconds"] > 0
+    assert 0 < sum(report["seconds"].values()) < time.time() - start
+    assert 1 < len(report["train"]["accuracy_curve"]) <= 5
 
 
 def test_images_are_drawn_from_the_whole_set() -> None:

@@ -83,7 +83,8 @@ def test_a_curve_of_cosines_is_drawn_as_such() -> None:
 
 
 def test_the_time_of_a_command_is_told_by_stage() -> None:
-    assert "Time of the command: 140 s (loading 4 s, training 120 s, evaluation 16 s)." in Seen(to_html(RESULT)).text
+    text = Seen(to_html(RESULT)).text
+    assert "latencies and writing: 140 s (loading 4 s, training 120 s, evaluation 16 s)." in text
 
 
 def test_classes_have_names_where_they_are_known() -> None:

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from vitcompress.plans.bounds import MAX_ENTRIES, Amount, Count, Number, Text
 
 MAX_POINTS = 200  # of the loss curve
-WATCHES = 4  # measurements during a training, after one before it
+QUARTERS = 4  # of a training; it is measured before the first, and after each
 _Point = Annotated[dict[Text, Number], Field(max_length=32)]
 
 
@@ -22,8 +22,9 @@ class TrainLog:
         steps: number of optimizer steps.
         images: number of views, each counted every time it is seen.
         skipped_images: number of unreadable images, counted every time they are met.
-        seconds: duration of the loop, without loading and evaluation.
-        images_per_second: mean over the whole loop.
+        seconds: duration of the loop, with the measurements of the accuracy curve; without loading
+            and evaluation.
+        images_per_second: mean over the whole loop, without these measurements.
         loss_curve: at most 200 points, each `{step, lr, loss, <loss name>…}` with means since the
             previous point.
         accuracy_curve: the student before, during and after the training on a few validation
@@ -42,7 +43,7 @@ class TrainLog:
     seconds: Amount = 0.0
     images_per_second: Amount = 0.0
     loss_curve: Annotated[tuple[_Point, ...], Field(max_length=400)] = ()
-    accuracy_curve: Annotated[tuple[_Point, ...], Field(max_length=WATCHES + 1)] = ()
+    accuracy_curve: Annotated[tuple[_Point, ...], Field(max_length=QUARTERS + 1)] = ()
     teacher: Text | None = None
     losses: Annotated[dict[Text, Number], Field(max_length=MAX_ENTRIES)] = field(default_factory=dict)
     precision: Text | None = None

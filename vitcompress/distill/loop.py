@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.data.loaders import Batch
-from vitcompress.distill.log import WATCHES, TrainLog
+from vitcompress.distill.log import QUARTERS, TrainLog
 from vitcompress.distill.objective import NO_STEP, Objective, weighted_losses
 from vitcompress.distill.optimizers import lr_factor, make_optimizers, running_mean, set_lr
 from vitcompress.distill.settings import TrainSettings
@@ -23,7 +24,7 @@ from vitcompress.distill.state import StepResult, TrainState, set_parameters
 from vitcompress.distill.student import compiling, training_student
 from vitcompress.errors import DataError
 from vitcompress.runtime.console import Ticker
-from vitcompress.runtime.processes import gathered, mean_of
+from vitcompress.runtime.processes import from_main, gathered, mean_of
 from vitcompress.runtime.signals import deferring, pending
 
 
@@ -148,7 +149,7 @@ def _take_steps(trainer: _Trainer, batches: Iterable[Batch], ticker: Ticker) -> 
         DivergedError, DataError, TerminationError, KeyboardInterrupt: as `distill`.
     """
     state, settings, accelerator = trainer.state, trainer.settings, trainer.accelerator
-    stream, done = iter(batches), state.done()
+    stream, done = iter(batches), from_main(state.done(), accelerator)  # clocks differ, where it is counted in time
     parts: list[Batch] = []
     while done < 1 or not state.steps:
         _watch(trainer, done)
@@ -180,13 +181,20 @@ def _take_steps(trainer: _Trainer, batches: Iterable[Batch], ticker: Ticker) -> 
 
 
 def _watch(trainer: _Trainer, done: float) -> None:
-    """Measure the student, if it is time to, without a change of any random number that follows."""
+    """Measure the student, if it is time to, without a change of any random number that follows.
+
+    Raises:
+        DivergedError: its outputs are not finite.
+    """
     state, device = trainer.state, trainer.accelerator.device
-    if trainer.settings.watch is None or done < len(state.accuracy) / WATCHES:
+    if trainer.settings.watch is None or done < state.quarters / QUARTERS:
         return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with state.measuring(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         point = trainer.settings.watch(state.steps, state.kept)
-    state.accuracy.append({"step": state.steps, **point})
+    state.check_finite(all(map(math.isfinite, point.values())))
+    state.quarters = int(done * QUARTERS) + 1
+    if point:
+        state.accuracy.append({"step": state.steps, **point})
 
 
 def _take_step(trainer: _Trainer, parts: Sequence[Batch], done: float, lr: float) -> StepResult:

@@ -14,6 +14,7 @@ from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.recipe import DistillRecipe
 
 Watch = Callable[[int, nn.Module], Mapping[str, float]]
+"""`(steps taken, model) -> point of the accuracy curve`, empty where it cannot be measured."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class TrainSettings:
         teacher_cache: logits of the teacher from earlier runs on the same views; None to run the
             teacher each time.
         compiled: whether to compile the student's blocks.
-        watch: `(steps taken, model) -> point of the accuracy curve`, given the model whose weights
-            are kept; None to measure nothing during the training.
+        watch: measures the model whose weights are kept; None to measure nothing during the
+            training.
         before_step: called before each step with the share of the training that is over, 0–1.
     """
 

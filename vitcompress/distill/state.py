@@ -17,7 +17,9 @@ from vitcompress.errors import TrainingError
 
 _SNAPSHOT_STEPS = 50
 # their names on disk, too
-_COUNTERS = ("limit", "steps", "images", "skipped", "sums", "since", "every", "curve", "accuracy")
+_COUNTERS = (
+    "limit", "steps", "images", "skipped", "sums", "since", "every", "curve", "accuracy", "quarters", "measured",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class TrainState:
         self.since, self.every = 0, 1  # steps since the last point, and steps per point
         self.curve: list[dict[str, float]] = []
         self.accuracy: list[dict[str, float]] = []  # points of the accuracy curve
+        self.quarters = 0  # of the training, before which its accuracy was measured
+        self.measured = 0.0  # seconds that this took
         self.good = _copy_parameters(kept)
 
     def done(self, *, ahead: int = 0) -> float:
@@ -90,8 +94,8 @@ class TrainState:
         return self.seconds_before + time.perf_counter() - self.start
 
     def images_per_second(self) -> float:
-        """Return the mean rate since the start."""
-        return self.images / self.seconds()
+        """Return the mean rate since the start, while it trained."""
+        return self.images / max(self.seconds() - self.measured, 1e-9)
 
     def waiting(self) -> float:
         """Return the share of time spent waiting for images, since this process started."""
@@ -103,6 +107,13 @@ class TrainState:
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count the time inside the context as measuring the accuracy."""
+        start = time.perf_counter()
+        yield
+        self.measured += time.perf_counter() - start
 
     def record(self, step: StepResult, *, lr: float) -> None:
         """Count a step, in place, before its gradients are applied.

@@ -7,7 +7,6 @@ patches that no later layer reads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from vitcompress.families.base import Family
 from vitcompress.families.insertion import layers_called
 from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
-from vitcompress.initialize.inputs import recording
+from vitcompress.initialize.inputs import first_images, recording
 from vitcompress.initialize.regression import wide
 from vitcompress.plans.make import layer_shapes
 
@@ -52,8 +51,7 @@ def token_weights(
     outputs: dict[str, Tensor] = {}
     sums: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    pieces = (chunk for batch in images for chunk in batch.split(CHUNK_IMAGES))
-    chunks = list(islice(pieces, MAX_IMAGES // CHUNK_IMAGES))
+    chunks = torch.cat(list(first_images(images, MAX_IMAGES))).split(CHUNK_IMAGES)
     kind = outputs_of(teacher)
     deviation = deviation_of(outputs_on(teacher, chunks)) if kind.uses_deviation else torch.ones(1)
     with (

@@ -120,3 +120,12 @@ def run_part(block: nn.Module, given: BlockInput, names: Sequence[str]) -> dict[
     with recording(block, names, record), suppress(_Reached):
         type(block).forward(block, given.x, *given.args, **given.kwargs)
     return calls
+
+
+def first_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+    """Yield the first `count` images of some batches, and ask for no batch beyond them."""
+    for batch in batches:
+        yield batch[:count]
+        count -= len(batch)
+        if count <= 0:
+            return

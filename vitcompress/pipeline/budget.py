@@ -9,12 +9,12 @@ from torch import nn
 
 from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import StreamReader
-from vitcompress.distill.log import WATCHES
+from vitcompress.distill.log import QUARTERS
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import BASELINES
 from vitcompress.measure.latency import SPEED_SECONDS
 from vitcompress.pipeline.run import Run
-from vitcompress.pipeline.watch import some_images
+from vitcompress.pipeline.watch import measured_alone, some_images
 from vitcompress.runtime.processes import from_main
 
 _PROBED_IMAGES = (32, 256)
@@ -48,10 +48,11 @@ def training_budget(run: Run, student: nn.Module, reference: nn.Module | None) -
         reference: the model that the student is evaluated with, likewise; None where there is none.
     """
     minutes, steps = run.recipe.distill.max_minutes, run.num_steps
-    measurements = WATCHES + 1
+    measurements = QUARTERS + 1
     if minutes is None:
         images = (steps or 0) * run.recipe.data.batch_size
-        return Budget(None, int(_WATCHED_SHARE * _STEP_PASSES * images / measurements))
+        passes = measurements * (1 if measured_alone(run.val, student) else 2)
+        return Budget(None, int(_WATCHED_SHARE * _STEP_PASSES * images / passes))
     for model in filter(None, (student, reference)):
         model.to(run.accelerator.device).eval()
     needed, per_image = _finishing_seconds(student, reference, run.evaluator, baselines=run.baselines)
@@ -93,7 +94,8 @@ def _finishing_seconds(
 
     total, processes = _length(images), evaluator.accelerator.num_processes if evaluator.accelerator else 1
     few, more = (count * processes for count in _PROBED_IMAGES)
-    fixed = seconds(few)  # workers start, and the first pass warms up
+    seconds(few)  # warms up
+    fixed = seconds(few)  # workers start
     per_image = max(0.0, seconds(more) - fixed) / (more - few) if total > few else fixed / few
     passes: float = 1 + (len(BASELINES) / 2 if baselines and reference is not None else 0)
     needed = _MARGIN * passes * (fixed + per_image * max(0, total - few))

@@ -110,6 +110,7 @@ def compress(
 
     # start
     student, turned = _start(run, source, starts=starts, weights=weights)
+    del weights
     if settled is None:
         run = _with_lr(run, student, source)
         if checkpoints and recipe.distill.steps != 0 and run.accelerator.is_main_process:

@@ -177,6 +177,7 @@ def conclude(run: Run, student: nn.Module, reference: Reference, learn: Callable
             with tracking(run.accelerator, run.recipe, out):
                 log = learn()
         except DivergedError as error:
+            run.clock.lap("training")
             last_good = out.with_name(f"{out.stem}.last-good{out.suffix}")
             finish(run, student, reference, run.labelled(error.log), last_good)
             raise DivergedError(f"{error} The last good state is in {last_good}.", hint=error.hint) from error

@@ -122,7 +122,7 @@ def check_unsettled(recipe: Recipe) -> None:
     fades = ["--fade"] if recipe.distill.fade else []  # there are no matrices left to fade
     changed = fades + [
         flag_of(name)
-        for stage in (("model",) if model_file(recipe.model) else ()) + ("plan", "start")
+        for stage in (("model",) if model_file(recipe.model) else ()) + ("plan", "target", "start")
         for name, value in given[stage].items()
         if value != default[stage][name]
     ]

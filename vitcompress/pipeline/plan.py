@@ -203,7 +203,8 @@ def search_plan(run: Run, source: nn.Module, place: Place | None) -> tuple[Run, 
                 return measured
 
             best = search_target(run.recipe.target, searching, tell, measure)
-        choice = replace(best.plan, why=best.reasons()), best.store, best.student.state_dict()
+        start = {name: t.cpu() for name, t in best.student.state_dict().items()}  # not all on the main process's GPU
+        choice = replace(best.plan, why=best.reasons()), best.store, start
     chosen, store, start = from_main(choice, run.accelerator)
     assert chosen is not None  # the main process searched
     for line in chosen.why:

@@ -10,7 +10,7 @@ from vitcompress.data.sets import ImageSet
 from vitcompress.distill.teacher import Teacher
 from vitcompress.errors import RecipeError, VitcompressError, raise_faults
 from vitcompress.families.outputs import CLASSES, FEATURES, OutputKind, outputs_of
-from vitcompress.recipe import KINDS, GateRecipe, PlanRecipe, Recipe, flag_of
+from vitcompress.recipe import GateRecipe, PlanRecipe, Recipe, StartRecipe, TargetRecipe, flag_of
 from vitcompress.search.saved import read_options
 
 _TARGETS = ("target_ratio", "target_size", "target_drop")
@@ -63,10 +63,13 @@ def check_target(recipe: Recipe, model: nn.Module, *, measures: bool = False) ->
     target = next((flag_of(name) for name in _TARGETS if getattr(recipe.target, name) is not None), None)
     kind = outputs_of(model)
     if target is None and not measures:
-        if recipe.target.options is not None:
-            raise RecipeError("--options needs a target.", hint="Give --target-ratio, --target-size or --target-drop.")
-        if recipe.target.kinds != KINDS:
-            raise RecipeError("--kinds needs a target.", hint="Give --target-ratio, --target-size or --target-drop.")
+        free = TargetRecipe()
+        for field in dataclasses.fields(TargetRecipe):
+            if getattr(recipe.target, field.name) != getattr(free, field.name):
+                raise RecipeError(
+                    f"{flag_of(field.name)} needs a target.",
+                    hint="Give --target-ratio, --target-size or --target-drop.",
+                )
         return
     faults = []
     if recipe.target.options is not None:
@@ -93,6 +96,9 @@ def _plan_faults(recipe: Recipe, target: str) -> list[tuple[str, str]]:
          f"Remove {flag_of(name)}: with {target}, the search decides the plan.")
         for name in given
     ]  # fmt: skip
+    if recipe.start.start != StartRecipe().start:
+        faults.append((f"--start {recipe.start.start} and {target} cannot be used together.",
+                       f"Remove --start: with {target}, starts are fitted to images."))  # fmt: skip
     if "rpe" in (recipe.plan.transforms or ()) and "narrow" in recipe.target.kinds:
         others = ",".join(kind for kind in recipe.target.kinds if kind != "narrow") or "share"
         faults.append(("--transforms rpe does not work with narrow heads: its table needs the channels of a full head.",

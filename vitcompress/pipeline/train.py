@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
 from vitcompress.families.registry import family_named
+from vitcompress.initialize.inputs import first_images
 from vitcompress.pipeline.budget import training_budget
 from vitcompress.pipeline.run import Run
 from vitcompress.pipeline.watch import make_watch
@@ -112,15 +113,6 @@ def _deviation(run: Run, student: nn.Module, teacher: nn.Module | None) -> Tenso
         return None
     teacher.to(run.accelerator.device).eval()
     return deviation_of(outputs_on(teacher, first_images(run.calibration(), DEVIATION_IMAGES)))
-
-
-def first_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
-    """Yield the first `count` images of some batches, and ask for no batch beyond them."""
-    for batch in batches:
-        yield batch[:count]
-        count -= len(batch)
-        if count <= 0:
-            return
 
 
 def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: ProcessShare) -> TeacherCache | None:

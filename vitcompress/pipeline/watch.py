@@ -11,6 +11,7 @@ from torch import nn
 from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import StreamReader
 from vitcompress.distill.settings import Watch
+from vitcompress.errors import DataError
 from vitcompress.families.outputs import has_classes
 from vitcompress.pipeline.run import Run
 from vitcompress.quantize.store import round_to, stored_tensors
@@ -32,23 +33,29 @@ def make_watch(run: Run, student: nn.Module, reference: nn.Module | None, num_im
         num_images: number of images that there is time for.
     """
     images = run.val
-    if images is None or num_images < MIN_IMAGES:
+    if images is None or min(num_images, num_images if images.streams else len(images)) < MIN_IMAGES:
         return None
-    labeled = images.labels is not None and has_classes(student)
-    if not labeled and reference is None:
+    alone = measured_alone(images, student)
+    if not alone and reference is None:
         return None
-    evaluator = replace(
-        run.evaluator,
-        images=some_images(images, min(num_images, MAX_IMAGES), seed=run.recipe.run.seed),
-        recipe=replace(run.recipe.data, num_workers=0),  # they would take longer to start than to work
-    )
+    few = some_images(images, min(num_images, MAX_IMAGES), seed=run.recipe.run.seed)
+    recipe = run.recipe.data
+    if run.accelerator.device.type == "cpu":  # workers would take longer to start than to work
+        recipe = replace(recipe, num_workers=0)
+    evaluator = replace(run.evaluator, images=few, recipe=recipe)
     model, store = copy.deepcopy(student).eval(), run.recipe.store.kind
 
     def watch(step: int, kept: nn.Module) -> dict[str, float]:
         model.load_state_dict(kept.state_dict())
         round_to(model, stored_tensors(model, store), store)
-        other = None if labeled or reference is None else reference.to(run.accelerator.device).eval()
-        accuracy = evaluator(model, other)
+        other = None if alone or reference is None else reference.to(run.accelerator.device).eval()
+        try:
+            accuracy = evaluator(model, other)
+        except DataError as error:
+            if not step:
+                raise
+            run.reporter.say(f"after {step:,} steps: not measured. {error}")  # like a network that fails for once
+            return {}
         assert accuracy is not None  # there are images
         name = next(name for name in MEASURES if student_value(accuracy, name) is not None)
         value = student_value(accuracy, name)
@@ -58,6 +65,11 @@ def make_watch(run: Run, student: nn.Module, reference: nn.Module | None, num_im
         return {"images": accuracy.num_images, name: round(value, 6)}
 
     return watch
+
+
+def measured_alone(images: ImageSet | None, student: nn.Module) -> bool:
+    """Return whether the measure needs the student alone: its top-1 on labeled images."""
+    return images is not None and images.labels is not None and has_classes(student)
 
 
 def some_images(images: ImageSet, count: int, *, seed: int) -> ImageSet:

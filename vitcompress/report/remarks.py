@@ -138,7 +138,7 @@ def _time_remark(seconds: Mapping[str, float]) -> str:
         return ""
     names = sorted(seconds, key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
     stages = ", ".join(f"{name} {seconds[name]:.0f} s" for name in names)
-    return f"Time of the command: {sum(seconds.values()):.0f} s ({stages})."
+    return f"Time of the command, without latencies and writing: {sum(seconds.values()):.0f} s ({stages})."
 
 
 def _skip_remarks(groups: Sequence[Group]) -> list[str]:

@@ -19,5 +19,5 @@ class Stopwatch:
     def lap(self, name: str) -> None:
         """Add the seconds since the last lap to `name`."""
         now = time.time()
-        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self.laps[name] = self.laps.get(name, 0.0) + max(0.0, now - self._last)  # clocks are set back, too
         self._last = now
