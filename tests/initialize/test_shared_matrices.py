@@ -112,7 +112,10 @@ def test_a_shared_matrix_alone_is_that_of_the_whole_start(row: str) -> None:
     assert len(layers) == 4
     moments = input_moments(teacher, [Group(group.blocks, (), dict.fromkeys(layers, 1))], [x])
     for layer in layers:
-        inputs = {block: moments[f"{block}.{layer}"] for block in group.blocks}
-        found = shared_matrix(teacher, group.blocks, layer, inputs)
+        weights = {block: teacher.get_parameter(f"{block}.{layer}.weight").detach().double() for block in group.blocks}
+        has_bias = getattr(teacher.get_submodule(f"{group.donor}.{layer}"), "bias", None) is not None
+        found_moments = {block: moments[f"{block}.{layer}"] for block in group.blocks}
+        inputs = {block: m.centered() if has_bias else m.uncentered() for block, m in found_moments.items()}
+        found = shared_matrix(weights, inputs, {block: weights[block] @ inputs[block] for block in group.blocks})
         expected = student.get_parameter(f"{group.donor}.{layer}.weight").double()
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.detach().abs().max()))

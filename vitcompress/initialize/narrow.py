@@ -9,7 +9,7 @@ heads   q·k and P·v·proj are products of two maps: each is cut to its largest
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from vitcompress.initialize.regression import Moments, regress, roots, wide
 
 STEPS = 64
 """A step removes one of so many neurons; one by one chooses no better."""
+
+_DENSITY = 0.8  # of what is left, below which matrices are made smaller
 
 
 def eliminate(covariance: Tensor, weight: Tensor, counts: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -38,41 +40,61 @@ def eliminate(covariance: Tensor, weight: Tensor, counts: Iterable[int]) -> Iter
     Source: Hassibi and Stork 1993, optimal brain surgeon; for neurons, Frantar and Alistarh 2022,
         arXiv:2208.11580.
     """
-    left = _Left(torch.arange(len(weight.T), device=weight.device), weight, torch.linalg.inv(covariance))
-    step = max(1, len(left.kept) // STEPS)
+    left = _Left(weight, torch.cholesky_inverse(torch.linalg.cholesky(covariance)))
+    step = max(1, left.count // STEPS)
     for count in sorted(counts, reverse=True):
-        while len(left.kept) - step >= count:
-            left = left.without(step)
+        while left.count - step >= count:
+            left.remove(step)
         # the last, smaller step is taken aside: what is left at one count does not depend on others
-        stop = left.without(len(left.kept) - count)
-        yield stop.kept, stop.weight
+        yield left.after(left.count - count)
 
 
-class _Left(NamedTuple):
+class _Left:
     """Neurons that are left.
 
-    Attributes:
-        kept: their indices, `[M]`, ascending.
-        weight: best weight of the layer after them, `[C, M]`.
-        inverse: inverse of the covariance of their activations, `[M, M]`.
+    What is removed leaves zeros in the weight and the inverse; these are made smaller now and then,
+    as copying a large matrix takes longer than updating it.
+
+    Args:
+        weight: best weight of the layer after all neurons, `[C, M]`.
+        inverse: inverse of the covariance of their activations, `[M, M]`; overwritten.
     """
 
-    kept: Tensor
-    weight: Tensor
-    inverse: Tensor
+    def __init__(self, weight: Tensor, inverse: Tensor) -> None:
+        self.weight, self.inverse = weight.clone(), inverse
+        self.indices = torch.arange(len(inverse), device=inverse.device)  # of the neurons in both
+        self.is_left = torch.ones_like(self.indices, dtype=torch.bool)
+        self.count = len(inverse)
 
-    def without(self, count: int) -> _Left:
-        """Return what is left after removing the `count` neurons that the others replace best."""
-        if not count:
-            return self
+    def remove(self, count: int) -> None:
+        """Remove the `count` neurons that the others replace best."""
+        removed, solved = self._replaced(count)
+        self.inverse.addmm_(self.inverse[:, removed], solved, alpha=-1)  # a Schur complement
+        self.weight.addmm_(self.weight[:, removed], solved, alpha=-1)
+        self.is_left[removed] = False
+        self.count -= count
+        if self.count <= _DENSITY * len(self.indices):
+            rest = self.is_left.nonzero().flatten()
+            self.indices, self.weight = self.indices[rest], self.weight[:, rest]
+            self.inverse = self.inverse[rest].index_select(1, rest)
+            self.is_left = torch.ones_like(self.indices, dtype=torch.bool)
+
+    def after(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return what `remove` would leave: the neurons, `[M]`, and the weight after them."""
+        weight, is_left = self.weight, self.is_left
+        if count:
+            removed, solved = self._replaced(count)
+            weight = weight - weight[:, removed] @ solved
+            is_left = is_left.index_fill(0, removed, False)
+        rest = is_left.nonzero().flatten()
+        return self.indices[rest], weight[:, rest]
+
+    def _replaced(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the places of the neurons to remove, and how the others replace them."""
         cost = self.weight.square().sum(0) / self.inverse.diagonal()
-        removed = cost.argsort(stable=True)[:count]
-        rest = torch.ones(len(self.kept), dtype=torch.bool, device=self.kept.device)
-        rest[removed] = False
-        # the inverse without the removed inputs is a Schur complement
-        solved = torch.linalg.solve(self.inverse[removed][:, removed], self.inverse[removed][:, rest])
-        weight = self.weight[:, rest] - self.weight[:, removed] @ solved
-        return _Left(self.kept[rest], weight, self.inverse[rest][:, rest] - self.inverse[rest][:, removed] @ solved)
+        removed = cost.masked_fill(~self.is_left, torch.inf).argsort(stable=True)[:count]
+        rows = self.inverse[removed]
+        return removed, torch.linalg.solve(rows[:, removed], rows)
 
 
 def narrow_mlp(mlp: Any, teacher_mlp: Any, hidden: Moments, scale: Tensor) -> None:

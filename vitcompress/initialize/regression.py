@@ -130,8 +130,9 @@ def regress_near(covariance: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
 
 def regress(covariance: Tensor, cross: Tensor) -> Tensor:
     """Return the matrix `[O, D]` that predicts the targets best: `cross @ inverse(covariance)`."""
-    solved: Tensor = torch.linalg.solve(covariance, cross.T).T
-    return solved
+    root, failed = torch.linalg.cholesky_ex(covariance)  # half of the time of a general solver
+    solved = torch.linalg.solve(covariance, cross.T) if failed else torch.cholesky_solve(cross.T, root)
+    return solved.T
 
 
 def roots(covariance: Tensor) -> tuple[Tensor, Tensor]:

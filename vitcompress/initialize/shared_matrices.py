@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from vitcompress.initialize.regression import ZERO, Moments, regress_near, wide
 from vitcompress.plans.model import Group, Plan
 
 Images = Callable[[], Iterable[Tensor]]
+Matrices = Mapping[str, Tensor]
 
 
 def start_first(student: nn.Module, teacher: nn.Module, plan: Plan, images: Images) -> None:
@@ -65,20 +67,17 @@ def start_calibrated(student: nn.Module, teacher: nn.Module, plan: Plan, images:
         fit.solve(student, teacher, group, layer)
 
 
-def shared_matrix(teacher: nn.Module, blocks: Sequence[str], layer: str, moments: Mapping[str, Moments]) -> Tensor:
+def shared_matrix(weights: Matrices, inputs: Matrices, products: Matrices) -> Tensor:
     """Return the matrix `[out, in]` that `start_calibrated` gives blocks with private biases.
 
     Args:
-        teacher: the matrix is fitted to its layers.
-        blocks: full names of the blocks.
-        layer: name of the layer inside the block.
-        moments: of the layer's inputs in the teacher, by block.
+        weights: the layer's in the teacher, `[out, in]`, by block.
+        inputs: second moments of its inputs, `[in, in]`, around their means where there are biases,
+            by block.
+        products: of each block's weights and inputs, `[out, in]`.
     """
-    fit = _Fit()
-    for block in blocks:
-        fit.add(block, teacher.get_parameter(f"{block}.{layer}.weight"), moments[block])
-    linears = {block: teacher.get_submodule(f"{block}.{layer}") for block in blocks}
-    return fit.matrix(linears, shared_bias=False)[0]
+    sums = (functools.reduce(torch.add, matrices.values()) for matrices in (inputs, products, weights))
+    return regress_near(*(total / len(weights) for total in sums))
 
 
 STARTS: Mapping[str, Callable[[nn.Module, nn.Module, Plan, Images], None]] = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -21,8 +21,8 @@ from vitcompress.families.base import Family
 from vitcompress.initialize.factors import basis_of_readers, basis_of_writers
 from vitcompress.initialize.layer_scale import WRITERS, layer_scale
 from vitcompress.initialize.narrow import eliminate, head_maps, value_maps
-from vitcompress.initialize.regression import Moments, factors_of_full_rank, regress, wide
-from vitcompress.initialize.shared_matrices import shared_matrix
+from vitcompress.initialize.regression import Moments, factors_of_full_rank, regress, wide, with_ridge
+from vitcompress.initialize.shared_matrices import Matrices, shared_matrix
 from vitcompress.plans.make import layer_shapes
 from vitcompress.search.options import Option
 
@@ -152,37 +152,61 @@ def run_changes(
         moments: of the inputs of the layers, by block and layer.
     """
     changes: dict[str, dict[str, LayerChanges]] = defaultdict(dict)
-    parts: dict[str, dict[str, list[tuple[int, Tensor]]]] = defaultdict(lambda: defaultdict(list))
-    by_part = _grouped(options, lambda option: (option.group.blocks, option.part))
-    with torch.no_grad():
-        for (blocks, part), numbered in by_part.items():
-            for layer in [n for n in layer_shapes(family, model.get_submodule(blocks[0])) if n.split(".")[0] == part]:
-                for number, block, change in _layer_changes(model, family, blocks, layer, numbered, moments):
-                    parts[block][layer].append((number, change.bfloat16()))
-    for block, by_layer in parts.items():
-        for layer, found in by_layer.items():
+    runs = _grouped(options, lambda option: (option.group.blocks, option.part))
+    by_layer: dict[str, list[tuple[tuple[str, ...], list[Numbered]]]] = defaultdict(list)
+    for (blocks, part), numbered in runs.items():
+        for layer in layer_shapes(family, model.get_submodule(blocks[0])):
+            if layer.split(".")[0] == part:
+                by_layer[layer].append((blocks, numbered))
+    for layer, found in by_layer.items():
+        parts: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+        shared = _SharedLayer(model, family, layer, moments)
+        with torch.no_grad():
+            for blocks, numbered in found:
+                for number, block, change in shared.changes(blocks, numbered):
+                    parts[block].append((number, change.bfloat16()))
+        for block, numbers in parts.items():
             device = model.get_parameter(f"{block}.{layer}.weight").device
-            weights = torch.stack([change for _, change in found])
-            changes[block][layer] = LayerChanges.on(device, [number for number, _ in found], weights)
+            weights = torch.stack([change for _, change in numbers])
+            changes[block][layer] = LayerChanges.on(device, [number for number, _ in numbers], weights)
     return changes
 
 
-def _layer_changes(
-    model: nn.Module, family: Family, blocks: Sequence[str], layer: str, options: Sequence[Numbered],
-    moments: Mapping[str, Mapping[str, Moments]],
-) -> Iterator[tuple[int, str, Tensor]]:  # fmt: skip
-    """Yield the number, block and change of each option of one run, for one layer."""
-    inputs = {block: moments[block][layer] for block in blocks}
-    shared = shared_matrix(model, blocks, layer, inputs)
-    weights = {block: wide(model.get_parameter(f"{block}.{layer}.weight")) for block in blocks}
-    centered = getattr(model.get_submodule(f"{blocks[0]}.{layer}"), "bias", None) is not None
-    covariances = {block: m.covariance() if centered else m.second() for block, m in inputs.items()}
-    writes = bool(family.writes.fullmatch(layer))
-    for kind, numbered in _grouped(options, lambda option: option.kind).items():
-        products = _RUNS[kind](weights, covariances, shared, writes)
-        for block, weight in weights.items():
-            for number, option in numbered:
-                yield number, block, (products(block, option.dial) - weight).float()
+@dataclass(frozen=True)
+class _SharedLayer:
+    """A layer of all blocks, which runs of blocks may share.
+
+    Attributes:
+        model: the teacher, its blocks aligned.
+        family: of the model.
+        layer: as named inside a block.
+        moments: of the inputs of the layers, by block and layer.
+        products: of weights and second moments by block, which runs have in common.
+    """
+
+    model: nn.Module
+    family: Family
+    layer: str
+    moments: Mapping[str, Mapping[str, Moments]]
+    products: dict[str, Tensor] = field(default_factory=dict)
+
+    def changes(self, blocks: Sequence[str], options: Sequence[Numbered]) -> Iterator[tuple[int, str, Tensor]]:
+        """Yield the number, block and change of each option of one run."""
+        linears: dict[str, Any] = {block: self.model.get_submodule(f"{block}.{self.layer}") for block in blocks}
+        weights = {block: wide(linear.weight) for block, linear in linears.items()}
+        found = {block: self.moments[block][self.layer] for block in blocks}
+        centered = linears[blocks[0]].bias is not None
+        inputs = {block: m.centered() if centered else m.uncentered() for block, m in found.items()}
+        for block in set(blocks) - self.products.keys():
+            self.products[block] = weights[block] @ inputs[block]
+        shared = shared_matrix(weights, inputs, {block: self.products[block] for block in blocks})
+        covariances = {block: with_ridge(matrix) for block, matrix in inputs.items()}
+        writes = bool(self.family.writes.fullmatch(self.layer))
+        for kind, numbered in _grouped(options, lambda option: option.kind).items():
+            products = _RUNS[kind](weights, covariances, shared, writes)
+            for block, weight in weights.items():
+                for number, option in numbered:
+                    yield number, block, (products(block, option.dial) - weight).float()
 
 
 def _grouped(options: Sequence[Numbered], key: Callable[[Option], K]) -> dict[K, list[Numbered]]:
@@ -192,7 +216,6 @@ def _grouped(options: Sequence[Numbered], key: Callable[[Option], K]) -> dict[K,
     return groups
 
 
-Matrices = Mapping[str, Tensor]
 Products = Callable[[str, int], Tensor]
 """Gives the matrix `[out, in]` of a block at a rank."""
 
