@@ -124,7 +124,10 @@ def test_learning_rate_warms_up_then_falls_to_zero() -> None:
 def test_the_learning_rate_of_a_start_in_closed_form() -> None:
     few, many = 600, math.inf
     assert lr_for_start(0.0, 2.0, 16, 96, few) == pytest.approx(5e-5)
-    assert lr_for_start(2.0, 2.0, 16, 96, few) == lr_for_start(2.0, 2.0, 16, 96, many) == pytest.approx(5e-4)
+    assert lr_for_start(2.0, 2.0, 16, 96, few) == pytest.approx(5e-4)
+    assert lr_for_start(2.0, 2.0, 16, 96, many) == pytest.approx(1e-3)  # the upper bound
+    assert lr_for_start(2.0, 2.0, 16, 192, many) == pytest.approx(5e-4)
+    assert lr_for_start(2.0, 2.0, 16, 768, many) == pytest.approx(2e-4)
     assert lr_for_start(1.0, 2.0, 16, 96, few) == pytest.approx(5e-5 * 10**0.5)
     # noise falls with the square root of the batch size
     assert lr_for_start(1.0, 2.0, 64, 96, few) == pytest.approx(1e-4 * 10**0.5)
