@@ -696,7 +696,7 @@ def test_a_target_that_cannot_be(
 def test_options_that_would_do_nothing_are_refused(
     words: list[object], message: str, out: Path, vitcompress: Vitcompress, teacher: list[str], flat: Path
 ) -> None:
-    mistake(vitcompress("compress", *teacher, *words, "--data", flat, *FAST, "--out", out), message)
+    mistake(vitcompress("compress", *teacher, *words, "--data", flat, *FAST, "--out", out), message, "--target-ratio")
 
 
 def test_a_target_with_a_folder_of_no_images_names_it(

@@ -9,7 +9,6 @@ x_i is the input of block i's layer in the teacher. Private biases take up the m
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from vitcompress.families.base import Family
 from vitcompress.families.registry import family_named
 from vitcompress.initialize.inputs import run_recorded
-from vitcompress.initialize.regression import Moments, leading, low_rank, regress_near, roots, wide
+from vitcompress.initialize.regression import Moments, leading, low_rank, regress_near, roots, total_of, wide
 from vitcompress.plans.model import Group, Plan
 
 ROUNDS = 6
@@ -113,13 +112,8 @@ def _fit_layer(
 
 def _fit_base(residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> Tensor:
     """Return the matrix nearest to all residuals, each weighted by its inputs."""
-    total, prior = _total(moments.values()), _total(residuals.values()) / len(residuals)
-    return regress_near(total, _total(residuals[block] @ moments[block] for block in residuals), prior)
-
-
-def _total(matrices: Iterable[Tensor]) -> Tensor:
-    """Return the sum without stacking the matrices, which takes gigabytes in a large model."""
-    return functools.reduce(torch.add, matrices)
+    total, prior = total_of(moments.values()), total_of(residuals.values()) / len(residuals)
+    return regress_near(total, total_of(residuals[block] @ moments[block] for block in residuals), prior)
 
 
 def _fit_readers(
@@ -139,8 +133,8 @@ def basis_of_readers(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor
         weights: `[out, in]` by block.
         moments: second moments of the inputs, `[in, in]`, by block.
     """
-    root, inverse = roots(_total(moments.values()) / len(moments))
-    gram = _total(weight.T @ weight for weight in weights.values())
+    root, inverse = roots(total_of(moments.values()) / len(moments))
+    gram = total_of(weight.T @ weight for weight in weights.values())
     return leading(root @ gram @ root, len(root)).T @ inverse
 
 
@@ -158,5 +152,5 @@ def basis_of_writers(weights: Mapping[str, Tensor], moments: Mapping[str, Tensor
 
     Arguments are those of `basis_of_readers`.
     """
-    gram = _total(weight @ moments[block] @ weight.T for block, weight in weights.items())
+    gram = total_of(weight @ moments[block] @ weight.T for block, weight in weights.items())
     return leading(gram, len(gram))

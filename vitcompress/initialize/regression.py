@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -133,6 +135,11 @@ def regress(covariance: Tensor, cross: Tensor) -> Tensor:
     root, failed = torch.linalg.cholesky_ex(covariance)  # half of the time of a general solver
     solved = torch.linalg.solve(covariance, cross.T) if failed else torch.cholesky_solve(cross.T, root)
     return solved.T
+
+
+def total_of(matrices: Iterable[Tensor]) -> Tensor:
+    """Return the sum without stacking the matrices, which takes gigabytes in a large model."""
+    return functools.reduce(torch.add, matrices)
 
 
 def roots(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +12,7 @@ from vitcompress.families.base import Family
 from vitcompress.families.registry import family_named
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.inputs import Call, run_recorded
-from vitcompress.initialize.regression import ZERO, Moments, regress_near, wide
+from vitcompress.initialize.regression import ZERO, Moments, regress_near, total_of, wide
 from vitcompress.plans.model import Group, Plan
 
 Images = Callable[[], Iterable[Tensor]]
@@ -76,8 +75,7 @@ def shared_matrix(weights: Matrices, inputs: Matrices, products: Matrices) -> Te
             by block.
         products: of each block's weights and inputs, `[out, in]`.
     """
-    sums = (functools.reduce(torch.add, matrices.values()) for matrices in (inputs, products, weights))
-    return regress_near(*(total / len(weights) for total in sums))
+    return regress_near(*(total_of(matrices.values()) / len(weights) for matrices in (inputs, products, weights)))
 
 
 STARTS: Mapping[str, Callable[[nn.Module, nn.Module, Plan, Images], None]] = {
