@@ -22,20 +22,8 @@ def test_a_model_of_timm_is_fine_tuned_and_then_compressed(
     teacher: Sequence[str], regrouped: Path, tmp_path: Path, vitcompress: Vitcompress
 ) -> None:
     tuned, mini = tmp_path / "tuned.safetensors", tmp_path / "mini.safetensors"
-    words: list[object] = [
-        "--mean",
-        "0.4",
-        "--crop-pct",
-        "0.9",
-        "--data",
-        regrouped,
-        "--steps",
-        2,
-        *FAST,
-        "--out",
-        tuned,
-    ]
-    ended = vitcompress("finetune", *teacher, *words)
+    words: list[object] = ["--mean", "0.4", "--crop-pct", "0.9", "--data", regrouped, "--steps", 2]
+    ended = vitcompress("finetune", *teacher, *words, *FAST, "--out", tuned)
     assert ended.code == 0, ended.err
     report, model = from_json(json.loads(vitcompress("report", tuned, "--json").out)), package.load(tuned)
     assert report.lineage == (Parent(report.model, sha256_of(tiny().state_dict()), ""),)

@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from tests.conftest import ARCHITECTURE, Vitcompress, model_flags
 from tests.distill.test_checkpoints import cut_short, same_tensors
 from tests.factories import tiny
+from vitcompress.data.calibration import draw_images
 from vitcompress.data.sets import ImageSet
 from vitcompress.distill.loop import _watch
 from vitcompress.distill.state import TrainState
 from vitcompress.errors import DataError
 from vitcompress.measure.accuracy import Evaluator
 from vitcompress.pipeline import watch
-from vitcompress.pipeline.watch import some_images
 from vitcompress.report.model import from_json
 from vitcompress.report.remarks import STAGES
 
@@ -208,9 +208,8 @@ def test_minutes_are_shared_by_what_a_compression_does(
 
 def test_images_are_drawn_from_the_whole_set() -> None:
     whole = ImageSet("numbers", list(range(1000)), list(range(1000)), tuple(range(1000)))  # type: ignore[arg-type]
-    drawn = some_images(whole, 100, seed=3)
+    drawn = draw_images(whole, 100, seed=3)
     assert len(set(drawn.indices)) == 100
-    assert list(drawn.indices) == sorted(drawn.indices)
     assert 30 < sum(index < 500 for index in drawn.indices) < 70
-    assert drawn == some_images(whole, 100, seed=3) != some_images(whole, 100, seed=4)
-    assert some_images(whole, 2000, seed=0) == whole
+    assert drawn == draw_images(whole, 100, seed=3) != draw_images(whole, 100, seed=4)
+    assert sorted(draw_images(whole, 2000, seed=0).indices) == list(whole.indices)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from vitcompress.data.calibration import draw_images
 from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import StreamReader
 from vitcompress.distill.log import QUARTERS
@@ -14,7 +15,7 @@ from vitcompress.measure.accuracy import Evaluator
 from vitcompress.measure.baselines import BASELINES
 from vitcompress.measure.latency import SPEED_SECONDS
 from vitcompress.pipeline.run import Run
-from vitcompress.pipeline.watch import measured_alone, some_images
+from vitcompress.pipeline.watch import measured_alone
 from vitcompress.runtime.processes import from_main
 
 _PROBED_IMAGES = (32, 256)
@@ -87,7 +88,7 @@ def _finishing_seconds(
         return rest, 0.0
 
     def seconds(count: int) -> float:
-        probe = replace(evaluator, images=some_images(images, count, seed=0))
+        probe = replace(evaluator, images=draw_images(images, count, seed=0))
         start = time.perf_counter()
         probe(student, reference)
         return time.perf_counter() - start

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import torch
 from torch import nn
 
+from vitcompress.data.calibration import draw_images
 from vitcompress.data.sets import ImageSet
-from vitcompress.data.streams import StreamReader
 from vitcompress.distill.settings import Watch
 from vitcompress.errors import DataError
 from vitcompress.families.outputs import has_classes
@@ -38,7 +37,7 @@ def make_watch(run: Run, student: nn.Module, reference: nn.Module | None, num_im
     alone = measured_alone(images, student)
     if not alone and reference is None:
         return None
-    few = some_images(images, min(num_images, MAX_IMAGES), seed=run.recipe.run.seed)
+    few = draw_images(images, min(num_images, MAX_IMAGES), seed=run.recipe.run.seed)
     recipe = run.recipe.data
     if run.accelerator.device.type == "cpu":  # workers would take longer to start than to work
         recipe = replace(recipe, num_workers=0)
@@ -70,11 +69,3 @@ def make_watch(run: Run, student: nn.Module, reference: nn.Module | None, num_im
 def measured_alone(images: ImageSet | None, student: nn.Module) -> bool:
     """Return whether the measure needs the student alone: its top-1 on labeled images."""
     return images is not None and images.labels is not None and has_classes(student)
-
-
-def some_images(images: ImageSet, count: int, *, seed: int) -> ImageSet:
-    """Return `count` images of a set, drawn at random; the first ones of a stream."""
-    if isinstance(images.reader, StreamReader):
-        return replace(images, reader=replace(images.reader, limit=count))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    return images.subset(sorted(order[:count].tolist()), images.name)
