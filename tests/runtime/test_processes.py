@@ -316,10 +316,18 @@ def test_tensorboard_gets_every_step(words: list[object], tmp_path: Path, vitcom
 
 @pytest.mark.parametrize(
     ("capabilities", "precision"),
-    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx512_f": True}, "fp32"), (None, "fp32")],
+    [
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "avx512_fp16": True, "amx_bf16": False}, "fp32"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "avx512_fp16": True}, "bf16"),
+        ({"avx512_f": True}, "fp32"),
+        (None, "fp32"),
+    ],
 )
-def test_auto_precision_is_bf16_where_the_cpu_computes_in_it(
-    capabilities: dict[str, bool] | None, precision: str, monkeypatch: pytest.MonkeyPatch
+def test_auto_precision_is_bf16_where_the_cpu_is_faster_in_it(
+    capabilities: dict[str, Any] | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if capabilities is None:  # torch 2.9
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)

@@ -193,7 +193,7 @@ class RunRecipe:
         None, "Training processes on this machine. Default: one per GPU, else one.", ge=1
     )
     precision: Literal["auto", "fp32", "tf32", "bf16"] = option(
-        "auto", "Precision of training; auto: bf16 where the device computes in it, else fp32."
+        "auto", "Precision of training; auto: bf16 where the device is faster in it, else fp32."
     )
     compile: bool = option(False, "Compile the blocks with torch.compile: slower start, faster steps.")
     save_every: str = option("10m", "How often to save the training state: steps (500), minutes (10m) or none.")

@@ -7,7 +7,7 @@ the outputs mean. With random directions ξ whose covariance is F, that is ½ E(
     score = Σ over layers ⟨W' − W, Σ over tokens (∂ ξ·outputs / ∂ layer's output) inputᵀ⟩
 
 One backward pass gives the gradients of one image; each option then costs one inner product. In
-bf16, where the device computes in it, this takes half the time; costs change by 1 %, far less than
+bf16, where the device is faster in it, this takes half the time; costs change by 1 %, far less than
 the choice of images changes them.
 """
 
