@@ -14,7 +14,7 @@ the choice of images changes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -66,9 +66,11 @@ def add_scores(
     names = [f"{block}.{_module(layer)}" for block, layers in changes.items() for layer in layers]
     names = list(dict.fromkeys(names))
     scores, calls = state.scores[state.context], dict[str, Call]()
-    device = images.device.type
+    device, in_bf16 = images.device.type, computes_in_bf16(images.device.type)
+    # on a CPU, fused attention has a fast backward pass in fp32, and a slow one in bf16
+    attention = sdpa_kernel(SDPBackend.MATH) if device == "cpu" and in_bf16 else nullcontext()
     with (
-        torch.autocast(device, torch.bfloat16, enabled=computes_in_bf16(device)), _plain_attention(device),
+        torch.autocast(device, torch.bfloat16, enabled=in_bf16), attention,
         torch.enable_grad(), layers_called(model), recording(model, names, calls.__setitem__),
     ):  # fmt: skip
         for chunk in images[state.num_judged :].split(size) if state.num_judged < len(images) else ():
@@ -93,11 +95,6 @@ def add_scores(
                 state.num_judged, state.generator = state.num_judged + len(chunk), generator.get_state()
             calls.clear()
             tell(len(chunk))
-
-
-def _plain_attention(device: str) -> AbstractContextManager[None]:
-    """On a CPU, attention in plain products: the backward pass of the fused one is slow there."""
-    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
 
 
 def nats_of(scores: Tensor) -> float:
