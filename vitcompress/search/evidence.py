@@ -31,6 +31,8 @@ from vitcompress.search.progress import State
 MAX_CHUNK_IMAGES = 32
 CHUNK_CHANNELS = 32 * 192
 """Images at a time times channels of the stream: what is kept for the backward pass is bounded."""
+CACHED = 2**14
+"""Columns of weights that are converted at a time on a CPU, so that they stay in its cache."""
 DIRECTIONS = 2
 """Random directions per image; with one, plans of DeiT-Tiny start up to a tenth worse."""
 
@@ -65,7 +67,7 @@ def add_scores(
         generator.set_state(state.generator)
     names = [f"{block}.{_module(layer)}" for block, layers in changes.items() for layer in layers]
     names = list(dict.fromkeys(names))
-    scores, calls = state.scores[state.context], dict[str, Call]()
+    scores, calls, memory = state.scores[state.context], dict[str, Call](), dict[int, Tensor]()
     device, in_bf16 = images.device.type, computes_in_bf16(images.device.type)
     # on a CPU, fused attention has a fast backward pass in fp32, and a slow one in bf16
     attention = sdpa_kernel(SDPBackend.MATH) if device == "cpu" and in_bf16 else nullcontext()
@@ -88,9 +90,9 @@ def add_scores(
                     for layer, change in layers.items():
                         name = f"{block}.{_module(layer)}"
                         gradients = _gradients(
-                            layer, model.get_submodule(block), calls[name], grads[name], means.get(name)
+                            layer, model.get_submodule(block), calls[name], grads[name], means.get(name), memory
                         )
-                        found = gradients @ change.weights.flatten(1).to(gradients).T
+                        found = _inner_products(gradients, change.weights.flatten(1))
                         scores[row : row + len(found), change.numbers] += found.to(scores)
                 state.num_judged, state.generator = state.num_judged + len(chunk), generator.get_state()
             calls.clear()
@@ -107,7 +109,9 @@ def _module(layer: str) -> str:
     return "attn.qkv" if layer == QK else layer
 
 
-def _gradients(layer: str, block: Any, call: Call, grads: Sequence[Tensor], mean: Tensor | None) -> Tensor:
+def _gradients(
+    layer: str, block: Any, call: Call, grads: Sequence[Tensor], mean: Tensor | None, memory: dict[int, Tensor]
+) -> Tensor:  # fmt: skip
     """Gradients for a layer's weights, a row for each direction and image, `[R, out · in]`.
 
     Args:
@@ -116,12 +120,29 @@ def _gradients(layer: str, block: Any, call: Call, grads: Sequence[Tensor], mean
         call: of its module.
         grads: for its output, one for each direction, `[B, N, out]`.
         mean: what is subtracted from the inputs, `[in]`; None subtracts nothing.
+        memory: gradients of earlier calls, by their number; they are overwritten.
     """
     with torch.no_grad():
         if layer == QK:
             heads = block.attn.num_heads
             q, *grads = (x.chunk(3, dim=-1)[0].unflatten(-1, (heads, -1)) for x in (call.output, *grads))
             return torch.cat([torch.einsum("bnhd,bnhe->bhde", q, grad).flatten(1) for grad in grads])
-        x = call.input.reshape(*grads[0].shape[:2], -1)
+        x = call.input.reshape(*grads[0].shape[:2], -1).to(grads[0].dtype)
         x = x if mean is None else x - mean.to(x)
-        return torch.cat([(grad.mT @ x).flatten(1) for grad in grads])
+        size = len(grads) * len(x) * grads[0].shape[-1] * x.shape[-1]
+        if size not in memory:
+            memory[size] = x.new_empty(size)
+        found = memory[size].view(len(grads), len(x), grads[0].shape[-1], x.shape[-1])
+        for grad, part in zip(grads, found, strict=True):
+            torch.bmm(grad.mT, x, out=part)
+        return found.flatten(0, 1).flatten(1)
+
+
+def _inner_products(gradients: Tensor, weights: Tensor) -> Tensor:
+    """Multiply gradients `[R, M]` by changes of weights `[K, M]`: `[R, K]`."""
+    if gradients.dtype == weights.dtype or gradients.device.type != "cpu":
+        return gradients @ weights.to(gradients).T
+    total = gradients.new_zeros(len(gradients), len(weights))
+    for part, change in zip(gradients.split(CACHED, 1), weights.split(CACHED, 1), strict=True):
+        total.addmm_(part, change.to(part).T)
+    return total

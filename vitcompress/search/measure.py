@@ -25,6 +25,7 @@ from vitcompress.initialize.align import align_group
 from vitcompress.initialize.importance import TokenWeights, token_weights
 from vitcompress.plans.make import layer_shapes
 from vitcompress.plans.model import Group
+from vitcompress.runtime.memory import keep_freed_memory
 from vitcompress.runtime.shares import part_of
 from vitcompress.search.changes import BlockChanges, block_changes, run_changes
 from vitcompress.search.context import MAX_IMAGES, make_context, students_of
@@ -104,6 +105,8 @@ def measure_options(
         The options. Those of several blocks whose statistics do not fit in memory together are left
         out, and counted.
     """
+    if fitted.device.type == "cpu":
+        keep_freed_memory()
     subject = _subject(shapes, fitted, judged)
     parts = list(_parts(shapes, subject.options, memory_bytes))
     state = State(
