@@ -120,3 +120,14 @@ def test_the_fading_is_told_of_once_before_training(
     ended = vitcompress("compress", *teacher, *words, "--fade", 0.6, "--out", tmp_path / "m.safetensors")
     assert ended.err.count("During the first 60 % of training, each block's own matrices fade out") == 1
     assert ended.err.index("fade out") < ended.err.index("distil")
+
+
+def test_where_nothing_is_shared_nothing_fades_and_adamw_updates_all(
+    teacher: list[str], images: Path, tmp_path: Path, vitcompress: Vitcompress
+) -> None:
+    words = ["--data", images, "--steps", 1, "--batch-size", 4, "--num-workers", 0, "--device", "cpu", "--no-baselines"]
+    options = ["--width", 0.5, "--fade", 0.6, "--optimizer", "muon"]
+    ended = vitcompress("compress", *teacher, *words, *options, "--out", tmp_path / "m.safetensors")
+    assert ended.code == 0, ended.err
+    assert "fade out" not in ended.err
+    assert ended.err.count("No matrices are shared, so AdamW updates all parameters, and Muon none.") == 1

@@ -43,16 +43,17 @@ def parameter_groups(student: nn.Module, recipe: DistillRecipe) -> list[dict[str
 def make_optimizers(
     student: nn.Module, recipe: DistillRecipe, matrices: Collection[str]
 ) -> list[torch.optim.Optimizer]:  # fmt: skip
-    """Return AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
+    """Return AdamW for all parameters, or Muon for the given matrices and AdamW for the rest.
 
     Muon updates each matrix by its orthogonalised momentum. It helps where shared matrices are far
     from a good solution, and is cheap after sharing, with few matrices left to orthogonalise.
-    Factors stay with AdamW.
+    Factors, and matrices of one block, stay with AdamW: a DeiT-Tiny with a quarter of its widths
+    loses by Muon at 0.005 and at 0.02.
 
     Args:
         student: its parameters are shared already.
         recipe: optimizer, learning rates and weight decay.
-        matrices: full names of the blocks' matrices.
+        matrices: full names of the matrices that blocks share.
 
     Source: Jordan et al. 2024, Muon; Loshchilov and Hutter 2019, arXiv:1711.05101, AdamW.
     """

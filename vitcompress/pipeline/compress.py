@@ -212,7 +212,7 @@ def _distill(run: Run, student: nn.Module, source: nn.Module, turned: nn.Module)
     if run.teacher:
         teacher = load_adapted(run.teacher, run.config, run.matching, run.reporter.say)
         check_teacher(run, teacher, stops=run.num_steps != 0)
-    if fade and run.num_steps != 0:
+    if fade and run.num_steps != 0 and any(len(group.blocks) > 1 for group in run.plan.groups):
         run.reporter.say(
             f"During the first {100 * fade:.0f} % of training, each block's own matrices fade out, "
             "so the loss rises. Afterwards it falls."

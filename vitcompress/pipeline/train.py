@@ -55,6 +55,8 @@ def train(
     steps, images, recipe = run.num_steps, run.train, run.recipe
     if steps == 0 or images is None:
         return TrainLog()
+    if recipe.distill.optimizer == "muon" and not run.plan.matrices:
+        run.reporter.say("No matrices are shared, so AdamW updates all parameters, and Muon none.")
     student.to(run.accelerator.device)  # before the source's matrices are added to it
     budget = training_budget(run, student, reference)
     watch = make_watch(run, student, reference, budget.watched_images)

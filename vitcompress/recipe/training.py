@@ -104,7 +104,7 @@ class DistillRecipe:
     )
     optimizer: Literal["adamw", "muon"] = option(
         "adamw",
-        "adamw, or muon (Muon for the matrices in blocks, AdamW for all else). "
+        "adamw, or muon (Muon for the matrices that blocks share, AdamW for all else). "
         "muon suits long runs and students that start far from the source.",
     )
     lr: float | None = option(
