@@ -1,0 +1,154 @@
+"""What does a training gain from other settings, per second of processor time?
+
+Each variant trains the same start. In folders, accuracy is measured on a tenth of the training
+images, held out from training, so that validation images stay new; where the source was trained on
+them, it looks better than it is. Lines are added to `--out`, and what is there is not run again:
+
+    python -m tests.benchmarks minutes --start caltech-width0.25 --variants "" "mixup=0.5"
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import yaml
+from torch import nn
+
+from tests.benchmarks.learning_rate import STARTS, SUBJECTS
+from vitcompress.initialize.align import align_model
+from vitcompress.initialize.start import start_student
+from vitcompress.pipeline.calibration import with_calibration
+from vitcompress.pipeline.labels import with_labels
+from vitcompress.pipeline.plan import load_source
+from vitcompress.pipeline.prepare import planned, prepare
+from vitcompress.pipeline.run import Run
+from vitcompress.pipeline.train import train
+from vitcompress.recipe.compose import build
+from vitcompress.runtime.console import Reporter
+
+
+@dataclass(frozen=True)
+class Line:
+    """A run, as a line of JSON.
+
+    Attributes:
+        start: name of the start.
+        variant: settings that differ, as typed.
+        seed: of the images' order, their views, and the images held out.
+        steps: of the training.
+        seconds: processor time of the training.
+        top1_before: of the start, in percent.
+        top1: after the training.
+        kl: from the source after it, in nats.
+    """
+
+    start: str
+    variant: str
+    seed: int
+    steps: int
+    seconds: float
+    top1_before: float
+    top1: float
+    kl: float
+
+
+def run(arguments: Sequence[str] = ()) -> str:
+    """Return the table of all runs in the file, those that are missing run before."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks minutes")
+    parser.add_argument("--start", default="fashion-share2", choices=list(STARTS))
+    parser.add_argument("--variants", nargs="+", default=[""], help='settings as "key=value key=value"; "" for none')
+    parser.add_argument("--lr", type=float, default=3.5e-4)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("build/minutes.jsonl"), help="JSON lines, one per run")
+    asked = parser.parse_args(list(arguments))
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    known = {(line.start, line.variant, line.seed) for line in read(asked.out)}
+    for seed in asked.seeds:
+        start: nn.Module | None = None
+        for variant in asked.variants:
+            if (asked.start, variant, seed) in known:
+                continue
+            given, source = _prepared(asked, variant, seed)
+            start = start or _start(given, source)
+            line = _trained(given, source, copy.deepcopy(start), asked.start, variant)
+            with asked.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(line)) + "\n")
+            sys.stderr.write(f"{variant or 'default'}: {line.top1_before:.2f} → {line.top1:.2f} %\n")
+    return table(read(asked.out))
+
+
+def _prepared(asked: argparse.Namespace, variant: str, seed: int) -> tuple[Run, nn.Module]:
+    """Return the request of a variant, and the source."""
+    start = STARTS[asked.start]
+    flags: dict[str, Any] = {**SUBJECTS[start.subject], **start.plan}
+    if "data" in flags:
+        flags["data"] = str(Path(flags["data"]) / "train")  # a tenth of it is held out
+    flags |= {
+        "lr": asked.lr, "steps": asked.steps, "batch_size": asked.batch_size, "seed": seed, "num_workers": 0,
+        "baselines": False, "save_every": "none",
+    }  # fmt: skip
+    flags |= {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in variant.split())}
+    given = prepare(build(flags), None, "", Reporter(quiet=True), measures=True)
+    source = load_source(given)
+    return with_labels(given, source, stops=False), source
+
+
+def _start(given: Run, source: nn.Module) -> nn.Module:
+    """Return the student that every variant begins with."""
+    given = with_calibration(given, source, judges=False)
+    turned = align_model(source, given.plan)
+    student = planned(turned, given.plan)
+    start_student(student, turned, given.plan, given.calibration, given.recipe.start.start)
+    return student
+
+
+def _trained(given: Run, source: nn.Module, student: nn.Module, start: str, variant: str) -> Line:
+    before, began = _accuracy(given, student, source), time.process_time()
+    log = train(given, student, align_model(source, given.plan), reference=source)
+    seconds, after = time.process_time() - began, _accuracy(given, student, source)
+    seed = given.recipe.run.seed
+    return Line(start, variant, seed, log.steps, seconds, before.student_top1, after.student_top1, after.kl)
+
+
+def _accuracy(given: Run, student: nn.Module, source: nn.Module) -> Any:
+    return given.evaluator(student.eval(), source)
+
+
+def read(path: Path) -> list[Line]:
+    """Return the lines of a file; none where there is no file."""
+    if not path.exists():
+        return []
+    return [Line(**json.loads(text)) for text in path.read_text(encoding="utf-8").splitlines()]
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Return a row per start and variant, the seeds' mean and range."""
+    rows = [
+        "| start | settings | steps | seconds | before | top-1 | KL | seeds |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in lines:
+        groups[line.start, line.variant].append(line)
+    for (start, variant), its in groups.items():
+        top1 = [line.top1 for line in its]
+        spread = f" ({min(top1):.2f}–{max(top1):.2f})" if len(its) > 1 else ""
+        rows.append(
+            f"| {start} | {variant or 'default'} | {its[0].steps} | {mean(line.seconds for line in its):.0f} "
+            f"| {mean(line.top1_before for line in its):.2f} % | {mean(top1):.2f} %{spread} "
+            f"| {mean(line.kl for line in its):.3f} | {len(its)} |"
+        )
+    return "\n".join(rows)
