@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -36,6 +36,8 @@ from vitcompress.pipeline.run import Run
 from vitcompress.pipeline.train import train
 from vitcompress.recipe.compose import build
 from vitcompress.runtime.console import Reporter
+
+DEFAULTS: Mapping[str, Any] = {"lr": 3.5e-4, "steps": 200, "batch_size": 32}
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,6 @@ def run(arguments: Sequence[str] = ()) -> str:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks minutes")
     parser.add_argument("--start", default="fashion-share2", choices=list(STARTS))
     parser.add_argument("--variants", nargs="+", default=[""], help='settings as "key=value key=value"; "" for none')
-    parser.add_argument("--lr", type=float, default=3.5e-4)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("build/minutes.jsonl"), help="JSON lines, one per run")
     asked = parser.parse_args(list(arguments))
@@ -96,10 +95,7 @@ def _prepared(asked: argparse.Namespace, variant: str, seed: int) -> tuple[Run, 
     flags: dict[str, Any] = {**SUBJECTS[start.subject], **start.plan}
     if "data" in flags:
         flags["data"] = str(Path(flags["data"]) / "train")  # a tenth of it is held out
-    flags |= {
-        "lr": asked.lr, "steps": asked.steps, "batch_size": asked.batch_size, "seed": seed, "num_workers": 0,
-        "baselines": False, "save_every": "none",
-    }  # fmt: skip
+    flags |= {**DEFAULTS, "seed": seed, "num_workers": 0, "baselines": False, "save_every": "none"}
     flags |= {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in variant.split())}
     given = prepare(build(flags), None, "", Reporter(quiet=True), measures=True)
     source = load_source(given)
