@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import learning_rate
-from tests.benchmarks.learning_rate import BUILT_IN, STARTS, Line, grid, read, run
+from tests.benchmarks._lines import read_lines
+from tests.benchmarks.learning_rate import BUILT_IN, STARTS, Line, grid, run
 from vitcompress.recipe import Recipe
 
 
@@ -54,7 +55,9 @@ def test_what_is_in_the_file_is_not_run_again(trained: list[float], tmp_path: Pa
     run(words(out, [1e-4, 2e-4]))
     shown = run(words(out, [2e-4, 3e-4]))
     assert trained == [1e-4, 2e-4, 3e-4]
-    assert [(line.lr, line.top1, line.top1_before) for line in read(out)] == [(lr, 1e5 * lr, 5.0) for lr in trained]
+    assert [(line.lr, line.top1, line.top1_before) for line in read_lines(out, Line)] == [
+        (lr, 1e5 * lr, 5.0) for lr in trained
+    ]
     (row,) = shown.splitlines()[2:]
     assert "| 0.0003 | 0.0001: 10.00, 0.0002: 20.00, 0.0003: 30.00 |" in row
     run([*words(out, [1e-4]), "--steps", "3"])  # another run
@@ -72,7 +75,7 @@ def test_every_start_is_a_recipe(monkeypatch: pytest.MonkeyPatch, trained: list[
     monkeypatch.setattr(learning_rate, "_files", lambda name: [])
     run(["--starts", *STARTS, "--lrs", "1e-4", "--out", str(tmp_path / "lines.jsonl")])
     assert len(trained) == len(STARTS)
-    assert {line.start for line in read(tmp_path / "lines.jsonl")} == {*STARTS}
+    assert {line.start for line in read_lines(tmp_path / "lines.jsonl", Line)} == {*STARTS}
 
 
 def test_what_is_not_there_is_skipped_and_named(
@@ -86,5 +89,5 @@ def test_what_is_not_there_is_skipped_and_named(
 
 def test_by_default_only_the_built_in_model_trains(trained: list[float], tmp_path: Path) -> None:
     run(["--lrs", "1e-4", "--out", str(tmp_path / "lines.jsonl")])
-    assert [line.start for line in read(tmp_path / "lines.jsonl")] == BUILT_IN
-    assert asdict(read(tmp_path / "lines.jsonl")[0])["source_top1"] == 90.0
+    assert [line.start for line in read_lines(tmp_path / "lines.jsonl", Line)] == BUILT_IN
+    assert asdict(read_lines(tmp_path / "lines.jsonl", Line)[0])["source_top1"] == 90.0

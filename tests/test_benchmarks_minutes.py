@@ -9,7 +9,8 @@ import pytest
 from torch import nn
 
 from tests.benchmarks import minutes
-from tests.benchmarks.minutes import Line, read, run
+from tests.benchmarks._lines import read_lines
+from tests.benchmarks.minutes import Line, run
 
 
 @pytest.fixture
@@ -18,9 +19,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, nn.Module]]:
     trained: list[tuple[str, nn.Module]] = []
     begun: list[nn.Module] = []
 
-    def start(given: Any, source: nn.Module) -> nn.Module:
+    def make_student(given: Any, source: nn.Module) -> tuple[nn.Module, nn.Module]:
         begun.append(nn.Linear(1, 1))
-        return begun[-1]
+        return begun[-1], source
 
     def train(given: Any, source: nn.Module, student: nn.Module, name: str, variant: str) -> Line:
         assert student is not begun[-1]
@@ -28,7 +29,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, nn.Module]]:
         recipe = given.recipe
         return Line(name, variant, recipe.run.seed, recipe.distill.steps, 10.0, 70.0, 80.0 + recipe.run.seed, 0.5)
 
-    monkeypatch.setattr(minutes, "_start", start)
+    monkeypatch.setattr(minutes, "make_student", make_student)
     monkeypatch.setattr(minutes, "_trained", train)
     return trained
 
@@ -40,7 +41,7 @@ def test_variants_of_a_seed_train_the_same_start_once(starts: list[tuple[str, nn
     shown = run(words)
     assert [variant for variant, _ in starts] == ["", "mixup=0.5 steps=7"] * 2
     assert starts[0][1] is starts[1][1] is not starts[2][1]
-    assert [line.steps for line in read(out)] == [200, 7, 200, 7]
+    assert [line.steps for line in read_lines(out, Line)] == [200, 7, 200, 7]
     assert "| fashion-share2 | default | 200 | 10 | 70.00 % | 81.00 % (80.00–82.00) | 0.500 | 2 |" in shown.splitlines()
 
 
@@ -48,7 +49,7 @@ def test_variants_of_a_seed_train_the_same_start_once(starts: list[tuple[str, nn
 def test_a_variant_is_trained_and_measured(tmp_path: Path) -> None:
     out = tmp_path / "lines.jsonl"
     run(["--out", str(out), "--start", "fashion-width0.5", "--variants", "steps=2 batch_size=8"])
-    (line,) = read(out)
+    (line,) = read_lines(out, Line)
     assert (line.steps, line.variant) == (2, "steps=2 batch_size=8")
     assert 50 < line.top1_before < 91
     assert line.seconds > 0

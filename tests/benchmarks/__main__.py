@@ -10,7 +10,7 @@ from inspect import signature
 
 from tests import benchmarks
 
-NAMES = sorted(name for _, name, _ in pkgutil.iter_modules(benchmarks.__path__) if not name.startswith(("__", "test_")))
+NAMES = sorted(name for _, name, _ in pkgutil.iter_modules(benchmarks.__path__) if not name.startswith("_"))
 
 
 def main(arguments: list[str]) -> None:

@@ -9,8 +9,6 @@ shared students. What is in `--out` is not run again, so that an interrupted run
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,29 +19,15 @@ from typing import Any, NamedTuple
 import torch
 
 import vitcompress
+from tests.benchmarks._lines import add_line, read_lines
+from tests.benchmarks._subjects import SUBJECTS, ready
 from vitcompress.distill.optimizers import lr_for_start
-from vitcompress.pipeline.calibration import with_calibration
-from vitcompress.pipeline.labels import with_labels
-from vitcompress.pipeline.plan import load_source
-from vitcompress.pipeline.prepare import prepare
 from vitcompress.recipe import Recipe
 from vitcompress.recipe.compose import build
-from vitcompress.runtime.console import Reporter
 from vitcompress.search.divergence import divergence_and_chance
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 FACTOR, REACH = 1.5, 3  # between neighbors of the grid; neighbors on each side of its center
 NEAR, HALFWAY, FAR = 1e-4, 2.25e-4, 7.6e-4  # centers of the grid
-DEIT = {"model": "deit_tiny"}
-SUBJECTS: Mapping[str, Mapping[str, Any]] = {  # flags, by name
-    # its own recipe has Muon and fades, and so hides what a start needs
-    "fashion": {"model": "fashion_vit", "precision": "fp32", "optimizer": "adamw", "fade": 0, "start": "calibrated"},
-    "imagenet": {**DEIT, "checkpoint": SHARED / "deit_tiny.safetensors", "data": str(SHARED / "imagenet-compatible")},
-    "caltech": {
-        **DEIT, "checkpoint": SHARED / "deit_tiny_caltech101.safetensors", "data": str(SHARED / "caltech101"),
-        "model_arg": {"num_classes": 100},
-    },
-}  # fmt: skip
 
 
 class Settings(NamedTuple):
@@ -133,17 +117,15 @@ def run(arguments: Sequence[str] = ()) -> str:
         arguments: what was typed after the benchmark's name.
     """
     asked = _parser().parse_args(list(arguments))
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
     for name in asked.starts:
         missing = next((path for path in _files(name) if not path.exists()), None)
         if missing is not None:
             sys.stderr.write(f"{name}: skipped, there is no {missing}\n")
             continue
         for line in lines_of(name, asked):
-            with asked.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(line)) + "\n")
+            add_line(asked.out, line)
             sys.stderr.write(f"{name}, learning rate {line.lr:.3g}: {line.top1_before:.2f} → {line.top1:.2f} %\n")
-    return table(read(asked.out))
+    return table(read_lines(asked.out, Line))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -186,7 +168,7 @@ def recipe_of(name: str, asked: argparse.Namespace, **more: Any) -> Recipe:
 def lines_of(name: str, asked: argparse.Namespace) -> Iterator[Line]:
     """Run what the file has not, and yield its lines."""
     settings = Settings(name, asked.steps, asked.batch_size, asked.seed, asked.calibration_images)
-    known = [line for line in read(asked.out) if line.settings == settings]
+    known = [line for line in read_lines(asked.out, Line) if line.settings == settings]
     done = {line.lr for line in known}
     before = known[0] if known else None
     for lr in asked.lrs or grid(STARTS[name].center):
@@ -209,9 +191,7 @@ def measure_start(name: str, asked: argparse.Namespace, path: Path) -> Line:
     """
     recipe = recipe_of(name, asked, steps=0)
     accuracy: Any = vitcompress.compress(recipe, path).accuracy
-    run = prepare(recipe, None, "", Reporter(quiet=True), measures=True)
-    source = load_source(run)
-    run = with_calibration(with_labels(run, source, stops=False), source)
+    run, source = ready(recipe)
     student = vitcompress.load(path).to(run.accelerator.device)
     nats, chance = divergence_and_chance(student, source, torch.cat(list(run.judged())))
     width: Any = source.num_features
@@ -219,13 +199,6 @@ def measure_start(name: str, asked: argparse.Namespace, path: Path) -> Line:
         name, 0.0, asked.steps, asked.batch_size, asked.seed, asked.calibration_images, nats, chance, width,
         run.num_images, accuracy.student_top1, accuracy.student_top1, accuracy.kl, accuracy.teacher_top1,
     )  # fmt: skip
-
-
-def read(path: Path) -> list[Line]:
-    """The lines of a file; none where there is no file."""
-    if not path.exists():
-        return []
-    return [Line(**json.loads(text)) for text in path.read_text(encoding="utf-8").splitlines() if text.strip()]
 
 
 def table(lines: Sequence[Line]) -> str:

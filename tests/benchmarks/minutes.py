@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
-import json
 import sys
 import time
 from collections import defaultdict
@@ -25,17 +23,14 @@ from typing import Any
 import yaml
 from torch import nn
 
-from tests.benchmarks.learning_rate import STARTS, SUBJECTS
+from tests.benchmarks._lines import add_line, read_lines
+from tests.benchmarks._subjects import SUBJECTS, ready
+from tests.benchmarks.learning_rate import STARTS
 from vitcompress.initialize.align import align_model
-from vitcompress.initialize.start import start_student
-from vitcompress.pipeline.calibration import with_calibration
-from vitcompress.pipeline.labels import with_labels
-from vitcompress.pipeline.plan import load_source
-from vitcompress.pipeline.prepare import planned, prepare
 from vitcompress.pipeline.run import Run
+from vitcompress.pipeline.start import make_student
 from vitcompress.pipeline.train import train
 from vitcompress.recipe.compose import build
-from vitcompress.runtime.console import Reporter
 
 DEFAULTS: Mapping[str, Any] = {"lr": 3.5e-4, "steps": 200, "batch_size": 32}
 
@@ -73,20 +68,18 @@ def run(arguments: Sequence[str] = ()) -> str:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("build/minutes.jsonl"), help="JSON lines, one per run")
     asked = parser.parse_args(list(arguments))
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    known = {(line.start, line.variant, line.seed) for line in read(asked.out)}
+    known = {(line.start, line.variant, line.seed) for line in read_lines(asked.out, Line)}
     for seed in asked.seeds:
         start: nn.Module | None = None
         for variant in asked.variants:
             if (asked.start, variant, seed) in known:
                 continue
             given, source = _prepared(asked, variant, seed)
-            start = start or _start(given, source)
+            start = start or make_student(given, source)[0]
             line = _trained(given, source, copy.deepcopy(start), asked.start, variant)
-            with asked.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(line)) + "\n")
+            add_line(asked.out, line)
             sys.stderr.write(f"{variant or 'default'}: {line.top1_before:.2f} → {line.top1:.2f} %\n")
-    return table(read(asked.out))
+    return table(read_lines(asked.out, Line))
 
 
 def _prepared(asked: argparse.Namespace, variant: str, seed: int) -> tuple[Run, nn.Module]:
@@ -97,18 +90,7 @@ def _prepared(asked: argparse.Namespace, variant: str, seed: int) -> tuple[Run, 
         flags["data"] = str(Path(flags["data"]) / "train")  # a tenth of it is held out
     flags |= {**DEFAULTS, "seed": seed, "num_workers": 0, "baselines": False, "save_every": "none"}
     flags |= {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in variant.split())}
-    given = prepare(build(flags), None, "", Reporter(quiet=True), measures=True)
-    source = load_source(given)
-    return with_labels(given, source, stops=False), source
-
-
-def _start(given: Run, source: nn.Module) -> nn.Module:
-    """Return the student that every variant begins with."""
-    given = with_calibration(given, source, judges=False)
-    turned = align_model(source, given.plan)
-    student = planned(turned, given.plan)
-    start_student(student, turned, given.plan, given.calibration, given.recipe.start.start)
-    return student
+    return ready(build(flags), judges=False)
 
 
 def _trained(given: Run, source: nn.Module, student: nn.Module, start: str, variant: str) -> Line:
@@ -121,13 +103,6 @@ def _trained(given: Run, source: nn.Module, student: nn.Module, start: str, vari
 
 def _accuracy(given: Run, student: nn.Module, source: nn.Module) -> Any:
     return given.evaluator(student.eval(), source)
-
-
-def read(path: Path) -> list[Line]:
-    """Return the lines of a file; none where there is no file."""
-    if not path.exists():
-        return []
-    return [Line(**json.loads(text)) for text in path.read_text(encoding="utf-8").splitlines()]
 
 
 def table(lines: Sequence[Line]) -> str:

@@ -9,8 +9,6 @@ Measured on validation images, which neither the options nor the starts are fitt
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,18 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.benchmarks.learning_rate import SUBJECTS
+from tests.benchmarks._lines import add_line, read_lines
+from tests.benchmarks._subjects import SUBJECTS, ready
 from tests.search.factories import search_of
 from vitcompress.data.calibration import calibration_batches
-from vitcompress.pipeline.calibration import with_calibration
-from vitcompress.pipeline.labels import with_labels
-from vitcompress.pipeline.plan import load_source
-from vitcompress.pipeline.prepare import prepare
 from vitcompress.pipeline.run import Run
 from vitcompress.recipe import KINDS
 from vitcompress.recipe.compose import build
 from vitcompress.report.svg import draw_svg
-from vitcompress.runtime.console import Reporter
 from vitcompress.search.candidates import find_candidates
 from vitcompress.search.divergence import divergence
 from vitcompress.search.measured import MeasuredOptions
@@ -86,10 +80,8 @@ def run(arguments: Sequence[str] = ()) -> str:
     parser.add_argument("--out", type=Path, default=Path("build/predictions.jsonl"), help="JSON lines, one per plan")
     parser.add_argument("--plot", type=Path, help="SVG to draw")
     given = parser.parse_args(list(arguments))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
     for line in lines_of(given):
-        with given.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(line)) + "\n")
+        add_line(given.out, line)
         sys.stderr.write(f"{line}\n")
     lines = read(given.out, given)
     if given.plot:
@@ -99,9 +91,7 @@ def run(arguments: Sequence[str] = ()) -> str:
 
 def read(path: Path, given: argparse.Namespace) -> list[Line]:
     """Return the lines of a file that are of this subject and as many images."""
-    rows = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    lines = [Line(**{**row, "kinds": tuple(row["kinds"]), "used": tuple(row["used"])}) for row in rows]
-    return [line for line in lines if (line.subject, line.images) == (given.subject, given.images)]
+    return [line for line in read_lines(path, Line) if (line.subject, line.images) == (given.subject, given.images)]
 
 
 def lines_of(given: argparse.Namespace) -> Iterator[Line]:
@@ -111,9 +101,7 @@ def lines_of(given: argparse.Namespace) -> Iterator[Line]:
     if not missing:
         return
     flags = {**SUBJECTS[given.subject], "calibration_images": given.images, "share": 1, "width": 0.5}
-    prepared = prepare(build(flags), None, "", Reporter(quiet=True), measures=True)
-    source = load_source(prepared)
-    prepared = with_calibration(with_labels(prepared, source, stops=False), source)
+    prepared, source = ready(build(flags))
     fitted, judged = (torch.cat(list(batches)) for batches in (prepared.calibration(), prepared.judged()))
     search = search_of(source, name=prepared.source.name, fitted=fitted, judged=judged, memory_bytes=8e9)
     measured = options_of(search, given.out.with_suffix(f".{given.subject}.{given.images}.json"))
@@ -129,6 +117,7 @@ def lines_of(given: argparse.Namespace) -> Iterator[Line]:
 def options_of(search: Search, path: Path) -> MeasuredOptions:
     """Return the measured options of a file, which is written where it does not exist."""
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_options(path, search.measure(KINDS, lambda done: None), {})
     return load_options(path, search.shapes(KINDS), {})
 

@@ -121,7 +121,7 @@ def test_the_start_that_the_search_built_is_the_one_that_is_compressed(
         return students[-1]
 
     monkeypatch.setattr("vitcompress.search.build.build_student", build)
-    monkeypatch.setattr("vitcompress.pipeline.compress.start_student", start)
+    monkeypatch.setattr("vitcompress.pipeline.start.start_student", start)
     out = tmp_path / "m.safetensors"
     words = ["--target-ratio", 2, "--data", images, "--steps", 0, *QUICK[:-1], "narrow,low_rank", "--store", "source"]
     ended = vitcompress("compress", *roomy_flags, *words, "--transforms", "none", "--out", out)

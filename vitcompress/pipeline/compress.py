@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import set_seed
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -21,29 +20,23 @@ from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.augmentation import training_transform
 from vitcompress.data.open import check_places
 from vitcompress.distill.log import TrainLog
-from vitcompress.distill.optimizers import lr_for_start
 from vitcompress.distill.teacher import load_adapted
 from vitcompress.errors import Faults, RecipeError
-from vitcompress.families.outputs import outputs_of
-from vitcompress.initialize.align import align_model
-from vitcompress.initialize.start import needs_images, start_student
-from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.checks import check_recipe
 from vitcompress.pipeline.finish import Reference, conclude
 from vitcompress.pipeline.labels import check_teacher, with_labels
 from vitcompress.pipeline.measured import Place
 from vitcompress.pipeline.plan import load_source, search_plan, with_plan
-from vitcompress.pipeline.prepare import outputs_notes, planned, prepare, resolve_recipe, with_training
+from vitcompress.pipeline.prepare import outputs_notes, prepare, resolve_recipe, with_training
 from vitcompress.pipeline.run import Run
+from vitcompress.pipeline.start import make_student, with_lr, with_start_images
 from vitcompress.pipeline.train import train
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import Recipe
 from vitcompress.report.events import tell_plan
 from vitcompress.report.model import Report
 from vitcompress.runtime.console import Reporter
-from vitcompress.runtime.processes import from_main
 from vitcompress.runtime.stopwatch import Stopwatch
-from vitcompress.search.divergence import divergence_and_chance, shown_nats
 
 
 def compress(
@@ -99,7 +92,7 @@ def compress(
         run = _resumed(run, settled)
     has_state = settled is not None and checkpoints is not None and checkpoints.newest() is not None
     starts = not has_state or recipe.distill.fade > 0  # what fades is the difference from the start
-    run = _with_images(run, source, starts=starts, settles=settled is None)
+    run = with_start_images(run, source, starts=starts, settles=settled is None)
     clock.lap("loading")
     weights: Mapping[str, Tensor] | None = None
     if settled is None and recipe.target.is_given:
@@ -109,10 +102,10 @@ def compress(
     reporter.say(f"{run.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")
 
     # start
-    student, turned = _start(run, source, starts=starts, weights=weights)
+    student, turned = make_student(run, source, starts=starts, weights=weights)
     del weights
     if settled is None:
-        run = _with_lr(run, student, source)
+        run = with_lr(run, student, source)
         if checkpoints and recipe.distill.steps != 0 and run.accelerator.is_main_process:
             checkpoints.begin(facts, _settled(run), eager=recipe.target.is_given)
     if turned is not source:
@@ -137,65 +130,6 @@ def _settled(run: Run) -> dict[str, Any]:
     """Return the choices that a resumed run reuses."""
     plan = TypeAdapter(Plan).dump_python(run.plan, mode="json")
     return {"plan": plan, "store": run.recipe.store.store, "lr": run.recipe.distill.lr}
-
-
-def _with_images(run: Run, source: nn.Module, *, starts: bool, settles: bool) -> Run:
-    """Return the run with calibration images, where something is fitted to or measured on them.
-
-    Args:
-        run: the request.
-        source: the model to compress.
-        starts: the student gets its starting weights.
-        settles: plan and learning rate are not known yet.
-    """
-    searches = settles and run.recipe.target.is_given
-    fits = searches or (starts and needs_images(run.plan, run.recipe.start.start))
-    return with_calibration(run, source, fits=fits, judges=searches or (settles and _wants_lr(run, source)))
-
-
-def _start(
-    run: Run, source: nn.Module, *, starts: bool, weights: Mapping[str, Tensor] | None
-) -> tuple[nn.Module, nn.Module]:
-    """Build the student, and set its starting weights.
-
-    Args:
-        run: the request.
-        source: the model to compress; not changed.
-        starts: set its starting weights; otherwise the training continues from a state.
-
-    Returns:
-        The student, and a copy of the source that computes the same, with its heads and neurons in
-        the student's order.
-    """
-    turned = align_model(source, run.plan)
-    student = planned(turned, run.plan)
-    if weights is not None:
-        student.load_state_dict(weights)
-    elif starts:
-        start_student(student, turned, run.plan, run.calibration, run.recipe.start.start)
-    return student, turned
-
-
-def _with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
-    """Return the run with a learning rate that fits its start, where none was given."""
-    if not _wants_lr(run, source):
-        return run
-    images = torch.cat(list(run.judged()))
-    nats, chance = divergence_and_chance(student.eval(), source, images)
-    width = int(source.num_features)  # type: ignore[arg-type]
-    lr = lr_for_start(nats, chance, run.recipe.data.batch_size, width, run.num_images)
-    lr = from_main(lr, run.accelerator)
-    run.reporter.say(
-        f"Before training, the student's predictions differ from {run.source.name}'s by {shown_nats(nats)} of KL "
-        f"divergence (random predictions: {chance:.2f}). Learning rate: {lr:.2g}."
-    )
-    return replace(run, recipe=with_training(run.recipe, lr=lr))
-
-
-def _wants_lr(run: Run, source: nn.Module) -> bool:
-    """Whether the learning rate follows from how far the start is from the source."""
-    recipe = run.recipe.distill
-    return recipe.lr is None and recipe.steps != 0 and outputs_of(source).nats is not None
 
 
 def _distill(run: Run, student: nn.Module, source: nn.Module, turned: nn.Module) -> TrainLog:

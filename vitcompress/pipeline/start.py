@@ -1,0 +1,79 @@
+"""The student's start: its images, its weights, and the learning rate that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vitcompress.distill.optimizers import lr_for_start
+from vitcompress.families.outputs import outputs_of
+from vitcompress.initialize.align import align_model
+from vitcompress.initialize.start import needs_images, start_student
+from vitcompress.pipeline.calibration import with_calibration
+from vitcompress.pipeline.prepare import planned, with_training
+from vitcompress.pipeline.run import Run
+from vitcompress.runtime.processes import from_main
+from vitcompress.search.divergence import divergence_and_chance, shown_nats
+
+
+def with_start_images(run: Run, source: nn.Module, *, starts: bool, settles: bool) -> Run:
+    """Return the run with calibration images, where something is fitted to or measured on them.
+
+    Args:
+        run: the request.
+        source: the model to compress.
+        starts: the student gets its starting weights.
+        settles: plan and learning rate are not known yet.
+    """
+    searches = settles and run.recipe.target.is_given
+    fits = searches or (starts and needs_images(run.plan, run.recipe.start.start))
+    return with_calibration(run, source, fits=fits, judges=searches or (settles and _wants_lr(run, source)))
+
+
+def make_student(
+    run: Run, source: nn.Module, *, starts: bool = True, weights: Mapping[str, Tensor] | None = None
+) -> tuple[nn.Module, nn.Module]:
+    """Build the student, and set its starting weights.
+
+    Args:
+        run: the request.
+        source: the model to compress; not changed.
+        starts: set its starting weights; otherwise the training continues from a state.
+        weights: the starting weights, where the search has built them; None to compute them.
+
+    Returns:
+        The student, and a copy of the source that computes the same, with its heads and neurons in
+        the student's order.
+    """
+    turned = align_model(source, run.plan)
+    student = planned(turned, run.plan)
+    if weights is not None:
+        student.load_state_dict(weights)
+    elif starts:
+        start_student(student, turned, run.plan, run.calibration, run.recipe.start.start)
+    return student, turned
+
+
+def with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
+    """Return the run with a learning rate that fits its start, where none was given."""
+    if not _wants_lr(run, source):
+        return run
+    images = torch.cat(list(run.judged()))
+    nats, chance = divergence_and_chance(student.eval(), source, images)
+    width = int(source.num_features)  # type: ignore[arg-type]
+    lr = lr_for_start(nats, chance, run.recipe.data.batch_size, width, run.num_images)
+    lr = from_main(lr, run.accelerator)
+    run.reporter.say(
+        f"Before training, the student's predictions differ from {run.source.name}'s by {shown_nats(nats)} of KL "
+        f"divergence (random predictions: {chance:.2f}). Learning rate: {lr:.2g}."
+    )
+    return replace(run, recipe=with_training(run.recipe, lr=lr))
+
+
+def _wants_lr(run: Run, source: nn.Module) -> bool:
+    """Whether the learning rate follows from how far the start is from the source."""
+    recipe = run.recipe.distill
+    return recipe.lr is None and recipe.steps != 0 and outputs_of(source).nats is not None
