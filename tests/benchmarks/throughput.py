@@ -28,7 +28,7 @@ from vitcompress.distill.settings import TrainSettings
 from vitcompress.families.registry import family_of
 from vitcompress.plans.model import Plan
 from vitcompress.recipe import DistillRecipe, RunRecipe
-from vitcompress.runtime.processes import precision_of
+from vitcompress.runtime.precision import precision_of
 
 WARM_STEPS = 1
 

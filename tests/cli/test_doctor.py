@@ -26,7 +26,7 @@ def test_ten_lines(vitcompress: Vitcompress) -> None:
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
     assert [line.split()[0] for line in lines] == NAMES
-    for text in (platform.python_version(), torch.__version__, f"timm {timm.__version__}", "fp32, bf16"):
+    for text in (platform.python_version(), torch.__version__, f"timm {timm.__version__}", "; bf16"):
         assert text in ended.out
     assert f"cpu ({torch.get_num_threads()} threads)" in lines[5]
 
@@ -57,7 +57,10 @@ def test_without_torch_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("native", "capability", "said"),
-    [(True, (9, 0), "fp32, bf16 in hardware, tf32"), (False, (7, 5), "fp32, bf16 emulated (slow), no tf32")],
+    [
+        (True, (9, 0), "auto is bf16; bf16 in hardware, tf32"),
+        (False, (7, 5), "auto is fp32; bf16 emulated (slow), no tf32"),
+    ],
 )
 def test_precisions_of_a_gpu(
     monkeypatch: pytest.MonkeyPatch, native: bool, capability: tuple[int, int], said: str

@@ -28,7 +28,6 @@ from vitcompress.errors import RecipeError
 from vitcompress.pipeline.checks import check_run
 from vitcompress.recipe import DataRecipe, ModelRecipe, Recipe, RunRecipe
 from vitcompress.runtime import launch, processes
-from vitcompress.runtime.processes import precision_of
 
 TOLERANCE = 1e-5  # of weights that are some tenths
 
@@ -312,33 +311,3 @@ def test_tensorboard_gets_every_step(words: list[object], tmp_path: Path, vitcom
     assert [event.step for event in found.Scalars("loss")] == [1, 2, 3, 4, 5]
     curve = report(tmp_path / "a.safetensors")["train"]["loss_curve"]
     assert [event.value for event in found.Scalars("loss")] == pytest.approx([p["loss"] for p in curve], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "precision"),
-    [
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True}, "bf16"),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True}, "bf16"),
-        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "avx512_fp16": True, "amx_bf16": False}, "fp32"),
-        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "avx512_fp16": True}, "bf16"),
-        ({"avx512_f": True}, "fp32"),
-        (None, "fp32"),
-    ],
-)
-def test_auto_precision_is_bf16_where_the_cpu_is_faster_in_it(
-    capabilities: dict[str, Any] | None, precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if capabilities is None:  # torch 2.9
-        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    else:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert precision_of(RunRecipe(device="cpu")) == precision
-    assert precision_of(RunRecipe(device="cpu", precision="fp32")) == "fp32"
-
-
-def test_auto_precision_is_bf16_where_the_gpu_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for native, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
-        assert precision_of(RunRecipe()) == precision

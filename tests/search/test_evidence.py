@@ -91,7 +91,7 @@ def directions(model: nn.Module, x: Tensor) -> list[Tensor]:
 def bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in fp32, unless a test asks for bf16: errors of a thousandth count."""
     enabled = getattr(request, "param", False)
-    monkeypatch.setattr("vitcompress.search.evidence.computes_in_bf16", lambda device: enabled)
+    monkeypatch.setattr("vitcompress.search.evidence.is_faster_in_bf16", lambda device: enabled)
 
 
 def scores_of(model: nn.Module, changes: Changes, means: Mapping[str, Tensor], x: Tensor, count: int = 2) -> Tensor:
@@ -187,7 +187,7 @@ def test_in_bf16_costs_are_nearly_the_same(name: str, monkeypatch: pytest.Monkey
     model, x = lively() if name == "vit" else built(name), noise(32, ROWS[name].image[0])
     changes, means = random_changes(model)
     scores = scores_of(model, changes, means, x)
-    monkeypatch.setattr("vitcompress.search.evidence.computes_in_bf16", lambda device: False)
+    monkeypatch.setattr("vitcompress.search.evidence.is_faster_in_bf16", lambda device: False)
     expected = scores_of(model, changes, means, x)
     assert not torch.equal(scores, expected)
     for number in (0, 1):

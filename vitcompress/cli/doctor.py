@@ -87,16 +87,20 @@ def _devices(torch: Any) -> Iterator[str]:
 
 
 def _precision(torch: Any) -> str:
-    if torch.cuda.is_available():
+    from vitcompress.runtime.precision import cpu_capabilities, is_faster_in_bf16
+
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         has_tf32 = torch.cuda.get_device_capability() >= _AMPERE
         tf32 = "tf32" if has_tf32 else "no tf32 (compute capability 8.0)"
     else:
-        ask = getattr(torch.cpu, "get_capabilities", None)  # later than torch 2.9
-        native = any(ask().get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")) if ask else None
+        has = cpu_capabilities()
+        native = any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")) if has else None
         tf32 = "no tf32 (needs a GPU)"
+    auto = "bf16" if is_faster_in_bf16("cuda" if on_gpu else "cpu") else "fp32"
     how = {True: "in hardware", False: "emulated (slow)", None: "(whether in hardware is unknown)"}
-    return f"fp32, bf16 {how[native]}, {tf32}"
+    return f"auto is {auto}; bf16 {how[native]}, {tf32}"
 
 
 def _compiler() -> str:

@@ -30,7 +30,7 @@ from vitcompress.recipe import DEFAULT_STEPS, Recipe
 from vitcompress.recipe.compose import to_dict
 from vitcompress.report.model import Parent
 from vitcompress.runtime.console import Reporter
-from vitcompress.runtime.processes import precision_of
+from vitcompress.runtime.precision import precision_of
 from vitcompress.runtime.stopwatch import Stopwatch
 
 

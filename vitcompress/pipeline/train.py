@@ -25,7 +25,7 @@ from vitcompress.pipeline.watch import make_watch
 from vitcompress.quantize.layers import quantization_aware_training
 from vitcompress.recipe import flag_of
 from vitcompress.recipe.compose import to_dict
-from vitcompress.runtime.processes import precision_of
+from vitcompress.runtime.precision import precision_of
 
 DEVIATION_IMAGES = 128  # calibration images on which the outputs' deviation is measured
 _VIEW_FIELDS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -26,6 +26,7 @@ from vitcompress.recipe.compose import to_dict
 from vitcompress.runtime import signals
 from vitcompress.runtime.console import launched
 from vitcompress.runtime.joining import VARIABLES, check_launch, join_group
+from vitcompress.runtime.precision import precision_of
 
 T = TypeVar("T")
 
@@ -69,37 +70,6 @@ def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
     return accelerator
-
-
-def precision_of(run: RunRecipe) -> str:
-    """Return the precision of training: `auto` is bf16 where `computes_in_bf16`."""
-    if run.precision != "auto":
-        return run.precision
-    on_gpu = run.device != "cpu" and torch.cuda.is_available()
-    return "bf16" if computes_in_bf16("cuda" if on_gpu else "cpu") else "fp32"
-
-
-def computes_in_bf16(device: str) -> bool:
-    """Whether a type of device computes faster in bf16 than in fp32.
-
-    On a CPU with avx512_bf16 and without avx512_fp16, a forward pass of DeiT-Tiny takes 0.59 and a
-    training step 0.67 of the time in fp32. Intel's CPUs that have both leave bf16 to AMX; where a
-    virtual machine hides AMX, the two take 1.6 and 1.9 times as long as in fp32.
-    """
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    has = cpu_capabilities()
-    lacks_amx = has.get("avx512_fp16") and str(has.get("cpu_name")).startswith("Intel")
-    return device == "cpu" and bool(has.get("amx_bf16") or (has.get("avx512_bf16") and not lacks_amx))
-
-
-def cpu_capabilities() -> Mapping[str, Any]:
-    """Return torch's names of what the CPU can do.
-
-    Empty before torch 2.10, which has no such function.
-    """
-    ask = getattr(torch.cpu, "get_capabilities", None)
-    return ask() if ask else {}
 
 
 def alone() -> Accelerator:

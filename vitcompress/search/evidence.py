@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vitcompress.families.insertion import layers_called
 from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
 from vitcompress.initialize.inputs import Call, recording
-from vitcompress.runtime.processes import computes_in_bf16
+from vitcompress.runtime.precision import is_faster_in_bf16
 from vitcompress.search.changes import QK, BlockChanges
 from vitcompress.search.progress import State
 
@@ -68,7 +68,7 @@ def add_scores(
     names = [f"{block}.{_module(layer)}" for block, layers in changes.items() for layer in layers]
     names = list(dict.fromkeys(names))
     scores, calls, memory = state.scores[state.context], dict[str, Call](), dict[int, Tensor]()
-    device, in_bf16 = images.device.type, computes_in_bf16(images.device.type)
+    device, in_bf16 = images.device.type, is_faster_in_bf16(images.device.type)
     # on a CPU, fused attention has a fast backward pass in fp32, and a slow one in bf16
     attention = sdpa_kernel(SDPBackend.MATH) if device == "cpu" and in_bf16 else nullcontext()
     with (
