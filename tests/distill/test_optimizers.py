@@ -123,7 +123,8 @@ def test_learning_rate_warms_up_then_falls_to_zero() -> None:
 
 def test_the_learning_rate_of_a_start_in_closed_form() -> None:
     few, many = 600, math.inf
-    assert lr_for_start(0.0, 2.0, 16, 96, few) == pytest.approx(5e-5)
+    assert lr_for_start(0.0, 2.0, 16, 96, few) == pytest.approx(3.5e-5)
+    assert lr_for_start(0.2, 2.0, 16, 96, few) == pytest.approx(4e-5 * 10**0.1)
     assert lr_for_start(2.0, 2.0, 16, 96, few) == pytest.approx(5e-4)
     assert lr_for_start(2.0, 2.0, 16, 96, many) == pytest.approx(1e-3)  # the upper bound
     assert lr_for_start(2.0, 2.0, 16, 192, many) == pytest.approx(5e-4)
@@ -139,11 +140,11 @@ def test_the_learning_rate_of_a_start_in_closed_form() -> None:
 
 
 def test_the_learning_rate_grows_with_the_images_unless_the_model_is_wide() -> None:
-    assert lr_for_start(0.0, 2.0, 16, 96, 0) == pytest.approx(5e-5)
-    assert lr_for_start(0.0, 2.0, 16, 96, 2400) == pytest.approx(1e-4)
-    assert lr_for_start(0.0, 2.0, 16, 192, math.inf) == pytest.approx(5e-4 / 3)
+    assert lr_for_start(0.0, 2.0, 16, 96, 0) == pytest.approx(3.5e-5)
+    assert lr_for_start(0.0, 2.0, 16, 96, 2400) == pytest.approx(7e-5)
+    assert lr_for_start(0.0, 2.0, 16, 192, math.inf) == pytest.approx(3.5e-4 / 3)
     assert lr_for_start(1.0, 2.0, 16, 192, 2400) == pytest.approx(1e-4 * 5**0.5)
-    assert lr_for_start(0.0, 2.0, 16, 384, 5400) == pytest.approx(7.5e-5)
+    assert lr_for_start(0.0, 2.0, 16, 384, 5400) == pytest.approx(0.7 * 7.5e-5)
     assert lr_for_start(1.0, 2.0, 16, 768, 2400) == lr_for_start(1.0, 2.0, 16, 768, 0) == pytest.approx(5e-5 * 2**0.5)
 
 

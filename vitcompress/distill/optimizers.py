@@ -91,7 +91,8 @@ def lr_for_start(
     lost = min(1.0, divergence / chance_divergence) if chance_divergence > 0 else 1.0
     of_images = min(10 / 3, max(1.0, math.sqrt(num_images / 600) * min(1.0, 192 / width)))
     of_width = min(10.0, max(2.0, 960 / width))
-    return float(5e-5 * min(2 * of_width, of_images * of_width**lost) * math.sqrt(batch_size / 16))
+    near = min(1.0, 0.7 + lost)
+    return float(5e-5 * near * min(2 * of_width, of_images * of_width**lost) * math.sqrt(batch_size / 16))
 
 
 def lr_for_finetuning(batch_size: int, width: int) -> float:
