@@ -16,7 +16,7 @@ from tests.factories import ARGS, tiny
 from vitcompress.data.calibration import Drawing
 from vitcompress.data.sets import ImageSet
 from vitcompress.measure.accuracy import Evaluator
-from vitcompress.pipeline import compress, plan
+from vitcompress.pipeline import plan, start
 from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.plan import load_source
 from vitcompress.pipeline.prepare import prepare
@@ -123,7 +123,7 @@ def test_the_learning_rate_follows_from_images_that_nothing_was_fitted_to(
         seen.append(images)
         return 0.5, 1.0
 
-    monkeypatch.setattr(compress, "divergence_and_chance", measure)
+    monkeypatch.setattr(start, "divergence_and_chance", measure)
     words = ["--data", flat, "--val-data", flat, "--share", 2, "--num-workers", 0, "--calibration-images", 8]
     words += ["--steps", 1, "--batch-size", 2, "--no-baselines", "--device", "cpu", "--out", tmp_path / "m.safetensors"]
     ended = vitcompress("compress", *teacher, *words)
