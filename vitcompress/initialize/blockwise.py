@@ -12,9 +12,7 @@ second alone fits noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from vitcompress.families.narrow import narrowed_shapes
 from vitcompress.families.registry import family_named
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.importance import TokenWeights, token_weights
-from vitcompress.initialize.inputs import BlockInput, Call, run_block, run_part
+from vitcompress.initialize.inputs import BlockInput, Call, run_block, run_part, run_visiting
 from vitcompress.initialize.layer_scale import WRITERS, layer_scale
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
 from vitcompress.initialize.regression import Moments, low_rank, regress, wide
@@ -68,27 +66,19 @@ def start_in_order(
     counts = weights or token_weights(teacher, family, list(groups), batches)
     stream = TeacherStream()
 
-    def fit_and_run(name: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def fit_and_run(name: str, given: BlockInput) -> Tensor:
         """Fit a block's layers to the input that it receives, then run it."""
         block, teacher_block = student.get_submodule(name), teacher.get_submodule(name)
-        given = BlockInput(x, args, kwargs)
         stream.step(teacher_block, given)
         if name in groups:
             fit = BlockFit(block, teacher_block, counts[name], given, stream)
             fit.run(groups[name], family, is_donor=name == groups[name].donor)
-        output = torch.cat([run_block(block, given._replace(x=chunk))[1] for chunk in x.split(CHUNK_IMAGES)])
+        output = torch.cat([run_block(block, given._replace(x=chunk))[1] for chunk in given.x.split(CHUNK_IMAGES)])
         tell((names.index(name) + 1) / len(names))
         return output
 
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(layers_called(student))
-        stack.enter_context(layers_called(teacher))
-        for name in names:
-            block: Any = student.get_submodule(name)
-            block.forward = partial(fit_and_run, name)
-            stack.callback(delattr, block, "forward")  # restores the method of the class
-        student(torch.cat(batches))
+    with layers_called(student), layers_called(teacher):
+        run_visiting(student, names, torch.cat(batches), fit_and_run)
     for group in plan.groups:
         _copy_biases(student, teacher, group)
 

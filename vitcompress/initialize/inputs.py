@@ -122,6 +122,30 @@ def run_part(block: nn.Module, given: BlockInput, names: Sequence[str]) -> dict[
     return calls
 
 
+def run_visiting(
+    model: nn.Module, names: Iterable[str], images: Tensor, visit: Callable[[str, BlockInput], Tensor]
+) -> None:  # fmt: skip
+    """Run a model without gradients, and let `visit` compute the outputs of some blocks.
+
+    Args:
+        model: in eval mode.
+        names: full names of the blocks.
+        images: `[B, C, H, W]`, on the model's device.
+        visit: called with a block's name and arguments, in the order of running; returns its
+            output.
+    """
+
+    def visiting(name: str) -> Callable[..., Tensor]:
+        return lambda x, *args, **kwargs: visit(name, BlockInput(x, args, kwargs))
+
+    with torch.no_grad(), ExitStack() as stack:
+        for name in names:
+            block: Any = model.get_submodule(name)
+            block.forward = visiting(name)
+            stack.callback(delattr, block, "forward")  # restores the method of the class
+        model(images)
+
+
 def first_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
     """Yield the first `count` images of some batches, and ask for no batch beyond them."""
     for batch in batches:

@@ -40,7 +40,8 @@ def with_images(recipe: Recipe, plan: Plan | None) -> Recipe:
         recipe: what to do.
         plan: the student's plan; None where it is searched for, on images.
     """
-    needed = plan is None or needs_images(plan, recipe.start.start) or recipe.distill.steps != 0
+    trains = recipe.distill.steps != 0 or bool(recipe.start.refine)
+    needed = plan is None or needs_images(plan, recipe.start.start) or trains
     if recipe.data.data is not None or not needed or recipe.distill.epochs is not None:
         return recipe
     return replace(recipe, data=replace(recipe.data, data=BUILT_IN))

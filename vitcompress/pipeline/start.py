@@ -9,14 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from vitcompress.distill.optimizers import lr_for_start
+from vitcompress.distill.refine import BATCH_IMAGES, Refinement, groups_to_refine, refine_student
 from vitcompress.families.outputs import outputs_of
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import needs_images, start_student
+from vitcompress.pipeline.budget import seconds_left
 from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.prepare import planned, with_training
 from vitcompress.pipeline.run import Run
+from vitcompress.recipe.student import DEFAULT_REFINE
 from vitcompress.runtime.processes import from_main
 from vitcompress.search.divergence import divergence_and_chance, shown_nats
+
+_REFINE_SHARE = 0.25
+"""Largest share of the minutes left that blocks are trained one by one for."""
 
 
 def with_start_images(run: Run, source: nn.Module, *, starts: bool, settles: bool) -> Run:
@@ -29,7 +35,8 @@ def with_start_images(run: Run, source: nn.Module, *, starts: bool, settles: boo
         settles: plan and learning rate are not known yet.
     """
     searches = settles and run.recipe.target.is_given
-    fits = searches or (starts and needs_images(run.plan, run.recipe.start.start))
+    of_start = needs_images(run.plan, run.recipe.start.start) or bool(groups_to_refine(run.plan, _refinement(run)))
+    fits = searches or (starts and of_start)
     return with_calibration(run, source, fits=fits, judges=searches or (settles and _wants_lr(run, source)))
 
 
@@ -54,7 +61,30 @@ def make_student(
         student.load_state_dict(weights)
     elif starts:
         start_student(student, turned, run.plan, run.calibration, run.recipe.start.start)
+    if starts:
+        _refine(run, student, turned)
     return student, turned
+
+
+def _refine(run: Run, student: nn.Module, turned: nn.Module) -> None:
+    """Train the student's blocks, in place, where that is asked for or pays."""
+    how = _refinement(run)
+    blocks = sum(len(group.blocks) for group in groups_to_refine(run.plan, how))
+    if blocks:
+        with run.reporter.counting(f"training {blocks} blocks") as tell:
+            refine_student(student, turned, run.plan, run.calibration(), how, tell)
+
+
+def _refinement(run: Run) -> Refinement:
+    """Return how blocks are trained: on no more images than the training sees, unless told."""
+    recipe = run.recipe
+    steps, seconds = recipe.start.refine, None
+    if steps is None and recipe.distill.max_minutes is not None:
+        steps, seconds = DEFAULT_REFINE, _REFINE_SHARE * seconds_left(recipe.distill.max_minutes, run.clock.started, 0)
+    elif steps is None:
+        steps = min(DEFAULT_REFINE, (run.num_steps or 0) * recipe.data.batch_size // BATCH_IMAGES)
+    fades = recipe.distill.fade > 0  # and so begins as the source, whatever the shared weights
+    return Refinement(steps, recipe.run.seed, seconds, shared=not fades)
 
 
 def with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:

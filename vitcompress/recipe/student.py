@@ -14,6 +14,7 @@ DEFAULT_SHARE = 2
 TRANSFORMS = ("heads", "mlp")  # default where blocks share whole matrices
 OutputName = Literal["classes", "multi_label", "regression"]
 StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]
+DEFAULT_REFINE = 240
 MAX_CALIBRATION_IMAGES = 1024  # that starts are fitted to, by default
 KINDS = ("narrow", "low_rank", "skip", "share", "adapter", "basis")
 QUANTIZED_STORES = ("int8", "int4")  # stores that quantize; training can simulate them
@@ -200,6 +201,13 @@ class StartRecipe:
         "most "
         f"{MAX_CALIBRATION_IMAGES:,}.",
         ge=1,
+    )
+    refine: int | None = option(
+        None,
+        "Steps that blocks are trained for on the calibration images, each to give what the source's block gives, "
+        "before the whole student is trained. With --fade, blocks that share weights are left out. "
+        f"Default: {DEFAULT_REFINE}; fewer before short trainings, 0 without a training.",
+        ge=0,
     )
 
 
