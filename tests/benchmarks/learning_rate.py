@@ -158,7 +158,8 @@ def recipe_of(name: str, asked: argparse.Namespace, **more: Any) -> Recipe:
     start = STARTS[name]
     flags = {
         **SUBJECTS[start.subject], **start.plan, "steps": asked.steps, "batch_size": asked.batch_size,
-        "seed": asked.seed, "num_workers": asked.num_workers, "baselines": False, "save_every": "none", **more,
+        "seed": asked.seed, "num_workers": asked.num_workers, "baselines": False, "save_every": "none",
+        "refine": 0, **more,
     }  # fmt: skip
     if asked.calibration_images:
         flags["calibration_images"] = asked.calibration_images

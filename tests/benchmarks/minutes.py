@@ -1,8 +1,9 @@
 """What does a training gain from other settings, per second of processor time?
 
-Each variant trains the same start. In folders, accuracy is measured on a tenth of the training
-images, held out from training, so that validation images stay new; where the source was trained on
-them, it looks better than it is. Lines are added to `--out`, and what is there is not run again:
+Variants train the same start, unless they change that. In folders, accuracy is measured on a tenth
+of the training images, held out from training, so that validation images stay new; where the source
+was trained on them, it looks better than it is. Lines are added to `--out`, and what is there is
+not run again:
 
     python -m tests.benchmarks minutes --start caltech-width0.25 --variants "" "mixup=0.5"
 """
@@ -30,9 +31,10 @@ from vitcompress.initialize.align import align_model
 from vitcompress.pipeline.run import Run
 from vitcompress.pipeline.start import make_student
 from vitcompress.pipeline.train import train
+from vitcompress.recipe import StartRecipe
 from vitcompress.recipe.compose import build
 
-DEFAULTS: Mapping[str, Any] = {"lr": 3.5e-4, "steps": 200, "batch_size": 32}
+DEFAULTS: Mapping[str, Any] = {"lr": 3.5e-4, "steps": 200, "batch_size": 32, "refine": 200}
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,15 @@ def run(arguments: Sequence[str] = ()) -> str:
     asked = parser.parse_args(list(arguments))
     known = {(line.start, line.variant, line.seed) for line in read_lines(asked.out, Line)}
     for seed in asked.seeds:
-        start: nn.Module | None = None
+        starts: dict[StartRecipe, nn.Module] = {}
         for variant in asked.variants:
             if (asked.start, variant, seed) in known:
                 continue
             given, source = _prepared(asked, variant, seed)
-            start = start or make_student(given, source)[0]
-            line = _trained(given, source, copy.deepcopy(start), asked.start, variant)
+            how = given.recipe.start
+            if how not in starts:
+                starts[how] = make_student(given, source)[0]
+            line = _trained(given, source, copy.deepcopy(starts[how]), asked.start, variant)
             add_line(asked.out, line)
             sys.stderr.write(f"{variant or 'default'}: {line.top1_before:.2f} → {line.top1:.2f} %\n")
     return table(read_lines(asked.out, Line))
