@@ -12,8 +12,10 @@ import torch
 
 from tests.conftest import Vitcompress
 from vitcompress.cli import doctor
+from vitcompress.recipe import RunRecipe
 from vitcompress.runtime import extras
 from vitcompress.runtime.extras import EXTRAS, missing_packages
+from vitcompress.runtime.precision import precision_of
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -26,7 +28,12 @@ def test_ten_lines(vitcompress: Vitcompress) -> None:
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
     assert [line.split()[0] for line in lines] == NAMES
-    for text in (platform.python_version(), torch.__version__, f"timm {timm.__version__}", "; bf16"):
+    for text in (
+        platform.python_version(),
+        torch.__version__,
+        f"timm {timm.__version__}",
+        f"auto is {precision_of(RunRecipe())}; bf16",
+    ):
         assert text in ended.out
     assert f"cpu ({torch.get_num_threads()} threads)" in lines[5]
 

@@ -1,4 +1,4 @@
-"""How long blocks are trained one by one, and what the command makes of it."""
+"""How long blocks are trained, and what the command makes of it."""
 
 from __future__ import annotations
 

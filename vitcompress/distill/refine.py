@@ -5,8 +5,8 @@
     single    x ── block 0' ── x ── block 1' ── x ── [block i'] ── y    one after the other
 
 A step runs and differentiates single blocks, on inputs and targets that are computed once. That
-makes it several times cheaper than a step of distillation, and takes a start much closer to the
-teacher than closed forms do, as these keep neurons of the teacher and fit only what reads them.
+takes about half the time of a step of distillation, and a start much closer to the teacher than
+closed forms do, as these keep neurons of the teacher and fit only what reads them.
 Blocks that share matrices can only be trained together; what the student's blocks before them will
 give is not known yet then.
 """
@@ -26,7 +26,7 @@ from vitcompress.distill.optimizers import lr_factor, set_lr
 from vitcompress.families.base import Family
 from vitcompress.families.registry import family_named
 from vitcompress.initialize.importance import token_weights
-from vitcompress.initialize.inputs import BlockInput, run_block, run_visiting
+from vitcompress.initialize.inputs import BlockInput, block_outputs, run_block, run_visiting
 from vitcompress.plans.model import Group, Plan
 
 BATCH_IMAGES = 32
@@ -123,7 +123,7 @@ class _Refiner:
 
         def visit(name: str, given: BlockInput) -> Tensor:
             block, group = self.teacher.get_submodule(name), self.group_of.get(name)
-            target = _outputs(block, given)
+            target = block_outputs(block, given, BATCH_IMAGES)
             if group is not None and len(group.blocks) > 1:
                 count = max(BATCH_IMAGES, STATE_BYTES // (most * target[0].nbytes))
                 lesson = self._lesson(name, given._replace(x=_first(given.x, count)), _first(target, count))
@@ -148,10 +148,10 @@ class _Refiner:
             block, group = self.student.get_submodule(name), self.group_of.get(name)
             x, teacher_x = given.x.chunk(2)
             given = given._replace(x=x)
-            target = _outputs(self.teacher.get_submodule(name), given._replace(x=teacher_x))
+            target = block_outputs(self.teacher.get_submodule(name), given._replace(x=teacher_x), BATCH_IMAGES)
             if group is not None and len(group.blocks) == 1:
                 self._train([self._lesson(name, given, target)])
-            return torch.cat([_outputs(block, given), target])
+            return torch.cat([block_outputs(block, given, BATCH_IMAGES), target])
 
         run_visiting(self.student, self.names, doubled, visit)
 
@@ -203,7 +203,7 @@ class _Lesson(NamedTuple):
 
     def error(self, images: Sequence[int] | slice) -> Tensor:
         """Return the mean squared error on some images, as a share of the target's variance."""
-        output = _run(self.block, self.given._replace(x=self.given.x[images]))
+        _, output = run_block(self.block, self.given._replace(x=self.given.x[images]))
         return (self.weight * (output - self.target[images]).square()).mean()
 
 
@@ -275,15 +275,6 @@ def _weight(weights: Mapping[str, Tensor], family: Family, target: Tensor) -> Te
     of_writers = [weight for layer, weight in weights.items() if family.writes.fullmatch(layer)]
     weight = of_writers[-1].to(target) if of_writers else target.new_ones(())
     return weight[..., None] if weight.shape == target.shape[1:-1] else target.new_ones(())
-
-
-def _outputs(block: nn.Module, given: BlockInput) -> Tensor:
-    """Run a block on all images, a batch at a time."""
-    return torch.cat([_run(block, given._replace(x=chunk)) for chunk in given.x.split(BATCH_IMAGES)])
-
-
-def _run(block: nn.Module, given: BlockInput) -> Tensor:
-    return run_block(block, given)[1]
 
 
 def _first(states: Tensor, count: int) -> Tensor:

@@ -25,7 +25,7 @@ from vitcompress.families.narrow import narrowed_shapes
 from vitcompress.families.registry import family_named
 from vitcompress.families.widths import Widths
 from vitcompress.initialize.importance import TokenWeights, token_weights
-from vitcompress.initialize.inputs import BlockInput, Call, run_block, run_part, run_visiting
+from vitcompress.initialize.inputs import BlockInput, Call, block_outputs, run_block, run_part, run_visiting
 from vitcompress.initialize.layer_scale import WRITERS, layer_scale
 from vitcompress.initialize.narrow import fit_layer, narrow_heads, narrow_mlp
 from vitcompress.initialize.regression import Moments, low_rank, regress, wide
@@ -73,7 +73,7 @@ def start_in_order(
         if name in groups:
             fit = BlockFit(block, teacher_block, counts[name], given, stream)
             fit.run(groups[name], family, is_donor=name == groups[name].donor)
-        output = torch.cat([run_block(block, given._replace(x=chunk))[1] for chunk in given.x.split(CHUNK_IMAGES)])
+        output = block_outputs(block, given, CHUNK_IMAGES)
         tell((names.index(name) + 1) / len(names))
         return output
 

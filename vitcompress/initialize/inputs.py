@@ -98,6 +98,11 @@ def run_block(block: nn.Module, given: BlockInput, names: Iterable[str] = ()) ->
     return calls, output
 
 
+def block_outputs(block: nn.Module, given: BlockInput, count: int) -> Tensor:
+    """Run a block on all images, `count` at a time, and return its outputs `[B, ..., C]`."""
+    return torch.cat([run_block(block, given._replace(x=chunk))[1] for chunk in given.x.split(count)])
+
+
 class _Reached(Exception):  # noqa: N818 - not an error
     """All modules that a caller waits for have been called."""
 

@@ -22,7 +22,7 @@ from vitcompress.runtime.processes import from_main
 from vitcompress.search.divergence import divergence_and_chance, shown_nats
 
 _REFINE_SHARE = 0.25
-"""Largest share of the minutes left that blocks are trained one by one for."""
+"""Largest share of the minutes left in which blocks are trained."""
 
 
 def with_start_images(run: Run, source: nn.Module, *, starts: bool, settles: bool) -> Run:
