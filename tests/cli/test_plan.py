@@ -278,3 +278,23 @@ def test_compress_goes_on_after_interruptions(
     reports = [json.loads(file.with_suffix(".report.json").read_text()) for file in (whole, out)]
     assert reports[0]["made_of"] == reports[1]["made_of"]
     assert reports[0]["why"] == reports[1]["why"]
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_search_in_limited_time_goes_on_with_as_many_images(
+    roomy: list[str], flat: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.safetensors"
+    words: list[object] = [
+        "compress", *roomy, "--data", flat, "--device", "cpu", "--kinds", "narrow", "--target-ratio", 2,
+        "--max-minutes", 0.05, "--batch-size", 4, "--num-workers", 0, "--out", out,
+    ]  # fmt: skip
+    for where in ("search.moments.run_recorded", "search.build.divergence"):
+        with monkeypatch.context() as patch:
+            patch.setattr("vitcompress.pipeline.start.search_images", lambda run, source: 6)
+            interrupt_at(patch, f"vitcompress.{where}", signal.SIGTERM)
+            assert vitcompress(*words, *(["--resume"] if out.with_suffix(".checkpoints").exists() else [])).code == 143
+        monkeypatch.setattr("vitcompress.pipeline.start.search_images", lambda run, source: 5)
+    ended = vitcompress(*words, "--resume")
+    assert ended.code == 0, ended
+    assert "fitted to 6 images" in ended.err

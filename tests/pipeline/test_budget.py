@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
 
 from tests.conftest import Vitcompress
-from vitcompress.pipeline.budget import seconds_left
+from tests.pipeline.test_start import prepared
+from vitcompress.pipeline.budget import search_images, seconds_left
 
 
 @pytest.mark.thorough
@@ -42,3 +44,19 @@ def test_too_few_minutes_still_give_a_step_and_a_verified_file(
 def test_what_is_left_is_never_nothing() -> None:
     assert seconds_left(1, time.time(), 20.0) == pytest.approx(40, abs=1)
     assert seconds_left(1, time.time() - 100, 20.0) == 0.001
+
+
+@pytest.mark.parametrize(("minutes", "images"), [(0.001, 64), (10, 256), (60, 1024), (10_000, 1024)])
+def test_a_search_measures_on_as_many_images_as_a_quarter_of_the_minutes_allows(
+    minutes: float, images: int, flat: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            clock[0] += 0.02 * len(x)
+            return x
+
+    run = prepared(flat, weights, None, {"max_minutes": minutes}, 8)
+    monkeypatch.setattr("vitcompress.pipeline.budget.time.perf_counter", lambda: clock[0])
+    assert search_images(run, Slow()) == images

@@ -1,10 +1,12 @@
-"""Divide the minutes of a command: training gets what evaluation and writing leave."""
+"""Divide the minutes of a command: a search gets a share, training what all else leaves."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from vitcompress.data.calibration import draw_images
@@ -16,6 +18,7 @@ from vitcompress.measure.baselines import BASELINES
 from vitcompress.measure.latency import SPEED_SECONDS
 from vitcompress.pipeline.run import Run
 from vitcompress.pipeline.watch import measured_alone
+from vitcompress.recipe import MAX_CALIBRATION_IMAGES
 from vitcompress.runtime.processes import from_main
 
 _PROBED_IMAGES = (32, 256)
@@ -23,6 +26,10 @@ _WRITING_SECONDS = 3.0  # plus the time of a slow disk for the bytes
 _DISK_BYTES_PER_SECOND = 50e6
 _MARGIN = 1.15
 _STREAM_IMAGES = 50_000  # assumed length of a stream: ImageNet's validation set
+_SEARCH_SHARE = 0.25  # of the minutes that are left when a search begins
+_SEARCH_PASSES = 20  # forward passes of the images that a search takes at most: docs/scaling.md
+_MIN_SEARCH_IMAGES = 64
+_TIMED_IMAGES = 16
 _WATCHED_SHARE = 0.03  # of a training's time, for measurements during it
 _STEP_PASSES = 4  # a step takes the time of four forward passes of the student: its own, backward, the teacher's
 
@@ -38,6 +45,26 @@ class Budget:
 
     seconds: float | None
     watched_images: int
+
+
+def search_images(run: Run, source: nn.Module) -> int:
+    """Return how many images a search has the time to measure on; a power of two, 64 to 1,024.
+
+    Args:
+        run: a run that has minutes.
+        source: the model to compress, in eval mode on the device.
+    """
+    minutes, device = run.recipe.distill.max_minutes, run.accelerator.device
+    assert minutes is not None
+    images = torch.zeros(_TIMED_IMAGES, *run.config["input_size"], device=device)
+    seconds = _SEARCH_SHARE * seconds_left(minutes, run.clock.started, 0)
+    with torch.inference_mode():
+        source(images)  # warms up
+        begun = time.perf_counter()
+        float(source(images).flatten()[0])  # waits for a GPU
+    per_image = _SEARCH_PASSES * (time.perf_counter() - begun) / _TIMED_IMAGES
+    count = min(max(_MIN_SEARCH_IMAGES, seconds / per_image), MAX_CALIBRATION_IMAGES)
+    return from_main(1 << int(math.log2(count)), run.accelerator)
 
 
 def training_budget(run: Run, student: nn.Module, reference: nn.Module | None) -> Budget:

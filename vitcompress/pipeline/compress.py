@@ -92,11 +92,12 @@ def compress(
         run = _resumed(run, settled)
     has_state = settled is not None and checkpoints is not None and checkpoints.newest() is not None
     starts = not has_state or recipe.distill.fade > 0  # what fades is the difference from the start
-    run = with_start_images(run, source, starts=starts, settles=settled is None)
+    place = Place.of(checkpoints)
+    run = with_start_images(run, source, place if recipe.run.resume else None, starts=starts, settles=settled is None)
     clock.lap("loading")
     weights: Mapping[str, Tensor] | None = None
     if settled is None and recipe.target.is_given:
-        run, weights = search_plan(run, source, Place.of(checkpoints))
+        run, weights = search_plan(run, source, place)
         clock.lap("search")
     size = run.plan.size
     reporter.say(f"{run.source.name}: {size.teacher_params:,} → {size.student_params:,} parameters")

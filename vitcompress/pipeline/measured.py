@@ -25,8 +25,10 @@ from vitcompress.recipe import Recipe
 from vitcompress.runtime.signals import TerminationError
 from vitcompress.search.measured import MeasuredOptions
 from vitcompress.search.model import Search
-from vitcompress.search.progress import Progress
-from vitcompress.search.saved import load_options, save_options
+from vitcompress.search.progress import Progress, kept_facts
+from vitcompress.search.saved import load_options, read_options, save_options
+
+_NUM_FITTED = "--calibration-images"  # a fact: how many there are
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,22 @@ def measured_options(
     return measured
 
 
+def images_kept(place: Place | None) -> int | None:
+    """Return the number of images that an interrupted search was fitted to, where that is kept.
+
+    Args:
+        place: where the search keeps what it measures; None keeps nothing.
+    """
+    count = None
+    if place is not None:
+        with suppress(VitcompressError):  # raised again, with a hint, when the file is used
+            if place.progress.exists():
+                count = kept_facts(place.progress).get(_NUM_FITTED)
+            elif place.options.exists():
+                count = read_options(place.options).facts.get(_NUM_FITTED)
+    return count if isinstance(count, int) else None
+
+
 def measured_facts(run: Run, source: nn.Module) -> dict[str, str | int | None]:
     """Return what the costs of options depend on, as JSON values by flag or name.
 
@@ -139,6 +157,7 @@ def measured_facts(run: Run, source: nn.Module) -> dict[str, str | int | None]:
         "outputs": outputs_of(source).name,
         "preprocessing": describe_preprocessing(run.config),
         "training images": images_digest(run.train),
+        _NUM_FITTED: len(drawing.fitted),
         "images fitted to": _digest(drawing, drawing.fitted),
         "images judged on": _digest(drawing, drawing.judged),
         "--width-multiple": recipe.target.width_multiple,

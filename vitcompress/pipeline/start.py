@@ -13,8 +13,9 @@ from vitcompress.distill.refine import BATCH_IMAGES, Refinement, groups_to_refin
 from vitcompress.families.outputs import outputs_of
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import needs_images, start_student
-from vitcompress.pipeline.budget import seconds_left
+from vitcompress.pipeline.budget import search_images, seconds_left
 from vitcompress.pipeline.calibration import with_calibration
+from vitcompress.pipeline.measured import Place, images_kept
 from vitcompress.pipeline.prepare import planned, with_training
 from vitcompress.pipeline.run import Run
 from vitcompress.recipe.student import DEFAULT_REFINE
@@ -25,19 +26,30 @@ _REFINE_SHARE = 0.25
 """Largest share of the minutes left in which blocks are trained."""
 
 
-def with_start_images(run: Run, source: nn.Module, *, starts: bool, settles: bool) -> Run:
+def with_start_images(run: Run, source: nn.Module, place: Place | None, *, starts: bool, settles: bool) -> Run:
     """Return the run with calibration images, where something is fitted to or measured on them.
 
     Args:
         run: the request.
         source: the model to compress.
+        place: where an interrupted search has kept what it measured; None where it has not.
         starts: the student gets its starting weights.
         settles: plan and learning rate are not known yet.
     """
     searches = settles and run.recipe.target.is_given
+    if searches and _limits_images(run):
+        count = from_main(images_kept(place), run.accelerator) or search_images(run, source)
+        run = replace(run, recipe=replace(run.recipe, start=replace(run.recipe.start, calibration_images=count)))
     of_start = needs_images(run.plan, run.recipe.start.start) or bool(groups_to_refine(run.plan, _refinement(run)))
     fits = searches or (starts and of_start)
     return with_calibration(run, source, fits=fits, judges=searches or (settles and _wants_lr(run, source)))
+
+
+def _limits_images(run: Run) -> bool:
+    """Whether the number of images that a search measures on follows from its minutes."""
+    recipe = run.recipe
+    free = recipe.start.calibration_images is None and recipe.target.options is None
+    return free and recipe.distill.max_minutes is not None
 
 
 def make_student(

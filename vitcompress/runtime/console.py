@@ -25,6 +25,7 @@ STARTED_VARIABLE = "VITCOMPRESS_STARTED"  # set for the processes that the comma
 STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))  # start of the command, in seconds since 1970
 MIN_STALL = 0.2  # share of the time spent waiting for images from which it is shown
 LONG_TRAINING_SECONDS = 3600.0
+_MIN_DONE = 0.01  # share of a task after which the time that it still takes is shown
 _FORECAST_STEPS = 5  # measured steps before the length of a training is estimated; the first one warms up
 LOG_VERSION = 1  # a change that breaks readers of the log raises it
 EVENTS: Mapping[str, tuple[str, ...]] = {
@@ -268,6 +269,6 @@ class _Lines:
         if now - self.last < SECONDS_BETWEEN_LINES and (done < 1 or self.brief):
             return
         self.last = now
-        left = (now - self.start) * (1 - done) / done if done else float("nan")
-        parts = [f"{self.what} {100 * done:3.0f} %", text, f"{left:.0f} s left"]
+        left = f"{(now - self.start) * (1 - done) / done:.0f} s left" if done >= _MIN_DONE else ""
+        parts = [f"{self.what} {100 * done:3.0f} %", text, left]
         self.console.print("  ".join(filter(None, parts)), markup=False)

@@ -198,6 +198,16 @@ def _write(path: Path, facts: Mapping[str, Any], state: State) -> None:
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 
+def kept_facts(path: Path) -> Mapping[str, Any]:
+    """Return what the measurement whose state is in a file depends on.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    with open_tensors(path) as file:
+        return _HEADER.validate_python(strict_json(file.metadata.get("state", ""))).facts
+
+
 def _read(path: Path, facts: Mapping[str, Any], start: State, device: torch.device) -> State:
     """Read a state that `_write` wrote.
 
