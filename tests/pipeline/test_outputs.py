@@ -191,20 +191,6 @@ def test_class_folders_make_a_new_head_of_classes(
 
 
 @pytest.mark.thorough
-def test_a_cache_of_one_logit_gives_it_back(
-    number: list[str], flat: Path, tmp_path: Path, vitcompress: Vitcompress
-) -> None:
-    curves = []
-    for name in ("first", "second"):
-        out = tmp_path / f"{name}.safetensors"
-        words = ["--loss", "logits=1", "--cache-teacher", tmp_path / "said", "--data", flat, "--steps", 2]
-        assert vitcompress("compress", *number, *words, *SHARED, *FAST, "--out", out).code == 0
-        curves.append([point["logits"] for point in report_of(out)["train"]["loss_curve"]])
-    assert curves[0] == curves[1]
-    assert curves[0][0] > 0
-
-
-@pytest.mark.thorough
 def test_a_page_shows_the_images_whose_numbers_differ_most(
     number: list[str], flat: Path, tmp_path: Path, vitcompress: Vitcompress, monkeypatch: pytest.MonkeyPatch
 ) -> None:

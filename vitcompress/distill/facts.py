@@ -12,7 +12,7 @@ from vitcompress.data.sets import ImageSet
 from vitcompress.data.streams import StreamReader
 
 _WITHOUT_EFFECT = {  # fields that do not change the weights, by stage; None for all
-    "run": ("resume", "save_every", "log_with", "num_processes", "device", "cache_teacher"),
+    "run": ("resume", "save_every", "log_with", "num_processes", "device"),
     "data": ("num_workers",),
     "gates": None,
     "target": ("options", "max_memory"),

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitcompress.data.loaders import Batch
 from vitcompress.distill.log import QUARTERS, TrainLog
-from vitcompress.distill.objective import NO_STEP, Objective, weighted_losses
+from vitcompress.distill.objective import Objective, weighted_losses
 from vitcompress.distill.optimizers import lr_factor, make_optimizers, running_mean, set_lr
 from vitcompress.distill.settings import TrainSettings
 from vitcompress.distill.small_views import Resize, small_views_first
@@ -246,7 +246,7 @@ def _backward(trainer: _Trainer, parts: Sequence[Batch], done: float) -> dict[st
         views = trainer.resize(views, done)
         with accelerator.no_sync(trainer.model) if number + 1 < len(parts) else nullcontext():
             with accelerator.autocast():
-                losses = trainer.objective(trainer.model, views, targets, step, number)
+                losses = trainer.objective(trainer.model, views, targets, step)
                 total = torch.stack(list(losses.values())).sum()
             accelerator.backward(total / len(parts))
         for name, value in {"loss": total, **losses}.items():
@@ -275,7 +275,7 @@ def _freezing_unused(
         with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
             classes = getattr(student, "num_classes", 0) or 1
             targets = torch.full((2, classes), 1 / classes, device=accelerator.device)
-            total = torch.stack(list(objective(student, images, targets, NO_STEP, 0).values())).sum()
+            total = torch.stack(list(objective(student, images, targets, 0).values())).sum()
         params = [p for p in student.parameters() if p.requires_grad]
         grads = torch.autograd.grad(total, params, allow_unused=True)
         unused = [p for p, grad in zip(params, grads, strict=True) if grad is None]

@@ -13,8 +13,7 @@ from vitcompress.distill.losses import LOSSES, LossContext, Outputs, needs_teach
 from vitcompress.distill.settings import TrainSettings
 from vitcompress.families.outputs import outputs_of
 
-NO_STEP = -1  # number of a step that is not part of the training
-Objective = Callable[[nn.Module, Tensor, Tensor | None, int, int], Mapping[str, Tensor]]
+Objective = Callable[[nn.Module, Tensor, Tensor | None, int], Mapping[str, Tensor]]
 
 
 @contextmanager
@@ -24,10 +23,10 @@ def weighted_losses(student: nn.Module, teacher: nn.Module | None, settings: Tra
     Args:
         student: not wrapped by accelerate.
         teacher: in eval mode; runs only if a loss needs it. None if no loss does.
-        settings: the losses, where the models are read, tokens and cache.
+        settings: the losses, where the models are read, and tokens.
 
     Yields:
-        A function `(model, images, targets, step, part) -> weighted losses by name`; `model` is the
+        A function `(model, images, targets, step) -> weighted losses by name`; `model` is the
         student, bare or as accelerate wraps it.
     """
     recipe, matching = settings.recipe, settings.matching
@@ -41,20 +40,10 @@ def weighted_losses(student: nn.Module, teacher: nn.Module | None, settings: Tra
         if teacher is not None:
             read_teacher = stack.enter_context(reading_outputs(teacher, matching.teacher, fields, tokens))
 
-        def run_teacher(images: Tensor, step: int, part: int) -> Outputs:
-            if teacher is None:
-                return Outputs(torch.empty(0))
-            if settings.teacher_cache is not None and step != NO_STEP:
-                logits = settings.teacher_cache.get(step, part, lambda: teacher(images))
-                return Outputs(logits.to(images.device))
-            return read_teacher(teacher(images))
-
-        def compute(
-            model: nn.Module, images: Tensor, targets: Tensor | None, step: int, part: int
-        ) -> dict[str, Tensor]:  # fmt: skip
-            tokens.draw(max(step, 0))
+        def compute(model: nn.Module, images: Tensor, targets: Tensor | None, step: int) -> dict[str, Tensor]:
+            tokens.draw(step)
             with torch.inference_mode():
-                expected = run_teacher(images, step, part)
+                expected = Outputs(torch.empty(0)) if teacher is None else read_teacher(teacher(images))
             outputs = read_student(model(images))
             context = LossContext(recipe.temperature, recipe.relation_heads, targets, kind, settings.deviation)
             return {

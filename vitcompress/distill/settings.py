@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from vitcompress.data.augmentation import Mixing
 from vitcompress.distill.checkpoints import Checkpoints
 from vitcompress.distill.matching import Matching
-from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.recipe import DistillRecipe
 
 Watch = Callable[[int, nn.Module], Mapping[str, float]]
@@ -35,8 +34,6 @@ class TrainSettings:
         mixing: mixes each batch, for student and teacher alike.
         skip_bad_images: count unreadable images instead of stopping.
         checkpoints: keeps the state, and restores it if there is one; None to keep none.
-        teacher_cache: logits of the teacher from earlier runs on the same views; None to run the
-            teacher each time.
         compiled: whether to compile the student's blocks.
         watch: measures the model whose weights are kept; None to measure nothing during the
             training.
@@ -54,7 +51,6 @@ class TrainSettings:
     mixing: Mixing = field(default_factory=Mixing)
     skip_bad_images: bool = False
     checkpoints: Checkpoints | None = None
-    teacher_cache: TeacherCache | None = None
     deviation: Tensor | None = None
     compiled: bool = False
     watch: Watch | None = None

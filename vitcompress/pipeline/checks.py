@@ -13,7 +13,6 @@ from vitcompress.artifact.paths import SUFFIX, check_not_an_input
 from vitcompress.bundled import FASHION_VIT, Bundle
 from vitcompress.data.sets import NO_LENGTH_HINT, ImageSet
 from vitcompress.distill.checkpoints import Checkpoints
-from vitcompress.distill.losses import LOSSES, needs_teacher
 from vitcompress.errors import CheckpointError, RecipeError, nearest, raise_faults
 from vitcompress.initialize.start import needs_images
 from vitcompress.plans.model import Plan
@@ -223,33 +222,6 @@ def _indivisible(recipe: Recipe, processes: int) -> list[tuple[str, str]]:
     even = ", each even for --mixup and --cutmix" if pair == 2 else ""
     nearest_batch = max(1, round(batch / divisor)) * divisor
     return [(f"--batch-size {batch} cannot be divided into {into or 'pairs'}{even}.", f"Try {nearest_batch}.")]
-
-
-def check_cache(recipe: Recipe, losses: Mapping[str, float]) -> None:
-    """Check that --cache-teacher, if given, can cache the teacher outputs that the losses need.
-
-    Args:
-        recipe: what to do.
-        losses: weights of the losses, by name.
-
-    Raises:
-        RecipeError: it cannot be cached.
-    """
-    if recipe.run.cache_teacher is None:
-        return
-    flag = f"--cache-teacher {recipe.run.cache_teacher}"
-    if recipe.distill.max_minutes is not None:
-        raise RecipeError(
-            f"{flag}: the number of views is not known with --max-minutes.", hint="Give --steps or --epochs."
-        )
-    others = [name for name in losses if LOSSES[name].teacher and name != "logits"]
-    if others:
-        raise RecipeError(
-            f"{flag} keeps only logits, and the losses {', '.join(others)} need more of the teacher.",
-            hint="Give --loss logits=1.",
-        )
-    if not needs_teacher(losses):
-        raise RecipeError(f"{flag}: no loss needs a teacher.", hint="Leave it out.")
 
 
 def bundle_of(model: str, classes: tuple[str, ...] = ()) -> Bundle | None:

@@ -152,7 +152,7 @@ def _distill(run: Run, student: nn.Module, source: nn.Module, turned: nn.Module)
             f"During the first {100 * fade:.0f} % of training, each block's own matrices fade out, "
             "so the loss rises. Afterwards it falls."
         )
-    return train(run, student, teacher, reference=turned, cached_as=None if run.teacher else source)
+    return train(run, student, teacher, reference=turned)
 
 
 def dry_run(recipe: Recipe) -> tuple[Plan | None, tuple[str, ...]]:

@@ -30,7 +30,6 @@ from vitcompress.families.registry import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.adapt import adapt_student, adapted_source
 from vitcompress.pipeline.checks import (
-    check_cache,
     check_out,
     check_recipe,
     check_run,
@@ -261,7 +260,6 @@ def _prepare(
             width: Any = student.model.num_features
             lr = recipe.distill.lr or lr_for_finetuning(recipe.data.batch_size, width)
             recipe = with_training(recipe, loss=dict(matching.losses), lr=lr)
-            attempt(check_cache, recipe, matching.losses)
             blocks = family_named(parent.plan.family).block_names(student.model)
             attempt(check_student, student.model, blocks, recipe.distill, name=name)
     faults.raise_as(RecipeError)

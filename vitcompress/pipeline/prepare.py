@@ -23,7 +23,6 @@ from vitcompress.families.registry import family_named
 from vitcompress.measure.macs import with_macs
 from vitcompress.pipeline.checks import (
     bundle_of,
-    check_cache,
     check_checkpoint,
     check_out,
     check_run,
@@ -191,8 +190,6 @@ def resolve_recipe(recipe: Recipe, faults: Faults, *, measures: bool = False) ->
         faults.attempt(check_student, model, blocks, recipe.distill, name=recipe.model.model)
         if teacher or not recipe.teacher.teacher:
             matching = faults.attempt(match_losses, source, model, plan, teacher, recipe, config)
-        if matching is not None:
-            faults.attempt(check_cache, recipe, matching.losses)
     if plan and not (measures or recipe.target.is_given):
         faults.extend(unreachable_gates(plan.size, recipe.gates))
     return Resolved(source, model, plan, config, teacher, matching, preprocessing_notes(source, model, recipe.model))

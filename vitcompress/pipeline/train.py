@@ -1,4 +1,4 @@
-"""Train the student of a checked request: views, length, teacher's cache, and what is told."""
+"""Train the student of a checked request: views, length, and what is told."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitcompress.artifact.digest import sha256_of
 from vitcompress.data.augmentation import Mixing
-from vitcompress.data.loaders import Batch, ProcessShare, process_share, training_loader
-from vitcompress.distill.facts import images_digest
+from vitcompress.data.loaders import Batch, process_share, training_loader
 from vitcompress.distill.fading import fading
 from vitcompress.distill.log import TrainLog
 from vitcompress.distill.loop import distill
 from vitcompress.distill.settings import TrainSettings
-from vitcompress.distill.teacher_cache import TeacherCache
 from vitcompress.families.outputs import deviation_of, outputs_of, outputs_on
 from vitcompress.families.registry import family_named
 from vitcompress.initialize.inputs import first_images
@@ -23,12 +20,8 @@ from vitcompress.pipeline.budget import training_budget
 from vitcompress.pipeline.run import Run
 from vitcompress.pipeline.watch import make_watch
 from vitcompress.quantize.layers import quantization_aware_training
-from vitcompress.recipe import flag_of
-from vitcompress.recipe.compose import to_dict
-from vitcompress.runtime.precision import precision_of
 
 DEVIATION_IMAGES = 128  # calibration images on which the outputs' deviation is measured
-_VIEW_FIELDS = ("crop_min", "hflip", "auto_augment", "erase", "repeats", "mixup", "cutmix")
 
 
 def train(
@@ -37,7 +30,6 @@ def train(
     teacher: nn.Module | None,
     *,
     reference: nn.Module | None,
-    cached_as: nn.Module | None = None,
 ) -> TrainLog:
     """Train the student, in place.
 
@@ -47,7 +39,6 @@ def train(
         teacher: takes the student's views; None where no loss needs it.
         reference: the model that the student is compared with, whose matrices fade out; None where
             there is none.
-        cached_as: the model whose weights name the teacher's cache; None for the teacher itself.
 
     Returns:
         The training log; empty where nothing is trained.
@@ -73,7 +64,6 @@ def train(
         smoothing=recipe.distill.label_smoothing,
         seed=seed,
     )
-    cache = None if teacher is None else _teacher_cache(run, cached_as or teacher, num_classes, share)
     with (
         fading(student, reference or student, run.plan, recipe.distill.fade) as fade,
         quantization_aware_training(student, recipe.store.kind, recipe.store.qat_fraction) as quantize,
@@ -96,7 +86,6 @@ def train(
             mixing=mixing,
             skip_bad_images=recipe.data.skip_bad_images,
             checkpoints=run.checkpoints,
-            teacher_cache=cache,
             deviation=_deviation(run, student, teacher),
             compiled=recipe.run.compile,
             watch=watch,
@@ -115,23 +104,3 @@ def _deviation(run: Run, student: nn.Module, teacher: nn.Module | None) -> Tenso
         return None
     teacher.to(run.accelerator.device).eval()
     return deviation_of(outputs_on(teacher, first_images(run.calibration(), DEVIATION_IMAGES)))
-
-
-def _teacher_cache(run: Run, teacher: nn.Module, num_classes: int, share: ProcessShare) -> TeacherCache | None:
-    """Return the cache of the teacher's outputs; None where the recipe has none."""
-    recipe, steps, images = run.recipe, run.num_steps, run.train
-    if recipe.run.cache_teacher is None or steps is None or images is None:
-        return None
-    fields = to_dict(recipe)["data"]
-    facts = {
-        "teacher.sha256": sha256_of(teacher.state_dict()), "training images": images_digest(images),
-        "--seed": recipe.run.seed, "--precision": precision_of(recipe.run), "data config": run.config,
-        **{flag_of(name): fields[name] for name in _VIEW_FIELDS},
-    }  # fmt: skip
-    if recipe.distill.small_first:  # which views are small depends on both
-        facts |= {"--small-first": recipe.distill.small_first, "--steps": steps}
-    with run.accelerator.local_main_process_first():
-        return TeacherCache(
-            recipe.run.cache_teacher, facts, num_steps=steps, batch_size=recipe.data.batch_size,
-            num_classes=num_classes, share=share,
-        )  # fmt: skip

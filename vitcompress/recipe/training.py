@@ -198,11 +198,6 @@ class RunRecipe:
     compile: bool = option(False, "Compile the blocks with torch.compile: slower start, faster steps.")
     save_every: str = option("10m", "How often to save the training state: steps (500), minutes (10m) or none.")
     resume: bool = option(False, "Continue from the last saved state of an interrupted run of the same recipe.")
-    cache_teacher: Path | None = option(
-        None,
-        "Folder that caches the teacher's logits. Later runs with the same data, augmentation and seed reuse it. "
-        "Only for --loss logits.",
-    )
     log_with: Literal["tensorboard", "wandb"] | None = option(None, "Log loss curves to this tracker.")
 
     def __post_init__(self) -> None:
