@@ -146,7 +146,7 @@ def run() -> str:
     cores: dict[str, float] = {}
     for name in RECIPES:
         recipe = compose.build({}, file=Path(name), family_name=pipeline.family_name)
-        step, epochs, batch = step_of(recipe), recipe.distill.epochs or 0.0, recipe.data.batch_size
+        step, epochs, batch = step_of(recipe), recipe.distill.epochs or 0.0, recipe.data.step_images
         views = str((recipe.data.auto_augment, recipe.data.erase))
         cores[views] = cores.get(views) or images_per_core(recipe)
         rate = UTILISATION * PEAK_FLOPS / step.image_flops

@@ -111,7 +111,7 @@ def test_full_recipes_keep_to_the_published_schedules() -> None:
     """Learning rates are published per 512 images, warm-up in epochs."""
     for name in PAPER:
         recipe = recipe_of(name)
-        step, swin, large = recipe.data.batch_size, "swin" in name, "384" in name
+        step, swin, large = recipe.data.step_images, "swin" in name, "384" in name
         assert step == (256 if large else 1024)
         assert recipe.distill.epochs == (30 if large else 300)
         base = (2e-5 if swin else 5e-6) if large else 5e-4

@@ -29,7 +29,7 @@ from vitcompress.report.terminal import print_accuracy
     helps={
         "data": "Images to measure on: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in. "
         "Default: built-in, for a model that has built-in images.",
-        "batch_size": "Images per batch.",
+        "batch_size": "Images per batch. Default: 128.",
     },
 )
 def evaluate(

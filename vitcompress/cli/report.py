@@ -35,7 +35,7 @@ from vitcompress.runtime.console import Reporter
     only=IMAGE_FLAGS,
     helps={
         "data": "Images to show examples from: a folder, wds:SHARDS, hfds:DIR, torch/NAME:DIR or built-in.",
-        "batch_size": "Images per batch.",
+        "batch_size": "Images per batch. Default: 128.",
     },
 )
 def report(

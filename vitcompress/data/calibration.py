@@ -180,7 +180,7 @@ def calibration_batches(images: ImageSet, config: Mapping[str, Any], recipe: Dat
 
 def _batches(images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe) -> Iterator[Batch]:
     """Yield batches with at least one readable image."""
-    recipe = replace(recipe, batch_size=min(BATCH_IMAGES, recipe.batch_size))
+    recipe = replace(recipe, batch_size=min(BATCH_IMAGES, recipe.step_images))
     num_images = 0
     for batch in evaluation_loader(images, config, recipe):
         count_unreadable(batch, skip=recipe.skip_bad_images)

@@ -130,7 +130,7 @@ def training_loader(
     images: ImageSet, config: Mapping[str, Any], recipe: DataRecipe, *, seed: int, num_steps: int | None,
     start: int = 0, share: ProcessShare | None = None,
 ) -> DataLoader[Any]:  # fmt: skip
-    """Return a loader of random views in shuffled batches, `recipe.batch_size` images per step.
+    """Return a loader of random views in shuffled batches, `recipe.step_images` images per step.
 
     Args:
         images: images to train on.
@@ -142,15 +142,15 @@ def training_loader(
         share: this process's part of each step.
     """
     if isinstance(images.reader, StreamReader):  # each batch comes from one lane
-        block = max(1, recipe.batch_size // recipe.repeats)
+        block = max(1, recipe.step_images // recipe.repeats)
         images = replace(images, reader=replace(images.reader, seed=seed, block=block))
     views = Views(images, config, training=True, recipe=recipe, seed=seed)
     count = None if images.streams else len(images)
     stream = ShuffledBatches(
-        count, recipe.batch_size, seed=seed, num_steps=num_steps, repeats=recipe.repeats, start=start, share=share
+        count, recipe.step_images, seed=seed, num_steps=num_steps, repeats=recipe.repeats, start=start, share=share
     )
     share = share or ProcessShare()
-    size = recipe.batch_size // (share.num_processes * share.accumulate)
+    size = recipe.step_images // (share.num_processes * share.accumulate)
     number = _num_workers(recipe, images, _Room(size, config, 2 * share.accumulate))
     return Loader(views, batch_sampler=stream, collate_fn=collate, **_loader_options(number))
 
@@ -166,9 +166,9 @@ def evaluation_loader(
         config: timm's data config.
         recipe: batch size and workers.
         share: of P processes, each takes every P-th batch.
-        batch_size: images per batch; default: `recipe.batch_size`.
+        batch_size: images per batch; default: `recipe.step_images`.
     """
-    batch_size = batch_size or recipe.batch_size
+    batch_size = batch_size or recipe.step_images
     views = Views(images, config, training=False, recipe=recipe, seed=0)
     share, room = share or ProcessShare(), _Room(batch_size, config)
     if isinstance(images.reader, StreamReader):  # one worker reads it from front to back

@@ -50,9 +50,9 @@ class Evaluator:
     def batch_size(self) -> int:
         """Number of images that a process evaluates at once: no more than it trains on."""
         if self.accelerator is None:
-            return self.recipe.batch_size
+            return self.recipe.step_images
         parts: int = self.accelerator.num_processes * self.accumulate
-        return min(MAX_BATCH, max(1, self.recipe.batch_size // parts))
+        return min(MAX_BATCH, max(1, self.recipe.step_images // parts))
 
     def __call__(
         self, student: nn.Module, teacher: nn.Module | None, tell: Tell | None = None, watch: Watch | None = None

@@ -78,7 +78,7 @@ def training_budget(run: Run, student: nn.Module, reference: nn.Module | None) -
     minutes, steps = run.recipe.distill.max_minutes, run.num_steps
     measurements = QUARTERS + 1
     if minutes is None:
-        images = (steps or 0) * run.recipe.data.batch_size
+        images = (steps or 0) * run.recipe.data.step_images
         passes = measurements * (1 if measured_alone(run.val, student) else 2)
         return Budget(None, int(_WATCHED_SHARE * _STEP_PASSES * images / passes))
     for model in filter(None, (student, reference)):

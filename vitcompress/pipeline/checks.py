@@ -28,6 +28,7 @@ from vitcompress.recipe import (
 )
 from vitcompress.runtime.extras import install_hint, missing_packages
 from vitcompress.runtime.launch import num_launched, num_processes
+from vitcompress.runtime.precision import device_of
 
 
 def with_images(recipe: Recipe, plan: Plan | None) -> Recipe:
@@ -194,7 +195,7 @@ def check_run(recipe: Recipe, *, trains: bool = True, starts: bool = False) -> N
     run, faults = recipe.run, []
     if run.device == "cuda" and not torch.cuda.is_available():
         faults.append(("--device cuda: no CUDA device found.", "Use --device auto."))
-    on_gpu = run.device in ("auto", "cuda") and torch.cuda.is_available()
+    on_gpu = device_of(run) == "cuda"
     if run.precision == "tf32" and not (on_gpu and torch.cuda.get_device_capability()[0] >= 8):
         faults.append(("--precision tf32 needs an Ampere or newer GPU.", "Use fp32 or bf16."))
     if run.resume and run.save_every == "none":
@@ -213,7 +214,7 @@ def check_run(recipe: Recipe, *, trains: bool = True, starts: bool = False) -> N
 
 def _indivisible(recipe: Recipe, processes: int) -> list[tuple[str, str]]:
     """Return the fault of a batch that processes and parts cannot divide."""
-    accumulate, batch = recipe.distill.accumulate, recipe.data.batch_size
+    accumulate, batch = recipe.distill.accumulate, recipe.data.step_images
     pair = 2 if recipe.data.mixup or recipe.data.cutmix else 1  # mixing takes images in pairs
     divisor = processes * accumulate * pair
     if batch % divisor == 0:

@@ -41,7 +41,7 @@ from vitcompress.pipeline.checks import (
 from vitcompress.pipeline.finish import Reference, conclude, measure
 from vitcompress.pipeline.labels import check_teacher, tell_images, with_labels
 from vitcompress.pipeline.origin import Origin, check_unsettled, find_origin
-from vitcompress.pipeline.prepare import planned, with_training
+from vitcompress.pipeline.prepare import planned, with_batch_size, with_training
 from vitcompress.pipeline.run import Run
 from vitcompress.pipeline.targets import unmeasured_drop
 from vitcompress.pipeline.task import images_to_learn, new_head, settle_losses
@@ -214,7 +214,7 @@ def _prepare(
     """
     faults = Faults()
     attempt = faults.attempt
-    recipe = replace(recipe, model=replace(recipe.model, model=os.fspath(model)))
+    recipe = with_batch_size(replace(recipe, model=replace(recipe.model, model=os.fspath(model))))
     file = model_file(recipe.model)
     attempt(check_out, out, {os.fspath(model): file, **files_read(recipe)})
     checkpoints = attempt(checkpoints_beside, out, recipe.run)
@@ -258,7 +258,7 @@ def _prepare(
         matching = attempt(settle_losses, student, teacher, recipe.distill, images, classes)
         if matching is not None:
             width: Any = student.model.num_features
-            lr = recipe.distill.lr or lr_for_finetuning(recipe.data.batch_size, width)
+            lr = recipe.distill.lr or lr_for_finetuning(recipe.data.step_images, width)
             recipe = with_training(recipe, loss=dict(matching.losses), lr=lr)
             blocks = family_named(parent.plan.family).block_names(student.model)
             attempt(check_student, student.model, blocks, recipe.distill, name=name)

@@ -40,9 +40,10 @@ from vitcompress.plans.model import Plan
 from vitcompress.pretrained.build import empty_model
 from vitcompress.pretrained.data_config import data_config, preprocessing_notes
 from vitcompress.pretrained.resolve import Source
-from vitcompress.recipe import PlanRecipe, Recipe
+from vitcompress.recipe import CPU_BATCH_SIZE, DEFAULT_BATCH_SIZE, PlanRecipe, Recipe
 from vitcompress.report.gates import unreachable_gates
 from vitcompress.runtime.console import Reporter
+from vitcompress.runtime.precision import device_of
 from vitcompress.runtime.processes import alone, join
 from vitcompress.surgery import apply_plan
 
@@ -91,7 +92,7 @@ def prepare(
     Raises:
         VitcompressError: all faults that can be seen without weights, at once.
     """
-    faults = Faults()
+    faults, recipe = Faults(), with_batch_size(recipe)
     checkpoints = None
     if out is not None:
         faults.attempt(check_out, out, {"MODEL": model_file(recipe.model), **files_read(recipe)})
@@ -221,6 +222,15 @@ def planned(model: nn.Module, plan: Plan) -> nn.Module:
     student = copy.deepcopy(model)
     apply_plan(student, plan)
     return student
+
+
+def with_batch_size(recipe: Recipe) -> Recipe:
+    """Return the recipe with a number of images per step, where none is given.
+
+    A CPU is not faster with more at a time, and a student learns more from more steps.
+    """
+    suited = CPU_BATCH_SIZE if device_of(recipe.run) == "cpu" else DEFAULT_BATCH_SIZE
+    return replace(recipe, data=replace(recipe.data, batch_size=recipe.data.batch_size or suited))
 
 
 def with_training(recipe: Recipe, **settings: Any) -> Recipe:

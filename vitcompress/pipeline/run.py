@@ -89,7 +89,7 @@ class Run:
         if recipe.max_minutes is not None:
             return None
         if recipe.epochs is not None and self.train is not None:
-            return max(1, round(recipe.epochs * len(self.train) / self.recipe.data.batch_size))
+            return max(1, round(recipe.epochs * len(self.train) / self.recipe.data.step_images))
         return DEFAULT_STEPS if recipe.steps is None else recipe.steps
 
     @property

@@ -94,7 +94,7 @@ def _refinement(run: Run) -> Refinement:
     if steps is None and recipe.distill.max_minutes is not None:
         steps, seconds = DEFAULT_REFINE, _REFINE_SHARE * seconds_left(recipe.distill.max_minutes, run.clock.started, 0)
     elif steps is None:
-        steps = min(DEFAULT_REFINE, (run.num_steps or 0) * recipe.data.batch_size // BATCH_IMAGES)
+        steps = min(DEFAULT_REFINE, (run.num_steps or 0) * recipe.data.step_images // BATCH_IMAGES)
     fades = recipe.distill.fade > 0  # and so begins as the source, whatever the shared weights
     return Refinement(steps, recipe.run.seed, seconds, shared=not fades)
 
@@ -106,7 +106,7 @@ def with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
     images = torch.cat(list(run.judged()))
     nats, chance = divergence_and_chance(student.eval(), source, images)
     width = int(source.num_features)  # type: ignore[arg-type]
-    lr = lr_for_start(nats, chance, run.recipe.data.batch_size, width, run.num_images)
+    lr = lr_for_start(nats, chance, run.recipe.data.step_images, width, run.num_images)
     lr = from_main(lr, run.accelerator)
     run.reporter.say(
         f"Before training, the student's predictions differ from {run.source.name}'s by {shown_nats(nats)} of KL "

@@ -20,6 +20,8 @@ from vitcompress.recipe.student import StartRecipe as StartRecipe
 from vitcompress.recipe.student import StoreRecipe as StoreRecipe
 from vitcompress.recipe.student import TargetRecipe as TargetRecipe
 from vitcompress.recipe.training import BUILT_IN as BUILT_IN
+from vitcompress.recipe.training import CPU_BATCH_SIZE as CPU_BATCH_SIZE
+from vitcompress.recipe.training import DEFAULT_BATCH_SIZE as DEFAULT_BATCH_SIZE
 from vitcompress.recipe.training import DEFAULT_LR as DEFAULT_LR
 from vitcompress.recipe.training import DEFAULT_STEPS as DEFAULT_STEPS
 from vitcompress.recipe.training import LOSS_NAMES as LOSS_NAMES

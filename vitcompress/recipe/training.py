@@ -16,6 +16,7 @@ from vitcompress.recipe.values import CONFIG, AnyPath, Pairs, Workers, option
 BUILT_IN = "built-in"
 DEFAULT_STEPS = 500
 DEFAULT_LR = 5e-4
+DEFAULT_BATCH_SIZE, CPU_BATCH_SIZE = 128, 32
 LOSS_NAMES = ("logits", "hidden", "attention", "hidden_relation", "features", "labels")
 
 
@@ -47,7 +48,11 @@ class DataRecipe:
         "more accurate.",
     )
     skip_bad_images: bool = option(False, "Skip and count unreadable images instead of stopping.")
-    batch_size: int = option(128, "Images per training step, over all processes.", ge=1)
+    batch_size: int | None = option(
+        None,
+        f"Images per training step, over all processes. Default: {DEFAULT_BATCH_SIZE}, or {CPU_BATCH_SIZE} on a CPU.",
+        ge=1,
+    )
     num_workers: Annotated[int | Literal["auto"], Workers] = option(
         "auto", "Processes that decode images; auto: one less than the CPU cores, at most 16."
     )
@@ -60,10 +65,15 @@ class DataRecipe:
     cutmix: float = option(0.0, "CutMix alpha; 0 turns CutMix off.", ge=0)
 
     def __post_init__(self) -> None:
-        if (self.mixup or self.cutmix) and self.batch_size % 2:
+        if (self.mixup or self.cutmix) and self.step_images % 2:
             raise ValueError(
                 f"--batch-size {self.batch_size}: must be even, because --mixup and --cutmix mix pairs of images"
             )
+
+    @property
+    def step_images(self) -> int:
+        """The given number of images per step, or the default."""
+        return self.batch_size or DEFAULT_BATCH_SIZE
 
 
 @dataclass(frozen=True, config=CONFIG)

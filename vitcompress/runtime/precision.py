@@ -1,4 +1,4 @@
-"""In which precision does this machine compute fastest? Needs torch alone."""
+"""On which device does this machine train, and in which precision? Needs torch alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ def precision_of(run: RunRecipe) -> str:
     """Return the precision of training: `auto` is bf16 where that is faster."""
     if run.precision != "auto":
         return run.precision
-    on_gpu = run.device != "cpu" and torch.cuda.is_available()
-    return "bf16" if is_faster_in_bf16("cuda" if on_gpu else "cpu") else "fp32"
+    return "bf16" if is_faster_in_bf16(device_of(run)) else "fp32"
+
+
+def device_of(run: RunRecipe) -> str:
+    """Return the type of device to train on: `cuda` or `cpu`."""
+    return "cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def is_faster_in_bf16(device: str) -> bool:

@@ -26,7 +26,7 @@ from vitcompress.recipe.compose import to_dict
 from vitcompress.runtime import signals
 from vitcompress.runtime.console import launched
 from vitcompress.runtime.joining import VARIABLES, check_launch, join_group
-from vitcompress.runtime.precision import precision_of
+from vitcompress.runtime.precision import device_of, precision_of
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def join(run: RunRecipe, logs: Path = Path()) -> Accelerator:
         RecipeError: accelerate is configured to shard parameters, which would untie shared ones; or
             the other processes do not come.
     """
-    cpu = run.device == "cpu" or not torch.cuda.is_available()  # accelerate would choose MPS, which has no float64
+    cpu = device_of(run) == "cpu"  # accelerate would choose MPS, which has no float64
     check_launch(on_gpu=not cpu)
     timeout = datetime.timedelta(hours=_TIMEOUT_HOURS)
     if (launched("WORLD_SIZE") or 1) > 1 and not torch.distributed.is_initialized():
