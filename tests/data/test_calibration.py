@@ -133,6 +133,10 @@ def test_the_rest_is_neither_fitted_to_nor_judged_on() -> None:
     drawn = {*drawing.fitted, *drawing.judged}
     assert {*drawing.others(images, 1000).indices} == {*range(300)} - drawn
     assert len(drawing.others(images, 10)) == 10
+    unjudged = [*drawing.unjudged(images, 1000).indices]
+    assert unjudged[: len(drawing.fitted)] == [*drawing.fitted]
+    assert sorted(unjudged) == sorted({*range(300)} - {*drawing.judged})
+    assert len(drawing.unjudged(images, 10)) == 10
     everything = Drawing(0, tuple(range(200)), tuple(range(200, 300)))
     assert len(everything.others(images, 1000)) == 300
 

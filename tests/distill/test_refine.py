@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,12 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.factories import ROWS, build, images, planned, row_images, student_of, tiny
-from vitcompress.distill import refine
-from vitcompress.distill.refine import TIMED_STEPS, Refinement, groups_to_refine, refine_student
+from vitcompress.distill import lessons, refine
+from vitcompress.distill.lessons import TIMED_STEPS, Lesson, Training
+from vitcompress.distill.refine import SINGLE_STATES, Refinement, groups_to_refine, refine_student
 from vitcompress.families.registry import family_named
 from vitcompress.initialize.inputs import Call, recording
 from vitcompress.initialize.start import start_student
 from vitcompress.plans.model import Plan
+
+
+def how(steps: int, *, seed: int = 0, most: int = 1000, memory: float = 1e9, **more: Any) -> Refinement:
+    return Refinement(steps, seed, most, memory, **more)
 
 
 def started(teacher: nn.Module, x: Tensor, **recipe: Any) -> tuple[nn.Module, Plan]:
@@ -32,14 +38,14 @@ def off(student: nn.Module, teacher: nn.Module, x: Tensor) -> float:
         return float((student(x) - expected).square().mean() / (expected - expected.mean(0)).square().mean())
 
 
-def refined(student: nn.Module, teacher: nn.Module, plan: Plan, x: Tensor, how: Refinement) -> nn.Module:
+def refined(student: nn.Module, teacher: nn.Module, plan: Plan, x: Tensor, asked: Refinement) -> nn.Module:
     student = copy.deepcopy(student)
-    refine_student(student, teacher, plan, x.split(16), how)
+    refine_student(student, teacher, plan, x.split(16), asked)
     return student
 
 
-def blocks_of(plan: Plan, **how: Any) -> list[str]:
-    return [block for group in groups_to_refine(plan, Refinement(1, seed=0, **how)) for block in group.blocks]
+def blocks_of(plan: Plan, **more: Any) -> list[str]:
+    return [block for group in groups_to_refine(plan, how(1, **more)) for block in group.blocks]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,7 @@ def test_the_student_comes_nearer_to_its_teacher_on_other_images_too(recipe: dic
     teacher = tiny()
     x = images(teacher, 160)
     student, plan = started(teacher, x[:128], **recipe)
-    trained = refined(student, teacher, plan, x[:128], Refinement(150, seed=0))
+    trained = refined(student, teacher, plan, x[:128], how(150))
     assert off(trained, teacher, x[:128]) < left * off(student, teacher, x[:128])
     assert off(trained, teacher, x[128:]) < left * off(student, teacher, x[128:])
 
@@ -85,14 +91,14 @@ def test_lessons_of_every_family_are_the_streams_between_blocks(row: str) -> Non
         names = blocks_of(plan)
         assert len(names) == len(family_named(plan.family).block_names(teacher))
         inputs, targets = read(teacher if share > 1 else student, names, x)[0], read(teacher, names, x)[1]
-        seen: list[refine._Lesson] = []
+        seen: list[Lesson] = []
 
-        def note(training: refine._Training, steps: int, seconds: float | None, tell: Any, seen: Any = seen) -> None:
+        def note(training: Training, steps: int, seconds: float | None, tell: Any, seen: Any = seen) -> None:
             seen.extend(training.lessons)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(refine._Training, "run", note)
-            refine_student(student, teacher, plan, [x], Refinement(1, seed=0))
+            patch.setattr(Training, "run", note)
+            refine_student(student, teacher, plan, [x], how(1))
         assert [lesson.block for lesson in seen] == [student.get_submodule(name) for name in names]
         for name, lesson in zip(names, seen, strict=True):
             torch.testing.assert_close(lesson.given.x, inputs[name], rtol=1e-4, atol=1e-4)
@@ -106,7 +112,7 @@ def test_only_blocks_that_differ_are_trained() -> None:
     assert blocks_of(plan) == [f"blocks.{number}" for number in range(4)]
     assert blocks_of(plan, shared=False) == ["blocks.0", "blocks.1"]
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    trained = refined(student, teacher, plan, x, Refinement(150, seed=0, shared=False))
+    trained = refined(student, teacher, plan, x, how(150, shared=False))
     start = student.state_dict()
     changed = {
         ".".join(name.split(".")[:2]) for name, value in trained.state_dict().items() if not value.equal(start[name])
@@ -120,9 +126,7 @@ def test_equal_seeds_give_equal_bits() -> None:
     teacher = tiny()
     x = images(teacher, 48)
     student, plan = started(teacher, x, share=1, width=0.5)
-    first, second, other = (
-        refined(student, teacher, plan, x, Refinement(60, seed=seed)).state_dict() for seed in (0, 0, 1)
-    )
+    first, second, other = (refined(student, teacher, plan, x, how(60, seed=seed)).state_dict() for seed in (0, 0, 1))
     assert all(value.equal(second[name]) for name, value in first.items())
     assert not all(value.equal(other[name]) for name, value in first.items())
 
@@ -132,8 +136,8 @@ def test_a_block_that_training_makes_worse_keeps_its_start(monkeypatch: pytest.M
     x = images(teacher, 48)
     student, plan = started(teacher, x, share=1, width=0.5)
     for lr in (10.0, 1e30):
-        monkeypatch.setattr(refine, "LEARNING_RATE", lr)
-        same = refined(student, teacher, plan, x, Refinement(5, seed=0)).state_dict()
+        monkeypatch.setattr(lessons, "LEARNING_RATE", lr)
+        same = refined(student, teacher, plan, x, how(5)).state_dict()
         assert all(value.equal(same[name]) for name, value in student.state_dict().items())
 
 
@@ -142,25 +146,53 @@ def test_states_of_shared_blocks_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     teacher = tiny()
     x = images(teacher, 80)
     seen: list[int] = []
-    error = refine._error
+    error = lessons.mean_error
 
-    def note(lessons: list[refine._Lesson]) -> float:
-        seen.append(len(lessons[0].target))
-        return error(lessons)
+    def note(each: list[Lesson]) -> float:
+        seen.append(len(each[0].target))
+        return error(each)
 
-    monkeypatch.setattr(refine, "_error", note)
+    monkeypatch.setattr(refine, "mean_error", note)
     for pattern, states in (("sequence", 4), ("cycle", 6)):
         student, plan = started(teacher, x, share=2, pattern=pattern)
-        monkeypatch.setattr(refine, "STATE_BYTES", 40 * states * 17 * 24 * 4)
-        refine_student(student, teacher, plan, x.split(16), Refinement(1, seed=0))
+        asked = how(1, memory=40 * states * 17 * 24 * 4)
+        monkeypatch.setattr(refine, "SINGLE_STATES", 1)  # so that shared blocks decide
+        refine_student(student, teacher, plan, x.split(16), asked)
     assert set(seen) == {40}
+
+
+def test_number_and_memory_limit_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more batches are asked for than are used."""
+    teacher = tiny()
+    x = images(teacher, 160)
+    student, plan = started(teacher, x, share=1, width=0.5)
+    seen: list[int] = []
+    asked_for: list[int] = []
+    monkeypatch.setattr(Training, "run", lambda training, *more: seen.append(training.num_images))
+
+    def batches() -> Iterator[Tensor]:
+        for batch in x.split(16):
+            asked_for.append(len(batch))
+            yield batch
+
+    for limits, count, num_batches in (
+        ({"most": 40}, 40, 3),
+        ({"memory": 50.0 * SINGLE_STATES * 17 * 24 * 4}, 50, 4),
+        ({"memory": 1.0}, 32, 2),
+        ({}, 160, 10),
+    ):
+        seen.clear()
+        asked_for.clear()
+        refine_student(student, teacher, plan, batches(), how(1, **limits))
+        assert seen == [count] * 4
+        assert len(asked_for) == num_batches
 
 
 def test_without_steps_nothing_changes() -> None:
     teacher = tiny()
     x = images(teacher, 4)
     student, plan = started(teacher, x, share=1, width=0.5)
-    same = refined(student, teacher, plan, x, Refinement(0, seed=0)).state_dict()
+    same = refined(student, teacher, plan, x, how(0)).state_dict()
     assert all(value.equal(same[name]) for name, value in student.state_dict().items())
 
 
@@ -170,19 +202,19 @@ def test_steps_that_would_take_too_long_are_left_out(monkeypatch: pytest.MonkeyP
     student, plan = started(teacher, x, share=1, width=0.5)
     now, taken = [0.0], [0]
     told: list[float] = []
-    step = refine._Training._step
+    step = Training._step
 
     def slow_step(self: Any, factor: float) -> None:
         now[0] += 2.0
         taken[0] += 1
         step(self, factor)
 
-    monkeypatch.setattr(refine._Training, "_step", slow_step)
+    monkeypatch.setattr(Training, "_step", slow_step)
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    refine_student(student, teacher, plan, [x], Refinement(50, seed=0, seconds=4 * 20.0), told.append)
+    refine_student(student, teacher, plan, [x], how(50, seconds=4 * 20.0), told.append)
     assert taken[0] == 4 * 10  # four blocks of 20 seconds, 2 seconds a step
     assert told == sorted(told)
     assert told[-1] == 1
     taken[0] = 0
-    refine_student(student, teacher, plan, [x], Refinement(50, seed=0, seconds=0.0))
+    refine_student(student, teacher, plan, [x], how(50, seconds=0.0))
     assert taken[0] == 4 * TIMED_STEPS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tests.conftest import Vitcompress
 from tests.pipeline.test_start import prepared
 from vitcompress.pipeline.budget import search_images, seconds_left
+from vitcompress.runtime.stopwatch import Stopwatch
 
 
 @pytest.mark.thorough
@@ -41,9 +43,10 @@ def test_too_few_minutes_still_give_a_step_and_a_verified_file(
     assert json.loads(out.with_suffix(".report.json").read_text())["train"]["steps"] == 1
 
 
-def test_what_is_left_is_never_nothing() -> None:
-    assert seconds_left(1, time.time(), 20.0) == pytest.approx(40, abs=1)
-    assert seconds_left(1, time.time() - 100, 20.0) == 0.001
+def test_what_is_left_is_never_nothing(flat: Path, weights: Path) -> None:
+    run = prepared(flat, weights, None, {"max_minutes": 1.0}, 8)
+    assert seconds_left(run, 20.0) == pytest.approx(40, abs=1)
+    assert seconds_left(replace(run, clock=Stopwatch(time.time() - 100))) == 0.001
 
 
 @pytest.mark.parametrize(("minutes", "images"), [(0.001, 64), (10, 256), (60, 1024), (10_000, 1024)])

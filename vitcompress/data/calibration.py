@@ -55,9 +55,22 @@ class Drawing:
         """Return up to `count` images of the set that are not drawn; any ones if there are none."""
         if images.streams:
             return draw_images(images, count, seed=self.seed, after=len({*self.fitted, *self.judged}))
-        drawn, order = {*self.fitted, *self.judged}, _random_order(images, self.seed)
-        rest = [position for position in order if position not in drawn] or order
-        return images.subset(rest[:count], images.name)
+        return images.subset((self._rest(images) or _random_order(images, self.seed))[:count], images.name)
+
+    def unjudged(self, images: ImageSet, count: int) -> ImageSet:
+        """Return up to `count` images of the set that nothing is judged on, the fitted ones first.
+
+        Of a stream, they are others than the fitted ones, too.
+        """
+        if images.streams:
+            return self.others(images, count)
+        fitted = [position for position in self.fitted if position not in self.judged] or [*self.fitted]
+        return images.subset([*fitted, *self._rest(images)][:count], images.name)
+
+    def _rest(self, images: ImageSet) -> list[int]:
+        """Return the positions that are not drawn, in random order."""
+        drawn = {*self.fitted, *self.judged}
+        return [position for position in _random_order(images, self.seed) if position not in drawn]
 
 
 def draw_calibration(

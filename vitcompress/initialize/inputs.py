@@ -151,6 +151,26 @@ def run_visiting(
         model(images)
 
 
+def block_inputs(model: nn.Module, name: str, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield what a block receives, `[B, ..., C]`, for each batch; the model runs no further.
+
+    Args:
+        model: in eval mode.
+        name: full name of the block.
+        batches: images `[B, C, H, W]`, on the model's device.
+    """
+
+    def record(name: str, given: BlockInput) -> Tensor:
+        received.append(given.x)
+        raise _Reached
+
+    for batch in batches:
+        received: list[Tensor] = []
+        with suppress(_Reached):
+            run_visiting(model, [name], batch, record)
+        yield received[0]
+
+
 def first_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
     """Yield the first `count` images of some batches, and ask for no batch beyond them."""
     for batch in batches:

@@ -54,17 +54,26 @@ def search_images(run: Run, source: nn.Module) -> int:
         run: a run that has minutes.
         source: the model to compress, in eval mode on the device.
     """
-    minutes, device = run.recipe.distill.max_minutes, run.accelerator.device
-    assert minutes is not None
-    images = torch.zeros(_TIMED_IMAGES, *run.config["input_size"], device=device)
-    seconds = _SEARCH_SHARE * seconds_left(minutes, run.clock.started, 0)
+    count = images_in(_SEARCH_SHARE * seconds_left(run), run, source, passes=_SEARCH_PASSES)
+    return 1 << int(math.log2(min(max(_MIN_SEARCH_IMAGES, count), MAX_CALIBRATION_IMAGES)))
+
+
+def images_in(seconds: float, run: Run, model: nn.Module, *, passes: int) -> int:
+    """Return how many images a model runs on in a time, the same number in all processes.
+
+    Args:
+        seconds: the time.
+        run: the request.
+        model: in eval mode on the device.
+        passes: forward passes of each image.
+    """
+    images = torch.zeros(_TIMED_IMAGES, *run.config["input_size"], device=run.accelerator.device)
     with torch.inference_mode():
-        source(images)  # warms up
+        model(images)  # warms up
         begun = time.perf_counter()
-        float(source(images).flatten()[0])  # waits for a GPU
-    per_image = _SEARCH_PASSES * (time.perf_counter() - begun) / _TIMED_IMAGES
-    count = min(max(_MIN_SEARCH_IMAGES, seconds / per_image), MAX_CALIBRATION_IMAGES)
-    return from_main(1 << int(math.log2(count)), run.accelerator)
+        float(model(images).flatten()[0])  # waits for a GPU
+    per_image = (time.perf_counter() - begun) / _TIMED_IMAGES
+    return from_main(int(seconds / (passes * per_image)), run.accelerator)
 
 
 def training_budget(run: Run, student: nn.Module, reference: nn.Module | None) -> Budget:
@@ -75,29 +84,29 @@ def training_budget(run: Run, student: nn.Module, reference: nn.Module | None) -
         student: moved to the device; in eval mode afterwards.
         reference: the model that the student is evaluated with, likewise; None where there is none.
     """
-    minutes, steps = run.recipe.distill.max_minutes, run.num_steps
-    measurements = QUARTERS + 1
-    if minutes is None:
-        images = (steps or 0) * run.recipe.data.step_images
+    steps, measurements = run.num_steps, QUARTERS + 1
+    if steps is not None:
+        images = steps * run.recipe.data.step_images
         passes = measurements * (1 if measured_alone(run.val, student) else 2)
         return Budget(None, int(_WATCHED_SHARE * _STEP_PASSES * images / passes))
     for model in filter(None, (student, reference)):
         model.to(run.accelerator.device).eval()
     needed, per_image = _finishing_seconds(student, reference, run.evaluator, baselines=run.baselines)
-    seconds = seconds_left(minutes, run.clock.started, needed)
+    seconds = seconds_left(run, needed)
     watched = int(_WATCHED_SHARE * seconds / (measurements * per_image)) if per_image else 0
     return from_main(Budget(seconds, watched), run.accelerator)
 
 
-def seconds_left(minutes: float, started: float, needed: float) -> float:
+def seconds_left(run: Run, needed: float = 0.0) -> float:
     """Return the seconds left for training; always a positive number, so that there is a step.
 
     Args:
-        minutes: length of the whole command.
-        started: when the command started, in seconds since 1970.
+        run: a run that has minutes.
         needed: seconds after the training.
     """
-    return max(0.001, 60 * minutes - (time.time() - started) - needed)
+    minutes = run.recipe.distill.max_minutes
+    assert minutes is not None
+    return max(0.001, 60 * minutes - (time.time() - run.clock.started) - needed)
 
 
 def _finishing_seconds(

@@ -14,12 +14,15 @@ from vitcompress.pipeline.run import Run
 from vitcompress.runtime.processes import from_main
 
 
-def with_calibration(run: Run, source: nn.Module, *, fits: bool = True, judges: bool = True) -> Run:
+def with_calibration(
+    run: Run, source: nn.Module, count: int | None = None, *, fits: bool = True, judges: bool = True
+) -> Run:  # fmt: skip
     """Return the run with its calibration images drawn; the main process draws, and says how many.
 
     Args:
         run: a run with training images.
         source: the model that is compressed, in eval mode; its classes are spread.
+        count: number of images to fit to; None for that of the recipe, or the default.
         fits: whether a start is fitted to images.
         judges: whether something is measured on images that nothing was fitted to.
     """
@@ -39,7 +42,7 @@ def with_calibration(run: Run, source: nn.Module, *, fits: bool = True, judges: 
 
         with torch.no_grad():
             drawing = draw_calibration(
-                run.train, run.recipe.start.calibration_images, seed=run.recipe.run.seed,
+                run.train, count or run.recipe.start.calibration_images, seed=run.recipe.run.seed,
                 classify=classify if has_classes(source) else None,
             )  # fmt: skip
     drawing = from_main(drawing, run.accelerator)

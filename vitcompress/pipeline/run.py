@@ -128,9 +128,16 @@ class Run:
         """
         return self._images_at(self.drawing.judged)
 
+    def unjudged(self, count: int) -> Iterator[Tensor]:
+        """Yield batches of up to `count` images that are not in `judged`, on the device."""
+        assert self.train is not None  # `prepare` made sure
+        return self._batches(self.drawing.unjudged(self.train, count))
+
     def _images_at(self, positions: Sequence[int]) -> Iterator[Tensor]:
         assert self.train is not None  # `prepare` made sure
-        images = self.drawing.chosen(self.train, positions)
+        return self._batches(self.drawing.chosen(self.train, positions))
+
+    def _batches(self, images: ImageSet) -> Iterator[Tensor]:
         for batch in calibration_batches(images, self.config, self.recipe.data):
             yield batch.to(self.accelerator.device)
 

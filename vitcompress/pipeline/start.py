@@ -8,22 +8,30 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from vitcompress.distill.lessons import BATCH_IMAGES
 from vitcompress.distill.optimizers import lr_for_start
-from vitcompress.distill.refine import BATCH_IMAGES, Refinement, groups_to_refine, refine_student
+from vitcompress.distill.refine import Refinement, groups_to_refine, refine_student
 from vitcompress.families.outputs import outputs_of
 from vitcompress.initialize.align import align_model
 from vitcompress.initialize.start import needs_images, start_student
-from vitcompress.pipeline.budget import search_images, seconds_left
+from vitcompress.pipeline.budget import images_in, search_images, seconds_left
 from vitcompress.pipeline.calibration import with_calibration
 from vitcompress.pipeline.measured import Place, images_kept
 from vitcompress.pipeline.prepare import planned, with_training
 from vitcompress.pipeline.run import Run
-from vitcompress.recipe.student import DEFAULT_REFINE
+from vitcompress.recipe.student import DEFAULT_REFINE, MAX_REFINE_IMAGES
+from vitcompress.runtime.memory import free_bytes
 from vitcompress.runtime.processes import from_main
 from vitcompress.search.divergence import divergence_and_chance, shown_nats
 
-_REFINE_SHARE = 0.25
+_REFINE_SHARE = 1 / 3
 """Largest share of the minutes left in which blocks are trained."""
+
+_REFINE_PASSES = 2
+"""Forward passes of each image that training blocks takes, beside the steps: the two models'."""
+
+_REFINE_BYTES = 8 * 2**30
+"""Largest memory for their states; of no more than half of what is free."""
 
 
 def with_start_images(run: Run, source: nn.Module, place: Place | None, *, starts: bool, settles: bool) -> Run:
@@ -36,13 +44,11 @@ def with_start_images(run: Run, source: nn.Module, place: Place | None, *, start
         starts: the student gets its starting weights.
         settles: plan and learning rate are not known yet.
     """
-    searches = settles and run.recipe.target.is_given
+    searches, count = settles and run.recipe.target.is_given, None
     if searches and _limits_images(run):
         count = from_main(images_kept(place), run.accelerator) or search_images(run, source)
-        run = replace(run, recipe=replace(run.recipe, start=replace(run.recipe.start, calibration_images=count)))
-    of_start = needs_images(run.plan, run.recipe.start.start) or bool(groups_to_refine(run.plan, _refinement(run)))
-    fits = searches or (starts and of_start)
-    return with_calibration(run, source, fits=fits, judges=searches or (settles and _wants_lr(run, source)))
+    fits = searches or (starts and needs_images(run.plan, run.recipe.start.start))
+    return with_calibration(run, source, count, fits=fits, judges=searches or (settles and _wants_lr(run, source)))
 
 
 def _limits_images(run: Run) -> bool:
@@ -80,23 +86,31 @@ def make_student(
 
 def _refine(run: Run, student: nn.Module, turned: nn.Module) -> None:
     """Train the student's blocks, in place, where that is asked for or pays."""
-    how = _refinement(run)
+    how = refinement(run)
     blocks = sum(len(group.blocks) for group in groups_to_refine(run.plan, how))
-    if blocks:
-        with run.reporter.counting(f"training {blocks} blocks") as tell:
-            refine_student(student, turned, run.plan, run.calibration(), how, tell)
+    if blocks == 0:
+        return
+    if how.seconds is not None:
+        count = images_in(how.seconds, run, turned, passes=_REFINE_PASSES)
+        how = how._replace(images=min(how.images, max(BATCH_IMAGES, count)))
+    with run.reporter.counting(f"training {blocks} blocks") as tell:
+        refine_student(student, turned, run.plan, run.unjudged(how.images), how, tell)
 
 
-def _refinement(run: Run) -> Refinement:
-    """Return how blocks are trained: on no more images than the training sees, unless told."""
+def refinement(run: Run) -> Refinement:
+    """Return how blocks are trained: for no more steps than the whole student is, unless told."""
     recipe = run.recipe
     steps, seconds = recipe.start.refine, None
-    if steps is None and recipe.distill.max_minutes is not None:
-        steps, seconds = DEFAULT_REFINE, _REFINE_SHARE * seconds_left(recipe.distill.max_minutes, run.clock.started, 0)
+    if steps is None and run.num_steps is None:
+        steps, seconds = DEFAULT_REFINE, _REFINE_SHARE / 2 * seconds_left(run)  # the other half is for passes
     elif steps is None:
         steps = min(DEFAULT_REFINE, (run.num_steps or 0) * recipe.data.step_images // BATCH_IMAGES)
-    fades = recipe.distill.fade > 0  # and so begins as the source, whatever the shared weights
-    return Refinement(steps, recipe.run.seed, seconds, shared=not fades)
+    images = recipe.start.calibration_images or MAX_REFINE_IMAGES
+    return Refinement(
+        steps, recipe.run.seed, min(images, steps * BATCH_IMAGES),
+        min(_REFINE_BYTES, free_bytes(run.accelerator.device) / 2), seconds,
+        shared=not recipe.distill.fade,  # else the student begins as the source, whatever they share
+    )  # fmt: skip
 
 
 def with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:

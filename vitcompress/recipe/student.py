@@ -15,7 +15,10 @@ TRANSFORMS = ("heads", "mlp")  # default where blocks share whole matrices
 OutputName = Literal["classes", "multi_label", "regression"]
 StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]
 DEFAULT_REFINE = 240
-MAX_CALIBRATION_IMAGES = 1024  # that starts are fitted to, by default
+MAX_CALIBRATION_IMAGES, MAX_REFINE_IMAGES = (
+    1024,
+    4096,
+)  # that starts are fitted to, by default: in closed form, by steps
 KINDS = ("narrow", "low_rank", "skip", "share", "adapter", "basis")
 QUANTIZED_STORES = ("int8", "int4")  # stores that quantize; training can simulate them
 
@@ -198,13 +201,12 @@ class StartRecipe:
         None,
         "Number of training images that the initial weights are fitted to, and that a search measures on. Up to 128 "
         "others are held out to judge them. More images are better and take longer. Default: as many as there are, at "
-        "most "
-        f"{MAX_CALIBRATION_IMAGES:,}.",
+        f"most {MAX_CALIBRATION_IMAGES:,}, and for --refine {MAX_REFINE_IMAGES:,}.",
         ge=1,
     )
     refine: int | None = option(
         None,
-        "Steps that blocks are trained for on the calibration images, each to give what the source's block gives, "
+        "Steps that blocks are trained for on training images, each to give what the source's block gives, "
         "before the whole student is trained. With --fade, blocks that share weights are left out. "
         f"Default: {DEFAULT_REFINE}; fewer before short trainings, 0 without a training.",
         ge=0,
