@@ -211,7 +211,9 @@ def table(lines: Sequence[Line]) -> str:
     for settings in dict.fromkeys(line.settings for line in lines):
         its = sorted((line for line in lines if line.settings == settings), key=lambda line: line.lr)
         first, best = its[0], max(its, key=lambda line: line.top1)
-        rule = lr_for_start(first.divergence, first.chance, first.batch_size, first.width, first.num_images)
+        rule = lr_for_start(
+            first.divergence, first.chance, first.batch_size, first.width, first.num_images, trained=False
+        )
         shown = ", ".join(f"{line.lr:.3g}: {line.top1:.2f}" for line in its)
         rows.append(
             f"| {first.start} | {first.divergence:.3f} | {first.chance:.2f} | {first.top1_before:.2f} % | {rule:.2g} "

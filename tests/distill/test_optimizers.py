@@ -121,31 +121,37 @@ def test_learning_rate_warms_up_then_falls_to_zero() -> None:
     assert lr_factor(0.0, 0.0) == 1.0
 
 
+def start_lr(nats: float, chance: float, batch_size: int, width: int, num_images: float) -> float:
+    lr = lr_for_start(nats, chance, batch_size, width, num_images, trained=False)
+    assert lr_for_start(nats, chance, batch_size, width, num_images, trained=True) == lr / 2
+    return lr
+
+
 def test_the_learning_rate_of_a_start_in_closed_form() -> None:
     few, many = 600, math.inf
-    assert lr_for_start(0.0, 2.0, 16, 96, few) == pytest.approx(3.5e-5)
-    assert lr_for_start(0.2, 2.0, 16, 96, few) == pytest.approx(4e-5 * 10**0.1)
-    assert lr_for_start(2.0, 2.0, 16, 96, few) == pytest.approx(5e-4)
-    assert lr_for_start(2.0, 2.0, 16, 96, many) == pytest.approx(1e-3)  # the upper bound
-    assert lr_for_start(2.0, 2.0, 16, 192, many) == pytest.approx(5e-4)
-    assert lr_for_start(2.0, 2.0, 16, 768, many) == pytest.approx(2e-4)
-    assert lr_for_start(1.0, 2.0, 16, 96, few) == pytest.approx(5e-5 * 10**0.5)
+    assert start_lr(0.0, 2.0, 16, 96, few) == pytest.approx(3.5e-5)
+    assert start_lr(0.2, 2.0, 16, 96, few) == pytest.approx(4e-5 * 10**0.1)
+    assert start_lr(2.0, 2.0, 16, 96, few) == pytest.approx(5e-4)
+    assert start_lr(2.0, 2.0, 16, 96, many) == pytest.approx(1e-3)  # the upper bound
+    assert start_lr(2.0, 2.0, 16, 192, many) == pytest.approx(5e-4)
+    assert start_lr(2.0, 2.0, 16, 768, many) == pytest.approx(2e-4)
+    assert start_lr(1.0, 2.0, 16, 96, few) == pytest.approx(5e-5 * 10**0.5)
     # noise falls with the square root of the batch size
-    assert lr_for_start(1.0, 2.0, 64, 96, few) == pytest.approx(1e-4 * 10**0.5)
-    assert lr_for_start(50.0, 2.0, 16, 96, few) == pytest.approx(5e-4)  # worse than chance counts as chance
-    assert lr_for_start(0.0, 0.0, 16, 96, few) == pytest.approx(5e-4)  # a teacher with constant predictions
-    assert lr_for_start(2.0, 2.0, 16, 192, few) == pytest.approx(2.5e-4)
-    assert lr_for_start(2.0, 2.0, 16, 768, few) == lr_for_start(2.0, 2.0, 16, 1408, few) == pytest.approx(1e-4)
-    assert lr_for_start(2.0, 2.0, 16, 24, few) == pytest.approx(5e-4)
+    assert start_lr(1.0, 2.0, 64, 96, few) == pytest.approx(1e-4 * 10**0.5)
+    assert start_lr(50.0, 2.0, 16, 96, few) == pytest.approx(5e-4)  # worse than chance counts as chance
+    assert start_lr(0.0, 0.0, 16, 96, few) == pytest.approx(5e-4)  # a teacher with constant predictions
+    assert start_lr(2.0, 2.0, 16, 192, few) == pytest.approx(2.5e-4)
+    assert start_lr(2.0, 2.0, 16, 768, few) == start_lr(2.0, 2.0, 16, 1408, few) == pytest.approx(1e-4)
+    assert start_lr(2.0, 2.0, 16, 24, few) == pytest.approx(5e-4)
 
 
 def test_the_learning_rate_grows_with_the_images_unless_the_model_is_wide() -> None:
-    assert lr_for_start(0.0, 2.0, 16, 96, 0) == pytest.approx(3.5e-5)
-    assert lr_for_start(0.0, 2.0, 16, 96, 2400) == pytest.approx(7e-5)
-    assert lr_for_start(0.0, 2.0, 16, 192, math.inf) == pytest.approx(3.5e-4 / 3)
-    assert lr_for_start(1.0, 2.0, 16, 192, 2400) == pytest.approx(1e-4 * 5**0.5)
-    assert lr_for_start(0.0, 2.0, 16, 384, 5400) == pytest.approx(0.7 * 7.5e-5)
-    assert lr_for_start(1.0, 2.0, 16, 768, 2400) == lr_for_start(1.0, 2.0, 16, 768, 0) == pytest.approx(5e-5 * 2**0.5)
+    assert start_lr(0.0, 2.0, 16, 96, 0) == pytest.approx(3.5e-5)
+    assert start_lr(0.0, 2.0, 16, 96, 2400) == pytest.approx(7e-5)
+    assert start_lr(0.0, 2.0, 16, 192, math.inf) == pytest.approx(3.5e-4 / 3)
+    assert start_lr(1.0, 2.0, 16, 192, 2400) == pytest.approx(1e-4 * 5**0.5)
+    assert start_lr(0.0, 2.0, 16, 384, 5400) == pytest.approx(0.7 * 7.5e-5)
+    assert start_lr(1.0, 2.0, 16, 768, 2400) == start_lr(1.0, 2.0, 16, 768, 0) == pytest.approx(5e-5 * 2**0.5)
 
 
 def test_a_typed_learning_rate_wins_over_the_constant() -> None:

@@ -70,9 +70,9 @@ def make_optimizers(
 
 
 def lr_for_start(
-    divergence: float, chance_divergence: float, batch_size: int, width: int, num_images: float
+    divergence: float, chance_divergence: float, batch_size: int, width: int, num_images: float, *, trained: bool
 ) -> float:  # fmt: skip
-    """Return AdamW's peak learning rate for a start: low if good or if images are few.
+    """Return AdamW's peak learning rate for a start: low if good, trained, or if images are few.
 
     Chosen on a small model and on DeiT-Tiny: docs/explanation.md. Grows with the square root of the
     batch size, as gradient noise does.
@@ -84,6 +84,7 @@ def lr_for_start(
         width: channels of the model; wider models take smaller steps.
         num_images: number of training images; few are learned by heart, the sooner the larger the
             steps.
+        trained: whether its blocks have been trained; larger steps lose what they have learned.
 
     Source: ours; for the square root, Malladi et al. 2022, arXiv:2205.10287; for the width, Yang et
         al. 2022, arXiv:2203.03466, Sec. 3.
@@ -91,7 +92,7 @@ def lr_for_start(
     lost = min(1.0, divergence / chance_divergence) if chance_divergence > 0 else 1.0
     of_images = min(10 / 3, max(1.0, math.sqrt(num_images / 600) * min(1.0, 192 / width)))
     of_width = min(10.0, max(2.0, 960 / width))
-    near = min(1.0, 0.7 + lost)
+    near = min(1.0, 0.7 + lost) * (0.5 if trained else 1.0)
     return float(5e-5 * near * min(2 * of_width, of_images * of_width**lost) * math.sqrt(batch_size / 16))
 
 

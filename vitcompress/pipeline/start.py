@@ -120,7 +120,8 @@ def with_lr(run: Run, student: nn.Module, source: nn.Module) -> Run:
     images = torch.cat(list(run.judged()))
     nats, chance = divergence_and_chance(student.eval(), source, images)
     width = int(source.num_features)  # type: ignore[arg-type]
-    lr = lr_for_start(nats, chance, run.recipe.data.step_images, width, run.num_images)
+    trained = bool(groups_to_refine(run.plan, refinement(run)))
+    lr = lr_for_start(nats, chance, run.recipe.data.step_images, width, run.num_images, trained=trained)
     lr = from_main(lr, run.accelerator)
     run.reporter.say(
         f"Before training, the student's predictions differ from {run.source.name}'s by {shown_nats(nats)} of KL "
