@@ -23,7 +23,7 @@ from vitcompress.runtime.stopwatch import Stopwatch
 @pytest.mark.parametrize(
     ("refine", "distill", "batch_size", "steps"),
     [
-        (None, {}, 128, 240),
+        (None, {}, 128, 480),
         (None, {"steps": 0}, 128, 0),
         (None, {"steps": 20}, 128, 80),  # of 32 images: no more than the training sees
         (None, {"epochs": 0.5}, 2, 0),
@@ -39,11 +39,11 @@ def test_how_many_steps_blocks_are_trained_for(
     assert (how.steps, how.seconds) == (steps, None)
 
 
-def test_a_third_of_the_minutes_left_goes_to_single_blocks(flat: Path, weights: Path) -> None:
+def test_half_of_the_minutes_left_goes_to_single_blocks(flat: Path, weights: Path) -> None:
     run = prepared(flat, weights, None, {"max_minutes": 10.0}, 8)
     how = refinement(replace(run, clock=Stopwatch(time.time() - 120)))
-    assert how.steps == 240
-    assert how.seconds == pytest.approx(480 / 3 / 2, abs=5)  # the other half is for their inputs
+    assert how.steps == 480
+    assert how.seconds == pytest.approx(480 / 2 / 2, abs=5)  # the other half is for their inputs
 
 
 def prepared(data: Path, weights: Path, refine: int | None, distill: dict[str, Any], batch_size: int) -> Any:

@@ -24,7 +24,7 @@ from vitcompress.runtime.memory import free_bytes
 from vitcompress.runtime.processes import from_main
 from vitcompress.search.divergence import divergence_and_chance, shown_nats
 
-_REFINE_SHARE = 1 / 3
+_REFINE_SHARE = 0.5
 """Largest share of the minutes left in which blocks are trained."""
 
 _REFINE_PASSES = 2

@@ -14,7 +14,7 @@ DEFAULT_SHARE = 2
 TRANSFORMS = ("heads", "mlp")  # default where blocks share whole matrices
 OutputName = Literal["classes", "multi_label", "regression"]
 StoreName = Literal["source", "fp32", "fp16", "bf16", "int8", "int4"]
-DEFAULT_REFINE = 240
+DEFAULT_REFINE = 480
 MAX_CALIBRATION_IMAGES, MAX_REFINE_IMAGES = (
     1024,
     4096,
