@@ -201,7 +201,7 @@ class StartRecipe:
         None,
         "Number of training images that the initial weights are fitted to, and that a search measures on. Up to 128 "
         "others are held out to judge them. More images are better and take longer. Default: as many as there are, at "
-        f"most {MAX_CALIBRATION_IMAGES:,}, and for --refine {MAX_REFINE_IMAGES:,}.",
+        f"most {MAX_CALIBRATION_IMAGES:,}, or {MAX_REFINE_IMAGES:,} where blocks are trained.",
         ge=1,
     )
     refine: int | None = option(
